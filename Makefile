@@ -1,0 +1,33 @@
+# make run    build .venv, install, run the main job: 1 server + 8 client ranks on the embedded digits
+# make test   install and run all tests, the linter and the type checker
+# make bench  quick benchmarks with their ceilings
+
+PYTHON ?= python3
+VENV ?= .venv
+RANKS ?= 9
+BIN = $(VENV)/bin
+# Ranks write through pipes; tell rank 0 when a person is watching.
+PROGRESS = $(if $(shell [ -t 2 ] && echo tty),live,plain)
+
+run: $(VENV)/.installed
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m fedgmr_hpc.launch progress=$(PROGRESS) $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed
+	for what in codec merge mask round; do $(BIN)/python -m fedgmr_hpc bench $$what --quick || exit 1; done
+
+# torch goes first and alone: everything after it is small.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+.PHONY: run test bench clean

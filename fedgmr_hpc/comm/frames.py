@@ -1,0 +1,330 @@
+"""The wire format: one frame, one contiguous run of bytes, `len(frame)` is what a link is charged.
+
+All numbers are little endian. K values, D entries of the dense part, n prunable entries (the
+position space).
+
+    offset  bytes  type  field
+         0      4  4s    magic "FGMR"
+         4      1  u8    format version, 1
+         5      1  u8    kind: 1 increment, 2 update, 3 model
+         6      1  u8    position codec, see positions.py
+         7      1  u8    dtype of values and dense: 0 fp32, 1 fp16, 2 bf16
+         8      8  u64   run
+        16      4  i32   client, -1 = all
+        20      4  i32   mask id
+        24      4  i32   level, index into the mask set's densities
+        28      4  u32   K
+        32      8  i64   base version
+        40      8  f64   density
+        48      8  u64   n
+        56      8  f64   train loss, updates only
+        64      8  f64   score, updates only
+        72      8  u64   number of samples, updates only
+        80      8  u64   bytes of extra: 4 K or 0
+        88      8  u64   bytes of values: 4 K, or 2 K for fp16 and bf16
+        96      8  u64   bytes of dense: 4 D or 2 D
+       104      8  u64   bytes of positions
+       112      8  u64   xxh3_64 of the whole frame with this field zero
+       120               extra (float32), values, dense, positions
+
+The widest numbers come first and the byte-wise positions last, so every section is aligned without
+padding. fp16 and bf16 round to the nearest, ties to even; too large becomes infinite, NaN stays
+NaN.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fedgmr_hpc.comm.positions import MAX_ENTRIES, Codec, decode_positions, encode_positions
+from fedgmr_hpc.records import Floats, Ints, WireError
+
+MAGIC = b"FGMR"
+FORMAT_VERSION = 1
+HEADER = struct.Struct("<4s4BQ3iIqdQ2dQ5Q")
+_CHECKSUM = struct.Struct("<Q")  # the header's last field
+_CHECKSUM_AT = HEADER.size - _CHECKSUM.size
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+_DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
+_ITEM_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    INCREMENT = 1  # server to client: one slice of the packed order
+    UPDATE = 2  # client to server: a trained sub-model
+    MODEL = 3  # a whole model, for evaluation
+
+
+def _no_floats() -> Floats:
+    return np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, slots=True)
+class Frame:
+    """One message about a model. Two are equal when every field is, bit for bit (so NaN is NaN)."""
+
+    kind: Kind
+    run: int
+    client: int  # -1 = all
+    base_version: int
+    mask_id: int
+    level: int
+    density: float
+    num_prunable: int  # n, the size of the position space
+    values: Floats  # [K] in ascending order of position
+    positions: Ints | None = None  # [K] strictly ascending in 0..n-1; None: the receiver knows them
+    dense: Floats = field(default_factory=_no_floats)  # [D]
+    extra: Floats = field(default_factory=_no_floats)  # [K] summed squared gradients, or [0]
+    dtype: Dtype = "fp32"  # of values and dense on the wire
+    train_loss: float = 0.0
+    score: float = 0.0
+    num_samples: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        names = (each.name for each in fields(self))
+        return isinstance(other, Frame) and all(
+            _same_bits(getattr(self, name), getattr(other, name)) for name in names
+        )
+
+
+class _Header(NamedTuple):
+    """The fixed header, in wire order."""
+
+    magic: bytes
+    version: int
+    kind: int
+    codec: int
+    dtype: int
+    run: int
+    client: int
+    mask_id: int
+    level: int
+    num_values: int
+    base_version: int
+    density: float
+    num_prunable: int
+    train_loss: float
+    score: float
+    num_samples: int
+    extra_bytes: int
+    values_bytes: int
+    dense_bytes: int
+    positions_bytes: int
+    checksum: int
+
+    @property
+    def frame_bytes(self) -> int:
+        sections = self.extra_bytes + self.values_bytes + self.dense_bytes + self.positions_bytes
+        return HEADER.size + sections
+
+
+def frame_bytes(
+    num_values: int,
+    num_dense: int = 0,
+    *,
+    num_extra: int = 0,
+    dtype: Dtype = "fp32",
+    positions_bytes: int | None = None,
+) -> int:
+    """Exact length of a frame without its contents; `positions_bytes` None: the receiver knows."""
+    item_bytes = _ITEM_BYTES[dtype]
+    body = 4 * num_extra + item_bytes * (num_values + num_dense) + (positions_bytes or 0)
+    return HEADER.size + body
+
+
+def encode_frame(frame: Frame) -> memoryview:
+    """The frame as one read-only run of bytes; each section is written once, straight into place.
+
+    Raises:
+        ValueError: arrays of another type or length than `Frame` allows, or positions out of order.
+    """
+    _check_arrays(frame)
+    codec: Codec = Codec.NONE
+    packed: bytes | NDArray[np.uint8] = b""
+    if frame.positions is not None:
+        codec, packed = encode_positions(frame.positions, frame.num_prunable)
+    header = _make_header(frame, codec, len(packed))
+    buffer = np.empty(header.frame_bytes, np.uint8)
+    HEADER.pack_into(buffer.data, 0, *header)
+    extra, values, dense, positions = _split(buffer, header)
+    extra.view(np.float32)[:] = frame.extra
+    _write_floats(frame.values, values, frame.dtype)
+    _write_floats(frame.dense, dense, frame.dtype)
+    positions[:] = np.frombuffer(packed, np.uint8)
+    _CHECKSUM.pack_into(buffer.data, _CHECKSUM_AT, _checksum(buffer.data))
+    return buffer.data.toreadonly()
+
+
+def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
+    """The frame in `buffer`; fp32 sections are views into it, so it must outlive them unchanged.
+
+    Raises:
+        WireError: foreign, cut, extended or damaged bytes, or sections that contradict one another.
+    """
+    view = memoryview(buffer).cast("B")
+    header = _read_header(view)
+    kind, codec, dtype = Kind(header.kind), Codec(header.codec), _DTYPES[header.dtype]
+    extra, values, dense, positions = _split(np.frombuffer(view, np.uint8), header)
+    known = codec is Codec.NONE
+    n, count = header.num_prunable, header.num_values
+    return Frame(
+        kind=kind,
+        run=header.run,
+        client=header.client,
+        base_version=header.base_version,
+        mask_id=header.mask_id,
+        level=header.level,
+        density=header.density,
+        num_prunable=n,
+        values=_read_floats(values, dtype),
+        positions=None if known else decode_positions(codec, positions.data, n, count),
+        dense=_read_floats(dense, dtype),
+        extra=extra.view(np.float32),
+        dtype=dtype,
+        train_loss=header.train_loss,
+        score=header.score,
+        num_samples=header.num_samples,
+    )
+
+
+def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
+    """The header of `frame` with the checksum still zero."""
+    item_bytes = _ITEM_BYTES[frame.dtype]
+    return _Header(
+        magic=MAGIC,
+        version=FORMAT_VERSION,
+        kind=frame.kind,
+        codec=codec,
+        dtype=_DTYPES.index(frame.dtype),
+        run=frame.run,
+        client=frame.client,
+        mask_id=frame.mask_id,
+        level=frame.level,
+        num_values=len(frame.values),
+        base_version=frame.base_version,
+        density=frame.density,
+        num_prunable=frame.num_prunable,
+        train_loss=frame.train_loss,
+        score=frame.score,
+        num_samples=frame.num_samples,
+        extra_bytes=4 * len(frame.extra),
+        values_bytes=item_bytes * len(frame.values),
+        dense_bytes=item_bytes * len(frame.dense),
+        positions_bytes=positions_bytes,
+        checksum=0,
+    )
+
+
+def _read_header(view: memoryview) -> _Header:
+    """The header of `view` after every check that needs no section's content."""
+    if len(view) < HEADER.size:
+        raise _damaged(f"{len(view)} bytes are shorter than the header of {HEADER.size}")
+    header = _Header._make(HEADER.unpack_from(view))
+    if header.magic != MAGIC:
+        raise _damaged(f"magic: got {header.magic!r}, allowed {MAGIC!r}")
+    _check_code("format version", header.version, (FORMAT_VERSION,))
+    _check_code("kind", header.kind, tuple(Kind))
+    _check_code("codec", header.codec, tuple(Codec))
+    _check_code("dtype", header.dtype, range(len(_DTYPES)))
+    _check_lengths(header, len(view))
+    if header.checksum != _checksum(view):
+        raise _damaged(f"checksum: the bytes differ from those sent ({len(view)} bytes)")
+    return header
+
+
+def _check_code(name: str, got: int, allowed: tuple[int, ...] | range) -> None:
+    if got not in allowed:
+        raise _damaged(f"{name}: got {got}, allowed {[int(code) for code in allowed]}")
+
+
+def _check_lengths(header: _Header, num_bytes: int) -> None:
+    if num_bytes != header.frame_bytes:
+        raise _damaged(f"got {num_bytes} bytes, the header says {header.frame_bytes}")
+    item_bytes = _ITEM_BYTES[_DTYPES[header.dtype]]
+    fits = (
+        header.values_bytes == item_bytes * header.num_values
+        and header.dense_bytes % item_bytes == 0
+        and header.extra_bytes in (0, 4 * header.num_values)
+        and (header.positions_bytes == 0 or header.codec != Codec.NONE)
+        and (header.num_prunable <= MAX_ENTRIES or header.codec == Codec.NONE)
+    )
+    if not fits:
+        raise _damaged(f"sections that contradict one another: {header}")
+
+
+def _check_arrays(frame: Frame) -> None:
+    arrays = {"values": frame.values, "dense": frame.dense, "extra": frame.extra}
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or array.ndim != 1:
+            raise ValueError(f"{name}: got {array.dtype} {array.shape}, allowed float32 [length]")
+    num_values = len(frame.values)
+    if len(frame.extra) not in (0, num_values):
+        raise ValueError(f"extra: got length {len(frame.extra)}, allowed 0 or {num_values}")
+    if frame.positions is not None and len(frame.positions) != num_values:
+        raise ValueError(f"positions: got {len(frame.positions)}, allowed {num_values}")
+
+
+def _split(body: NDArray[np.uint8], header: _Header) -> list[NDArray[np.uint8]]:
+    """The four sections as views of the frame's bytes."""
+    lengths = (header.extra_bytes, header.values_bytes, header.dense_bytes)
+    return np.split(body[HEADER.size :], np.cumsum(lengths))
+
+
+def _checksum(view: memoryview) -> int:
+    """xxh3_64 of the frame as if the checksum field were zero, without a copy of the frame."""
+    digest = xxhash.xxh3_64(view[:_CHECKSUM_AT])
+    digest.update(bytes(_CHECKSUM.size))
+    digest.update(view[HEADER.size :])
+    return int(digest.intdigest())
+
+
+def _write_floats(values: Floats, section: NDArray[np.uint8], dtype: Dtype) -> None:
+    if dtype == "bf16":
+        section.view(np.uint16)[:] = _to_bf16(values)
+        return
+    with np.errstate(over="ignore"):  # too large for fp16 is infinite, as IEEE 754 rounds
+        section.view(np.float32 if dtype == "fp32" else np.float16)[:] = values
+
+
+def _read_floats(section: NDArray[np.uint8], dtype: Dtype) -> Floats:
+    if dtype == "fp32":
+        return section.view(np.float32)
+    if dtype == "fp16":
+        return section.view(np.float16).astype(np.float32)
+    return (section.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_bf16(values: Floats) -> NDArray[np.uint16]:
+    """The upper half of each float32, rounded to nearest with ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    upper = bits >> 16
+    rounded = upper & 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    nan = np.isnan(values)
+    rounded[nan] = upper[nan] | 0x40  # rounding could carry a NaN's payload into the exponent
+    return rounded.astype(np.uint16)
+
+
+def _same_bits(one: object, other: object) -> bool:
+    if one is None or other is None:
+        return one is other
+    first, second = np.asarray(one), np.asarray(other)
+    return (first.dtype, first.shape) == (second.dtype, second.shape) and (
+        first.tobytes() == second.tobytes()
+    )
+
+
+def _damaged(message: str) -> WireError:
+    return WireError(message, stage="decode")

@@ -1,0 +1,169 @@
+"""Transport over torch.distributed's gloo, for CPU tensors, started by torchrun (env://).
+
+Each message is a header, int64 [tag, bytes, number among those of its pair], then its bytes if it
+has any. One thread waits for the header of any rank, without a deadline because a gloo wait that
+times out closes the pair, and feeds the inbox; deadlines apply there. A second thread waits for
+sends and lets go of their buffers. gloo moves bytes by itself, so `poll` has nothing to advance.
+
+The end: every rank tells every other goodbye, which is the last message of its pair. A receiver
+stops after all goodbyes; the ranks meet once more before any of them hangs up.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fedgmr_hpc.comm.transport import Inbox, Message, Tag, Transport, frozen
+from fedgmr_hpc.records import TransportError, TransportTimeout
+
+# tensors over read-only bytes are only ever sent here, never written
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+_GOODBYE = 0  # in the header's place for a tag
+_HEADER_TAG, _PAYLOAD_TAG = 1, 2  # gloo's own tags
+_RUN_TIMEOUT = timedelta(days=365)
+
+
+class _Sending(NamedTuple):
+    """One message on its way out, and the tensors gloo still reads."""
+
+    dest: int
+    works: list[dist.Work]
+    tensors: list[torch.Tensor]
+
+
+class GlooTransport(Transport):
+    """All ranks that torchrun started. Collective, like `close`.
+
+    Args:
+        start_timeout_s: deadline for all ranks to find one another.
+        close_timeout_s: deadline for `close`.
+    """
+
+    name = "gloo"
+
+    def __init__(self, *, start_timeout_s: float = 300.0, close_timeout_s: float = 60.0) -> None:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=start_timeout_s))
+        super().__init__(dist.get_rank(), dist.get_world_size())
+        self._group = dist.new_group(timeout=_RUN_TIMEOUT, backend="gloo")
+        self._close_timeout_s = close_timeout_s
+        self._inbox = Inbox()
+        self._num_sent, self._num_received = Counter[int](), Counter[int]()
+        self._sending: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
+        self._num_pending = Counter[int]()  # by dest
+        self._released = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._guard, args=(loop,), daemon=True, name=loop.__name__)
+            for loop in (self._receive_all, self._release_all)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def poll(self) -> None:
+        self._inbox.check()
+
+    def close(self) -> None:
+        """Deliver what was sent, say goodbye, wait for the other ranks' goodbyes, hang up.
+
+        Raises:
+            TransportTimeout: a rank did not say goodbye within `close_timeout_s`.
+        """
+        if not dist.is_initialized():
+            return
+        for dest in set(range(self.size)) - {self.rank}:
+            self._post(dest, _GOODBYE, memoryview(b""))
+        self.flush(self._close_timeout_s)
+        self._sending.put(None)
+        for thread in self._threads:
+            thread.join(self._close_timeout_s)
+            if thread.is_alive():
+                message = f"not every rank closed within {self._close_timeout_s:g} s"
+                raise TransportTimeout(message, rank=self.rank)
+        self.poll()
+        dist.monitored_barrier(timeout=timedelta(seconds=self._close_timeout_s))
+        dist.destroy_process_group()
+
+    def abort(self, code: int) -> None:
+        """End this process; torchrun ends the others, which also see the connection close."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _send(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
+        self.poll()
+        if dest == self.rank:
+            self._inbox.put(Message(dest, tag, frozen(views)))
+        else:
+            self._post(dest, tag, views[0] if len(views) == 1 else frozen(views))
+
+    def _recv(self, deadline_s: float) -> Message | None:
+        return self._inbox.pop(deadline_s)
+
+    def _flush(self, deadline_s: float) -> list[int]:
+        with self._released:
+            while self._num_pending.total() and (left_s := deadline_s - time.monotonic()) > 0:
+                self.poll()
+                self._released.wait(left_s)
+            return sorted(+self._num_pending)
+
+    def _post(self, dest: int, tag: int, view: memoryview) -> None:
+        header = torch.tensor([tag, len(view), self._num_sent[dest]])
+        self._num_sent[dest] += 1
+        works = [dist.isend(header, dest, group=self._group, tag=_HEADER_TAG)]
+        payload = torch.from_numpy(np.frombuffer(view, np.uint8))
+        if len(view):
+            works.append(dist.isend(payload, dest, group=self._group, tag=_PAYLOAD_TAG))
+        with self._released:
+            self._num_pending[dest] += 1
+        self._sending.put(_Sending(dest, [work for work in works if work], [header, payload]))
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        """Run a thread's loop; what ends it early ends every later `recv`, `send` and `flush`."""
+        try:
+            loop()
+        except Exception as error:
+            self._inbox.fail(TransportError(f"gloo: {error}", rank=self.rank))
+            with self._released:
+                self._released.notify_all()
+
+    def _receive_all(self) -> None:
+        """Put every message into the inbox until each other rank has said goodbye."""
+        num_open = self.size - 1
+        while num_open:
+            header = torch.empty(3, dtype=torch.int64)
+            source = dist.recv(header, group=self._group, tag=_HEADER_TAG)
+            tag, num_bytes, number = header.tolist()
+            if number != self._num_received[source]:
+                got = f"message {number} of rank {source}"
+                raise TransportError(f"{got}, expected {self._num_received[source]}")
+            self._num_received[source] += 1
+            if tag == _GOODBYE:
+                num_open -= 1
+                continue
+            payload = np.empty(num_bytes, np.uint8)
+            if num_bytes:
+                into = torch.from_numpy(payload)
+                dist.recv(into, source, group=self._group, tag=_PAYLOAD_TAG)
+            self._inbox.put(Message(source, Tag(tag), payload.data))
+
+    def _release_all(self) -> None:
+        """Wait for sends in the order posted: every rank takes everything as it comes."""
+        while (sending := self._sending.get()) is not None:
+            for work in sending.works:
+                work.wait()
+            with self._released:
+                self._num_pending[sending.dest] -= 1
+                self._released.notify_all()

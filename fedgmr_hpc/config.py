@@ -1,0 +1,421 @@
+"""Typed, frozen configuration: defaults, then the method's row, then a YAML file, then dotted overrides.
+
+One loader (`load_config`) turns all of them into one `Config`. Everything wrong is reported at once, each
+line with its dotted key, the value found and the values allowed. `describe_keys` prints the reference.
+Units stand in the names: `_s` seconds, `_bytes_per_s` bytes per second (1 MB = 10^6 bytes), `_frac` 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Density = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+DataName = Literal["digits", "femnist", "cifar10", "synthetic_femnist", "synthetic_cifar10"]
+
+# Bandwidth shares, and which part of the clients has each; the last takes the rest (spec section 1.1).
+RUNGS = (1.0, 0.5, 0.2, 0.1, 0.05)
+LEVELS = {
+    "high": (0.1, 0.1, 0.1, 0.1, 0.6),
+    "medium": (0.1, 0.1, 0.2, 0.3, 0.3),
+    "low": (0.2, 0.2, 0.2, 0.2, 0.2),
+}
+AXES = ("submodel", "restoration", "aggregation", "admission", "transmission")
+
+
+class Section(BaseModel):
+    """A frozen group of keys that refuses unknown ones; attribute docstrings are the reference."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class RunConfig(Section):
+    """How long to run, and when the server stops to look."""
+
+    max_rounds: Count = 500
+    """Rounds after which the run ends (a round is one merge for `window` and `barrier`)."""
+    max_time_s: Positive | None = None
+    """Virtual time after which the run ends; null for no limit."""
+    interval_rounds: Count = 25
+    """k: evaluation, restoration and mask refresh happen every k rounds (spec section 1.3)."""
+    timeout_s: Positive = 600.0
+    """Longest silence of a rank that owes an answer before the run fails, naming it."""
+
+
+class DataConfig(Section):
+    """The data set, its partition over clients and its validation split (spec section 9)."""
+
+    name: DataName = "digits"
+    """The data set; `digits` needs no files, `synthetic_*` are shape-true stand-ins."""
+    root: str | None = None
+    """Folder of the data set's files in their official layout; null for the embedded ones."""
+    cache: str = "~/.cache/fedgmr_hpc"
+    """Folder of the decoded, memory-mapped copies that the ranks of a node share."""
+    partition: Literal["iid", "group", "dirichlet"] = "dirichlet"
+    """Equal random slices, whole writers, or Dirichlet(alpha) shares of each class."""
+    alpha: Positive = 0.6
+    """Concentration of the Dirichlet partition; small is uneven."""
+    sort_by_size: bool = False
+    """Give the smallest parts to the fastest clients, as the released code does."""
+    validation_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each client's training samples kept for validation, rounded up."""
+    max_train: Count | None = None
+    """Use only this many training samples (a seeded subset); null for all."""
+    max_test: Count | None = None
+    """Use only this many test samples (a seeded subset); null for all."""
+
+
+class ModelConfig(Section):
+    """The model (spec section 8)."""
+
+    name: Literal["digits_cnn", "conv2", "vgg11"] = "digits_cnn"
+    """`conv2` for 1x28x28 images, `vgg11` for 3x32x32, `digits_cnn` for 1x8x8."""
+
+
+class ClientsConfig(Section):
+    """How many clients, and how fast their links are (spec section 1.1)."""
+
+    count: Count = 10
+    """Number of clients; they are spread over all ranks but the server's."""
+    level: Literal["high", "medium", "low"] = "high"
+    """Heterogeneity level: which share of the clients has which bandwidth share."""
+    shares: tuple[Density, ...] | None = None
+    """Bandwidth share of every client, in place of `level`; it is the initial density too."""
+
+    def bandwidth_shares(self) -> tuple[float, ...]:
+        """[C] share of each client, fastest first."""
+        if self.shares is not None:
+            return self.shares
+        counts = [int(part * self.count + 1e-9) for part in LEVELS[self.level][:-1]]
+        counts.append(self.count - sum(counts))
+        return tuple(rung for rung, n in zip(RUNGS, counts, strict=True) for _ in range(n))
+
+
+class TrainConfig(Section):
+    """Local training (spec section 1.3)."""
+
+    steps: Count = 5
+    """E: local SGD steps before an upload."""
+    batch: Count = 20
+    """Samples in a local step."""
+    loss: Literal["bce", "cross_entropy"] = "cross_entropy"
+    """Mean binary cross-entropy on one-hot labels, or softmax cross-entropy."""
+    learning_rate: Positive = 0.1
+    """Step size of local SGD at round 0."""
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate is multiplied by this every `decay_rounds` rounds."""
+    decay_rounds: Count = 2000
+    """Rounds between two decays of the learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Heavy-ball momentum; its state is reset whenever a client receives a model."""
+    weight_decay: NonNegative = 0.0
+    """L2 coefficient added to the gradient, on kept entries only."""
+
+
+class EvalConfig(Section):
+    """Evaluation of the server's model and of the clients' local models."""
+
+    client_samples: Count = 512
+    """Size of the fixed validation subset that scores each client's local model."""
+    chunk: Count = 128
+    """Samples in one evaluation task; fixed, so that sums do not depend on the ranks."""
+
+
+class SubmodelConfig(Section):
+    """Which part of the model a client holds (spec section 3)."""
+
+    kind: Literal["importance", "full"] = "importance"
+    """`importance` cuts nested masks by score (FMP); `full` gives everybody the whole model."""
+    score: Literal["w", "wg", "g"] = "w"
+    """|W|, |W times its change since the last refresh|, or summed squared client gradients."""
+    floor_frac: Fraction = 0.02
+    """Share of each layer, its largest weights, that ranks before everything else."""
+    use_costs: bool = True
+    """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
+
+
+class RestorationConfig(Section):
+    """Gradual model restoration: when densities grow, and to what (spec section 5)."""
+
+    trigger: Literal["none", "plateau", "time", "both"] = "none"
+    """Grow on stagnating validation scores, at fixed times, on either, or never."""
+    step: Literal["ladder", "fixed", "factor"] = "ladder"
+    """Next rung of the bandwidth shares, plus `fixed_step`, or times `factor`."""
+    fixed_step: Density = 0.1
+    """Density added by a `fixed` step."""
+    factor: Annotated[float, Field(gt=1)] = 2.0
+    """Density multiplier of a `factor` step."""
+    patience: Count = 5
+    """Evaluations without a new best score that make a plateau."""
+    arm_after_first_plateau: bool = False
+    """Let the server's first plateau only arm the trigger, as the released code does."""
+    total_time_s: Positive = 70_000.0
+    """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6 and 0.8 of it."""
+    balance: bool = False
+    """Stage 1: move densities towards equal cycle times until the first restoration (formula 4)."""
+    balance_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """lambda of formula (4)."""
+    min_density: Density = 0.02
+    """Lowest density that the balance may choose."""
+
+
+class AggregationConfig(Section):
+    """How delivered sub-models become the next version (spec section 6)."""
+
+    rule: Literal["mask_aware", "average", "mix"] = "mask_aware"
+    """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA), or MA mixed
+    into the old model with the arrivals' share of all staleness weights (FedAsync)."""
+    buffered: bool = False
+    """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
+    max_entries: Count | None = None
+    """Evict the oldest buffered update beyond this many; null for one per client."""
+    staleness: Literal["constant", "poly", "hinge"] = "constant"
+    """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling."""
+    exponent: NonNegative = 0.6
+    """a of the polynomial and hinge weights."""
+    hinge_delay: NonNegative = 2.0
+    """Versions without a penalty under `hinge`."""
+
+
+class AdmissionConfig(Section):
+    """When the server stops waiting and merges (spec section 2.3)."""
+
+    kind: Literal["window", "barrier"] = "window"
+    """`window` closes after the full-bandwidth clients' arrival, `barrier` waits for everybody."""
+    slack_s: NonNegative = 0.5
+    """Time a window stays open after the clients that pace it have arrived."""
+
+
+class LinksConfig(Section):
+    """Links and constant times of the virtual clock (spec sections 1.2 and 2.1)."""
+
+    size: Literal["frames", "nominal"] = "frames"
+    """Charge the frames' real lengths, or `nominal_mb` times the density as the release does."""
+    nominal_mb: Positive = 25.9811
+    """S of spec section 1.3 in units of 10^6 bytes, used by `nominal` only."""
+    client_down_bytes_per_s: Positive = 20e6
+    """Download rate of a client with bandwidth share 1."""
+    client_up_bytes_per_s: Positive = 5e6
+    """Upload rate of a client with bandwidth share 1."""
+    server_up_bytes_per_s: Positive = 10e6
+    """Rate at which the server sends, shared by its broadcasts."""
+    server_down_bytes_per_s: Positive = 50e6
+    """Rate at which the server receives, shared by the uploads."""
+    client_sigma: NonNegative = 0.3
+    """Sigma of a client link's log-normal draws; 0 for constant links."""
+    server_sigma: NonNegative = 0.1
+    """Sigma of the server links' log-normal draws; 0 for constant links."""
+    num_draws: Count = 20
+    """Draws averaged into one transfer's speed."""
+    compute_s: NonNegative = 0.5
+    """Virtual time of one client's local training."""
+    merge_s: NonNegative = 0.5
+    """Virtual time of one merge."""
+
+
+class WireConfig(Section):
+    """Numbers on the wire."""
+
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Type of the values in frames; training and merging stay in fp32."""
+
+
+class ResultsConfig(Section):
+    """Where results go."""
+
+    path: str | None = None
+    """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
+    flush_s: Positive = 2.0
+    """Longest time a row waits before it is on disk."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Key of every random stream: partition, initial weights, batches, link speeds."""
+    method: str = "fedgmr"
+    """Row of configs/methods; it sets the five axes, which can still be overridden."""
+    transport: Literal["auto", "inproc", "mpi", "gloo"] = "auto"
+    """How ranks talk; `auto` follows the launcher."""
+    progress: Literal["auto", "live", "plain", "off"] = "auto"
+    """Live line on a terminal, or plain timestamped lines."""
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    clients: ClientsConfig = ClientsConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    submodel: SubmodelConfig = SubmodelConfig()
+    restoration: RestorationConfig = RestorationConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    transmission: Literal["increments", "whole"] = "increments"
+    """Nested increments that leave the server once (IMS), or whole sub-models."""
+    links: LinksConfig = LinksConfig()
+    wire: WireConfig = WireConfig()
+    results: ResultsConfig = ResultsConfig()
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Config:
+        shares = self.clients.shares
+        if shares is not None and len(shares) != self.clients.count:
+            raise ValueError(
+                f"clients.shares: got {len(shares)} values, need clients.count = {self.clients.count}"
+            )
+        grows = self.restoration.trigger != "none" or self.restoration.balance
+        if self.submodel.kind == "full" and grows:
+            raise ValueError(
+                f"restoration.trigger: got '{self.restoration.trigger}', allowed with "
+                "submodel.kind = full: none, and no balance (a full model has nothing to restore)"
+            )
+        return self
+
+
+def configs_dir() -> Path:
+    """The folder with `methods/` and `runs/`: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def method_names() -> list[str]:
+    """Every row of the method table."""
+    return sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Resolves a run.
+
+    Args:
+        source: a YAML file, the name of one in configs/runs, or None for the defaults.
+        overrides: `dotted.key=value` strings, applied last; values are YAML.
+
+    Raises:
+        ValueError: with one line for every wrong key or value.
+    """
+    values = _read_yaml(_find_run(source)) if source is not None else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """The configuration of nested `values`: the method's row fills what they leave open."""
+    method = values.get("method", Config.model_fields["method"].default)
+    if method not in method_names():
+        raise ValueError(f"method: got {method!r}, allowed: {', '.join(method_names())}")
+    row = _read_yaml(configs_dir() / "methods" / f"{method}.yaml")
+    row.pop("about", None)
+    if misplaced := sorted(set(row) - set(AXES)):
+        raise ValueError(
+            f"configs/methods/{method}.yaml: got {', '.join(misplaced)}, allowed: {', '.join(AXES)}"
+        )
+    try:
+        return Config.model_validate(_merged(row, values))
+    except ValidationError as error:
+        raise ValueError("\n".join(_render_error(item) for item in error.errors())) from None
+
+
+def render_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def describe_keys() -> str:
+    """The reference: every key with its default, its values and what it means."""
+    lines = []
+    for key, default, allowed, about in _walk_fields(Config, ""):
+        lines.append(f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}")
+        lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
+    return "\n".join(lines)
+
+
+def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _walk_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            values = getattr(field.annotation, "__args__", ())
+            allowed = ", ".join(values) if all(isinstance(v, str) for v in values) else ""
+            about = " ".join((field.description or "").split())
+            yield prefix + name, field.default, allowed, about
+
+
+def _find_run(source: str | Path) -> Path:
+    path = Path(source)
+    named = configs_dir() / "runs" / f"{source}.yaml"
+    if path.is_file():
+        return path
+    if named.is_file():
+        return named
+    runs = ", ".join(sorted(p.stem for p in named.parent.glob("*.yaml")))
+    raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}, need a mapping of keys")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override: got {override!r}, need dotted.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{key}: '{parent}' holds a value, not keys")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{key}: got {text!r}, not a YAML value") from None
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def _render_error(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    got, context = error["input"], error.get("ctx", {})
+    if error["type"] == "value_error":
+        return str(context["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; known keys here: {', '.join(_known_keys(error['loc'][:-1]))}"
+    if error["type"] == "literal_error":
+        return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
+    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
+    return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in path:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(section.model_fields)

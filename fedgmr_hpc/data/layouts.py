@@ -1,0 +1,83 @@
+"""Where the official files of a data set lie under a root, what is missing, and how to get it.
+
+Nothing is downloaded. A layout is two lists of files, train and test, in reading order.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+Files = tuple[list[Path], list[Path]]  # train, test
+
+CIFAR_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+CIFAR_FOLDERS = {"cifar-10-batches-bin": ".bin", "cifar-10-batches-py": ""}
+
+LAYOUTS = {
+    "femnist": """\
+FEMNIST is made by LEAF, https://github.com/TalwalkarLab/leaf, in its folder data/femnist:
+  ./preprocess.sh -s niid --sf 0.05 -k 0 -t sample
+Put the results where LEAF writes them, with any number of shard files:
+  ROOT/femnist/data/train/*.json
+  ROOT/femnist/data/test/*.json
+(ROOT/data/train and ROOT/data/test work too, so ROOT may be LEAF's own folder data/femnist.)""",
+    "cifar10": """\
+CIFAR-10 is published at https://www.cs.toronto.edu/~kriz/cifar.html.
+Unpack one of its two archives in ROOT:
+  cifar-10-binary.tar.gz  -> ROOT/cifar-10-batches-bin/data_batch_1.bin ... _5.bin, test_batch.bin
+  cifar-10-python.tar.gz  -> ROOT/cifar-10-batches-py/data_batch_1 ... _5, test_batch
+(ROOT may also be that folder itself.)""",
+}
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Sorts all_data_2 before all_data_10."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
+
+
+def _leaf_files(root: Path) -> Files:
+    folders = [root / "data", root / "femnist" / "data"]
+    folder = next((folder for folder in folders if (folder / "train").is_dir()), folders[-1])
+    train = sorted((folder / "train").glob("*.json"), key=_by_number)
+    test = sorted((folder / "test").glob("*.json"), key=_by_number)
+    return train or [folder / "train" / "*.json"], test or [folder / "test" / "*.json"]
+
+
+def _cifar_files(root: Path) -> Files:
+    """The first layout of which a file is there, else the binary one."""
+    places = [(root / folder, suffix) for folder, suffix in CIFAR_FOLDERS.items()]
+    places += [(root, suffix) for suffix in CIFAR_FOLDERS.values()]
+    layouts = [
+        ([folder / f"{name}{suffix}" for name in CIFAR_TRAIN], [folder / f"test_batch{suffix}"])
+        for folder, suffix in places
+    ]
+    found = (files for files in layouts if any(path.is_file() for path in files[0] + files[1]))
+    return next(found, layouts[0])
+
+
+def source_files(name: str, root: Path) -> Files:
+    """The files that hold `name`, there or not; a pattern stands for a list that is empty."""
+    return _leaf_files(root) if name == "femnist" else _cifar_files(root)
+
+
+def describe_missing(name: str, root: str | None) -> list[str]:
+    """The paths looked for and not there; empty when the data set is complete or built in."""
+    if name not in LAYOUTS:
+        return []
+    if root is None:
+        return [f"data.root is not set, {name} needs it"]
+    train, test = source_files(name, Path(root).expanduser())
+    return [str(path) for path in train + test if not path.is_file()]
+
+
+def check_complete(name: str, root: str | None) -> Files:
+    """The source files, or a ValueError that says what was looked for."""
+    missing = describe_missing(name, root)
+    if missing or root is None:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise ValueError(
+            f"data.root: got {root!r}, but {name} is not complete there, missing: {shown}; "
+            f"`python -m fedgmr_hpc prepare {name} --root {root or 'DIR'}` explains the layout"
+        )
+    return source_files(name, Path(root).expanduser())

@@ -1,0 +1,1 @@
+"""The learning rules: pure, without ranks, sockets, clocks or files."""

@@ -1,0 +1,184 @@
+"""Local training and evaluation on flat weights (spec sections 1.3, 2.3 and 5.2).
+
+A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero. A bias
+counts only if one of its unit's incoming weights is kept (bias gating, spec section 3.4): a gated bias is held
+at zero while training and returns unchanged. A mask of everything takes exactly the dense parent's path.
+
+Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on receipt
+(24), weight decay multiplies the weight (23), no clipping (23).
+
+Shapes: P prunable entries, K kept, D dense entries, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]  # images [B, ...], labels [B]
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> per-sample loss [B]
+
+
+class Net(Protocol):
+    """A model whose trainable tensors share memory with one flat vector [P + D]."""
+
+    flat: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+    def trainable(self) -> list[torch.nn.Parameter]: ...
+    def split(self, flat: Tensor) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatedBias:
+    """A bias and the prunable weight [units, ...] that gates it, as spans of the flat vector."""
+
+    bias: slice
+    weight: slice
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class SgdChoices:
+    """Local SGD; `momentum` is heavy-ball without dampening."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training leaves besides the weights in `net.flat`."""
+
+    mean_loss: float
+    num_samples: int
+    grad_squares: Tensor | None  # [P + D]
+
+
+class SubModel:
+    """Loads a client's sub-model into a net, trains it, and hands its entries back."""
+
+    def __init__(self, net: Net, num_prunable: int, gated: Iterable[GatedBias]) -> None:
+        self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
+        self.mask: Tensor | None = None
+        self._mask_memory: Tensor | None = None
+        self._kept: Tensor | None = None
+        self._held_back: list[tuple[slice, Tensor, Tensor]] = []
+
+    def load(self, values: Tensor, dense: Tensor, positions: Tensor | None) -> None:
+        """Sets the net to a sub-model.
+
+        Args:
+            values: [K] kept entries.
+            dense: [D] dense part.
+            positions: int32 [K] natural positions of `values`, None for all P entries.
+        """
+        prunable = self.net.flat[: self.num_prunable]
+        self.net.flat[self.num_prunable :] = dense
+        self._kept, self.mask, self._held_back = positions, None, []
+        if positions is None:
+            prunable.copy_(values)
+            return
+        prunable.zero_()
+        prunable[positions] = values
+        if len(positions) < self.num_prunable:
+            self._cut(positions)
+
+    def _cut(self, positions: Tensor) -> None:
+        if self._mask_memory is None:
+            self._mask_memory = torch.empty_like(self.net.flat)
+        self.mask = self._mask_memory
+        self.mask[: self.num_prunable] = 0.0
+        self.mask[self.num_prunable :] = 1.0
+        self.mask[positions] = 1.0
+        for gate in self.gated:
+            is_dead = self.mask[gate.weight].view(gate.units, -1).amax(1) == 0
+            bias = self.net.flat[gate.bias]
+            self._held_back.append((gate.bias, is_dead, bias[is_dead].clone()))
+            self.mask[gate.bias][is_dead] = 0.0
+            bias[is_dead] = 0.0
+
+    def train(
+        self,
+        batches: Iterator[Batch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        choices: SgdChoices,
+        sum_grad_squares: bool = False,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Trained:
+        """Runs one SGD step per batch; `after_step` lets the caller serve its links in between."""
+        parameters = self.net.trainable()
+        masks = self.net.split(self.mask) if self.mask is not None else [None] * len(parameters)
+        squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
+        momenta = [torch.zeros_like(p) for p in parameters] if choices.momentum else None
+        losses, num_samples = 0.0, 0
+        for images, labels in batches:
+            mean = loss(self.net(images), labels).mean()
+            gradients = torch.autograd.grad(mean, parameters)
+            with torch.no_grad():
+                if squares is not None:
+                    _add_squares(self.net.split(squares), gradients, masks)
+                _step(parameters, gradients, masks, momenta, learning_rate, choices)
+            losses += float(mean.detach()) * len(labels)
+            num_samples += len(labels)
+            after_step()
+        return Trained(losses / num_samples, num_samples, squares)
+
+    def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector, as copies."""
+        source = self.net.flat if flat is None else flat
+        dense = source[self.num_prunable :].clone()
+        if flat is None:
+            for bias, is_dead, value in self._held_back:
+                own = dense[bias.start - self.num_prunable : bias.stop - self.num_prunable]
+                own[is_dead] = value
+        prunable = source[: self.num_prunable]
+        if self._kept is None:
+            return prunable.clone(), dense
+        return torch.index_select(prunable, 0, self._kept), dense
+
+
+def _step(
+    parameters: list[torch.nn.Parameter],
+    gradients: tuple[Tensor, ...],
+    masks: list[Tensor | None] | list[Tensor],
+    momenta: list[Tensor] | None,
+    learning_rate: float,
+    choices: SgdChoices,
+) -> None:
+    for index, (parameter, gradient, mask) in enumerate(
+        zip(parameters, gradients, masks, strict=True)
+    ):
+        if choices.weight_decay:
+            gradient = gradient.add(parameter, alpha=choices.weight_decay)
+        if momenta is not None:
+            gradient = momenta[index].mul_(choices.momentum).add_(gradient)
+        if mask is None:
+            parameter.add_(gradient, alpha=-learning_rate)
+        else:
+            parameter.addcmul_(gradient, mask, value=-learning_rate)
+
+
+def _add_squares(
+    sums: list[Tensor], gradients: tuple[Tensor, ...], masks: list[Tensor | None] | list[Tensor]
+) -> None:
+    for total, gradient, mask in zip(sums, gradients, masks, strict=True):
+        kept = gradient if mask is None else gradient * mask
+        total.addcmul_(kept, kept)
+
+
+@torch.inference_mode()
+def evaluate(net: Net, batches: Iterable[Batch], loss: Loss) -> tuple[int, float]:
+    """Correct predictions and summed loss over the batches."""
+    correct, loss_sum = 0, 0.0
+    for images, labels in batches:
+        logits = net(images)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss_sum += float(loss(logits, labels).sum(dtype=torch.float64))
+    return correct, loss_sum

@@ -1,0 +1,185 @@
+"""Gradual model restoration: when densities grow, and to what (paper section 3; spec section 5).
+
+At each refresh, with validation scores only: cool-downs fall; the server's and the clients' stagnation counters
+take their new scores; a stagnated server lifts the floor under all densities, a stagnated client its own
+density; clients below the floor are lifted to it. The `time` trigger lifts the floor at fixed times instead.
+Stage 1 (`balance`, formula 4) runs until the first restoration and moves densities towards equal cycle times.
+
+Deviations from the released code (spec section 11): the server watches W on validation data, not a
+zero-including average on test data (9); a score counts once (10); the floor starts at, and never stays below,
+the lowest density (11); one rule set for all methods (12); the arming gate is a choice (13); a client cannot
+restore again before it has delivered at its new density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedgmr_hpc.config import RestorationConfig
+
+TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of total_time_s, spec section 5.4
+
+
+@dataclass
+class Plateau:
+    """Counts evaluations without a new best score (spec section 5.3)."""
+
+    best: float | None = None
+    count: int = 0
+
+    def add(self, score: float) -> None:
+        """Takes one new measurement."""
+        if self.best is None or score > self.best:
+            self.best, self.count = score, 0
+        else:
+            self.count += 1
+
+    def reset(self) -> None:
+        """Forgets: the next score is the best so far."""
+        self.best, self.count = None, 0
+
+
+@dataclass
+class Restoration:
+    """The density schedules of all clients.
+
+    Attributes:
+        densities: the density each client gets at its next dispatch.
+        rungs: ascending steps of the ladder, the initial densities and 1.
+    """
+
+    config: RestorationConfig
+    densities: list[float]
+    rungs: tuple[float, ...] = ()
+    floor: float = 0.0
+    server: Plateau = field(default_factory=Plateau)
+    clients: list[Plateau] = field(default_factory=list)
+    server_cooldown: int = 0
+    cooldowns: list[int] = field(default_factory=list)
+    undelivered: set[int] = field(default_factory=set)  # restored, nothing delivered since
+    armed: bool = False
+    restored: bool = False
+    num_time_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.rungs = tuple(sorted({*self.densities, 1.0}))
+        self.floor = min(self.densities)
+        self.clients = [Plateau() for _ in self.densities]
+        self.cooldowns = [0] * len(self.densities)
+        self.armed = not self.config.arm_after_first_plateau
+
+    @property
+    def watches_scores(self) -> bool:
+        """Whether clients need to score their local models."""
+        return self.config.trigger in ("plateau", "both")
+
+    def deliver(self, client: int, density: float) -> None:
+        """A client's update has arrived."""
+        if density == self.densities[client]:
+            self.undelivered.discard(client)
+
+    def refresh(
+        self,
+        now_s: float,
+        server_score: float,
+        client_scores: Mapping[int, float],
+        cycle_times_s: Sequence[float | None],
+        pacing: frozenset[int],
+    ) -> list[float]:
+        """One refresh: the clients' densities from their next dispatch on.
+
+        Args:
+            now_s: virtual time.
+            server_score: validation accuracy of the server's model.
+            client_scores: validation accuracies measured since the last refresh, by client.
+            cycle_times_s: mean recent time from dispatch to delivery of each client, None before any.
+            pacing: the best-connected clients, the reference of formula (4).
+        """
+        before = list(self.densities)
+        if self.watches_scores:
+            self._follow_scores(server_score, client_scores)
+        if self.config.trigger in ("time", "both"):
+            self._follow_time(now_s)
+        self.restored |= self.densities != before
+        if self.config.balance and not self.restored:
+            self._balance(cycle_times_s, pacing)
+        return list(self.densities)
+
+    def _follow_scores(self, server_score: float, client_scores: Mapping[int, float]) -> None:
+        self.cooldowns = [max(0, left - 1) for left in self.cooldowns]
+        silent = self.server_cooldown > 0
+        self.server_cooldown = max(0, self.server_cooldown - 1)
+        if silent:
+            return
+        self.server.add(server_score)
+        for client, score in client_scores.items():
+            self.clients[client].add(score)
+        if self.server.count >= self.config.patience:
+            self._restore_floor()
+        for client in range(len(self.densities)):
+            self._restore_client(client)
+        self._lift_to_floor()
+
+    def _restore_floor(self) -> None:
+        """The server has stagnated: everybody's floor rises, and the trigger rests (wait for stable)."""
+        if not self.armed:
+            self.armed = True
+            self.server.count = 0
+            return
+        if self.floor >= 1.0:
+            return
+        self.floor = self.next_density(self.floor)
+        self.server_cooldown = self.config.patience - 1
+        for plateau in (self.server, *self.clients):
+            plateau.reset()
+
+    def _restore_client(self, client: int) -> None:
+        ready = self.cooldowns[client] == 0 and client not in self.undelivered
+        stagnated = self.clients[client].count >= self.config.patience
+        if not (ready and stagnated) or self.densities[client] >= 1.0:
+            return
+        self._set(client, self.next_density(self.densities[client]))
+        self.cooldowns[client] = max(1, 2 * self.config.patience)
+        self.server.reset()
+        self.clients[client].reset()
+
+    def _lift_to_floor(self) -> None:
+        self.floor = max(self.floor, min(self.densities))
+        for client, density in enumerate(self.densities):
+            if density < self.floor:
+                self._set(client, self.floor)
+                self.clients[client].reset()
+                self.server.reset()
+
+    def _follow_time(self, now_s: float) -> None:
+        due = sum(now_s >= share * self.config.total_time_s for share in TIME_FRACTIONS)
+        while self.num_time_steps < due:
+            self.num_time_steps += 1
+            self.floor = self.next_density(self.floor)
+        self._lift_to_floor()
+
+    def _set(self, client: int, density: float) -> None:
+        self.densities[client] = density
+        self.undelivered.add(client)
+
+    def next_density(self, density: float) -> float:
+        """The step after `density`: next rung more than 0.01 above it, + fixed_step, or x factor."""
+        if self.config.step == "fixed":
+            return min(1.0, density + self.config.fixed_step)
+        if self.config.step == "factor":
+            return min(1.0, density * self.config.factor)
+        return next((rung for rung in self.rungs if rung > density + 0.01), 1.0)
+
+    def _balance(self, cycle_times_s: Sequence[float | None], pacing: frozenset[int]) -> None:
+        """Formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density, 1), 4 decimals."""
+        reference = [time for c, time in enumerate(cycle_times_s) if c in pacing and time is not None]
+        if not reference:
+            return
+        target_s = sum(reference) / len(reference)
+        for client, time_s in enumerate(cycle_times_s):
+            if time_s and client not in pacing:
+                step = 1 + self.config.balance_rate * (target_s - time_s) / time_s
+                balanced = round(self.densities[client] * step, 4)
+                self.densities[client] = min(1.0, max(self.config.min_density, balanced))
+        self.floor = min(self.densities)

@@ -1,0 +1,304 @@
+"""One rank from start to finish: who am I, which configuration, serve or work, tear down.
+
+    python -m fedgmr_hpc.launch [--config FILE] [dotted.key=value ...]
+
+The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0 alone reads
+and checks the configuration and the data, and hands the resolved configuration to the others, so a mistake is
+reported once and every rank ends with exit code 2. A failure while running ends every rank with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+
+# One thread a rank, before anything loads a thread pool; ranks are the parallelism.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+import time  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import torch  # noqa: E402
+import xxhash  # noqa: E402
+
+from fedgmr_hpc.comm.ranks import (  # noqa: E402
+    Identity,
+    Launch,
+    check_world,
+    detect_launch,
+    make_identity,
+)
+from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc  # noqa: E402
+from fedgmr_hpc.config import Config, load_config, make_config, render_config  # noqa: E402
+from fedgmr_hpc.data.federated import FederatedData  # noqa: E402
+from fedgmr_hpc.models import make_layout  # noqa: E402
+from fedgmr_hpc.progress import Progress  # noqa: E402
+from fedgmr_hpc.records import RunError  # noqa: E402
+from fedgmr_hpc.server import Server  # noqa: E402
+from fedgmr_hpc.store import Result, ResultWriter, collect_provenance, read_result  # noqa: E402
+from fedgmr_hpc.worker import Worker, report_failure  # noqa: E402
+
+# Received arrays are read-only on purpose; torch only reads them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+START_TIMEOUT_S = 600.0  # decoding a large data set on rank 0 keeps the others waiting
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this rank; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
+    parser.add_argument("--config", help="YAML file, or the name of one in configs/runs")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        launch = detect_launch(os.environ)
+        config = _try_load(arguments.config, arguments.overrides)
+        kind = config.transport if isinstance(config, Config) else "auto"
+        transport = make_transport(kind, launch)
+    except ValueError as error:
+        _print_error(str(error))
+        return EXIT_BAD_INPUT
+    if transport is None:
+        return _run_alone(config)
+    _print_identity(launch, transport)
+    code = _lead(config, transport) if transport.rank == 0 else follow(transport)
+    transport.close()
+    return code
+
+
+def _try_load(source: str | None, overrides: Sequence[str]) -> Config | ValueError:
+    try:
+        return load_config(source, overrides)
+    except ValueError as error:
+        return error
+
+
+def make_transport(kind: str, launch: Launch) -> Transport | None:
+    """The transport of this process; None for server and clients in one process.
+
+    Raises:
+        ValueError: the launcher and the transport do not fit.
+    """
+    if kind == "auto":
+        kind = {"none": "inproc", "torchrun": "gloo"}.get(launch.launcher, "mpi")
+    if launch.size == 1:
+        kind = "inproc"
+    if kind == "inproc":
+        if launch.size > 1:
+            raise ValueError(f"transport: got inproc under a launcher of {launch.size} ranks")
+        return None
+    if kind == "gloo":
+        from fedgmr_hpc.comm.torchdist import GlooTransport
+
+        return GlooTransport()
+    from fedgmr_hpc.comm.mpi import MpiTransport
+
+    transport = MpiTransport()
+    check_world(launch, transport.size, transport.library)
+    if transport.size == 1:
+        transport.close()
+        return None
+    return transport
+
+
+def _print_identity(launch: Launch, transport: Transport) -> None:
+    identity = make_identity(
+        launch,
+        rank=transport.rank,
+        size=transport.size,
+        transport=transport.name,
+        num_visible=0,
+        threads=torch.get_num_threads(),
+    )
+    print(identity, flush=True)
+
+
+def _print_error(text: str) -> None:
+    for line in text.splitlines():
+        print(f"fedgmr_hpc: error: {line}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked run: configuration, data, and where the results go."""
+
+    config: Config
+    data: FederatedData
+    path: Path
+    run_id: int
+
+
+def prepare_experiment(config: Config) -> Experiment:
+    """Checks what can be checked before any rank works.
+
+    Raises:
+        ValueError: data missing, damaged or too small for the clients, or the results file exists.
+    """
+    data = FederatedData(config)
+    path = Path(config.results.path or _default_path(config))
+    if path.exists():
+        raise ValueError(f"results.path: {path} exists and is never overwritten")
+    text = render_config(config)
+    run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
+    return Experiment(config, data, path, run_id)
+
+
+def _default_path(config: Config) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return (
+        f"results/{config.data.name}-{config.method}-{config.clients.level}"
+        f"-s{config.seed}-{stamp}.h5"
+    )
+
+
+def _lead(config: Config | ValueError, transport: Transport) -> int:
+    """Rank 0 of several."""
+    try:
+        if isinstance(config, ValueError):
+            raise config
+        experiment = prepare_experiment(config)
+    except (ValueError, OSError) as error:
+        _print_error(str(error))
+        for rank in range(1, transport.size):
+            transport.send(rank, Tag.STOP, json.dumps({"code": EXIT_BAD_INPUT}).encode())
+        transport.flush(START_TIMEOUT_S)
+        return EXIT_BAD_INPUT
+    for rank in range(1, transport.size):
+        hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
+        transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
+    try:
+        result = serve(experiment, transport)
+    except Exception as error:
+        return _abort(error, transport)
+    _print_summary(result)
+    return 0
+
+
+def _print_summary(result: Result) -> None:
+    from fedgmr_hpc.study.report import render_summary
+
+    print(render_summary(result), flush=True)
+
+
+def _abort(error: Exception, transport: Transport) -> int:
+    """Ends all ranks; what is known is on disk by now."""
+    _print_error(f"{type(error).__name__}: {error}")
+    if not isinstance(error, (RunError, ValueError, OSError)):
+        import traceback
+
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    transport.abort(EXIT_FAILED)
+    return EXIT_FAILED
+
+
+def follow(transport: Transport) -> int:
+    """A client rank: waits for the configuration, then works until the server says stop."""
+    message = transport.recv(START_TIMEOUT_S)
+    content = json.loads(bytes(message.payload))
+    if message.tag == Tag.STOP:
+        return int(content["code"])
+    work(make_config(content["config"]), transport, content["run_id"])
+    return 0
+
+
+def work(config: Config, transport: Transport, run_id: int) -> None:
+    """Serves tasks on this rank."""
+    torch.set_num_threads(1)
+    try:
+        data = FederatedData(config)
+    except Exception as error:
+        report_failure(transport, error, "receive")
+        return
+    Worker(config, transport, data, run_id).run()
+
+
+def serve(experiment: Experiment, transport: Transport) -> Result:
+    """Runs the server; returns what it wrote."""
+    config = experiment.config
+    layout = make_layout(config.model.name)
+    writer = ResultWriter(
+        experiment.path,
+        config_yaml=render_config(config),
+        provenance=collect_provenance(Path(__file__).resolve().parent.parent),
+        num_clients=config.clients.count,
+        num_weights=layout.num_weights,
+        layout_json=layout.to_json(),
+        num_ranks=transport.size,
+        flush_s=config.results.flush_s,
+    )
+    progress = Progress(
+        config.progress,
+        total_rounds=config.run.max_rounds,
+        total_s=config.run.max_time_s,
+        log_path=experiment.path.with_suffix(".log"),
+    )
+    with progress, writer:
+        server = Server(config, transport, experiment.data, writer, progress, experiment.run_id)
+        weights = server.run()
+        writer.finish("finished", weights=weights, ranks=server.rank_rows())
+    return read_result(experiment.path)
+
+
+def _run_alone(config: Config | ValueError) -> int:
+    """Server and clients in one process."""
+    try:
+        if isinstance(config, ValueError):
+            raise config
+        experiment = prepare_experiment(config)
+    except (ValueError, OSError) as error:
+        _print_error(str(error))
+        return EXIT_BAD_INPUT
+    server_side, client_side = make_inproc(2)
+    _print_identity(Launch("none", 0, 1, 0, 1, ()), server_side)
+    try:
+        result = _run_threads(experiment, server_side, client_side)
+    except Exception as error:
+        return _abort(error, server_side)
+    _print_summary(result)
+    return 0
+
+
+def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:
+    arguments = (experiment.config, client_side, experiment.run_id)
+    thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
+    thread.start()
+    try:
+        return serve(experiment, server_side)
+    finally:
+        server_side.abort(EXIT_FAILED)  # wakes the clients' thread if the server failed
+        thread.join(timeout=60.0)
+
+
+def run(config: Config) -> Result:
+    """Runs a training in this process: the server here, the clients in a thread.
+
+    Args:
+        config: from `load_config` or `make_config`.
+
+    Returns:
+        The result file's content: tables as arrays, final weights, and the file's path.
+
+    Raises:
+        ValueError: the data or the results path do not fit the configuration.
+        RunError: the run failed; says where.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run_threads(prepare_experiment(config), *make_inproc(2))
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

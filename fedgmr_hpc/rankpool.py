@@ -1,0 +1,276 @@
+"""The client ranks as one pool of hands: queues of work, what each rank holds and owes, what came back.
+
+Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and the frames
+it uses go ahead of it, once per rank and version. Validation chunks come first (the server waits for them),
+then training, and test chunks fill the time a rank would be idle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.comm.transport import Message, Tag, Transport
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.data.federated import Pool
+from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeout, Update, WireError
+
+log = logging.getLogger("fedgmr_hpc")
+PREFETCH = 2  # tasks a rank holds: one at work, one ready
+PINGS_PER_TIMEOUT = 4
+
+
+class Outgoing:
+    """A dispatch's frames, each encoded when first needed."""
+
+    def __init__(self, dispatch: Dispatch, config: Config, run_id: int) -> None:
+        self.dispatch, self._dtype, self._run_id = dispatch, config.wire.dtype, run_id
+        self._encoded: dict[tuple[int, bool], memoryview] = {}
+
+    def frame(self, level: int, *, with_positions: bool) -> memoryview:
+        """The increment of a level, with the dense part if it is the first."""
+        key = (level, with_positions)
+        if key not in self._encoded:
+            d = self.dispatch
+            self._encoded[key] = encode_frame(
+                Frame(
+                    kind=Kind.INCREMENT,
+                    run=self._run_id,
+                    client=-1,
+                    base_version=d.version,
+                    mask_id=d.masks.mask_id,
+                    level=level,
+                    density=d.masks.densities[level],
+                    num_prunable=d.masks.size,
+                    values=d.packed[d.masks.increment(level)],
+                    positions=d.masks.positions(level) if with_positions else None,
+                    dense=d.dense if level == 0 else d.dense[:0],
+                    dtype=self._dtype,
+                )
+            )
+        return self._encoded[key]
+
+
+@dataclass
+class Evaluation:
+    """One version's evaluation under way, in chunks that any rank may take.
+
+    `chunks[pool][start]` is (correct, summed loss) of the chunk at `start`, None while it is missing.
+    """
+
+    version: int
+    payload: memoryview  # the version's frame
+    chunks: dict[Pool, dict[int, tuple[int, float] | None]]
+
+    def is_done(self, pool: Pool) -> bool:
+        """Whether every chunk of the pool is in."""
+        return all(result is not None for result in self.chunks[pool].values())
+
+    def sums(self, pool: Pool) -> tuple[int, float]:
+        """(correct, summed loss) over a finished pool, in chunk order."""
+        correct, loss_sum = 0, 0.0
+        for part in self.chunks[pool].values():
+            assert part is not None
+            correct, loss_sum = correct + part[0], loss_sum + part[1]
+        return correct, loss_sum
+
+
+class Chunk(NamedTuple):
+    """One piece of evaluation work."""
+
+    evaluation: Evaluation
+    pool: Pool
+    start: int
+
+
+@dataclass
+class _Rank:
+    """What a client rank holds and owes."""
+
+    owes: int = 0
+    version: int = -1
+    levels: set[int] = field(default_factory=set)  # sent of that version
+    mask_id: int = -1
+    num_known: int = 0  # levels whose positions it has
+    eval_version: int = -1
+
+
+class RankPool:
+    """Hands work to ranks 1.. and collects updates and evaluations.
+
+    Attributes:
+        updates: decoded updates by client, with the rank they came from, until taken.
+        goodbyes: what each rank said of itself when stopped.
+    """
+
+    def __init__(self, config: Config, transport: Transport, run_id: int) -> None:
+        self.config, self.transport, self.run_id = config, transport, run_id
+        self.ranks = {rank: _Rank() for rank in range(1, transport.size)}
+        self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
+        self.evaluations: dict[int, Evaluation] = {}
+        self.urgent: deque[Chunk] = deque()
+        self.idle_time: deque[Chunk] = deque()
+        self.updates: dict[int, tuple[Update, int]] = {}
+        self.goodbyes: dict[int, dict[str, Any]] = {}
+        self.wait_s = 0.0
+        self.pinged_s = time.perf_counter()
+
+    def submit(self, dispatch: Dispatch) -> None:
+        """Queues a dispatch, small sub-models first: their tasks run while larger increments travel."""
+        outgoing = Outgoing(dispatch, self.config, self.run_id)
+        order = sorted(dispatch.assignments, key=lambda a: (a.level, a.client))
+        self.tasks.extend((outgoing, assignment) for assignment in order)
+        self._feed()
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """Queues an evaluation: validation now, the test set for idle time."""
+        # A rank holds one version for evaluation, so what is left of the last one goes first.
+        self.urgent.extend(self.idle_time)
+        self.idle_time.clear()
+        self.evaluations[evaluation.version] = evaluation
+        for pool, starts in evaluation.chunks.items():
+            queue = self.urgent if pool == "validation" else self.idle_time
+            queue.extend(Chunk(evaluation, pool, start) for start in starts)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Gives ranks with room their next piece of work."""
+        for depth in range(1, PREFETCH + 1):
+            for rank, state in self.ranks.items():
+                if state.owes < depth and not self._feed_rank(rank, state, is_idle=not state.owes):
+                    return
+
+    def _feed_rank(self, rank: int, state: _Rank, *, is_idle: bool) -> bool:
+        """Sends one task; False if none is waiting. Test chunks only fill idle time."""
+        if self.urgent:
+            self._send_chunk(rank, state, self.urgent.popleft())
+        elif self.tasks:
+            self._send_task(rank, state, *self.tasks.popleft())
+        elif self.idle_time and is_idle:
+            self._send_chunk(rank, state, self.idle_time.popleft())
+        else:
+            return False
+        state.owes += 1
+        return True
+
+    def _send_task(self, rank: int, state: _Rank, outgoing: Outgoing, task: Assignment) -> None:
+        if state.version != task.base_version:
+            state.version, state.levels = task.base_version, set()
+        if state.mask_id != task.mask_id:
+            state.mask_id, state.num_known = task.mask_id, 0
+        for level in self._levels_to_send(state, task):
+            payload = outgoing.frame(level, with_positions=level >= state.num_known)
+            self.transport.send(rank, Tag.FRAME, payload)
+            state.num_known = max(state.num_known, level + 1)
+        self.transport.send(rank, Tag.TASK, json.dumps(asdict(task)).encode())
+
+    def _levels_to_send(self, state: _Rank, task: Assignment) -> range:
+        """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is charged."""
+        if self.config.transmission == "whole":
+            is_new = task.level not in state.levels
+            state.levels.add(task.level)
+            return range(task.level + 1 if is_new else 0)
+        missing = range(len(state.levels), task.level + 1)
+        state.levels.update(missing)
+        return missing
+
+    def _send_chunk(self, rank: int, state: _Rank, chunk: Chunk) -> None:
+        evaluation = chunk.evaluation
+        if state.eval_version != evaluation.version:
+            state.eval_version = evaluation.version
+            self.transport.send(rank, Tag.FRAME, evaluation.payload)
+        task = {"version": evaluation.version, "pool": chunk.pool, "start": chunk.start}
+        self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
+
+    def pump(self, awaited: str) -> None:
+        """Takes one message from a rank.
+
+        Raises:
+            RankFailed: the message is a rank's failure.
+            RunError: none came before the deadline; names `awaited` and the ranks that owe one.
+        """
+        self._feed()
+        began_s = time.perf_counter()
+        message = self._receive(awaited, began_s + self.config.run.timeout_s)
+        self.wait_s += time.perf_counter() - began_s
+        self._take(message)
+        self._feed()
+
+    def _receive(self, awaited: str, deadline_s: float) -> Message:
+        timeout_s = self.config.run.timeout_s
+        while True:
+            self._ping()
+            try:
+                return self.transport.recv(timeout_s / PINGS_PER_TIMEOUT)
+            except TransportTimeout:
+                if time.perf_counter() >= deadline_s:
+                    silent = sorted(rank for rank, state in self.ranks.items() if state.owes)
+                    raise RunError(
+                        f"waited {timeout_s:g} s for {awaited}; silent ranks: {silent}",
+                        stage="receive",
+                    ) from None
+
+    def _ping(self) -> None:
+        """Tells ranks without work that the server lives, so that their own deadline is a real one."""
+        now_s = time.perf_counter()
+        if now_s - self.pinged_s > self.config.run.timeout_s / PINGS_PER_TIMEOUT:
+            self.pinged_s = now_s
+            for rank in self.ranks:
+                self.transport.send(rank, Tag.HELLO, b"")
+
+    def _take(self, message: Message) -> None:
+        if message.tag == Tag.FAILURE:
+            self._fail(json.loads(bytes(message.payload)))
+        if message.tag == Tag.STOP:
+            self.goodbyes[message.source] = json.loads(bytes(message.payload))
+            return
+        self.ranks[message.source].owes -= 1
+        if message.tag == Tag.UPDATE:
+            self._take_update(message)
+        elif message.tag == Tag.RESULT:
+            self._take_result(json.loads(bytes(message.payload)))
+
+    def _fail(self, failure: dict[str, Any]) -> None:
+        log.error("rank %d failed:\n%s", failure["rank"], failure.pop("traceback"))
+        raise RankFailed(failure.pop("message"), **failure)
+
+    def _take_update(self, message: Message) -> None:
+        try:
+            frame = decode_frame(message.payload)
+        except WireError as error:
+            raise WireError(error.message, rank=message.source, stage="decode") from None
+        if frame.run != self.run_id or frame.kind != Kind.UPDATE:
+            raise WireError("not an update of this run", rank=message.source, stage="decode")
+        update = Update(
+            client=frame.client,
+            base_version=frame.base_version,
+            mask_id=frame.mask_id,
+            level=frame.level,
+            density=frame.density,
+            values=frame.values,
+            dense=frame.dense,
+            grad_squares=frame.extra if len(frame.extra) else None,
+            train_loss=frame.train_loss,
+            score=frame.score,
+            num_samples=frame.num_samples,
+        )
+        self.updates[frame.client] = (update, message.source)
+
+    def _take_result(self, result: dict[str, Any]) -> None:
+        chunks = self.evaluations[result["version"]].chunks[result["pool"]]
+        chunks[result["start"]] = (result["correct"], result["loss_sum"])
+
+    def stop(self) -> None:
+        """Ends all ranks once they have served what they hold, and collects their goodbyes."""
+        self.tasks.clear()
+        for rank in self.ranks:
+            self.transport.send(rank, Tag.STOP, b"")
+        while len(self.goodbyes) < len(self.ranks):
+            self.pump("the ranks' goodbyes")
+

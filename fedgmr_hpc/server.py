@@ -1,0 +1,284 @@
+"""Rank 0's I/O loop: take the next event from the clock, ask the coordinator, carry out its commands.
+
+On the virtual clock the order of events is known before anybody has trained, because an upload's length depends
+only on its mask, type and codec. So all ranks train in parallel, and the server waits for a result only when
+its arrival is next.
+
+Shapes: C clients, P prunable entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
+from fedgmr_hpc.comm.links import Arrival, VirtualClock
+from fedgmr_hpc.comm.transport import Transport
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.fl.coordinator import (
+    CloseAt,
+    Closed,
+    Command,
+    Coordinator,
+    Delivered,
+    Dispatch,
+    Evaluate,
+    Evaluated,
+    Event,
+    Finish,
+    Merged,
+    Started,
+)
+from fedgmr_hpc.fl.submodels import PrunableLayer
+from fedgmr_hpc.ledger import Ledger
+from fedgmr_hpc.models import initial_weights, make_layout
+from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.progress import Progress
+from fedgmr_hpc.rankpool import Evaluation, RankPool
+from fedgmr_hpc.records import Assignment, EvaluationRow, Floats, MergeRow, UpdateRow
+from fedgmr_hpc.store import RankRow, ResultWriter
+
+
+def prunable_layers(model: str) -> list[PrunableLayer]:
+    """The prunable tensors of a model as the ranking sees them."""
+    return [
+        PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost)
+        for e in make_layout(model).entries
+        if e.prunable
+    ]
+
+
+@dataclass
+class _Pending:
+    """An evaluation whose row waits for the test set, and for the densities decided on it."""
+
+    evaluation: Evaluation
+    round: int
+    now_s: float
+    model_xxh3: int
+    mean_density: float | None = None
+
+
+class Server:
+    """Runs one federated training from `Started` to `Finish`."""
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        data: FederatedData,
+        writer: ResultWriter,
+        progress: Progress,
+        run_id: int,
+    ) -> None:
+        self.config, self.transport, self.data = config, transport, data
+        self.writer, self.progress, self.run_id = writer, progress, run_id
+        shares = config.clients.bandwidth_shares()
+        weights = initial_weights(config.model.name, config.seed)
+        layers = prunable_layers(config.model.name)
+        self.num_prunable = layers[-1].stop
+        self.clock = VirtualClock(config.links, shares, config.seed)
+        self.coordinator = Coordinator(config, shares, weights, layers)
+        self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable)
+        self.pool = RankPool(config, transport, run_id)
+        self.in_flight: dict[int, Assignment] = {}
+        self.pending: deque[_Pending] = deque()
+        self.unmerged: list[UpdateRow] = []
+        self.now_s = 0.0  # virtual time at which the current version exists
+        self.weights: Floats | None = None
+        self.began_s = time.perf_counter()
+
+    def run(self) -> Floats:
+        """Runs to the end; returns the final weights [P + D], natural order."""
+        event: Event = Started(0.0)
+        while self.weights is None:
+            follow_up: Event | None = None
+            for command in self.coordinator.handle(event):
+                follow_up = self._execute(command) or follow_up
+            if self.weights is None:
+                event = follow_up or self._next_event()
+        while self.pending:
+            self._pump("the test evaluation")
+        self.pool.stop()
+        return self.weights
+
+    def _next_event(self) -> Event:
+        happened = self.clock.next()
+        if isinstance(happened, Arrival):
+            return self._deliver(happened)
+        self.now_s = self.clock.merge_end_s(happened.now_s)
+        return Closed(happened.now_s, self.now_s)
+
+    def _deliver(self, arrival: Arrival) -> Delivered:
+        while arrival.client not in self.pool.updates:
+            self._pump(f"the update of client {arrival.client}")
+        update, rank = self.pool.updates.pop(arrival.client)
+        assignment = self.in_flight.pop(arrival.client)
+        self.unmerged.append(
+            UpdateRow(
+                now_s=arrival.now_s,
+                client=update.client,
+                base_version=update.base_version,
+                version=0,
+                mask_id=update.mask_id,
+                density=update.density,
+                down_bytes=self.ledger.last_down_bytes[update.client],
+                up_bytes=self.ledger.charge_upload(assignment),
+                train_loss=update.train_loss,
+                score=update.score,
+                num_samples=update.num_samples,
+                wall_rank=rank,
+            )
+        )
+        return Delivered(arrival.now_s, update)
+
+    def _execute(self, command: Command) -> Event | None:
+        if isinstance(command, Evaluate):
+            return self._evaluate(command)
+        if isinstance(command, CloseAt):
+            self.clock.close_at(command.at_s)
+        elif isinstance(command, Merged):
+            self._record_merge(command)
+        elif isinstance(command, Dispatch):
+            self._dispatch(command)
+        elif isinstance(command, Finish):
+            self.weights = command.weights
+        return None
+
+    def _dispatch(self, dispatch: Dispatch) -> None:
+        self.clock.broadcast(self.now_s, self.ledger.charge_dispatch(dispatch))
+        self.in_flight.update({a.client: a for a in dispatch.assignments})
+        self.pool.submit(dispatch)
+
+    def _evaluate(self, command: Evaluate) -> Evaluated:
+        weights = command.weights
+        frame = Frame(
+            kind=Kind.MODEL,
+            run=self.run_id,
+            client=-1,
+            base_version=command.version,
+            mask_id=-1,
+            level=0,
+            density=1.0,
+            num_prunable=self.num_prunable,
+            values=weights[: self.num_prunable],
+            dense=weights[self.num_prunable :],
+        )
+        pools: tuple[Pool, ...] = ("validation", "test")
+        starts = {p: range(0, self.data.pool_size(p), self.config.eval.chunk) for p in pools}
+        evaluation = Evaluation(
+            version=command.version,
+            payload=encode_frame(frame),
+            chunks={p: dict.fromkeys(starts[p]) for p in pools},
+        )
+        self.pool.evaluate(evaluation)
+        digest = xxhash.xxh3_64_intdigest(weights.data)
+        self.pending.append(_Pending(evaluation, command.round, self.now_s, digest))
+        while not evaluation.is_done("validation"):
+            self._pump("the validation")
+        return Evaluated(self.now_s, self._scores(evaluation, "validation")[0])
+
+    def _scores(self, evaluation: Evaluation, pool: Pool) -> tuple[float, float]:
+        """(accuracy, mean loss) of a finished pool."""
+        correct, loss_sum = evaluation.sums(pool)
+        return correct / self.data.pool_size(pool), loss_sum / self.data.pool_size(pool)
+
+    def _pump(self, awaited: str) -> None:
+        self.pool.pump(awaited)
+        self._finish_evaluations()
+
+    def _record_merge(self, merged: Merged) -> None:
+        mean_density = float(merged.density.mean())
+        for pending in self.pending:
+            if pending.evaluation.version == merged.version:
+                pending.mean_density = mean_density
+        if merged.version > 0:
+            self.writer.append(self._merge_row(merged))
+            for row in self.unmerged:
+                self.writer.append(replace(row, version=merged.version))
+            self.unmerged = []
+        self._finish_evaluations()
+        self.progress.update(
+            merged.round,
+            self.now_s,
+            mean_density=mean_density,
+            up_bytes=self.ledger.server_down_bytes,
+            down_bytes=self.ledger.server_up_bytes,
+        )
+
+    def _merge_row(self, merged: Merged) -> MergeRow:
+        return MergeRow(
+            version=merged.version,
+            round=merged.round,
+            now_s=self.now_s,
+            num_merged=len(merged.clients),
+            server_up_bytes=self.ledger.server_up_bytes,
+            server_down_bytes=self.ledger.server_down_bytes,
+            staleness=merged.staleness,
+            density=merged.density,
+            weight=merged.weight,
+            up_bytes=self.ledger.up_bytes.copy(),
+            down_bytes=self.ledger.down_bytes.copy(),
+            wall_s=time.perf_counter() - self.began_s,
+            wall_rss_bytes=resident_bytes(),
+        )
+
+    def _finish_evaluations(self) -> None:
+        """Rows come in the order of versions, each when its test set is through."""
+        while self.pending:
+            first = self.pending[0]
+            if first.mean_density is None or not first.evaluation.is_done("test"):
+                return
+            self.pending.popleft()
+            del self.pool.evaluations[first.evaluation.version]
+            row = self._evaluation_row(first, first.mean_density)
+            self.writer.append(row)
+            self.progress.evaluated(row)
+
+    def _evaluation_row(self, pending: _Pending, mean_density: float) -> EvaluationRow:
+        val_accuracy, val_loss = self._scores(pending.evaluation, "validation")
+        test_accuracy, test_loss = self._scores(pending.evaluation, "test")
+        return EvaluationRow(
+            version=pending.evaluation.version,
+            round=pending.round,
+            now_s=pending.now_s,
+            val_accuracy=val_accuracy,
+            val_loss=val_loss,
+            test_accuracy=test_accuracy,
+            test_loss=test_loss,
+            mean_density=mean_density,
+            model_xxh3=pending.model_xxh3,
+            wall_s=time.perf_counter() - self.began_s,
+        )
+
+    def rank_rows(self) -> list[RankRow]:
+        """What each rank did, after the run."""
+        mine: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "num_tasks": self.coordinator.version,
+            "train_s": 0.0,
+            "wait_s": self.pool.wait_s,
+            "rss_bytes": resident_bytes(),
+            "sent_bytes": self.transport.sent_bytes,
+            "received_bytes": self.transport.received_bytes,
+        }
+        charged = self.ledger.server_up_bytes + self.ledger.server_down_bytes
+        overhead = self.transport.sent_bytes + self.transport.received_bytes - charged
+        rows = {0: mine, **dict(sorted(self.pool.goodbyes.items()))}
+        return [
+            RankRow(
+                rank=rank,
+                device="cpu",
+                overhead_bytes=0 if rank else overhead,
+                **stats,
+            )
+            for rank, stats in rows.items()
+        ]

@@ -1,0 +1,235 @@
+"""A client rank's I/O loop: receive, decode, train, encode, send.
+
+Messages are served strictly in order: frames of a version, then the tasks that use them, so a rank holds one
+version for training and one for evaluation, whatever number of clients it serves. A failure travels to the
+server as a value with its stage, client, version and traceback; the server ends the run.
+
+Shapes: P prunable entries, K kept entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import traceback
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.comm.transport import Message, Tag, Transport
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
+from fedgmr_hpc.models import FlatNet, Layout, loss_function
+from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.records import Assignment, Failure, Stage, WireError
+
+SERVER_RANK = 0
+FLUSH_TIMEOUT_S = 60.0
+
+
+def gated_biases(layout: Layout) -> list[GatedBias]:
+    """The biases that count only while one of their unit's weights is kept."""
+    return [
+        GatedBias(entry.span, layout[entry.gated_by].span, entry.size)
+        for entry in layout.entries
+        if entry.gated_by is not None
+    ]
+
+
+class ReceivedModel:
+    """The version this rank trains on: packed values, and the positions of the masks they belong to."""
+
+    def __init__(self, num_prunable: int) -> None:
+        self.packed = np.empty(num_prunable, np.float32)
+        self.positions = np.empty(num_prunable, np.int32)
+        self.dense = np.empty(0, np.float32)
+        self.version = self.mask_id = -1
+        self.ends: list[int] = []  # packed end of each level received of this version
+        self.known_ends: list[int] = []  # packed end of each level whose positions are known
+
+    def accept(self, frame: Frame) -> None:
+        """Takes the next increment; levels come in ascending order, level 0 begins a version.
+
+        Raises:
+            WireError: an increment is missing, or its positions were never sent.
+        """
+        if frame.level == 0:
+            self.version, self.ends, self.dense = frame.base_version, [], frame.dense
+        if frame.mask_id != self.mask_id:
+            self.mask_id, self.known_ends = frame.mask_id, []
+        if frame.base_version != self.version or frame.level != len(self.ends):
+            raise WireError(
+                f"increment {frame.level} of version {frame.base_version} arrived, "
+                f"expected {len(self.ends)} of {self.version}",
+                stage="decode",
+            )
+        start = self.ends[-1] if self.ends else 0
+        stop = start + len(frame.values)
+        self.packed[start:stop] = frame.values
+        self.ends.append(stop)
+        if frame.positions is not None:
+            self.positions[start:stop] = frame.positions
+            self.known_ends[frame.level :] = [stop]
+        if self.known_ends[: len(self.ends)] != self.ends:
+            raise WireError(f"increment {frame.level} came without positions", stage="decode")
+
+    def sub_model(self, num_kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(values [K], dense [D], positions [K] or None when everything is kept in natural order)."""
+        values = torch.from_numpy(self.packed[:num_kept])
+        is_natural = self.ends[0] == len(self.packed)
+        positions = None if is_natural else torch.from_numpy(self.positions[:num_kept])
+        return values, torch.from_numpy(self.dense), positions
+
+
+class Worker:
+    """Serves one rank's tasks until the server says stop."""
+
+    def __init__(self, config: Config, transport: Transport, data: FederatedData, run_id: int) -> None:
+        self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
+        self.net = FlatNet(config.model.name)
+        self.eval_net = FlatNet(config.model.name)
+        self.num_prunable = self.net.layout.num_prunable
+        self.sub_model = SubModel(self.net, self.num_prunable, gated_biases(self.net.layout))
+        self.received = ReceivedModel(self.num_prunable)
+        self.eval_version = -1
+        self.loss = partial(loss_function, config.train.loss)
+        self.choices = SgdChoices(config.train.momentum, config.train.weight_decay)
+        self.stage: Stage = "receive"
+        self.client: int | None = None
+        self.version: int | None = None
+        self.num_tasks, self.train_s, self.wait_s = 0, 0.0, 0.0
+
+    def run(self) -> None:
+        """Serves until STOP; a failure is reported to the server and ends the loop."""
+        try:
+            while self._serve(self._receive()):
+                pass
+        except Exception as error:
+            report_failure(self.transport, error, self.stage, self.client, self.version)
+
+    def _receive(self) -> Message:
+        self.stage, self.client, self.version = "receive", None, None
+        began_s = time.perf_counter()
+        message = self.transport.recv(2 * self.config.run.timeout_s)
+        self.wait_s += time.perf_counter() - began_s
+        return message
+
+    def _serve(self, message: Message) -> bool:
+        if message.tag == Tag.FRAME:
+            self._accept(message.payload)
+        elif message.tag == Tag.TASK:
+            self._train(Assignment(**json.loads(bytes(message.payload))))
+        elif message.tag == Tag.EVALUATE:
+            self._evaluate(json.loads(bytes(message.payload)))
+        elif message.tag == Tag.STOP:
+            self._say_goodbye()
+            return False
+        return True  # HELLO only says that the server lives
+
+    def _accept(self, payload: memoryview) -> None:
+        self.stage = "decode"
+        frame = decode_frame(payload)
+        self.version = frame.base_version
+        if frame.run != self.run_id:
+            raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
+        if frame.kind == Kind.INCREMENT:
+            self.received.accept(frame)
+        else:
+            self.eval_version = frame.base_version
+            flat = self.eval_net.flat.numpy()
+            flat[: self.num_prunable], flat[self.num_prunable :] = frame.values, frame.dense
+
+    def _train(self, task: Assignment) -> None:
+        self.stage, self.client, self.version = "train", task.client, task.base_version
+        began_s = time.perf_counter()
+        self.sub_model.load(*self.received.sub_model(task.num_kept))
+        trained = self.sub_model.train(
+            self.data.train_batches(task.client, task.first_step, self.config.train.steps),
+            self.loss,
+            learning_rate=task.learning_rate,
+            choices=self.choices,
+            sum_grad_squares=self.config.submodel.score == "g",
+            after_step=self.transport.poll,
+        )
+        self.train_s += time.perf_counter() - began_s
+        score = self._score() if task.measure else float("nan")
+        self.stage = "encode"
+        values, dense = self.sub_model.entries()
+        squares = trained.grad_squares
+        frame = Frame(
+            kind=Kind.UPDATE,
+            run=self.run_id,
+            client=task.client,
+            base_version=task.base_version,
+            mask_id=task.mask_id,
+            level=task.level,
+            density=task.density,
+            num_prunable=self.num_prunable,
+            values=values.numpy(),
+            dense=dense.numpy(),
+            extra=_no_squares() if squares is None else self.sub_model.entries(squares)[0].numpy(),
+            dtype=self.config.wire.dtype,
+            train_loss=trained.mean_loss,
+            score=score,
+            num_samples=trained.num_samples,
+        )
+        payload = encode_frame(frame)
+        self.stage = "send"
+        self.transport.send(SERVER_RANK, Tag.UPDATE, payload)
+        self.num_tasks += 1
+
+    def _score(self) -> float:
+        size = self.data.pool_size("score")
+        correct, _ = evaluate(self.net, self.data.pool_batches("score", 0, size), self.loss)
+        return correct / size
+
+    def _evaluate(self, task: dict[str, Any]) -> None:
+        self.stage, self.version = "evaluate", task["version"]
+        if task["version"] != self.eval_version:
+            raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
+        stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
+        batches = self.data.pool_batches(task["pool"], task["start"], stop)
+        task["correct"], task["loss_sum"] = evaluate(self.eval_net, batches, self.loss)
+        self._send_json(Tag.RESULT, task)
+
+    def _say_goodbye(self) -> None:
+        self._send_json(
+            Tag.STOP,
+            {
+                "host": socket.gethostname(),
+                "num_tasks": self.num_tasks,
+                "train_s": self.train_s,
+                "wait_s": self.wait_s,
+                "rss_bytes": resident_bytes(),
+                "sent_bytes": self.transport.sent_bytes,
+                "received_bytes": self.transport.received_bytes,
+            },
+        )
+
+    def _send_json(self, tag: Tag, content: dict[str, Any]) -> None:
+        self.transport.send(SERVER_RANK, tag, json.dumps(content).encode())
+
+
+def report_failure(
+    transport: Transport,
+    error: Exception,
+    stage: Stage,
+    client: int | None = None,
+    version: int | None = None,
+) -> None:
+    """Sends an exception to the server as a value, with its traceback."""
+    text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    failure = asdict(Failure(transport.rank, client, version, stage, text))
+    failure["traceback"] = "".join(traceback.format_exception(error))
+    transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(failure).encode())
+    transport.flush(FLUSH_TIMEOUT_S)
+
+
+def _no_squares() -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.empty(0, np.float32)

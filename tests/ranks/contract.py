@@ -1,0 +1,296 @@
+"""The contract of every transport, as functions that all ranks call at once.
+
+Run for threads of one process by test_transports.py, and under a real launcher as
+`contract.py BINDING [CHECK ...]`: rank 0 prints `ok CHECK` for every check that all ranks passed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable
+
+import numpy as np
+
+from fedgmr_hpc.comm.transport import Message, Tag, Transport
+from fedgmr_hpc.records import TransportError, TransportTimeout
+
+WAIT_S = 60.0
+LARGE_BYTES = 64 << 20
+SETTLE_S = 0.5  # until every rank's own silence has ended
+ABORT_CODE = 3
+
+
+class Peer:
+    """A transport whose `recv` can wait for one tag, keeping the others for later."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.rank, self.size = transport.rank, transport.size
+        self.others = [rank for rank in range(self.size) if rank != self.rank]
+        self._kept: deque[Message] = deque()
+
+    def send(self, dest: int, *parts: object, tag: Tag = Tag.FRAME) -> None:
+        self.transport.send(dest, tag, *parts)
+
+    def recv(self, tag: Tag = Tag.FRAME) -> Message:
+        for message in self._kept:
+            if message.tag == tag:
+                self._kept.remove(message)
+                return message
+        while (message := self.transport.recv(WAIT_S)).tag != tag:
+            self._kept.append(message)
+        return message
+
+    def meet(self) -> None:
+        """Return when every rank has come here."""
+        if self.rank == 0:
+            for _ in self.others:
+                self.recv(Tag.HELLO)
+            for rank in self.others:
+                self.send(rank, tag=Tag.RESULT)
+        else:
+            self.send(0, tag=Tag.HELLO)
+            self.recv(Tag.RESULT)
+
+
+def make_payload(num_bytes: int, seed: int) -> np.ndarray:
+    """Read-only uint8 [num_bytes] that depends on `seed`."""
+    payload = np.random.default_rng(seed).integers(0, 256, num_bytes, np.uint8)
+    payload.flags.writeable = False
+    return payload
+
+
+def check_same(message: Message, expected: np.ndarray) -> None:
+    assert np.array_equal(np.frombuffer(message.payload, np.uint8), expected), "other bytes"
+
+
+def check_order_and_any_source(peer: Peer) -> None:
+    """Messages of each pair arrive in order, whoever is heard first."""
+    for number in range(50):
+        for dest in range(peer.size):
+            peer.send(dest, bytes([peer.rank, number]))
+    heard: dict[int, list[int]] = {rank: [] for rank in range(peer.size)}
+    for _ in range(50 * peer.size):
+        message = peer.recv()
+        assert message.payload[0] == message.source
+        heard[message.source].append(message.payload[1])
+    assert all(numbers == list(range(50)) for numbers in heard.values()), heard
+
+
+def check_tiny_and_parts(peer: Peer) -> None:
+    """No part, empty parts, one byte, arrays; parts arrive as their concatenation."""
+    dest = (peer.rank + 1) % peer.size
+    floats = np.array([[1, 2], [3, 4]], np.float32)
+    large = make_payload(1 << 20, 1)
+    for parts in ((), (b"",), (b"x",), (b"ab", b"", bytearray(b"c")), (floats,), (b"head", large)):
+        peer.send(dest, *parts, tag=Tag.UPDATE)
+    got = [peer.recv(Tag.UPDATE) for _ in range(6)]
+    assert [bytes(message.payload) for message in got[:4]] == [b"", b"", b"x", b"abc"]
+    assert bytes(got[4].payload) == floats.tobytes()
+    assert bytes(got[5].payload) == b"head" + large.tobytes()
+    assert all(message.payload.format == "B" for message in got)
+
+
+def check_large_both_ways(peer: Peer) -> None:
+    """Every rank sends 64 MiB to the next before any receives: no deadlock, all bytes right."""
+    dest, source = (peer.rank + 1) % peer.size, (peer.rank - 1) % peer.size
+    peer.send(dest, make_payload(LARGE_BYTES, peer.rank))
+    if peer.size == 2:
+        peer.send(dest, b"after")
+    check_same(peer.recv(), make_payload(LARGE_BYTES, source))
+    if peer.size == 2:
+        assert bytes(peer.recv().payload) == b"after"
+    peer.transport.flush(WAIT_S)
+
+
+def check_interleaved_sources(peer: Peer) -> None:
+    """Messages of several sources, long and short, never mix."""
+    sizes = (300_000, 1, 0, 70_001, 1_000_000)
+    for number, num_bytes in enumerate(sizes):
+        for dest in peer.others:
+            peer.send(dest, make_payload(num_bytes, 100 * peer.rank + number))
+    heard: Counter[int] = Counter()
+    for _ in range(len(sizes) * len(peer.others)):
+        message = peer.recv()
+        number = heard[message.source]
+        check_same(message, make_payload(sizes[number], 100 * message.source + number))
+        heard[message.source] += 1
+    peer.transport.flush(WAIT_S)
+
+
+def check_timeout(peer: Peer) -> None:
+    """A deadline passes at its time, names this rank, and leaves the transport usable."""
+    start_s = time.monotonic()
+    try:
+        peer.transport.recv(0.2)
+    except TransportTimeout as error:
+        assert error.rank == peer.rank and "0.2 s" in str(error), error
+    else:
+        raise AssertionError("a message from nowhere")
+    assert 0.19 < time.monotonic() - start_s < 5
+    time.sleep(SETTLE_S)
+    peer.meet()
+    peer.send((peer.rank + 1) % peer.size, b"still here")
+    assert bytes(peer.recv().payload) == b"still here"
+
+
+def check_flush_names_the_deaf(peer: Peer) -> None:
+    """Where a large message needs its receiver, `flush` names the one that looks away."""
+    deaf = peer.size - 1
+    if peer.rank == 0 and deaf and peer.transport.name == "mpi":
+        peer.send(deaf, make_payload(LARGE_BYTES, 0))
+        try:
+            peer.transport.flush(0.3)
+        except TransportTimeout as error:
+            assert f"ranks [{deaf}]" in str(error), error
+        else:
+            raise AssertionError(f"rank {deaf} took a message without looking")
+    elif peer.rank == deaf and deaf and peer.transport.name == "mpi":
+        time.sleep(1.5)
+        check_same(peer.recv(), make_payload(LARGE_BYTES, 0))
+    peer.transport.flush(WAIT_S)
+
+
+def check_poll_moves_messages(peer: Peer) -> None:
+    """A rank that only polls, as between training steps, takes and gives large messages."""
+    if peer.size == 1:
+        return
+    if peer.rank == 0:
+        peer.send(1, make_payload(LARGE_BYTES, 5))
+    if peer.rank < 2:
+        until_s = time.monotonic() + 1.5
+        while time.monotonic() < until_s:
+            time.sleep(0.002)
+            peer.transport.poll()
+    if peer.rank == 0:
+        peer.transport.flush(0.0)
+    if peer.rank == 1:
+        check_same(peer.recv(), make_payload(LARGE_BYTES, 5))
+
+
+def check_fairness(peer: Peer) -> None:
+    """Every sender of a crowd is served: shares of any prefix differ by one."""
+    if peer.rank:
+        for number in range(300):
+            peer.send(0, number.to_bytes(2, "little"))
+        peer.transport.flush(WAIT_S)
+        return
+    until_s = time.monotonic() + 1.5
+    while time.monotonic() < until_s:
+        peer.transport.poll()
+        time.sleep(0.001)
+    served = Counter({rank: 0 for rank in peer.others})
+    for _ in range(300 * len(peer.others)):
+        message = peer.recv()
+        assert int.from_bytes(message.payload, "little") == served[message.source]
+        served[message.source] += 1
+        assert max(served.values()) - min(served.values()) <= 1, served
+
+
+def check_counters(peer: Peer) -> None:
+    """Bytes are counted per rank, as payload."""
+    sent, received = list(peer.transport.sent_bytes_to), list(peer.transport.received_bytes_from)
+    for dest in range(peer.size):
+        peer.send(dest, bytes(10 + dest), b"!")
+        peer.send(dest, make_payload(200_000, 0))
+    for _ in range(2 * peer.size):
+        peer.recv()
+    for rank in range(peer.size):
+        assert peer.transport.sent_bytes_to[rank] - sent[rank] == 200_011 + rank
+        assert peer.transport.received_bytes_from[rank] - received[rank] == 200_011 + peer.rank
+    assert peer.transport.sent_bytes == sum(peer.transport.sent_bytes_to)
+    assert peer.transport.received_bytes == sum(peer.transport.received_bytes_from)
+
+
+def check_idle(peer: Peer) -> None:
+    """Waiting 1 s for nothing costs less than a tenth of a core."""
+    start_s = time.process_time()
+    try:
+        peer.transport.recv(1.0)
+    except TransportTimeout:
+        pass
+    share = (time.process_time() - start_s) / (peer.size if peer.transport.name == "inproc" else 1)
+    assert share < 0.1, f"{share:.3f} of a core"
+    time.sleep(SETTLE_S)
+
+
+CHECKS: dict[str, Callable[[Peer], None]] = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_") and name != "check_same"
+}
+
+
+def run_checks(transport: Transport, names: list[str]) -> None:
+    """Every check on every rank, meeting in between so that none disturbs another."""
+    peer = Peer(transport)
+    for name in names:
+        peer.meet()
+        CHECKS[name](peer)
+        peer.meet()
+        if peer.rank == 0:
+            print("ok", name, flush=True)
+
+
+def run_abort(transport: Transport) -> None:
+    """The last rank aborts while the others wait."""
+    if transport.rank == transport.size - 1:
+        time.sleep(0.5)
+        transport.abort(ABORT_CODE)
+    try:
+        transport.recv(WAIT_S)
+    except TransportTimeout:
+        raise
+    except TransportError as error:
+        print("ended by", error, flush=True)
+        os._exit(ABORT_CODE)
+
+
+def run_huge(transport: Transport) -> None:
+    """More than 2 GiB in one message."""
+    num_bytes = (2 << 30) + 5
+    if transport.rank == 0:
+        payload = np.zeros(num_bytes, np.uint8)
+        payload[:: 1 << 20] = 7
+        payload[-1] = 9
+        transport.send(1, Tag.FRAME, payload)
+        transport.flush(240)
+    else:
+        payload = np.frombuffer(transport.recv(240).payload, np.uint8)
+        assert len(payload) == num_bytes and payload[-1] == 9
+        assert int(payload.sum(dtype=np.int64)) == 7 * 2049 + 9
+        print("ok huge", flush=True)
+
+
+def make_transport(binding: str) -> Transport:
+    if binding == "gloo":
+        from fedgmr_hpc.comm.torchdist import GlooTransport
+
+        return GlooTransport()
+    from fedgmr_hpc.comm.mpi import MpiTransport
+
+    return MpiTransport(chunk_bytes=50_000) if binding == "mpi-chunked" else MpiTransport()
+
+
+def main(binding: str, names: list[str]) -> None:
+    transport = make_transport(binding)
+    try:
+        if names == ["abort"]:
+            run_abort(transport)
+        elif names == ["huge"]:
+            run_huge(transport)
+        else:
+            run_checks(transport, names or list(CHECKS))
+    except BaseException:
+        print(f"rank {transport.rank}: {traceback.format_exc()}", flush=True)
+        transport.abort(1)
+    transport.close()
+    print("closed", transport.rank, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,123 @@
+"""One contract, every binding: threads of one process, MPI under mpirun, gloo under torchrun."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from contract import ABORT_CODE, CHECKS, run_checks
+
+from fedgmr_hpc.comm.transport import Transport, make_inproc
+
+HERE = Path(__file__).parent
+MPIRUN = Path(sys.executable).with_name("mpirun")
+DEADLINE_S = 120.0
+HUGE_MEMORY_BYTES = 8 << 30
+
+needs_mpirun = pytest.mark.skipif(
+    not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
+)
+
+
+def make_command(binding: str, num_ranks: int) -> list[str]:
+    """The real launcher of `binding`, up to the script."""
+    if binding == "gloo":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        return [*torchrun, f"--nproc-per-node={num_ranks}"]
+    return [str(MPIRUN), "-n", str(num_ranks), sys.executable]
+
+
+def launch(
+    binding: str, num_ranks: int, *names: str, timeout_s: float = DEADLINE_S
+) -> tuple[int, str]:
+    """Run contract.py on real ranks: exit code and output. Past the deadline all are killed."""
+    command = [*make_command(binding, num_ranks), str(HERE / "contract.py"), binding, *names]
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"no end within {timeout_s:g} s:\n{output}")
+    return process.returncode, output
+
+
+def run_threads(num_ranks: int, name: str) -> list[BaseException]:
+    """One check on threads of this process; the first failure ends the others."""
+    failures: list[BaseException] = []
+
+    def run_rank(transport: Transport) -> None:
+        try:
+            run_checks(transport, [name])
+            transport.close()
+        except BaseException as error:
+            failures.append(error)
+            transport.abort(1)
+
+    ends = make_inproc(num_ranks)
+    threads = [threading.Thread(target=run_rank, args=(end,), daemon=True) for end in ends]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive(), "a rank did not end"
+    return failures
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", CHECKS)
+def test_threads(num_ranks, name):
+    failures = run_threads(num_ranks, name)
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize(
+    ("binding", "num_ranks"),
+    [
+        pytest.param("mpi", 1, marks=needs_mpirun),
+        pytest.param("mpi", 2, marks=needs_mpirun),
+        pytest.param("mpi", 4, marks=needs_mpirun),
+        pytest.param("mpi-chunked", 4, marks=needs_mpirun),
+        ("gloo", 2),
+        ("gloo", 4),
+    ],
+)
+def test_real_ranks(binding, num_ranks):
+    code, output = launch(binding, num_ranks)
+    passed = [line.removeprefix("ok ") for line in output.splitlines() if line.startswith("ok ")]
+    assert (code, passed) == (0, list(CHECKS)), output
+    assert output.count("closed") == num_ranks, output
+
+
+@pytest.mark.parametrize("binding", [pytest.param("mpi", marks=needs_mpirun), "gloo"])
+def test_abort_ends_all_ranks(binding):
+    start_s = time.monotonic()
+    code, output = launch(binding, 4, "abort")
+    assert code != 0, output
+    assert binding == "gloo" or code == ABORT_CODE, output
+    assert "closed" not in output
+    assert time.monotonic() - start_s < 30, output
+
+
+@needs_mpirun
+def test_more_than_2_gib():
+    available_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if available_bytes < HUGE_MEMORY_BYTES:
+        pytest.skip(f"{available_bytes >> 20} MiB of free memory, needs {HUGE_MEMORY_BYTES >> 20}")
+    code, output = launch("mpi", 2, "huge", timeout_s=300)
+    assert (code, output.count("ok huge")) == (0, 1), output

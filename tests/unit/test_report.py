@@ -1,0 +1,192 @@
+"""Tables, summary and plots from hand-made result files with literal numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from fedgmr_hpc.records import EvaluationRow, MergeRow
+from fedgmr_hpc.store import Result, ResultWriter, read_result
+from fedgmr_hpc.study.report import make_report, mean_density, render_summary
+
+CONFIG = "seed: 7\nmethod: fedgmr\ndata: {name: digits}\n"
+MB = 1_000_000
+NAN = float("nan")
+
+
+def merge(version: int) -> MergeRow:
+    """Two clients; client 0 starts at density 0.25 and is restored to 0.75 by version 3."""
+    return MergeRow(
+        version=version,
+        round=version,
+        now_s=10.0 * version,
+        num_merged=2,
+        server_up_bytes=4 * MB * version,
+        server_down_bytes=MB * version // 2,
+        staleness=np.array([1, 0 if version == 1 else version]),
+        density=np.array([0.25 if version < 3 else 0.75, 1.0]),
+        weight=np.array([0.5, 0.5]),
+        up_bytes=np.array([1, 1]),
+        down_bytes=np.array([1, 1]),
+        wall_s=0.5 * version,
+        wall_rss_bytes=1,
+    )
+
+
+def evaluation(version: int, val: float, test: float, density: float) -> EvaluationRow:
+    return EvaluationRow(
+        version=version,
+        round=version,
+        now_s=10.0 * version,
+        val_accuracy=val,
+        val_loss=1.0,
+        test_accuracy=test,
+        test_loss=1.0,
+        mean_density=density,
+        model_xxh3=version,
+        wall_s=0.5 * version + 0.1,
+    )
+
+
+EVALUATIONS = [
+    evaluation(0, 0.1, 0.11, 0.625),
+    evaluation(2, 0.5, 0.4, 0.625),
+    evaluation(3, 0.7, 0.6, 0.875),
+    evaluation(4, 0.8, 0.62, 0.875),
+]
+
+
+def write(
+    path: Path,
+    num_merges: int = 4,
+    evaluations: list[EvaluationRow] = EVALUATIONS,
+    status: str = "finished",
+) -> Path:
+    sizes = {"num_clients": 2, "num_weights": 1, "num_ranks": 1}
+    texts: dict[str, Any] = {"config_yaml": CONFIG, "layout_json": "{}", "provenance": {}}
+    with ResultWriter(path, **sizes, **texts) as writer:
+        for version in range(1, num_merges + 1):
+            writer.append(merge(version))
+        for row in evaluations:
+            writer.append(row)
+        writer.finish(status)
+    return path
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Result:
+    return read_result(write(tmp_path / "run one.h5"))
+
+
+def cells(report: str, start: str) -> list[list[str]]:
+    """The words of every line that starts with `start`, split at spaces."""
+    return [line.split() for line in report.splitlines() if line.split()[:1] == [start]]
+
+
+def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
+    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out")
+    name, *numbers = cells(report, "a")[0]
+    assert numbers[:5] == ["fedgmr", "digits", "7", "4", "4"]
+    assert numbers[5:7] == ["40.0", "2.1"]  # virtual and wall seconds
+    assert numbers[7:10] == ["62.00", "54.00", "80.00"]  # test, mean of 3, val
+    assert numbers[10:13] == ["0.625", "->", "0.875"]
+    assert numbers[13:] == ["2.0", "16.0", "finished"]  # MB up, MB down: up is what the server got
+
+
+def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: Path) -> None:
+    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out")
+    course = report.split("a: finished\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split() for line in course[3:]] == [
+        ["0", "0.0", "10.00", "11.00", "0.625", "0.0", "0.0"],
+        ["2", "20.0", "50.00", "40.00", "0.625", "1.0", "8.0"],
+        ["3", "30.0", "70.00", "60.00", "0.875", "1.5", "12.0"],
+        ["4", "40.0", "80.00", "62.00", "0.875", "2.0", "16.0"],
+    ]
+
+
+def test_a_long_course_is_thinned_to_eight_rows_with_both_ends(tmp_path: Path) -> None:
+    rows = [evaluation(version, 0.5, 0.5, 1.0) for version in range(100)]
+    report = make_report([write(tmp_path / "a.h5", 100, rows)], tmp_path / "out")
+    course = report.split("a: finished\n")[1].split("\n\n")[0].splitlines()[3:]
+    assert [line.split()[0] for line in course] == ["0", "14", "28", "42", "57", "71", "85", "99"]
+
+
+def test_columns_line_up(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.h5"), write(tmp_path / "much longer.h5", status="failed: no GPU")]
+    report = make_report(paths, tmp_path / "out")
+    heads, units, rule, first, second = report.splitlines()[:5]
+    assert first.index("62.00") == second.index("62.00")
+    assert heads.index("test") + len("test") == first.index("62.00") + len("62.00")
+    assert second.endswith("failed") and "much longer: failed: no GPU" in report
+    assert len(rule) == max(len(heads), len(first), len(second))
+    assert units.split()[:4] == ["s", "s", "%", "%"]
+
+
+def test_equal_file_names_are_told_apart(tmp_path: Path) -> None:
+    paths = [write(tmp_path / folder / "run.h5") for folder in ("x", "y")]
+    report = make_report(paths, tmp_path / "out")
+    assert all(cells(report, str(path)) for path in paths)
+
+
+def colours_in(path: Path) -> int:
+    pixels = imread(path)
+    assert pixels.shape[0] >= 500 and pixels.shape[1] >= 900
+    return len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0))
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 12])
+def test_plots_are_drawn(tmp_path: Path, num_runs: int) -> None:
+    paths = [write(tmp_path / f"run{index}.h5") for index in range(num_runs)]
+    report = make_report(paths, tmp_path / "new" / "out")
+    for name in ("accuracy_vs_time.png", "density_vs_time.png"):
+        assert colours_in(tmp_path / "new" / "out" / name) > 50
+        assert f"plot: {tmp_path / 'new' / 'out' / name}" in report
+
+
+def test_an_empty_run_is_reported_with_dashes(tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.h5", 0, [], "failed: no client")
+    report = make_report([path], tmp_path / "out")
+    assert cells(report, "empty")[0][3:] == [
+        *["7", "0", "0", "0.0", "0.0", "-", "-", "-", "-", "0.0", "0.0", "failed"]
+    ]
+    assert "empty: failed: no client\nno evaluation yet" in report
+    summary = render_summary(read_result(path))
+    assert "test accuracy  -" in summary and "mean density   -" in summary
+
+
+def test_unmeasured_test_accuracy_falls_back_to_the_last_measured(tmp_path: Path) -> None:
+    rows = [evaluation(1, 0.5, 0.4, 1.0), evaluation(2, 0.6, NAN, 1.0)]
+    report = make_report([write(tmp_path / "a.h5", 2, rows)], tmp_path / "out")
+    assert cells(report, "a")[0][8:11] == ["40.00", "40.00", "60.00"]
+    assert cells(report, "2")[0][2:4] == ["60.00", "-"]
+
+
+def test_mean_density_begins_with_the_initial_model(result: Result) -> None:
+    times, means = mean_density(result)
+    assert times.tolist() == [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert means.tolist() == [0.625, 0.625, 0.625, 0.875, 0.875]
+
+
+def test_summary(result: Result) -> None:
+    assert render_summary(result).splitlines() == [
+        "fedgmr on digits, seed 7: finished",
+        "  test accuracy  62.00 %, mean of the last 3 evaluations 54.00 %",
+        "  val accuracy   80.00 %",
+        "  mean density   0.625 -> 0.625, 0.625, 0.875 -> 0.875"
+        "  (after 0 -> 25, 50, 75 -> 100 % of the time)",
+        "  moved          2.0 MB up to the server, 16.0 MB down to the clients",
+        "  merged         rounds 4, versions 4",
+        "  time           40.0 s virtual, 2.1 s wall",
+        "  staleness      mean 1.86, max 4 versions",
+        f"  results        {result.path}",
+        f"next: python -m fedgmr_hpc report '{result.path}'",
+    ]
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.h5: no such file"):
+        make_report([tmp_path / "absent.h5"], tmp_path / "out")
