@@ -248,7 +248,7 @@ class Config(Section):
     """Row of configs/methods; it sets the five axes, which can still be overridden."""
     transport: Literal["auto", "inproc", "mpi", "gloo"] = "auto"
     """How ranks talk; `auto` follows the launcher."""
-    progress: Literal["auto", "live", "plain", "off"] = "auto"
+    progress: Literal["auto", "live", "plain", "quiet"] = "auto"
     """Live line on a terminal, or plain timestamped lines."""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()

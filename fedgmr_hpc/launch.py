@@ -20,8 +20,9 @@ import json  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+import traceback  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -29,7 +30,6 @@ import torch  # noqa: E402
 import xxhash  # noqa: E402
 
 from fedgmr_hpc.comm.ranks import (  # noqa: E402
-    Identity,
     Launch,
     check_world,
     detect_launch,
@@ -40,9 +40,11 @@ from fedgmr_hpc.config import Config, load_config, make_config, render_config  #
 from fedgmr_hpc.data.federated import FederatedData  # noqa: E402
 from fedgmr_hpc.models import make_layout  # noqa: E402
 from fedgmr_hpc.progress import Progress  # noqa: E402
+from fedgmr_hpc.provenance import collect_provenance  # noqa: E402
 from fedgmr_hpc.records import RunError  # noqa: E402
 from fedgmr_hpc.server import Server  # noqa: E402
-from fedgmr_hpc.store import Result, ResultWriter, collect_provenance, read_result  # noqa: E402
+from fedgmr_hpc.store import Result, ResultWriter, read_result  # noqa: E402
+from fedgmr_hpc.study.report import render_summary  # noqa: E402
 from fedgmr_hpc.worker import Worker, report_failure  # noqa: E402
 
 # Received arrays are read-only on purpose; torch only reads them.
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
     parser.add_argument("--config", help="YAML file, or the name of one in configs/runs")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)
     try:
         launch = detect_launch(os.environ)
@@ -70,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if transport is None:
         return _run_alone(config)
     _print_identity(launch, transport)
-    code = _lead(config, transport) if transport.rank == 0 else follow(transport)
-    transport.close()
-    return code
+    return guard(transport, lambda: _lead(config, transport) if transport.rank == 0 else follow(transport))
 
 
 def _try_load(source: str | None, overrides: Sequence[str]) -> Config | ValueError:
@@ -175,30 +175,23 @@ def _lead(config: Config | ValueError, transport: Transport) -> int:
     for rank in range(1, transport.size):
         hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
-    try:
-        result = serve(experiment, transport)
-    except Exception as error:
-        return _abort(error, transport)
-    _print_summary(result)
+    print(render_summary(serve(experiment, transport)), flush=True)
     return 0
 
 
-def _print_summary(result: Result) -> None:
-    from fedgmr_hpc.study.report import render_summary
-
-    print(render_summary(result), flush=True)
-
-
-def _abort(error: Exception, transport: Transport) -> int:
-    """Ends all ranks; what is known is on disk by now."""
-    _print_error(f"{type(error).__name__}: {error}")
-    if not isinstance(error, (RunError, ValueError, OSError)):
-        import traceback
-
-        traceback.print_exception(error)
-    sys.stderr.flush()
-    transport.abort(EXIT_FAILED)
-    return EXIT_FAILED
+def guard(transport: Transport, part: Callable[[], int]) -> int:
+    """Runs a rank's part; whatever goes wrong ends all ranks, since the others would wait for ever."""
+    try:
+        code = part()
+        transport.close()
+        return code
+    except BaseException as error:
+        _print_error(f"{type(error).__name__}: {error}")
+        if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):
+            traceback.print_exception(error)
+        sys.stderr.flush()
+        transport.abort(EXIT_FAILED)
+        return EXIT_FAILED
 
 
 def follow(transport: Transport) -> int:
@@ -236,17 +229,22 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
         num_ranks=transport.size,
         flush_s=config.results.flush_s,
     )
-    progress = Progress(
+    with writer, make_progress(experiment) as progress:
+        server = Server(config, transport, experiment.data, writer, progress, experiment.run_id)
+        weights = server.run()
+        writer.finish("finished", weights=weights, ranks=server.rank_rows())
+    return read_result(experiment.path)
+
+
+def make_progress(experiment: Experiment) -> Progress:
+    """Shows the run on the terminal and in the log file beside the results."""
+    config = experiment.config
+    return Progress(
         config.progress,
         total_rounds=config.run.max_rounds,
         total_s=config.run.max_time_s,
         log_path=experiment.path.with_suffix(".log"),
     )
-    with progress, writer:
-        server = Server(config, transport, experiment.data, writer, progress, experiment.run_id)
-        weights = server.run()
-        writer.finish("finished", weights=weights, ranks=server.rank_rows())
-    return read_result(experiment.path)
 
 
 def _run_alone(config: Config | ValueError) -> int:
@@ -260,12 +258,13 @@ def _run_alone(config: Config | ValueError) -> int:
         return EXIT_BAD_INPUT
     server_side, client_side = make_inproc(2)
     _print_identity(Launch("none", 0, 1, 0, 1, ()), server_side)
-    try:
-        result = _run_threads(experiment, server_side, client_side)
-    except Exception as error:
-        return _abort(error, server_side)
-    _print_summary(result)
-    return 0
+
+
+    def part() -> int:
+        print(render_summary(_run_threads(experiment, server_side, client_side)), flush=True)
+        return 0
+
+    return guard(server_side, part)
 
 
 def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:

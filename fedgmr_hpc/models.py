@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from fedgmr_hpc.records import Floats, make_rng
 
-CHANNELS_LAST = torch.channels_last
-
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -217,20 +215,26 @@ class FlatNet:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, channels, height, width]."""
-        x = images
+        x = _as_channels_last(images)
         last = self.layers[-1].name
         for layer in self.layers:
             weight = self.parameters_by_name[f"{layer.name}.weight"]
             bias = self.parameters_by_name[f"{layer.name}.bias"]
             if layer.kind == "conv":
-                # Channels-last images pool and convolve about twice as fast on CPUs.
                 x = F.conv2d(x, weight, bias, padding=layer.kernel // 2)
-                x = x.contiguous(memory_format=CHANNELS_LAST)
                 x = F.max_pool2d(x, 2) if layer.pool else x
             else:
                 x = _affine(x.flatten(1), weight, bias)
             x = x if layer.name == last else F.relu(x)
         return x
+
+
+def _as_channels_last(images: Tensor) -> Tensor:
+    """The same images in the layout in which CPUs convolve and pool about twice as fast."""
+    batch, channels, height, width = images.shape
+    if channels == 1:  # both layouts are the same bytes; only these strides say which is meant
+        return images.as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     mode   on stderr                                          in the log file
     live   one line rewritten in place, at most 5 times a s   the course every 5 s, evaluations
     plain  the same lines as in the log file                  the same
-    off    warnings and errors only                           the same
+    quiet  warnings and errors only                           the same
 
 `auto` is `live` on a terminal and `plain` elsewhere. Notes go to both places. All lines pass
 through the `fedgmr_hpc` logger, so other modules' warnings reach both places too, and never tear
@@ -23,7 +23,7 @@ from typing import Literal, TextIO
 
 from fedgmr_hpc.records import EvaluationRow
 
-Mode = Literal["auto", "live", "plain", "off"]
+Mode = Literal["auto", "live", "plain", "quiet"]
 LIVE_INTERVAL_S = 0.2
 LOG_INTERVAL_S = 5.0
 CLEAR_LINE = "\r\x1b[K"
@@ -58,7 +58,7 @@ class Progress:
         self._line, self._logged_line, self._accuracy = "", "", ""
         self._drawn_s, self._logged_s = -math.inf, -math.inf
         self._console = _Console(sys.stderr)
-        self._console.setLevel(logging.WARNING if shown == "off" else logging.INFO)
+        self._console.setLevel(logging.WARNING if shown == "quiet" else logging.INFO)
         if self._live:
             self._console.addFilter(lambda record: record.name != course_log.name)
         self._level = log.level

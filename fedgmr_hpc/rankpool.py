@@ -122,10 +122,12 @@ class RankPool:
         self.pinged_s = time.perf_counter()
 
     def submit(self, dispatch: Dispatch) -> None:
-        """Queues a dispatch, small sub-models first: their tasks run while larger increments travel."""
+        """Queues a dispatch: a small sub-model for every rank, so that all begin at once, then the
+        large ones, so that the last update to come back is small again."""
         outgoing = Outgoing(dispatch, self.config, self.run_id)
         order = sorted(dispatch.assignments, key=lambda a: (a.level, a.client))
-        self.tasks.extend((outgoing, assignment) for assignment in order)
+        first, rest = order[: len(self.ranks)], order[len(self.ranks) :]
+        self.tasks.extend((outgoing, assignment) for assignment in (*first, *reversed(rest)))
         self._feed()
 
     def evaluate(self, evaluation: Evaluation) -> None:

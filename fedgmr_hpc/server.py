@@ -15,7 +15,6 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
@@ -182,6 +181,8 @@ class Server:
         self.pool.evaluate(evaluation)
         digest = xxhash.xxh3_64_intdigest(weights.data)
         self.pending.append(_Pending(evaluation, command.round, self.now_s, digest))
+        if not self.coordinator.is_last:
+            self.coordinator.rank()  # while the ranks validate
         while not evaluation.is_done("validation"):
             self._pump("the validation")
         return Evaluated(self.now_s, self._scores(evaluation, "validation")[0])

@@ -7,7 +7,7 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /status           utf-8, fixed   ()        all along  running | finished | failed: reason
     /committed        int64          (3,)      each flush rows of merges, evaluations, updates
     /config           utf-8, fixed   ()        at start   resolved configuration, YAML
-    /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: `collect_provenance`
+    /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: provenance.py
     /merges/COL       int64 float64  (N[, C])  each flush one dataset a field of records.MergeRow
     /evaluations/COL  int64 float64  (N,)      each flush of records.EvaluationRow
     /updates/COL      int64 float64  (N,)      each flush of records.UpdateRow
@@ -28,19 +28,13 @@ turns them off, e.g. on a Lustre mount that refuses them with an unusual error.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import re
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -116,7 +110,7 @@ class ResultWriter:
     Args:
         path: the file to create; its folder is made where missing.
         config_yaml: the resolved configuration.
-        provenance: see `collect_provenance`.
+        provenance: see provenance.py.
         num_clients: C, the width of per-client columns.
         num_weights: P.
         layout_json: names, shapes and offsets of the flat weights.
@@ -402,64 +396,3 @@ def differing_columns(a: Result, b: Result) -> list[str]:
         or name not in right
         or not np.array_equal(left[name], right[name], equal_nan=True)
     )
-
-
-ENVIRONMENT = re.compile(
-    r"(MPI|OMPI|MPICH|MV2|PMI|PMIX|PALS|FLUX|SLURM|OMP|MKL|NCCL|UCX|CUDA|HDF5)_"
-)
-SECRETS = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|KEY")  # SLURM_JWT lets its reader submit jobs
-
-
-def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
-    """What ran where: state of the checkout `root`, versions, machine, job, environment (JSON)."""
-    environment = {
-        key: value
-        for key, value in sorted(os.environ.items())
-        if ENVIRONMENT.match(key) and not SECRETS.search(key)
-    }
-    return {
-        **_git_state(Path(root)),
-        **{f"version_{name}": _version(name) for name in ("torch", "numpy", "h5py", "mpi4py")},
-        "version_python": platform.python_version(),
-        "hostname": platform.node(),
-        "platform": platform.platform(),
-        "cpu_model": _cpu_model(),
-        "num_cores": str(_num_cores()),
-        "start_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-        "environment": json.dumps(environment),
-    }
-
-
-def _git_state(root: Path) -> dict[str, str]:
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root), *words]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        return ran.stdout.strip()
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
-    except (OSError, subprocess.SubprocessError):
-        return {"git_commit": "unknown", "git_dirty": "unknown"}
-    return {"git_commit": commit, "git_dirty": str(bool(changes)).lower()}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_model() -> str:
-    with suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return found.group(1)
-    return platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    """Cores this process may use, which under a scheduler is less than the node has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -47,7 +47,7 @@ class ReceivedModel:
 
     def __init__(self, num_prunable: int) -> None:
         self.packed = np.empty(num_prunable, np.float32)
-        self.positions = np.empty(num_prunable, np.int32)
+        self.positions = np.empty(num_prunable, np.int64)
         self.dense = np.empty(0, np.float32)
         self.version = self.mask_id = -1
         self.ends: list[int] = []  # packed end of each level received of this version
@@ -63,6 +63,7 @@ class ReceivedModel:
             self.version, self.ends, self.dense = frame.base_version, [], frame.dense
         if frame.mask_id != self.mask_id:
             self.mask_id, self.known_ends = frame.mask_id, []
+            self.positions = np.empty_like(self.positions)  # the sub-model still uses the old ones
         if frame.base_version != self.version or frame.level != len(self.ends):
             raise WireError(
                 f"increment {frame.level} of version {frame.base_version} arrived, "
@@ -148,7 +149,8 @@ class Worker:
     def _train(self, task: Assignment) -> None:
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
-        self.sub_model.load(*self.received.sub_model(task.num_kept))
+        sub_model = self.received.sub_model(task.num_kept)
+        self.sub_model.load(*sub_model, mask_id=task.mask_id)
         trained = self.sub_model.train(
             self.data.train_batches(task.client, task.first_step, self.config.train.steps),
             self.loss,

@@ -97,7 +97,7 @@ class GlooTransport(Transport):
         dist.destroy_process_group()
 
     def abort(self, code: int) -> None:
-        """End this process; torchrun ends the others, which also see the connection close."""
+        """End this process; torchrun then ends the others, which gloo leaves waiting."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

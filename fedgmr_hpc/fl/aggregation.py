@@ -44,6 +44,7 @@ class BufferEntry:
     index: Ints | None  # [K] ascending packed positions, None for the first K
     dense: Floats  # [D]
     num_samples: int
+    mask_id: int = 0  # of the masks in whose packed order it is
 
 
 def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float) -> float:
@@ -81,7 +82,7 @@ def merge(
         New arrays (prunable [P] packed, dense [D]).
     """
     new = torch.from_numpy(packed.copy())
-    running = torch.empty(CHUNK)
+    running = torch.empty(min(CHUNK, len(packed)))
     for start in range(0, len(packed), CHUNK):
         stop = min(start + CHUNK, len(packed))
         _merge_chunk(new, start, stop, entries, weights, rule, rho, running)

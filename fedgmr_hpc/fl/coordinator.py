@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from fedgmr_hpc.fl.submodels import (
     repack,
     score_entries,
 )
-from fedgmr_hpc.records import Assignment, Floats, RunError, Update
+from fedgmr_hpc.records import Assignment, Floats, Ints, RunError, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,8 @@ class Coordinator:
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
+        self._old_masks: dict[int, MaskSet] = {}  # that updates held here may still be packed for
+        self._order: Ints | None = None  # of the current version, between ranking and cutting
         self._last_refresh: Floats | None = None  # [P] natural, only for score wg
         self._grad_squares: Floats | None = None  # [P] natural, only for score g
 
@@ -186,13 +188,16 @@ class Coordinator:
         update = event.update
         client = self.clients[update.client]
         masks = self._check_owed(update)
-        values, index = update.values, None
-        if masks.mask_id != self.masks.mask_id:
-            values, index = repack(update.values, None, masks, self.masks)
         if update.grad_squares is not None:
             self._add_grad_squares(update.grad_squares, masks, update.num_samples)
         self.arrived[update.client] = BufferEntry(
-            update.client, update.base_version, values, index, update.dense, update.num_samples
+            client=update.client,
+            base_version=update.base_version,
+            values=update.values,
+            index=None,
+            dense=update.dense,
+            num_samples=update.num_samples,
+            mask_id=masks.mask_id,
         )
         client.in_flight = client.masks = None
         client.cycle_times_s.append(event.now_s - client.dispatched_s)
@@ -260,6 +265,8 @@ class Coordinator:
         choices = self.config.aggregation
         sigma = self._staleness_weights()
         sources = self.buffer if choices.buffered else self.arrived
+        for client, entry in sources.items():
+            sources[client] = self._in_current_order(entry)
         entries = [sources[client] for client in sorted(sources)]
         weights = [sigma[entry.client] * entry.num_samples for entry in entries]
         rho = float(sum(sigma[client] for client in merged) / sigma.sum()) if merged else 0.0
@@ -274,6 +281,20 @@ class Coordinator:
             self.buffer.clear()
         self.arrived = {}
         self.awaited = set(self.pacing)
+
+    def _in_current_order(self, entry: BufferEntry) -> BufferEntry:
+        """The update in the packed order of the current masks; most arrive again before it matters."""
+        if entry.mask_id == self.masks.mask_id:
+            return entry
+        old = self._old_masks[entry.mask_id]
+        values, index = repack(entry.values, entry.index, old, self.masks)
+        return replace(entry, values=values, index=index, mask_id=self.masks.mask_id)
+
+    def _forget_masks(self) -> None:
+        """Drops mask sets that no update, held or under way, is packed for."""
+        used = {e.mask_id for e in (*self.buffer.values(), *self.arrived.values())}
+        used |= {c.masks.mask_id for c in self.clients if c.masks is not None}
+        self._old_masks = {i: masks for i, masks in self._old_masks.items() if i in used}
 
     def _staleness_weights(self) -> NDArray[np.float64]:
         """sigma of every client's last update at its age now [C], 0 for clients without one."""
@@ -331,7 +352,11 @@ class Coordinator:
         receivers = report.clients if self.version else range(len(self.clients))
         return [report, self._dispatch(event.now_s, receivers)]
 
-    def _cut(self, densities: Sequence[float]) -> None:
+    def rank(self) -> None:
+        """Ranks the current version's entries. A refresh needs it, and whoever drives the coordinator
+        may call it while the validation is still under way: densities do not enter."""
+        if self.is_full or self._order is not None:
+            return
         natural = self.masks.unpack(self.packed)
         kind = self.config.submodel.score
         scores = score_entries(kind, natural, self._last_refresh, self._grad_squares)
@@ -339,7 +364,7 @@ class Coordinator:
         if not self.config.submodel.use_costs:
             layers = tuple(PrunableLayer(la.name, la.start, la.stop, 1.0) for la in layers)
         try:
-            order = rank_entries(
+            self._order = rank_entries(
                 natural, scores, layers, floor_frac=self.config.submodel.floor_frac
             )
         except RunError as error:
@@ -348,13 +373,19 @@ class Coordinator:
                 version=self.version,
                 stage="merge",
             ) from None
-        masks = cut_masks(order, densities, mask_id=self.masks.mask_id + 1)
-        self.buffer = {c: _moved(e, self.masks, masks) for c, e in self.buffer.items()}
-        self.arrived = {c: _moved(e, self.masks, masks) for c, e in self.arrived.items()}
-        self.masks, self.packed = masks, masks.pack(natural)
         self._last_refresh = natural if kind == "wg" else None
         if self._grad_squares is not None:
             self._grad_squares = np.zeros_like(self._grad_squares)
+
+    def _cut(self, densities: Sequence[float]) -> None:
+        self.rank()
+        assert self._order is not None
+        masks = cut_masks(self._order, densities, mask_id=self.masks.mask_id + 1)
+        self._order = None
+        natural = self.masks.unpack(self.packed)
+        self._forget_masks()
+        self._old_masks[self.masks.mask_id] = self.masks
+        self.masks, self.packed = masks, masks.pack(natural)
 
     def _dispatch(self, now_s: float, receivers: Sequence[int]) -> Dispatch:
         assignments = tuple(self._assign(client, now_s) for client in receivers)
@@ -381,10 +412,3 @@ class Coordinator:
         client.dispatched_s = now_s
         client.is_scored |= assignment.measure
         return assignment
-
-
-def _moved(entry: BufferEntry, old: MaskSet, new: MaskSet) -> BufferEntry:
-    values, index = repack(entry.values, entry.index, old, new)
-    return BufferEntry(
-        entry.client, entry.base_version, values, index, entry.dense, entry.num_samples
-    )

@@ -64,43 +64,58 @@ class SubModel:
 
     def __init__(self, net: Net, num_prunable: int, gated: Iterable[GatedBias]) -> None:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
-        self.mask: Tensor | None = None
+        self.mask: Tensor | None = None  # [P + D] of 0 and 1, None for everything
         self._mask_memory: Tensor | None = None
-        self._kept: Tensor | None = None
+        self._kept: Tensor | None = None  # natural positions of the loaded entries
+        self._masked: Tensor | None = None  # natural positions at which the mask memory is 1
         self._held_back: list[tuple[slice, Tensor, Tensor]] = []
+        self._dead: dict[tuple[int, int], list[Tensor]] = {}  # by (mask id, K)
 
-    def load(self, values: Tensor, dense: Tensor, positions: Tensor | None) -> None:
+    def load(
+        self, values: Tensor, dense: Tensor, positions: Tensor | None, *, mask_id: int = 0
+    ) -> None:
         """Sets the net to a sub-model.
 
         Args:
             values: [K] kept entries.
             dense: [D] dense part.
-            positions: int32 [K] natural positions of `values`, None for all P entries.
+            positions: int64 [K] natural positions of `values`, None for all P entries.
+            mask_id: equal ids and K mean equal positions, so what follows from them is kept.
         """
         prunable = self.net.flat[: self.num_prunable]
         self.net.flat[self.num_prunable :] = dense
-        self._kept, self.mask, self._held_back = positions, None, []
         if positions is None:
             prunable.copy_(values)
-            return
-        prunable.zero_()
-        prunable[positions] = values
-        if len(positions) < self.num_prunable:
-            self._cut(positions)
+        else:
+            _clear(prunable, self._kept)
+            prunable.scatter_(0, positions, values)
+        self._kept, self.mask, self._held_back = positions, None, []
+        if positions is not None and len(positions) < self.num_prunable:
+            self._cut(positions, mask_id)
 
-    def _cut(self, positions: Tensor) -> None:
+    def _cut(self, positions: Tensor, mask_id: int) -> None:
         if self._mask_memory is None:
-            self._mask_memory = torch.empty_like(self.net.flat)
+            self._mask_memory = torch.ones_like(self.net.flat)
         self.mask = self._mask_memory
-        self.mask[: self.num_prunable] = 0.0
+        _clear(self.mask[: self.num_prunable], self._masked)
+        self.mask[: self.num_prunable].index_fill_(0, positions, 1.0)
         self.mask[self.num_prunable :] = 1.0
-        self.mask[positions] = 1.0
-        for gate in self.gated:
-            is_dead = self.mask[gate.weight].view(gate.units, -1).amax(1) == 0
+        self._masked = positions
+        for gate, is_dead in zip(self.gated, self._dead_units(mask_id, len(positions)), strict=True):
             bias = self.net.flat[gate.bias]
             self._held_back.append((gate.bias, is_dead, bias[is_dead].clone()))
             self.mask[gate.bias][is_dead] = 0.0
             bias[is_dead] = 0.0
+
+    def _dead_units(self, mask_id: int, num_kept: int) -> list[Tensor]:
+        """Per gated bias, which units have lost all their weights under the current mask."""
+        assert self.mask is not None
+        if any(known != mask_id for known, _ in self._dead):
+            self._dead.clear()
+        if (mask_id, num_kept) not in self._dead:
+            weights = [self.mask[gate.weight].view(gate.units, -1) for gate in self.gated]
+            self._dead[mask_id, num_kept] = [weight.amax(1) == 0 for weight in weights]
+        return self._dead[mask_id, num_kept]
 
     def train(
         self,
@@ -142,6 +157,14 @@ class SubModel:
         if self._kept is None:
             return prunable.clone(), dense
         return torch.index_select(prunable, 0, self._kept), dense
+
+
+def _clear(entries: Tensor, positions: Tensor | None) -> None:
+    """Zeroes entries of which only those at `positions` (None: any) are not zero."""
+    if positions is None or len(positions) > len(entries) // 8:
+        entries.zero_()
+    else:
+        entries.index_fill_(0, positions, 0.0)
 
 
 def _step(

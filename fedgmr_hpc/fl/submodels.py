@@ -14,6 +14,7 @@ Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from fedgmr_hpc.records import Floats, Ints, RunError
 
 Keys = NDArray[np.uint64]
-_SIGN = np.uint64(1 << 63)
-_MAX_BITS = np.uint32(0x7FFFFFFF)
+_MAX_BITS = np.uint32(0x7FFFFFFF)  # of a non-negative float; minus its bits, the class bit is 0
+_ALL_BITS = np.uint32(0xFFFFFFFF)  # minus the bits of a float, the class bit is 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,31 +106,36 @@ def rank_entries(
     keys = np.empty(len(weights), np.uint64)
     for layer in layers:
         span = slice(layer.start, layer.stop)
-        keys[span] = _layer_keys(np.abs(weights[span]), scores[span], layer, floor_frac)
+        _rank_layer(keys[span], np.abs(weights[span]), scores[span], layer, floor_frac)
     keys.sort()
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+    return _positions(keys).astype(np.int32)
 
 
-def _layer_keys(size_of: Floats, scores: Floats, layer: PrunableLayer, floor_frac: float) -> Keys:
-    """Ascending keys of one layer: class bit, inverted rank value, position."""
+def _rank_layer(
+    keys: Keys, size_of: Floats, scores: Floats, layer: PrunableLayer, floor_frac: float
+) -> None:
+    """Fills the ascending keys of one layer: class bit, inverted rank value, position."""
     largest = float(size_of.max())
     if not np.isfinite(largest) or not np.isfinite(scores.max()):
         raise RunError(f"layer {layer.name}: a weight or score is not finite", stage="merge")
-    keys = _keys(scores / np.float32(layer.cost), layer.start) | _SIGN
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
-    if num_floor:
-        by_size = _keys(size_of / np.float32(largest or 1.0), layer.start)
-        floor = np.partition(by_size, num_floor - 1)[:num_floor]
-        keys[(floor & np.uint64(0xFFFFFFFF)).astype(np.int64) - layer.start] = floor
-    return keys
+    _fill_keys(keys, size_of / np.float32(largest or 1.0), layer.start, _MAX_BITS)
+    floor = np.partition(keys, num_floor - 1)[:num_floor].copy() if num_floor else keys[:0]
+    _fill_keys(keys, scores / np.float32(layer.cost), layer.start, _ALL_BITS)
+    keys[_positions(floor).astype(np.int64) - layer.start] = floor
 
 
-def _keys(values: Floats, start: int) -> Keys:
-    """Non-negative floats order like their bits, so one integer sort ranks values with ties by position."""
-    inverted = (_MAX_BITS - values.view(np.uint32)).astype(np.uint64)
-    inverted <<= np.uint64(32)
-    inverted |= np.arange(start, start + len(values), dtype=np.uint64)
-    return inverted
+def _fill_keys(keys: Keys, values: Floats, start: int, top: np.uint32) -> None:
+    """Non-negative floats order like their bits: one integer sort ranks them, ties by position."""
+    halves = keys.view(np.uint32).reshape(-1, 2)
+    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
+    halves[:, low] = np.arange(start, start + len(values), dtype=np.uint32)
+    np.subtract(top, values.view(np.uint32), out=halves[:, high])
+
+
+def _positions(keys: Keys) -> NDArray[np.uint32]:
+    """The lower half of each key."""
+    return keys.view(np.uint32)[0 if sys.byteorder == "little" else 1 :: 2]
 
 
 def cut_masks(order: Ints, densities: Sequence[float], *, mask_id: int) -> MaskSet:
@@ -164,7 +170,7 @@ def repack(values: Floats, index: Ints | None, old: MaskSet, new: MaskSet) -> tu
         target = inverse[natural]
     keys = (target.astype(np.uint64) << np.uint64(32)) | np.arange(len(values), dtype=np.uint64)
     keys.sort()
-    moved = values[(keys & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+    moved = values[_positions(keys).astype(np.int64)]
     target = (keys >> np.uint64(32)).astype(np.int32)
     is_prefix = not len(target) or int(target[-1]) == len(target) - 1
     return moved, None if is_prefix else target

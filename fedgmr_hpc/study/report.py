@@ -15,19 +15,13 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.study.series import Values, end_s, mean_density
 
 COURSE_ROWS = 8
-MAX_MARKED = 40  # lines with more points are drawn without markers
 RUN_HEADS = (
     "run",
     "method",
@@ -50,8 +44,6 @@ LEGEND = (
     "up: clients to server, down: server to clients, 10^6 bytes on the server's links; "
     "test, mean of 3: over the last 3 evaluations"
 )
-Values = NDArray[Any]
-Style = Literal["-", "--"]
 
 
 def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
@@ -61,13 +53,15 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
         ValueError: a path is no result file.
         OSError: `out_dir` cannot be written.
     """
+    from fedgmr_hpc.study.plots import plot_accuracy, plot_density  # a summary needs no matplotlib
+
     results = [read_result(path) for path in paths]
     names = _run_names(results)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     plots = [out_dir / "accuracy_vs_time.png", out_dir / "density_vs_time.png"]
-    _plot_accuracy(results, names).savefig(plots[0])
-    _plot_density(results, names).savefig(plots[1])
+    plot_accuracy(results, names).savefig(plots[0])
+    plot_density(results, names).savefig(plots[1])
     runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
     written = "\n".join(f"plot: {path}" for path in plots)
@@ -85,7 +79,7 @@ def render_summary(result: Result) -> str:
         "mean density": _density_course(result),
         "moved": f"{up[-1]:.1f} MB up to the server, {down[-1]:.1f} MB down to the clients",
         "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
-        "time": f"{_end_s(result, 'now_s'):.1f} s virtual, {_end_s(result, 'wall_s'):.1f} s wall",
+        "time": f"{end_s(result, 'now_s'):.1f} s virtual, {end_s(result, 'wall_s'):.1f} s wall",
         "staleness": _staleness(merges["staleness"]),
         "results": str(result.path),
     }
@@ -110,8 +104,8 @@ def _run_cells(name: str, result: Result) -> list[str]:
         str(result.config.get("seed", "-")),
         str(_count(result.merges["round"])),
         str(_count(result.merges["version"])),
-        f"{_end_s(result, 'now_s'):.1f}",
-        f"{_end_s(result, 'wall_s'):.1f}",
+        f"{end_s(result, 'now_s'):.1f}",
+        f"{end_s(result, 'wall_s'):.1f}",
         *_accuracies(result),
         f"{density[0]:.3f} -> {density[-1]:.3f}" if len(density) else "-",
         f"{up[-1]:.1f}",
@@ -164,14 +158,6 @@ def _aligned(cells: Sequence[str]) -> list[str]:
     return [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
 
 
-def mean_density(result: Result) -> tuple[Values, Values]:
-    """Times in s and mean densities, [N], from the initial model on where it was evaluated."""
-    times, means = result.merges["now_s"], result.merges["density"].mean(axis=1)
-    initial = result.evaluations["version"] == 0
-    before = [result.evaluations[name][initial][:1] for name in ("now_s", "mean_density")]
-    return np.concatenate([before[0], times]), np.concatenate([before[1], means])
-
-
 def _moved(result: Result) -> tuple[Values, Values]:
     """Cumulative MB up and down, [N + 1], from 0 on; the server receives what clients send up."""
     up, down = (
@@ -215,96 +201,5 @@ def _count(column: Values) -> int:
     return int(column[-1]) if len(column) else 0
 
 
-def _end_s(result: Result, name: str) -> float:
-    """The latest time in column `name`."""
-    columns = [result.merges[name], result.evaluations[name]]
-    return max((float(column[-1]) for column in columns if len(column)), default=0.0)
-
-
 def _data_name(result: Result) -> str:
     return str(result.config.get("data", {}).get("name", "-"))
-
-
-def _plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    figure, axes, unit_s = _time_axes(results)
-    axes.set_ylabel("accuracy (%)")
-    colours = _colours(len(results))
-    for colour, result in zip(colours, results, strict=True):
-        _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
-        marker = "o" if len(result.evaluations["version"]) <= MAX_MARKED else ""
-        _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
-    styles = [_key("black", "test"), _key("black", "validation", "--")]
-    _finish_plot(figure, axes, [*_run_keys(colours, names), *styles])
-    return figure
-
-
-def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: Any) -> None:
-    """The finite values of one accuracy, in percent."""
-    values = result.evaluations[name]
-    known = np.isfinite(values)
-    times = result.evaluations["now_s"][known] / unit_s
-    axes.plot(times, 100 * values[known], markersize=4, **style)
-
-
-def _plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    figure, axes, unit_s = _time_axes(results)
-    axes.set_ylabel("density (fraction of prunable weights)")
-    axes.set_ylim(0, 1.04)
-    alone = len(results) == 1
-    colours = ["black"] if alone else _colours(len(results))  # alone, the clients have the colours
-    for colour, result in zip(colours, results, strict=True):
-        if alone:
-            _plot_clients(axes, result, unit_s)
-        times, means = mean_density(result)
-        axes.step(times / unit_s, means, where="post", color=colour, linewidth=2.5, alpha=0.8)
-    keys = _run_keys(colours, [f"{name}, mean" for name in names])
-    clients = [_key("C2", "clients, dark: sparse at the start", width=1.0)] if alone else []
-    _finish_plot(figure, axes, [*keys, *clients])
-    return figure
-
-
-def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
-    """One thin step line a client, darkest for the smallest density at the start."""
-    times = result.merges["now_s"] / unit_s
-    for density in result.merges["density"].T if len(times) else ():
-        shade = matplotlib.colormaps["viridis"](0.9 * density[:1])
-        axes.step(times, density, where="post", color=shade, linewidth=1.0)
-
-
-def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
-    """An empty plot over virtual time, and the seconds of its time unit."""
-    longest_s = max((_end_s(result, "now_s") for result in results), default=0.0)
-    unit_s, unit = next(
-        (seconds, name)
-        for seconds, name in ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
-        if longest_s >= 5 * seconds or name == "s"
-    )
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel(f"virtual time ({unit})")
-    return figure, axes, unit_s
-
-
-def _finish_plot(figure: Figure, axes: Axes, keys: Sequence[Line2D]) -> None:
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_fontsize(13)
-    axes.tick_params(labelsize=12)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    columns = 3 if max(len(str(key.get_label())) for key in keys) < 35 else 2
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=11)
-
-
-def _colours(number: int) -> list[Any]:
-    """Colours that differ: the ten named ones, or as many steps of a colour map as needed."""
-    if number <= 10:
-        return [f"C{index}" for index in range(number)]
-    return list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, number)))
-
-
-def _run_keys(colours: Sequence[Any], names: Sequence[str]) -> list[Line2D]:
-    return [_key(colour, name, width=2.5) for colour, name in zip(colours, names, strict=True)]
-
-
-def _key(colour: Any, label: str, style: Style = "-", width: float = 1.5) -> Line2D:
-    return Line2D([], [], color=colour, label=label, linestyle=style, linewidth=width)

@@ -155,7 +155,7 @@ def test_off_keeps_the_log_file_and_shows_warnings_only(
     tmp_path: Path, clock: SimpleNamespace
 ) -> None:
     terminal = Terminal()
-    with start(tmp_path, terminal, "off") as progress:
+    with start(tmp_path, terminal, "quiet") as progress:
         update(progress, 1, 2.0)
         progress.note("quiet")
         logging.getLogger("fedgmr_hpc.server").warning("rank 3 is late")

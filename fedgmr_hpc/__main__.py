@@ -1,0 +1,133 @@
+"""The verbs besides launch: `python -m fedgmr_hpc VERB`, or the console script `fedgmr-hpc VERB`.
+
+    check CONFIG [--ranks N] [dotted.key=value ...]   validate without starting ranks, print the result
+    keys                                              every configuration key, its default and meaning
+    prepare DATASET --root DIR                        what is missing and where to put it; build the cache
+    report RESULT... [--out DIR]                      tables and plots of runs
+    bench WHAT [--quick] [--ranks N]                  benchmarks with their ceilings
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from fedgmr_hpc.config import Config, DataName, describe_keys, load_config, render_config
+
+BENCHES = ("codec", "merge", "mask", "round", "memory")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns its exit code: 0 done, 2 bad input."""
+    parser = _make_parser()
+    arguments = parser.parse_intermixed_args(argv)
+    verbs = {
+        "check": _check,
+        "keys": _keys,
+        "prepare": _prepare,
+        "report": _report,
+        "bench": _bench,
+    }
+    try:
+        return verbs[arguments.verb](arguments.words, arguments)
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"fedgmr_hpc: error: {line}", file=sys.stderr)
+        return 2
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m fedgmr_hpc",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=("check", "keys", "prepare", "report", "bench"))
+    parser.add_argument("words", nargs="*", help="see above")
+    parser.add_argument("--ranks", type=int, help="ranks, the server included")
+    parser.add_argument("--root", help="folder of a data set's files")
+    parser.add_argument("--out", help="folder for plots")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of a benchmark")
+    return parser
+
+
+def _one(words: list[str], what: str, allowed: Sequence[str] = ()) -> str:
+    choices = f", one of {', '.join(allowed)}" if allowed else ""
+    if len(words) != 1 or (allowed and words[0] not in allowed):
+        raise ValueError(f"got {' '.join(words) or 'nothing'}, need {what}{choices}")
+    return words[0]
+
+
+def _check(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.data.federated import FederatedData
+
+    sources = [word for word in words if "=" not in word]
+    source = _one(sources, "one configuration") if sources else None
+    config = load_config(source, [word for word in words if "=" in word])
+    data = FederatedData(config)
+    print(render_config(config), end="")
+    print(f"# {_describe(config, data)}")
+    if arguments.ranks is not None:
+        print(f"# {_describe_ranks(config, arguments.ranks)}")
+    return 0
+
+
+def _describe(config: Config, data: object) -> str:
+    from fedgmr_hpc.data.federated import FederatedData
+    from fedgmr_hpc.models import make_layout
+
+    assert isinstance(data, FederatedData)
+    sizes = [len(part) for part in data.train_parts]
+    layout = make_layout(config.model.name)
+    return (
+        f"{layout.num_weights:,} weights, {layout.num_prunable:,} prunable; "
+        f"{sum(sizes):,} training samples, {min(sizes)} to {max(sizes)} a client; "
+        f"{data.pool_size('validation'):,} validation, {data.pool_size('test'):,} test"
+    )
+
+
+def _describe_ranks(config: Config, ranks: int) -> str:
+    if ranks < 1:
+        raise ValueError(f"--ranks: got {ranks}, allowed: at least 1")
+    if ranks == 1:
+        return "1 rank: server and clients in one process"
+    idle = max(0, ranks - 1 - config.clients.count)
+    waste = f", {idle} of them without a client" if idle else ""
+    return f"{ranks} ranks: 1 server, {ranks - 1} for {config.clients.count} clients{waste}"
+
+
+def _keys(words: list[str], arguments: argparse.Namespace) -> int:
+    print(describe_keys())
+    return 0
+
+
+def _prepare(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.data import describe_missing, prepare
+
+    name = _one(words, "a data set", get_args(DataName))
+    cache = str(Path(load_config().data.cache).expanduser())
+    print(prepare(name, arguments.root, cache))
+    return 2 if describe_missing(name, arguments.root) else 0
+
+
+def _report(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.report import make_report
+
+    if not words:
+        raise ValueError("got nothing, need one or more result files")
+    print(make_report(words, arguments.out or Path(words[0]).parent / "report"))
+    return 0
+
+
+def _bench(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.bench import run_bench
+
+    what = _one(words, "a benchmark", BENCHES)
+    return run_bench(what, quick=arguments.quick, ranks=arguments.ranks or 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Benchmarks with their ceilings: `python -m fedgmr_hpc bench codec|merge|mask|round|memory [--quick]`.
+
+Each warms up, checks its answer, repeats, states the ceiling it is measured against in the same run, prints a
+table and ends in one JSON line. Absolute times depend on the machine; the ratios are what to compare.
+
+    codec    encode + decode of frames per density     against a copy of the dense model
+    merge    one buffered mask-aware merge             against a copy of as many bytes
+    mask     one refresh: rank all entries, cut masks  against one sort of as many keys
+    round    FedGMR rounds over real ranks             against the same local steps alone
+    memory   rank 0 over many rounds                   against a flat line
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.fl.aggregation import BufferEntry, merge
+from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
+from fedgmr_hpc.models import initial_weights, make_layout
+from fedgmr_hpc.store import read_result
+
+DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)
+HIGH = (1.0, 0.5, 0.2, 0.1) + (0.05,) * 6
+
+
+def run_bench(what: str, *, quick: bool, ranks: int) -> int:
+    """Runs one benchmark; returns the exit code."""
+    repeats = 3 if quick else 15
+    if what in ("codec", "merge", "mask"):
+        rows, summary = {"codec": _codec, "merge": _merge, "mask": _mask}[what](repeats)
+    elif what == "round":
+        rows, summary = _round(quick, ranks)
+    else:
+        rows, summary = _memory(200 if quick else 2000, ranks)
+    _print_table(rows)
+    print(json.dumps({"bench": what, "quick": quick, **summary}))
+    return 0
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(rows[0])
+    cells = [columns] + [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _seconds(repeats: int, call: Callable[[], Any]) -> float:
+    """Median time of a call after a warm-up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began_s = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began_s)
+    return statistics.median(times)
+
+
+def _copy_gb_per_s(num_bytes: int, repeats: int) -> float:
+    """Bytes read plus written by a plain copy whose source and target make up `num_bytes`."""
+    source = np.ones(num_bytes // 8, np.float32)
+    target = np.empty_like(source)
+    return 2 * source.nbytes / _seconds(repeats, lambda: np.copyto(target, source)) / 1e9
+
+
+def _conv2() -> tuple[np.ndarray[Any, Any], list[PrunableLayer]]:
+    layout = make_layout("conv2")
+    weights = initial_weights("conv2", 0)[: layout.num_prunable]
+    entries = [entry for entry in layout.entries if entry.prunable]
+    return weights, [PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost) for e in entries]
+
+
+def _masks() -> tuple[np.ndarray[Any, Any], MaskSet]:
+    weights, layers = _conv2()
+    order = rank_entries(weights, np.abs(weights), layers, floor_frac=0.02)
+    return weights, cut_masks(order, DENSITIES, mask_id=1)
+
+
+def _codec(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    weights, masks = _masks()
+    ceiling = _copy_gb_per_s(2 * weights.nbytes, repeats)
+    rows = []
+    for density, count in zip(masks.densities, masks.counts, strict=True):
+        positions = np.arange(masks.size, dtype=np.int32)[:count]
+        if masks.perm is not None:
+            positions = np.sort(masks.perm[:count])
+        for is_known in (False, True):
+            frame = Frame(
+                kind=Kind.INCREMENT,
+                run=1,
+                client=-1,
+                base_version=1,
+                mask_id=1,
+                level=0,
+                density=density,
+                num_prunable=masks.size,
+                values=weights[positions],
+                positions=None if is_known else positions,
+            )
+            data = encode_frame(frame)
+            assert decode_frame(data) == frame
+            encode_s = _seconds(repeats, lambda frame=frame: encode_frame(frame))
+            decode_s = _seconds(repeats, lambda data=data: decode_frame(data))
+            rows.append(
+                {
+                    "density": density,
+                    "positions": "known" if is_known else "sent",
+                    "frame bytes": len(data),
+                    "encode ms": encode_s * 1e3,
+                    "decode ms": decode_s * 1e3,
+                    "dense GB/s": weights.nbytes / (encode_s + decode_s) / 1e9,
+                    "of copy": weights.nbytes / (encode_s + decode_s) / 1e9 / ceiling,
+                }
+            )
+    return rows, {"copy_gb_per_s": ceiling, "rows": rows}
+
+
+def _merge(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    weights, masks = _masks()
+    packed, dense = masks.pack(weights), np.zeros(1, np.float32)
+    rows = []
+    for name, densities in (("level high", HIGH), ("all full", (1.0,) * 10)):
+        entries = [
+            BufferEntry(
+                client, 0, packed[: masks.counts[masks.level(d)]].copy(), None, dense, 100
+            )
+            for client, d in enumerate(densities)
+        ]
+        ages = [1.0 / (1 + client % 3) for client in range(len(entries))]
+
+        def call(entries: Any = entries, ages: Any = ages) -> Any:
+            return merge(packed, dense, entries, ages, rule="mask_aware")
+
+        np.testing.assert_array_equal(call()[0], packed)  # every update agrees with the model
+        # Read the model and every update once, write the new model once.
+        moved = sum(entry.values.nbytes for entry in entries) + 2 * packed.nbytes
+        merge_s, ceiling = _seconds(repeats, call), _copy_gb_per_s(moved, repeats)
+        rate = moved / merge_s / 1e9
+        rows.append(
+            {
+                "buffer": name,
+                "moved MB": moved / 1e6,
+                "merge ms": merge_s * 1e3,
+                "GB/s": rate,
+                "copy GB/s": ceiling,
+                "of copy": rate / ceiling,
+            }
+        )
+    return rows, {"rows": rows}
+
+
+def _mask(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows = []
+    weights, layers = _conv2()
+    big = np.resize(weights, 10_000_000)
+    cases = [("conv2", weights, layers), ("10 M", big, [PrunableLayer("all", 0, len(big), 1.0)])]
+    for name, values, parts in cases:
+
+        def call(values: Any = values, parts: Any = parts) -> MaskSet:
+            order = rank_entries(values, np.abs(values), parts, floor_frac=0.02)
+            return cut_masks(order, DENSITIES, mask_id=1)
+
+        masks = call()
+        assert masks.perm is not None and len(np.unique(masks.perm)) == len(values)
+        keys = np.random.default_rng(0).integers(0, 2**63, len(values), dtype=np.uint64)
+        mask_s, sort_s = _seconds(repeats, call), _seconds(repeats, lambda keys=keys: np.sort(keys))
+        rows.append(
+            {
+                "entries": name,
+                "refresh ms": mask_s * 1e3,
+                "one sort ms": sort_s * 1e3,
+                "sorts": mask_s / sort_s,
+            }
+        )
+    return rows, {"rows": rows}
+
+
+def _mpirun(ranks: int, *command: str) -> None:
+    """Runs a module of this package under the mpirun beside this interpreter."""
+    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
+    launcher = str(mpirun) if mpirun.exists() else "mpirun"
+    ran = subprocess.run([launcher, "-n", str(ranks), sys.executable, "-m", *command])
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {ran.returncode}")
+
+
+def _round(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "round.json"
+        flags = ["--quick"] if quick else []
+        _mpirun(ranks, "fedgmr_hpc.study.bench_round", str(out), *flags)
+        rows = json.loads(out.read_text())
+    return rows, {"ranks": ranks, "rows": rows}
+
+
+def _memory(rounds: int, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.h5"
+        _mpirun(ranks, "fedgmr_hpc.launch", f"run.max_rounds={rounds}", f"results.path={path}")
+        merges = read_result(path).merges
+    settled = merges["round"] > rounds // 4
+    slope = np.polyfit(merges["round"][settled], merges["wall_rss_bytes"][settled], 1)[0]
+    mb_per_1000 = float(slope) * 1000 / 1e6
+    rows = [
+        {
+            "rounds": rounds,
+            "RSS MB at 1/4": float(merges["wall_rss_bytes"][settled][0]) / 1e6,
+            "RSS MB at the end": float(merges["wall_rss_bytes"][-1]) / 1e6,
+            "MB per 1000 rounds": mb_per_1000,
+        }
+    ]
+    return rows, {"mb_per_1000_rounds": mb_per_1000, "ranks": ranks}

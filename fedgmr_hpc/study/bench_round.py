@@ -1,0 +1,168 @@
+"""The ranks' side of `bench round`: FedGMR rounds against the same local steps alone, on the same ranks.
+
+Every rank but the server first trains its share of the clients for some rounds with nothing else going on (the
+ceiling), then serves a real run, then does the first part again. Efficiency is the ceiling's time for a round
+over the run's, between two refreshes, so that refreshes and evaluations at the usual interval are inside. With
+constant links and nominal sizes all ten clients deliver in every round; masks and bytes moved are the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedgmr_hpc.comm.ranks import detect_launch
+from fedgmr_hpc.comm.transport import Tag, Transport
+from fedgmr_hpc.config import Config, load_config, make_config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
+from fedgmr_hpc.launch import guard, make_transport, prepare_experiment, serve
+from fedgmr_hpc.models import initial_weights
+from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.records import RunError
+from fedgmr_hpc.server import prunable_layers
+from fedgmr_hpc.worker import Worker
+
+TIMEOUT_S = 600.0
+FULL = [1.0] * 10
+
+
+def make_case(folder: str, name: str, quick: bool) -> Config:
+    """FedGMR on Conv2 and FEMNIST shapes; scores are taken, restoration waits for ever."""
+    interval = 4 if quick else 25
+    overrides = [
+        "data.name=synthetic_femnist",
+        f"run.max_rounds={3 * interval + 1}",
+        f"run.interval_rounds={interval}",
+        "restoration.patience=1000000",
+        "links.size=nominal",
+        "links.client_sigma=0",
+        "links.server_sigma=0",
+        "progress=quiet",
+        f"results.path={folder}/{name.replace(' ', '_')}.h5",
+    ]
+    if quick:
+        overrides += ["data.max_train=2000", "data.max_test=400"]
+    if name == "all full":
+        overrides.append(f"clients.shares={FULL}")
+    return load_config("femnist", overrides)
+
+
+def main() -> int:
+    """One rank."""
+    torch.set_num_threads(1)
+    out, quick = Path(sys.argv[1]), "--quick" in sys.argv[2:]
+    transport = make_transport("mpi", detect_launch(os.environ))
+    if transport is None:
+        raise SystemExit("bench round needs at least two ranks")
+    return guard(transport, lambda: run_cases(transport, out, quick))
+
+
+def run_cases(transport: Transport, out: Path, quick: bool) -> int:
+    """All cases on this rank; rank 0 leaves the table as JSON in `out`."""
+    names = ["level high", "all full"]
+    if transport.rank > 0:
+        for _ in names:
+            follow(transport)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [lead(make_case(folder, name, quick), name, transport) for name in names]
+    out.write_text(json.dumps(rows))
+    return 0
+
+
+def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
+    """Rank 0: times both parts; returns one row of the table."""
+    rest_bytes = resident_bytes()
+    experiment = prepare_experiment(config)
+    hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
+    for rank in range(1, transport.size):
+        transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
+    before_s = time_ceiling(transport)
+    result = serve(experiment, transport)
+    after_s = time_ceiling(transport)
+    merges, k = result.merges, config.run.interval_rounds
+    clients_a_round = float(merges["num_merged"][k : 3 * k].mean())
+    round_s = float(merges["wall_s"][3 * k - 1] - merges["wall_s"][k - 1]) / (2 * k)
+    ceiling_s = (before_s + after_s) / 2
+    dense_bytes = result.weights.nbytes
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - rest_bytes
+    buffer_bytes = dense_bytes * float(np.sum(config.clients.bandwidth_shares()))
+    return {
+        "densities": name,
+        "clients/round": clients_a_round,
+        "round s": round_s,
+        "ceiling s": ceiling_s,
+        "ceiling before, after s": f"{before_s:.3f} {after_s:.3f}",
+        "efficiency": ceiling_s / round_s * clients_a_round / config.clients.count,
+        "times faster than 4.6 s": 4.6 / round_s,
+        "server peak - buffer, dense models": (peak_bytes - buffer_bytes) / dense_bytes,
+    }
+
+
+def time_ceiling(transport: Transport) -> float:
+    """Seconds a round takes when the ranks only train."""
+    for rank in range(1, transport.size):
+        transport.send(rank, Tag.TASK, b"")
+    times = []
+    for _ in range(1, transport.size):
+        message = transport.recv(TIMEOUT_S)
+        if message.tag != Tag.RESULT:
+            raise RunError(bytes(message.payload).decode(), rank=message.source, stage="train")
+        times.append(json.loads(bytes(message.payload)))
+    return float(max(times))
+
+
+def follow(transport: Transport) -> None:
+    """A client rank: the ceiling, the run, the ceiling again."""
+    hello = json.loads(bytes(transport.recv(TIMEOUT_S).payload))
+    config = make_config(hello["config"])
+    worker = Worker(config, transport, FederatedData(config), hello["run_id"])
+    report_ceiling(worker, transport)
+    worker.run()
+    report_ceiling(worker, transport)
+
+
+def report_ceiling(worker: Worker, transport: Transport) -> None:
+    """Trains this rank's share of the clients on their initial sub-models, as in a run."""
+    config = worker.config
+    shares = config.clients.bandwidth_shares()
+    weights = torch.from_numpy(initial_weights(config.model.name, 0))
+    prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
+    layers = prunable_layers(config.model.name)
+    order = rank_entries(prunable.numpy(), np.abs(prunable.numpy()), layers, floor_frac=0.02)
+    masks = cut_masks(order, shares, mask_id=1)
+    packed = torch.from_numpy(masks.pack(prunable.numpy()))
+    perm = None if masks.perm is None else torch.from_numpy(masks.perm).long()
+    mine = range(transport.rank - 1, config.clients.count, transport.size - 1)
+    rounds = 2 if config.run.interval_rounds < 25 else 8
+    transport.recv(TIMEOUT_S)
+    spent_s = 0.0
+    for index in range(rounds + 1):
+        for client in mine:
+            count = masks.counts[masks.level(shares[client])]
+            positions = None if perm is None else perm[:count]
+            worker.sub_model.load(packed[:count], dense, positions, mask_id=-1)
+            began_s = time.perf_counter()
+            worker.sub_model.train(
+                worker.data.train_batches(client, index * config.train.steps, config.train.steps),
+                worker.loss,
+                learning_rate=config.train.learning_rate,
+                choices=worker.choices,
+            )
+            spent_s += (time.perf_counter() - began_s) * (index > 0)  # the first round warms up
+    transport.send(0, Tag.RESULT, json.dumps(spent_s / rounds).encode())
+    transport.flush(TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

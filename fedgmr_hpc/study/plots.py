@@ -1,0 +1,108 @@
+"""The plots of a report; the only importer of matplotlib.
+
+Times are virtual. Shapes: N merges, E evaluations, C clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fedgmr_hpc.store import Result
+from fedgmr_hpc.study.series import end_s, mean_density
+
+MAX_MARKED = 40  # lines with more points are drawn without markers
+Style = Literal["-", "--"]
+
+
+def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
+    """Test (solid) and validation (dashed) accuracy of the server's model over virtual time."""
+    figure, axes, unit_s = _time_axes(results)
+    axes.set_ylabel("accuracy (%)")
+    colours = _colours(len(results))
+    for colour, result in zip(colours, results, strict=True):
+        _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
+        marker = "o" if len(result.evaluations["version"]) <= MAX_MARKED else ""
+        _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
+    styles = [_key("black", "test"), _key("black", "validation", "--")]
+    _finish_plot(figure, axes, [*_run_keys(colours, names), *styles])
+    return figure
+
+
+def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: Any) -> None:
+    """The finite values of one accuracy, in percent."""
+    values = result.evaluations[name]
+    known = np.isfinite(values)
+    times = result.evaluations["now_s"][known] / unit_s
+    axes.plot(times, 100 * values[known], markersize=4, **style)
+
+
+def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
+    """Mean density over virtual time; a run alone shows its clients too."""
+    figure, axes, unit_s = _time_axes(results)
+    axes.set_ylabel("density (fraction of prunable weights)")
+    axes.set_ylim(0, 1.04)
+    alone = len(results) == 1
+    colours = ["black"] if alone else _colours(len(results))  # alone, the clients have the colours
+    for colour, result in zip(colours, results, strict=True):
+        if alone:
+            _plot_clients(axes, result, unit_s)
+        times, means = mean_density(result)
+        axes.step(times / unit_s, means, where="post", color=colour, linewidth=2.5, alpha=0.8)
+    keys = _run_keys(colours, [f"{name}, mean" for name in names])
+    clients = [_key("C2", "clients, dark: sparse at the start", width=1.0)] if alone else []
+    _finish_plot(figure, axes, [*keys, *clients])
+    return figure
+
+
+def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
+    """One thin step line a client, darkest for the smallest density at the start."""
+    times = result.merges["now_s"] / unit_s
+    for density in result.merges["density"].T if len(times) else ():
+        shade = matplotlib.colormaps["viridis"](0.9 * density[:1])
+        axes.step(times, density, where="post", color=shade, linewidth=1.0)
+
+
+def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
+    """An empty plot over virtual time, and the seconds of its time unit."""
+    longest_s = max((end_s(result, "now_s") for result in results), default=0.0)
+    unit_s, unit = next(
+        (seconds, name)
+        for seconds, name in ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+        if longest_s >= 5 * seconds or name == "s"
+    )
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(f"virtual time ({unit})")
+    return figure, axes, unit_s
+
+
+def _finish_plot(figure: Figure, axes: Axes, keys: Sequence[Line2D]) -> None:
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_fontsize(13)
+    axes.tick_params(labelsize=12)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    columns = 3 if max(len(str(key.get_label())) for key in keys) < 35 else 2
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=11)
+
+
+def _colours(number: int) -> list[Any]:
+    """Colours that differ: the ten named ones, or as many steps of a colour map as needed."""
+    if number <= 10:
+        return [f"C{index}" for index in range(number)]
+    return list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, number)))
+
+
+def _run_keys(colours: Sequence[Any], names: Sequence[str]) -> list[Line2D]:
+    return [_key(colour, name, width=2.5) for colour, name in zip(colours, names, strict=True)]
+
+
+def _key(colour: Any, label: str, style: Style = "-", width: float = 1.5) -> Line2D:
+    return Line2D([], [], color=colour, label=label, linestyle=style, linewidth=width)

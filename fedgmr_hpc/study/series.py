@@ -1,0 +1,29 @@
+"""Series that tables and plots share, read off a result.
+
+Shapes: N merges.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgmr_hpc.store import Result
+
+Values = NDArray[Any]
+
+
+def mean_density(result: Result) -> tuple[Values, Values]:
+    """Times in s and mean densities, [N], from the initial model on where it was evaluated."""
+    times, means = result.merges["now_s"], result.merges["density"].mean(axis=1)
+    initial = result.evaluations["version"] == 0
+    before = [result.evaluations[name][initial][:1] for name in ("now_s", "mean_density")]
+    return np.concatenate([before[0], times]), np.concatenate([before[1], means])
+
+
+def end_s(result: Result, name: str) -> float:
+    """The latest time in column `name`."""
+    columns = [result.merges[name], result.evaluations[name]]
+    return max((float(column[-1]) for column in columns if len(column)), default=0.0)

@@ -1,0 +1,219 @@
+"""The models against spec sections 8 (counts, bounds, architecture) and 3.2 (costs); the loss."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedgmr_hpc.models import (
+    FlatNet,
+    initial_weights,
+    input_shape,
+    loss_function,
+    make_layout,
+    num_outputs,
+)
+
+MODELS = ("digits_cnn", "conv2", "vgg11")
+CONV2_COSTS = {"conv1": 5.56e-6, "conv2": 4.106e-5, "fc1": 6.525e-6}
+VGG11_COSTS = {
+    "conv1": 5.56e-6,
+    "conv2": 5.03e-5,
+    "conv3": 1.80e-5,
+    "conv4": 1.95e-5,
+    "conv5": 1.07e-5,
+    "conv6": 1.20e-5,
+    "conv7": 1.48e-5,
+    "conv8": 9.60e-6,
+    "fc1": 8.13e-6,
+    "fc2": 6.78e-6,
+}
+BOUNDS = {  # (model, tensor): half width of its uniform start
+    ("conv2", "conv1.weight"): 1 / 5,  # fan in 25
+    ("conv2", "conv1.bias"): 1 / 5,
+    ("conv2", "conv2.weight"): 1 / math.sqrt(800),
+    ("conv2", "conv2.bias"): 1 / math.sqrt(800),
+    ("conv2", "fc1.weight"): math.sqrt(6 / 2048),  # Kaiming fan out
+    ("conv2", "fc1.bias"): 1 / 56,  # fan in 3136
+    ("conv2", "fc2.weight"): math.sqrt(6 / 62),
+    ("conv2", "fc2.bias"): 1 / math.sqrt(2048),
+    ("vgg11", "conv1.weight"): 1 / math.sqrt(27),
+    ("vgg11", "conv8.weight"): 1 / math.sqrt(4608),
+    ("vgg11", "fc1.weight"): math.sqrt(6 / 512),  # Kaiming fan in, a = 0
+    ("vgg11", "fc2.weight"): math.sqrt(6 / 512),
+    ("vgg11", "fc3.weight"): math.sqrt(6 / (3.25 * 512)),  # a = 1.5
+    ("vgg11", "fc3.bias"): 1 / math.sqrt(512),
+}
+
+
+def conv2_of_torch() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(3136, 2048), nn.ReLU(), nn.Linear(2048, 62),
+    )  # fmt: skip
+
+
+def vgg11_of_torch() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"):
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    layers += [nn.Flatten(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(512, 10))
+
+
+def copy_parameters(net: FlatNet, parent: nn.Sequential) -> None:
+    """Layer by layer in forward order, whatever the order in the flat vector."""
+    names = list(dict.fromkeys(e.name.split(".")[0] for e in net.layout.entries))
+    modules = [m for m in parent if hasattr(m, "weight")]
+    with torch.no_grad():
+        for name, module in zip(names, modules, strict=True):
+            module.weight.copy_(net.parameters_by_name[f"{name}.weight"])
+            module.bias.copy_(net.parameters_by_name[f"{name}.bias"])
+
+
+@pytest.mark.parametrize(
+    ("model", "num_weights", "num_prunable"),
+    [
+        ("conv2", 6_603_710, 6_474_528),
+        ("vgg11", 9_750_922, 9_742_016),
+        # 144 + 4,608 + 65,536 prunable; 1,280 of the output layer, 16 + 32 + 128 + 10 biases
+        ("digits_cnn", 71_754, 70_288),
+    ],
+)
+def test_parameter_counts(model, num_weights, num_prunable):
+    layout = make_layout(model)
+    assert (layout.num_weights, layout.num_prunable) == (num_weights, num_prunable)
+    assert len(initial_weights(model, 0)) == num_weights
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes"),
+    [("conv2", (1, 28, 28), 62), ("vgg11", (3, 32, 32), 10), ("digits_cnn", (1, 8, 8), 10)],
+)
+def test_images_and_classes(model, shape, classes):
+    assert (input_shape(model), num_outputs(model)) == (shape, classes)
+    assert FlatNet(model)(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prunable_tensors_come_first_without_gaps(model):
+    layout = make_layout(model)
+    ends = [entry.offset + entry.size for entry in layout.entries]
+    assert [entry.offset for entry in layout.entries] == [0, *ends[:-1]]
+    assert ends[-1] == layout.num_weights
+    flags = [entry.prunable for entry in layout.entries]
+    assert flags == sorted(flags, reverse=True)
+    prunable = [entry for entry in layout.entries if entry.prunable]
+    assert prunable[-1].offset + prunable[-1].size == layout.num_prunable
+
+
+def test_conv2_offsets():
+    offsets = {e.name: e.offset for e in make_layout("conv2").entries}
+    prunable = {"conv1.weight": 0, "conv2.weight": 800, "fc1.weight": 52_000}
+    assert {name: offsets[name] for name in prunable} == prunable
+    assert min(v for name, v in offsets.items() if name not in prunable) == 6_474_528
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_biases_and_the_output_layer_are_dense(model):
+    layout = make_layout(model)
+    output = max(e.name for e in layout.entries if e.name.startswith("fc")).split(".")[0]
+    dense = {e.name for e in layout.entries if not e.prunable}
+    assert dense == {e.name for e in layout.entries if e.name.endswith("bias")} | {
+        f"{output}.weight"
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_bias_is_gated_by_its_own_prunable_weight(model):
+    layout = make_layout(model)
+    for entry in layout.entries:
+        layer, kind = entry.name.split(".")
+        is_gated = kind == "bias" and layout[f"{layer}.weight"].prunable
+        assert entry.gated_by == (f"{layer}.weight" if is_gated else None)
+
+
+@pytest.mark.parametrize(("model", "costs"), [("conv2", CONV2_COSTS), ("vgg11", VGG11_COSTS)])
+def test_layer_costs(model, costs):
+    prunable = [e for e in make_layout(model).entries if e.prunable]
+    assert {e.name.removesuffix(".weight"): e.cost for e in prunable} == costs
+
+
+def test_missing_layer_costs_are_one():
+    assert {e.cost for e in make_layout("digits_cnn").entries} == {1.0}
+
+
+@pytest.mark.parametrize(("model", "tensor"), list(BOUNDS))
+def test_initial_bounds(model, tensor):
+    values = initial_weights(model, 0)[make_layout(model)[tensor].span]
+    bound = BOUNDS[model, tensor]
+    assert np.abs(values).max() <= bound * (1 + 1e-6)
+    assert np.abs(values).max() > bound * (1 - 8 / len(values))  # misses once in e^8 draws
+    assert abs(values.mean()) < 4 * bound / math.sqrt(3 * len(values))
+    assert values.std() == pytest.approx(bound / math.sqrt(3), rel=3 / math.sqrt(len(values)))
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    one, again, other = (initial_weights("digits_cnn", seed) for seed in (3, 3, 4))
+    assert one.dtype == np.float32
+    assert one.tobytes() == again.tobytes()
+    assert not np.any(one == other)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_writing_the_flat_vector_loads_the_model(model):
+    net = FlatNet(model)
+    net.flat.copy_(torch.arange(len(net.flat)))
+    for entry, parameter in zip(net.layout.entries, net.trainable(), strict=True):
+        assert parameter.shape == entry.shape
+        assert parameter.data_ptr() == net.flat.data_ptr() + 4 * entry.offset
+        assert parameter.flatten()[0] == entry.offset
+
+
+@pytest.mark.parametrize(
+    ("model", "parent"), [("conv2", conv2_of_torch), ("vgg11", vgg11_of_torch)]
+)
+def test_forward_pass_is_the_architecture_of_section_8(model, parent):
+    net, parent = FlatNet(model), parent()
+    net.flat.copy_(torch.from_numpy(initial_weights(model, 1)))
+    copy_parameters(net, parent)
+    images = torch.rand(3, *input_shape(model), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = parent(images)
+        assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():  # takes another linear kernel
+        assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bce_is_the_mean_over_classes_of_one_hot_targets():
+    logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
+    # softplus(log 3) = log 4: label 0 costs log 2 + log 4, label 1 costs log 2 + log 4 - log 3
+    per_sample = loss_function("bce", logits, torch.tensor([0, 0]))
+    assert per_sample.tolist() == pytest.approx([math.log(8) / 2, math.log(8 / 3) / 2], rel=1e-6)
+
+
+def test_cross_entropy_is_per_sample():
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    per_sample = loss_function("cross_entropy", logits, torch.tensor([0, 1]))
+    assert per_sample.tolist() == pytest.approx([math.log(4), math.log(2)], rel=1e-6)
+    assert torch.equal(per_sample, F.cross_entropy(logits, torch.tensor([0, 1]), reduction="none"))
+
+
+def test_layout_as_json_names_every_tensor():
+    layout = make_layout("conv2")
+    parsed = json.loads(layout.to_json())
+    rows = [dict(zip(parsed["columns"], row, strict=True)) for row in parsed["tensors"]]
+    assert {"name": "fc1.weight", "shape": [2048, 3136], "offset": 52_000, "prunable": True} in rows
+    assert len(rows) == len(layout.entries) == 8
