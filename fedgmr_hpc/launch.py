@@ -39,6 +39,7 @@ from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc  # noqa: E402
 from fedgmr_hpc.config import Config, load_config, make_config, render_config  # noqa: E402
 from fedgmr_hpc.data.federated import FederatedData  # noqa: E402
 from fedgmr_hpc.models import make_layout  # noqa: E402
+from fedgmr_hpc.process import return_large_blocks  # noqa: E402
 from fedgmr_hpc.progress import Progress  # noqa: E402
 from fedgmr_hpc.provenance import collect_provenance  # noqa: E402
 from fedgmr_hpc.records import RunError  # noqa: E402
@@ -219,6 +220,7 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
     """Runs the server; returns what it wrote."""
     config = experiment.config
     layout = make_layout(config.model.name)
+    return_large_blocks()
     writer = ResultWriter(
         experiment.path,
         config_yaml=render_config(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -24,3 +25,15 @@ def private_bytes() -> int:
         return resident_bytes()
     _, resident, shared = statm.read_text().split()[:3]
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_large_blocks() -> None:
+    """Makes the C library give freed model-sized blocks back, instead of keeping them in its heap.
+
+    glibc moves its threshold up to the size of what is freed, after which a few long-lived arrays
+    pin many times their size. Other C libraries are left alone.
+    """
+    mmap_threshold, block_bytes = -3, 1 << 22
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(mmap_threshold, block_bytes)

@@ -65,7 +65,7 @@ class Evaluation:
     """
 
     version: int
-    payload: memoryview  # the version's frame
+    payload: memoryview | None  # the version's frame, until every rank has it
     chunks: dict[Pool, dict[int, tuple[int, float] | None]]
 
     def is_done(self, pool: Pool) -> bool:
@@ -140,6 +140,7 @@ class RankPool:
             queue = self.urgent if pool == "validation" else self.idle_time
             queue.extend(Chunk(evaluation, pool, start) for start in starts)
         self._feed()
+        self.transport.flush(self.config.run.timeout_s)  # ranks begin before the server turns away
 
     def _feed(self) -> None:
         """Gives ranks with room their next piece of work."""
@@ -185,8 +186,11 @@ class RankPool:
     def _send_chunk(self, rank: int, state: _Rank, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
+            assert evaluation.payload is not None
             state.eval_version = evaluation.version
             self.transport.send(rank, Tag.FRAME, evaluation.payload)
+            if all(other.eval_version == evaluation.version for other in self.ranks.values()):
+                evaluation.payload = None
         task = {"version": evaluation.version, "pool": chunk.pool, "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
 

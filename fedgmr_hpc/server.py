@@ -97,17 +97,21 @@ class Server:
 
     def run(self) -> Floats:
         """Runs to the end; returns the final weights [P + D], natural order."""
-        event: Event = Started(0.0)
+        follow_up = self._handle(Started(0.0))
         while self.weights is None:
-            follow_up: Event | None = None
-            for command in self.coordinator.handle(event):
-                follow_up = self._execute(command) or follow_up
-            if self.weights is None:
-                event = follow_up or self._next_event()
+            follow_up = self._handle(follow_up or self._next_event())
         while self.pending:
             self._pump("the test evaluation")
         self.pool.stop()
         return self.weights
+
+    def _handle(self, event: Event) -> Event | None:
+        """Has an event handled and the commands carried out; returns the event that one answers with.
+        Commands hold versions of the model, so none outlives this."""
+        follow_up: Event | None = None
+        for command in self.coordinator.handle(event):
+            follow_up = self._execute(command) or follow_up
+        return follow_up
 
     def _next_event(self) -> Event:
         happened = self.clock.next()
@@ -158,7 +162,6 @@ class Server:
         self.pool.submit(dispatch)
 
     def _evaluate(self, command: Evaluate) -> Evaluated:
-        weights = command.weights
         frame = Frame(
             kind=Kind.MODEL,
             run=self.run_id,
@@ -168,9 +171,11 @@ class Server:
             level=0,
             density=1.0,
             num_prunable=self.num_prunable,
-            values=weights[: self.num_prunable],
-            dense=weights[self.num_prunable :],
+            values=command.masks.unpack(command.packed),
+            dense=command.dense,
         )
+        digest = xxhash.xxh3_64(frame.values.data)
+        digest.update(frame.dense.data)
         pools: tuple[Pool, ...] = ("validation", "test")
         starts = {p: range(0, self.data.pool_size(p), self.config.eval.chunk) for p in pools}
         evaluation = Evaluation(
@@ -178,9 +183,9 @@ class Server:
             payload=encode_frame(frame),
             chunks={p: dict.fromkeys(starts[p]) for p in pools},
         )
+        del frame  # holds a dense model
         self.pool.evaluate(evaluation)
-        digest = xxhash.xxh3_64_intdigest(weights.data)
-        self.pending.append(_Pending(evaluation, command.round, self.now_s, digest))
+        self.pending.append(_Pending(evaluation, command.round, self.now_s, digest.intdigest()))
         if not self.coordinator.is_last:
             self.coordinator.rank()  # while the ranks validate
         while not evaluation.is_done("validation"):

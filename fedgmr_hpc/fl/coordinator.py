@@ -85,7 +85,9 @@ class Evaluate:
 
     version: int
     round: int
-    weights: Floats  # [P + D], natural order
+    masks: MaskSet
+    packed: Floats  # [P]
+    dense: Floats  # [D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ class Coordinator:
             num_samples=update.num_samples,
             mask_id=masks.mask_id,
         )
+        self.buffer.pop(update.client, None)  # the next merge takes the new one
         client.in_flight = client.masks = None
         client.cycle_times_s.append(event.now_s - client.dispatched_s)
         self.restoration.deliver(update.client, update.density)
@@ -280,6 +283,7 @@ class Coordinator:
         if not choices.buffered:
             self.buffer.clear()
         self.arrived = {}
+        self._forget_masks()
         self.awaited = set(self.pacing)
 
     def _in_current_order(self, entry: BufferEntry) -> BufferEntry:
@@ -327,15 +331,13 @@ class Coordinator:
         self._report.density[:] = self.restoration.densities
         return self._report
 
-    def _natural(self) -> Floats:
-        return np.concatenate([self.masks.unpack(self.packed), self.dense])
-
     def _evaluate(self) -> Evaluate:
-        return Evaluate(self.version, self.round, self._natural())
+        return Evaluate(self.version, self.round, self.masks, self.packed, self.dense)
 
     def _refresh(self, event: Evaluated) -> list[Command]:
         if self.is_last:
-            return [self._finish_report(), Finish(self._natural())]
+            weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
+            return [self._finish_report(), Finish(weights)]
         times = [
             sum(c.cycle_times_s) / len(c.cycle_times_s) if c.cycle_times_s else None
             for c in self.clients
@@ -360,6 +362,7 @@ class Coordinator:
         natural = self.masks.unpack(self.packed)
         kind = self.config.submodel.score
         scores = score_entries(kind, natural, self._last_refresh, self._grad_squares)
+        self._last_refresh = natural.copy() if kind == "wg" else None
         layers = self.layers
         if not self.config.submodel.use_costs:
             layers = tuple(PrunableLayer(la.name, la.start, la.stop, 1.0) for la in layers)
@@ -373,7 +376,6 @@ class Coordinator:
                 version=self.version,
                 stage="merge",
             ) from None
-        self._last_refresh = natural if kind == "wg" else None
         if self._grad_squares is not None:
             self._grad_squares = np.zeros_like(self._grad_squares)
 
@@ -382,10 +384,9 @@ class Coordinator:
         assert self._order is not None
         masks = cut_masks(self._order, densities, mask_id=self.masks.mask_id + 1)
         self._order = None
-        natural = self.masks.unpack(self.packed)
-        self._forget_masks()
         self._old_masks[self.masks.mask_id] = self.masks
-        self.masks, self.packed = masks, masks.pack(natural)
+        self.packed = masks.pack(self.masks.unpack(self.packed))
+        self.masks = masks
 
     def _dispatch(self, now_s: float, receivers: Sequence[int]) -> Dispatch:
         assignments = tuple(self._assign(client, now_s) for client in receivers)

@@ -26,6 +26,8 @@ from fedgmr_hpc.records import Floats, Ints, RunError
 Keys = NDArray[np.uint64]
 _MAX_BITS = np.uint32(0x7FFFFFFF)  # of a non-negative float; minus its bits, the class bit is 0
 _ALL_BITS = np.uint32(0xFFFFFFFF)  # minus the bits of a float, the class bit is 1
+_BLOCK = 1 << 18  # entries written at a time, so that no second array of all positions exists
+_LOW = 0 if sys.byteorder == "little" else 1  # which half of a key is the position
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,20 @@ def full_masks(size: int) -> MaskSet:
 
 
 def rank_entries(
-    weights: Floats, scores: Floats, layers: Sequence[PrunableLayer], *, floor_frac: float
+    weights: Floats,
+    scores: Floats,
+    layers: Sequence[PrunableLayer],
+    *,
+    floor_frac: float,
 ) -> Ints:
     """The order of importance: natural positions [P], most important first.
 
+    One integer sort: a key is a class bit (0 in the floor), the inverted bits of the rank value
+    (non-negative floats order like their bits) and the position, which also breaks ties.
+
     Args:
-        weights: [P] current prunable weights, natural order.
-        scores: [P] non-negative scores, natural order.
+        weights: [P] current prunable weights, natural order; overwritten, its memory is returned.
+        scores: [P] non-negative scores, natural order; may be `weights` itself, which ranks by |W|.
         layers: the tensors that make up the P entries.
         floor_frac: share rho of each layer that ranks before everything else.
 
@@ -106,48 +115,61 @@ def rank_entries(
     keys = np.empty(len(weights), np.uint64)
     for layer in layers:
         span = slice(layer.start, layer.stop)
-        _rank_layer(keys[span], np.abs(weights[span]), scores[span], layer, floor_frac)
+        own = None if scores is weights else scores[span]
+        size_of = np.abs(weights[span], out=weights[span])
+        _rank_layer(keys[span], size_of, own, layer, floor_frac)
     keys.sort()
-    return _positions(keys).astype(np.int32)
+    order = weights.view(np.int32)
+    order[:] = keys.view(np.uint32)[_LOW::2]
+    return order
 
 
 def _rank_layer(
-    keys: Keys, size_of: Floats, scores: Floats, layer: PrunableLayer, floor_frac: float
+    keys: Keys, size_of: Floats, scores: Floats | None, layer: PrunableLayer, floor_frac: float
 ) -> None:
-    """Fills the ascending keys of one layer: class bit, inverted rank value, position."""
-    largest = float(size_of.max())
-    if not np.isfinite(largest) or not np.isfinite(scores.max()):
+    """Fills the keys of one layer [n_l]; `size_of` is |W| and is overwritten."""
+    largest = size_of.max()
+    if not np.isfinite(largest) or (scores is not None and not np.isfinite(scores.max())):
         raise RunError(f"layer {layer.name}: a weight or score is not finite", stage="merge")
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
-    _fill_keys(keys, size_of / np.float32(largest or 1.0), layer.start, _MAX_BITS)
-    floor = np.partition(keys, num_floor - 1)[:num_floor].copy() if num_floor else keys[:0]
-    _fill_keys(keys, scores / np.float32(layer.cost), layer.start, _ALL_BITS)
-    keys[_positions(floor).astype(np.int64) - layer.start] = floor
-
-
-def _fill_keys(keys: Keys, values: Floats, start: int, top: np.uint32) -> None:
-    """Non-negative floats order like their bits: one integer sort ranks them, ties by position."""
+    floor = _largest(size_of, num_floor, keys.view(np.float32)[: len(size_of)])
+    floor_values = size_of[floor] / (largest or np.float32(1))
+    rank_values = np.divide(
+        size_of if scores is None else scores, np.float32(layer.cost), out=size_of
+    )
     halves = keys.view(np.uint32).reshape(-1, 2)
-    low, high = (0, 1) if sys.byteorder == "little" else (1, 0)
-    halves[:, low] = np.arange(start, start + len(values), dtype=np.uint32)
-    np.subtract(top, values.view(np.uint32), out=halves[:, high])
+    for start in range(0, len(keys), _BLOCK):
+        stop = min(start + _BLOCK, len(keys))
+        halves[start:stop, _LOW] = np.arange(layer.start + start, layer.start + stop)
+    np.subtract(_ALL_BITS, rank_values.view(np.uint32), out=halves[:, 1 - _LOW])
+    halves[floor, 1 - _LOW] = _MAX_BITS - floor_values.view(np.uint32)
 
 
-def _positions(keys: Keys) -> NDArray[np.uint32]:
-    """The lower half of each key."""
-    return keys.view(np.uint32)[0 if sys.byteorder == "little" else 1 :: 2]
+def _largest(values: Floats, count: int, scratch: Floats) -> NDArray[np.int64]:
+    """Indices of the `count` largest values, ties by index; `scratch` is as long as `values`."""
+    if not count:
+        return np.empty(0, np.int64)
+    scratch[:] = values
+    scratch.partition(len(values) - count)
+    smallest = scratch[len(values) - count]
+    above = np.flatnonzero(values > smallest)
+    ties = np.flatnonzero(values == smallest)[: count - len(above)]
+    return np.concatenate([above, ties])
 
 
 def cut_masks(order: Ints, densities: Sequence[float], *, mask_id: int) -> MaskSet:
-    """The nested masks of the given densities: level j keeps the first int(d_j P) entries of `order`."""
+    """The nested masks of the given densities: level j keeps the first int(d_j P) entries.
+
+    Args:
+        order: [P] from `rank_entries`; it becomes the mask set's own and is sorted in place.
+    """
     levels = tuple(sorted(set(densities)))
     counts = tuple(int(density * len(order)) for density in levels)
     if counts[0] == len(order):
         return MaskSet(mask_id, levels, counts, None, len(order))
-    perm = order.copy()
     for start, stop in zip((0, *counts), (*counts, len(order)), strict=True):
-        perm[start:stop].sort()
-    return MaskSet(mask_id, levels, counts, perm, len(order))
+        order[start:stop].sort()
+    return MaskSet(mask_id, levels, counts, order, len(order))
 
 
 def repack(values: Floats, index: Ints | None, old: MaskSet, new: MaskSet) -> tuple[Floats, Ints | None]:
@@ -170,17 +192,19 @@ def repack(values: Floats, index: Ints | None, old: MaskSet, new: MaskSet) -> tu
         target = inverse[natural]
     keys = (target.astype(np.uint64) << np.uint64(32)) | np.arange(len(values), dtype=np.uint64)
     keys.sort()
-    moved = values[_positions(keys).astype(np.int64)]
+    moved = values[keys.view(np.uint32)[_LOW::2].astype(np.int64)]
     target = (keys >> np.uint64(32)).astype(np.int32)
     is_prefix = not len(target) or int(target[-1]) == len(target) - 1
     return moved, None if is_prefix else target
 
 
-def score_entries(kind: str, weights: Floats, previous: Floats | None, grad_squares: Floats | None) -> Floats:
-    """FMP scores [P], natural order (spec section 3.1).
+def score_entries(
+    kind: str, weights: Floats, previous: Floats | None, grad_squares: Floats | None
+) -> Floats:
+    """FMP scores [P], natural order (spec section 3.1), for `rank_entries`.
 
     Args:
-        kind: `w` |W|; `wg` |(W - W at the previous refresh) W|; `g` summed squared client gradients.
+        kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|; `g` summed squared client gradients.
         previous: [P] weights at the previous refresh, None at the first, which scores `w`.
         grad_squares: [P] sums since the previous refresh, None at the first, which scores `w`.
     """
@@ -188,4 +212,4 @@ def score_entries(kind: str, weights: Floats, previous: Floats | None, grad_squa
         return np.abs((weights - previous) * weights)
     if kind == "g" and grad_squares is not None:
         return grad_squares
-    return np.abs(weights)
+    return weights

@@ -88,7 +88,7 @@ def _conv2() -> tuple[np.ndarray[Any, Any], list[PrunableLayer]]:
 
 def _masks() -> tuple[np.ndarray[Any, Any], MaskSet]:
     weights, layers = _conv2()
-    order = rank_entries(weights, np.abs(weights), layers, floor_frac=0.02)
+    order = rank_entries(weights.copy(), np.abs(weights), layers, floor_frac=0.02)
     return weights, cut_masks(order, DENSITIES, mask_id=1)
 
 
@@ -173,7 +173,7 @@ def _mask(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for name, values, parts in cases:
 
         def call(values: Any = values, parts: Any = parts) -> MaskSet:
-            order = rank_entries(values, np.abs(values), parts, floor_frac=0.02)
+            order = rank_entries(values.copy(), np.abs(values), parts, floor_frac=0.02)
             return cut_masks(order, DENSITIES, mask_id=1)
 
         masks = call()

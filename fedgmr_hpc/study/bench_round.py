@@ -139,7 +139,7 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
     layers = prunable_layers(config.model.name)
-    order = rank_entries(prunable.numpy(), np.abs(prunable.numpy()), layers, floor_frac=0.02)
+    order = rank_entries(prunable.numpy().copy(), np.abs(prunable.numpy()), layers, floor_frac=0.02)
     masks = cut_masks(order, shares, mask_id=1)
     packed = torch.from_numpy(masks.pack(prunable.numpy()))
     perm = None if masks.perm is None else torch.from_numpy(masks.perm).long()

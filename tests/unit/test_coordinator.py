@@ -541,8 +541,8 @@ def test_score_g_sums_squared_gradients_of_the_interval_at_their_positions():
     # sums 0 4 1.5 2 4 2
     assert driven.dispatch.masks.positions(0).tolist() == [1, 3, 4]
     # packed 1 3 4 0 2 5; client 2's of the first masks, entries 0 1 2; sums start anew
-    driven.deliver(2, 1.0, grad_squares=np.array([9, 0, 8], np.float32))
-    driven.round(0, values=1.0, grad_squares=np.array([0, 0, 0, 0, 0, 7], np.float32))
+    driven.deliver(2, 1.0, grad_squares=np.array([3, 0, 2], np.float32))
+    driven.round(0, values=1.0, grad_squares=np.array([0, 0, 0, 0, 0, 2.5], np.float32))
     driven.round(0, values=1.0, grad_squares=np.zeros(6, np.float32))
     assert driven.dispatch.masks.positions(0).tolist() == [0, 2, 5]
 
@@ -600,11 +600,11 @@ def test_cycle_times_from_dispatch_to_delivery_drive_the_balance():
     driven.close(10.5)
     driven.evaluated(now_s=11.0)
     assert driven.merged.density.tolist() == [1, 0.375]
-    driven.deliver(1, now_s=21.0)  # 10 s after its dispatch
-    driven.deliver(0, now_s=21.0)
+    driven.deliver(0, now_s=19.0)  # 8 s after its dispatch
+    driven.deliver(1, now_s=21.0)  # 10 s
     driven.close(21.5)
     driven.evaluated(now_s=22.0)
-    assert driven.merged.density.tolist() == [1, 0.375]
+    assert driven.merged.density.tolist() == [1, 0.3375]
 
 
 # --- the end

@@ -184,6 +184,17 @@ def test_a_listener_that_caught_up_falls_behind_when_the_server_speeds_up():
     check_times(fluid, {"down 0": 15.0})
 
 
+def test_a_listener_left_behind_catches_up_again():
+    fluid = make_fluid(server_up=4)
+    start_broadcast(fluid, 100, {0: 8.0})
+    fluid.advance(5.0)  # 20, waiting for the server
+    fluid.server_up = 20
+    fluid.advance(7.0)  # sent 60, taken 36
+    fluid.server_up = 4
+    # 8 against 4: level at 84 after 6 s; 16 more at 4
+    check_times(fluid, {"down 0": 17.0})
+
+
 def test_a_slow_listener_goes_on_after_the_server_is_done():
     fluid = make_fluid(server_up=10)
     start_broadcast(fluid, 100, {0: 2.0})
