@@ -1,5 +1,7 @@
 """fedgmr_hpc: a multi-process benchmark suite for FedGMR and the methods it is compared with.
 
+From Python, with server and clients in this process:
+
     import fedgmr_hpc
     result = fedgmr_hpc.run(fedgmr_hpc.load_config("digits", ["run.max_rounds=100"]))
     result.evaluations["test_accuracy"]

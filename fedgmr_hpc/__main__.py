@@ -1,10 +1,12 @@
 """The verbs besides launch: `python -m fedgmr_hpc VERB`, or the console script `fedgmr-hpc VERB`.
 
-    check CONFIG [--ranks N] [dotted.key=value ...]   validate without starting ranks, print the result
-    keys                                              every configuration key, its default and meaning
-    prepare DATASET --root DIR                        what is missing and where to put it; build the cache
-    report RESULT... [--out DIR]                      tables and plots of runs
-    bench WHAT [--quick] [--ranks N]                  benchmarks with their ceilings
+What each verb takes:
+
+    check [CONFIG] [--ranks N] [key=value ...]   validate without starting ranks, print the result
+    keys                                         every configuration key, its default and meaning
+    prepare DATASET --root DIR                   what is missing, where to put it; build the cache
+    report RESULT... [--out DIR]                 tables and plots of runs
+    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round or memory, with ceilings
 """
 
 from __future__ import annotations

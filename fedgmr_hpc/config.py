@@ -1,8 +1,9 @@
-"""Typed, frozen configuration: defaults, then the method's row, then a YAML file, then dotted overrides.
+"""Typed, frozen configuration: defaults, a method's row, a YAML file, dotted overrides.
 
-One loader (`load_config`) turns all of them into one `Config`. Everything wrong is reported at once, each
-line with its dotted key, the value found and the values allowed. `describe_keys` prints the reference.
-Units stand in the names: `_s` seconds, `_bytes_per_s` bytes per second (1 MB = 10^6 bytes), `_frac` 0 to 1.
+One loader (`load_config`) turns all of them into one `Config`. Everything wrong is reported at
+once, each line with its dotted key, the value found and the values allowed. `describe_keys` prints
+the reference. Units stand in the names: `_s` seconds, `_bytes_per_s` bytes per second (1 MB = 10^6
+bytes), `_frac` 0 to 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 DataName = Literal["digits", "femnist", "cifar10", "synthetic_femnist", "synthetic_cifar10"]
 
-# Bandwidth shares, and which part of the clients has each; the last takes the rest (spec section 1.1).
+# Bandwidth shares, and which part of the clients has each (spec section 1.1).
 RUNGS = (1.0, 0.5, 0.2, 0.1, 0.05)
 LEVELS = {
     "high": (0.1, 0.1, 0.1, 0.1, 0.6),
@@ -180,7 +181,8 @@ class AggregationConfig(Section):
     max_entries: Count | None = None
     """Evict the oldest buffered update beyond this many; null for one per client."""
     staleness: Literal["constant", "poly", "hinge"] = "constant"
-    """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling."""
+    """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling.
+    """
     exponent: NonNegative = 0.6
     """a of the polynomial and hinge weights."""
     hinge_delay: NonNegative = 2.0
@@ -271,7 +273,8 @@ class Config(Section):
         shares = self.clients.shares
         if shares is not None and len(shares) != self.clients.count:
             raise ValueError(
-                f"clients.shares: got {len(shares)} values, need clients.count = {self.clients.count}"
+                f"clients.shares: got {len(shares)} values, "
+                f"allowed: clients.count = {self.clients.count} of them"
             )
         grows = self.restoration.trigger != "none" or self.restoration.balance
         if self.submodel.kind == "full" and grows:
@@ -283,7 +286,7 @@ class Config(Section):
 
 
 def configs_dir() -> Path:
-    """The folder with `methods/` and `runs/`: inside an installed package, beside it in a checkout."""
+    """The folder of `methods/` and `runs/`: in an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -336,7 +339,9 @@ def describe_keys() -> str:
     """The reference: every key with its default, its values and what it means."""
     lines = []
     for key, default, allowed, about in _walk_fields(Config, ""):
-        lines.append(f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}")
+        lines.append(
+            f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}"
+        )
         lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
     return "\n".join(lines)
 

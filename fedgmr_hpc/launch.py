@@ -2,9 +2,10 @@
 
     python -m fedgmr_hpc.launch [--config FILE] [dotted.key=value ...]
 
-The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0 alone reads
-and checks the configuration and the data, and hands the resolved configuration to the others, so a mistake is
-reported once and every rank ends with exit code 2. A failure while running ends every rank with exit code 1.
+The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0
+alone reads and checks the configuration and the data, and hands the resolved configuration to the
+others, so a mistake is reported once and every rank ends with exit code 2. A failure while running
+ends every rank with exit code 1.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if transport is None:
         return _run_alone(config)
     _print_identity(launch, transport)
-    return guard(transport, lambda: _lead(config, transport) if transport.rank == 0 else follow(transport))
+    return guard(
+        transport, lambda: _lead(config, transport) if transport.rank == 0 else follow(transport)
+    )
 
 
 def _try_load(source: str | None, overrides: Sequence[str]) -> Config | ValueError:
@@ -181,7 +184,7 @@ def _lead(config: Config | ValueError, transport: Transport) -> int:
 
 
 def guard(transport: Transport, part: Callable[[], int]) -> int:
-    """Runs a rank's part; whatever goes wrong ends all ranks, since the others would wait for ever."""
+    """Runs a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
         code = part()
         transport.close()
@@ -260,7 +263,6 @@ def _run_alone(config: Config | ValueError) -> int:
         return EXIT_BAD_INPUT
     server_side, client_side = make_inproc(2)
     _print_identity(Launch("none", 0, 1, 0, 1, ()), server_side)
-
 
     def part() -> int:
         print(render_summary(_run_threads(experiment, server_side, client_side)), flush=True)

@@ -1,7 +1,7 @@
 """What every dispatch and upload is charged: exact frame lengths, known before anything is encoded.
 
-Charged bytes are those of the modelled links: a broadcast once from the server, each listener's part once.
-Copies for a second rank, evaluation and task records are overhead and not charged.
+Charged bytes are those of the modelled links: a broadcast once from the server, each listener's
+part once. Copies for a second rank, evaluation and task records are overhead and not charged.
 
 Shapes: C clients, D dense entries.
 """

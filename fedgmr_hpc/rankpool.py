@@ -1,8 +1,8 @@
-"""The client ranks as one pool of hands: queues of work, what each rank holds and owes, what came back.
+"""The client ranks as a pool of hands: queues of work, what each holds and owes, what came back.
 
-Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and the frames
-it uses go ahead of it, once per rank and version. Validation chunks come first (the server waits for them),
-then training, and test chunks fill the time a rank would be idle.
+Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and
+the frames it uses go ahead of it, once per rank and version. Validation chunks come first (the
+server waits for them), then training, and test chunks fill the time a rank would be idle.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Outgoing:
 class Evaluation:
     """One version's evaluation under way, in chunks that any rank may take.
 
-    `chunks[pool][start]` is (correct, summed loss) of the chunk at `start`, None while it is missing.
+    `chunks[pool][start]` is (correct, summed loss) of the chunk at `start`, None while it is
+    missing.
     """
 
     version: int
@@ -174,7 +175,9 @@ class RankPool:
         self.transport.send(rank, Tag.TASK, json.dumps(asdict(task)).encode())
 
     def _levels_to_send(self, state: _Rank, task: Assignment) -> range:
-        """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is charged."""
+        """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is
+        charged.
+        """
         if self.config.transmission == "whole":
             is_new = task.level not in state.levels
             state.levels.add(task.level)
@@ -223,7 +226,7 @@ class RankPool:
                     ) from None
 
     def _ping(self) -> None:
-        """Tells ranks without work that the server lives, so that their own deadline is a real one."""
+        """Tells ranks without work that the server lives, so that their deadlines are real."""
         now_s = time.perf_counter()
         if now_s - self.pinged_s > self.config.run.timeout_s / PINGS_PER_TIMEOUT:
             self.pinged_s = now_s
@@ -279,4 +282,3 @@ class RankPool:
             self.transport.send(rank, Tag.STOP, b"")
         while len(self.goodbyes) < len(self.ranks):
             self.pump("the ranks' goodbyes")
-

@@ -1,9 +1,9 @@
-"""The frozen records that cross a boundary, the errors that name where they happened, and the key of every random stream.
+"""Frozen records that cross a boundary, errors that name where they happened, keys of randomness.
 
-`fl` and `comm` share this module and nothing else. Units stand in the names: `_s` seconds, `_bytes` bytes,
-`_frac` 0 to 1. Shapes: C clients, K kept prunable entries, D entries of the dense part.
-A field whose name starts with `wall_` depends on the machine or on the placement of clients on ranks; every
-other field of a row is a function of the configuration alone (DESIGN idea 4).
+`fl` and `comm` share this module and nothing else. Units stand in the names: `_s` seconds, `_bytes`
+bytes, `_frac` 0 to 1. Shapes: C clients, K kept prunable entries, D entries of the dense part. A
+field whose name starts with `wall_` depends on the machine or on the placement of clients on ranks;
+every other field of a row is a function of the configuration alone (DESIGN idea 4).
 """
 
 from __future__ import annotations
@@ -18,11 +18,22 @@ Stage = Literal["receive", "decode", "train", "encode", "send", "merge", "evalua
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
-ROLES = ("partition", "validation", "init", "batch", "augment", "speed", "score_subset", "synthetic")
+ROLES = (
+    "partition",
+    "validation",
+    "init",
+    "batch",
+    "augment",
+    "speed",
+    "score_subset",
+    "synthetic",
+)
 
 
 def make_rng(seed: int, role: str, client: int = 0, step: int = 0) -> np.random.Generator:
-    """The random stream of one (seed, role, client, step): no state is carried, so order and ranks change nothing."""
+    """The random stream of one (seed, role, client, step): no state is carried, so order and ranks
+    change nothing.
+    """
     key = np.random.SeedSequence([seed, ROLES.index(role), client, step])
     return np.random.Generator(np.random.Philox(key))
 
@@ -44,7 +55,12 @@ class RunError(Exception):
         self.rank, self.client, self.version, self.stage = rank, client, version, stage
 
     def __str__(self) -> str:
-        where = {"rank": self.rank, "client": self.client, "version": self.version, "stage": self.stage}
+        where = {
+            "rank": self.rank,
+            "client": self.client,
+            "version": self.version,
+            "stage": self.stage,
+        }
         named = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
         return f"{named}: {self.message}" if named else self.message
 
@@ -67,7 +83,9 @@ class RankFailed(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One client's next piece of local training: everything a rank needs besides the frames of `base_version`."""
+    """One client's next piece of local training: everything a rank needs besides the frames of
+    `base_version`.
+    """
 
     client: int
     base_version: int
@@ -110,7 +128,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class MergeRow:
-    """One merge, i.e. one model version. Byte counts are cumulative and charged, see comm/links.py."""
+    """One merge, i.e. one model version. Byte counts are cumulative and charged, see ledger.py."""
 
     version: int
     round: int
@@ -118,7 +136,9 @@ class MergeRow:
     num_merged: int
     server_up_bytes: int
     server_down_bytes: int
-    staleness: NDArray[np.int64]  # [C] age in versions of each client's buffered update, 0 = none yet
+    staleness: NDArray[
+        np.int64
+    ]  # [C] age in versions of each client's buffered update, 0 = none yet
     density: NDArray[np.float64]  # [C] the density each client is next dispatched with
     weight: NDArray[np.float64]  # [C] normalised aggregation weight
     up_bytes: NDArray[np.int64]  # [C]
@@ -129,7 +149,9 @@ class MergeRow:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One evaluation of the server model. Validation drives decisions; the test set is only reported."""
+    """One evaluation of the server model. Validation drives decisions; the test set is only
+    reported.
+    """
 
     version: int
     round: int

@@ -1,8 +1,8 @@
-"""Rank 0's I/O loop: take the next event from the clock, ask the coordinator, carry out its commands.
+"""Rank 0's I/O loop: take the clock's next event, ask the coordinator, carry out its commands.
 
-On the virtual clock the order of events is known before anybody has trained, because an upload's length depends
-only on its mask, type and codec. So all ranks train in parallel, and the server waits for a result only when
-its arrival is next.
+On the virtual clock the order of events is known before anybody has trained, because an upload's
+length depends only on its mask, type and codec. So all ranks train in parallel, and the server
+waits for a result only when its arrival is next.
 
 Shapes: C clients, P prunable entries, D dense entries.
 """
@@ -106,8 +106,9 @@ class Server:
         return self.weights
 
     def _handle(self, event: Event) -> Event | None:
-        """Has an event handled and the commands carried out; returns the event that one answers with.
-        Commands hold versions of the model, so none outlives this."""
+        """Has an event handled and the commands carried out; returns the event that one answers
+        with. Commands hold versions of the model, so none outlives this.
+        """
         follow_up: Event | None = None
         for command in self.coordinator.handle(event):
             follow_up = self._execute(command) or follow_up

@@ -1,8 +1,9 @@
 """A client rank's I/O loop: receive, decode, train, encode, send.
 
-Messages are served strictly in order: frames of a version, then the tasks that use them, so a rank holds one
-version for training and one for evaluation, whatever number of clients it serves. A failure travels to the
-server as a value with its stage, client, version and traceback; the server ends the run.
+Messages are served strictly in order: frames of a version, then the tasks that use them, so a rank
+holds one version for training and one for evaluation, whatever number of clients it serves. A
+failure travels to the server as a value with its stage, client, version and traceback; the server
+ends the run.
 
 Shapes: P prunable entries, K kept entries, D dense entries.
 """
@@ -43,7 +44,9 @@ def gated_biases(layout: Layout) -> list[GatedBias]:
 
 
 class ReceivedModel:
-    """The version this rank trains on: packed values, and the positions of the masks they belong to."""
+    """The version this rank trains on: packed values, and the positions of the masks they belong
+    to.
+    """
 
     def __init__(self, num_prunable: int) -> None:
         self.packed = np.empty(num_prunable, np.float32)
@@ -81,7 +84,7 @@ class ReceivedModel:
             raise WireError(f"increment {frame.level} came without positions", stage="decode")
 
     def sub_model(self, num_kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(values [K], dense [D], positions [K] or None when everything is kept in natural order)."""
+        """(values [K], dense [D], positions [K] or None when all entries are in natural order)."""
         values = torch.from_numpy(self.packed[:num_kept])
         is_natural = self.ends[0] == len(self.packed)
         positions = None if is_natural else torch.from_numpy(self.positions[:num_kept])
@@ -91,7 +94,9 @@ class ReceivedModel:
 class Worker:
     """Serves one rank's tasks until the server says stop."""
 
-    def __init__(self, config: Config, transport: Transport, data: FederatedData, run_id: int) -> None:
+    def __init__(
+        self, config: Config, transport: Transport, data: FederatedData, run_id: int
+    ) -> None:
         self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
         self.net = FlatNet(config.model.name)
         self.eval_net = FlatNet(config.model.name)

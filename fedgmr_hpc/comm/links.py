@@ -1,15 +1,17 @@
 """The link model and the virtual clock: when bytes would arrive (paper section 5; spec section 2).
 
-Every client has an up and a down link; the server has one of each, shared max-min fairly by what crosses it at
-the same time. Speeds are nominal rates times the mean of `num_draws` log-normal draws, drawn once a transfer.
+Every client has an up and a down link; the server has one of each, shared max-min fairly by what
+crosses it at the same time. Speeds are nominal rates times the mean of `num_draws` log-normal
+draws, drawn once a transfer.
 
-A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the part
-[begin, end) of the stream it needs, as fast as the stream has been sent and its own link allows. With
-increments (IMS) everybody's part begins at 0 and ends after its own level; with whole sub-models the distinct
-sizes are sent one after the other in ascending order (spec section 2.3, step 8).
+A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
+part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link
+allows. With increments (IMS) everybody's part begins at 0 and ends after its own level; with whole
+sub-models the distinct sizes are sent one after the other in ascending order (spec section 2.3,
+step 8).
 
-Rates are bytes per second, times seconds, sizes bytes. A flow's state is exact between two events, so time
-jumps from event to event; ties go by kind (arrivals before closes) and client.
+Rates are bytes per second, times seconds, sizes bytes. A flow's state is exact between two events,
+so time jumps from event to event; ties go by kind (arrivals before closes) and client.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ class _Upload:
 
 
 class FluidLinks:
-    """Transfers in progress. `advance` moves them to a time; `next_change_s` is when a rate changes."""
+    """Transfers in progress. `advance` moves them to a time; `next_change_s` is when a rate
+    changes.
+    """
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -160,7 +164,9 @@ class FluidLinks:
             for download in broadcast.downloads:
                 if download.listener.end - download.taken <= download.rate * EPSILON_S:
                     finished.append(download.listener.client)
-            broadcast.downloads = [d for d in broadcast.downloads if d.listener.client not in finished]
+            broadcast.downloads = [
+                d for d in broadcast.downloads if d.listener.client not in finished
+            ]
         self.broadcasts = [b for b in self.broadcasts if b.downloads or b.sent < b.size]
         return sorted(finished)
 

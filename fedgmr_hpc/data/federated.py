@@ -1,7 +1,8 @@
-"""What ranks need of the data: each client's batches, the validation pool, the score subset, the test set.
+"""What ranks need of the data: clients' batches, the validation pool, its subset, the test set.
 
-Everything is a function of the configuration, so any rank can serve any client. Validation is cut from every
-client's own part after partitioning; the pool of all of them drives decisions, the test set is only reported.
+Everything is a function of the configuration, so any rank can serve any client. Validation is cut
+from every client's own part after partitioning; the pool of all of them drives decisions, the test
+set is only reported.
 
 Shapes: B batch, V validation samples, T test samples.
 """
@@ -76,7 +77,9 @@ class FederatedData:
 
     def _make_pools(self, validation: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         wanted = min(self.config.eval.client_samples, len(validation))
-        subset = make_rng(self.config.seed, "score_subset").choice(validation, wanted, replace=False)
+        subset = make_rng(self.config.seed, "score_subset").choice(
+            validation, wanted, replace=False
+        )
         test = np.arange(len(self.dataset.test.y))
         return {"validation": validation, "score": np.sort(subset), "test": test}
 
@@ -84,7 +87,9 @@ class FederatedData:
         """Samples in a pool."""
         return len(self._pools[pool])
 
-    def train_batches(self, client: int, first_step: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def train_batches(
+        self, client: int, first_step: int, steps: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """A client's batches (images [B, ...] float32, labels [B] int64) of some local steps."""
         part, config = self.train_parts[client], self.config
         for step in range(first_step, first_step + steps):

@@ -1,7 +1,7 @@
 """Admission: when the server stops waiting and merges (paper section 3; spec section 2.3).
 
-`window` is paced by the active clients with the greatest bandwidth share: it closes `slack_s` after the last of
-them has arrived. `barrier` is paced by every active client and closes at once.
+`window` is paced by the active clients with the greatest bandwidth share: it closes `slack_s` after
+the last of them has arrived. `barrier` is paced by every active client and closes at once.
 """
 
 from __future__ import annotations

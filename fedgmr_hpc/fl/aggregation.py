@@ -1,19 +1,21 @@
 """Aggregation: how buffered sub-models become the next version (paper Algorithm 3; spec section 6).
 
 With weights a_i = sigma(age_i) n_i, every rule is made from the mean over the holders of an entry,
-m_x = sum a_i w_ix / sum a_i over the clients i that hold x, taken in client order as a running weighted mean
-(each step a linear interpolation), which is exact where all values agree or one client alone holds the entry.
+m_x = sum a_i w_ix / sum a_i over the clients i that hold x, taken in client order as a running
+weighted mean (each step a linear interpolation), which is exact where all values agree or one
+client alone holds the entry.
 
 * `mask_aware` (MA): W_x <- m_x; an entry that nobody holds keeps its value.
 * `average` (FA): W_x <- sum a_i w_ix / sum a_i over all updates, absent entries counting as zero.
 * `mix`: W <- rho m + (1 - rho) W, rho the arrivals' share of all clients' staleness weights.
 
-All arrays are in the packed order of the current masks, where a sub-model is a prefix: in a chunk the holders
-are constant between the clients' prefix ends, so no per-entry denominators are needed. Updates of older masks
-come with explicit packed positions (`index`) and take the general path.
+All arrays are in the packed order of the current masks, where a sub-model is a prefix: in a chunk
+the holders are constant between the clients' prefix ends, so no per-entry denominators are needed.
+Updates of older masks come with explicit packed positions (`index`) and take the general path.
 
-Deviations from the released code (spec section 11): the buffer is used (2), an update is merged once, at its
-arrival (3), staleness is indexed by client (4) and aged for everybody (8), masks are explicit (21).
+Deviations from the released code (spec section 11): the buffer is used (2), an update is merged
+once, at its arrival (3), staleness is indexed by client (4) and aged for everybody (8), masks are
+explicit (21).
 
 Shapes: P prunable entries, K kept entries, D dense entries.
 """
@@ -50,7 +52,8 @@ class BufferEntry:
 def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float) -> float:
     """sigma(age), age >= 1 in versions; 1 means trained on the current version (spec section 6).
 
-    poly: age^-exponent. hinge: 1 while age - 1 <= hinge_delay, then 1 / (exponent (age - 1 - delay) + 1).
+    poly: age^-exponent. hinge: 1 while age - 1 <= hinge_delay, then 1 / (exponent (age - 1 - delay)
+        + 1).
     """
     if rule == "poly":
         return float(age**-exponent)
@@ -125,7 +128,7 @@ def _merge_span(
     rule: Rule,
     rho: float,
 ) -> None:
-    """Merges entries that all of `parts` hold; `new` holds the current version and is overwritten."""
+    """Merges entries that all of `parts` hold; `new` is the current version, overwritten."""
     held = 0.0
     for part, weight in zip(parts, weights, strict=True):
         held += weight
@@ -148,7 +151,7 @@ def _merge_indexed(
     rule: Rule,
     rho: float,
 ) -> None:
-    """The general path: holders differ from entry to entry, so the weights held are a vector too."""
+    """The general path: holders differ from entry to entry, so the weights held are a vector."""
     mean, held = np.zeros(stop - start, np.float32), np.zeros(stop - start)
     for entry, weight in zip(entries, weights, strict=True):
         at, values = _inside(entry, start, stop)

@@ -1,14 +1,15 @@
-"""The server's state machine: events in, commands out; no rank, socket, clock or file (DESIGN idea 2).
+"""The server's state machine: events in, commands out; no rank, socket, clock or file.
 
-    Started, Delivered, Closed, Evaluated  ->  Coordinator.handle  ->  CloseAt, Evaluate, Merged, Dispatch, Finish
+    Started, Delivered, Closed, Evaluated
+        -> Coordinator.handle -> CloseAt, Evaluate, Merged, Dispatch, Finish
 
-One round: `Dispatch` sends sub-models, every update comes back as `Delivered`, the pacing clients' arrivals
-command `CloseAt`, and `Closed` merges. Every `interval_rounds` rounds a refresh follows, in this order: merge,
-validate (`Evaluate` -> `Evaluated`), restore densities, cut masks, dispatch. Time reaches the rules only as
-`now_s` of an event; replaying the events replays the same bytes.
+One round: `Dispatch` sends sub-models, every update comes back as `Delivered`, the pacing clients'
+arrivals command `CloseAt`, and `Closed` merges. Every `interval_rounds` rounds a refresh follows,
+in this order: merge, validate (`Evaluate` -> `Evaluated`), restore densities, cut masks, dispatch.
+Time reaches the rules only as `now_s` of an event; replaying the events replays the same bytes.
 
-Weights are kept in the packed order of the current masks (fl/submodels.py). A version's arrays are never
-written again, so a `Dispatch` may be encoded at any later time.
+Weights are kept in the packed order of the current masks (fl/submodels.py). A version's arrays are
+never written again, so a `Dispatch` may be encoded at any later time.
 
 Shapes: C clients, P prunable entries, D dense entries.
 """
@@ -287,7 +288,7 @@ class Coordinator:
         self.awaited = set(self.pacing)
 
     def _in_current_order(self, entry: BufferEntry) -> BufferEntry:
-        """The update in the packed order of the current masks; most arrive again before it matters."""
+        """The update in the packed order of the current masks; most are replaced before that."""
         if entry.mask_id == self.masks.mask_id:
             return entry
         old = self._old_masks[entry.mask_id]
@@ -355,8 +356,9 @@ class Coordinator:
         return [report, self._dispatch(event.now_s, receivers)]
 
     def rank(self) -> None:
-        """Ranks the current version's entries. A refresh needs it, and whoever drives the coordinator
-        may call it while the validation is still under way: densities do not enter."""
+        """Ranks the current version's entries. A refresh needs it, and whoever drives the
+        coordinator may call it while the validation is still under way: densities do not enter.
+        """
         if self.is_full or self._order is not None:
             return
         natural = self.masks.unpack(self.packed)

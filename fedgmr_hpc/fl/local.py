@@ -1,11 +1,12 @@
 """Local training and evaluation on flat weights (spec sections 1.3, 2.3 and 5.2).
 
-A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero. A bias
-counts only if one of its unit's incoming weights is kept (bias gating, spec section 3.4): a gated bias is held
-at zero while training and returns unchanged. A mask of everything takes exactly the dense parent's path.
+A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero.
+A bias counts only if one of its unit's incoming weights is kept (bias gating, spec section 3.4): a
+gated bias is held at zero while training and returns unchanged. A mask of everything takes exactly
+the dense parent's path.
 
-Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on receipt
-(24), weight decay multiplies the weight (23), no clipping (23).
+Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on
+receipt (24), weight decay multiplies the weight (23), no clipping (23).
 
 Shapes: P prunable entries, K kept, D dense entries, B batch.
 """
@@ -101,7 +102,9 @@ class SubModel:
         self.mask[: self.num_prunable].index_fill_(0, positions, 1.0)
         self.mask[self.num_prunable :] = 1.0
         self._masked = positions
-        for gate, is_dead in zip(self.gated, self._dead_units(mask_id, len(positions)), strict=True):
+        for gate, is_dead in zip(
+            self.gated, self._dead_units(mask_id, len(positions)), strict=True
+        ):
             bias = self.net.flat[gate.bias]
             self._held_back.append((gate.bias, is_dead, bias[is_dead].clone()))
             self.mask[gate.bias][is_dead] = 0.0
@@ -129,7 +132,9 @@ class SubModel:
     ) -> Trained:
         """Runs one SGD step per batch; `after_step` lets the caller serve its links in between."""
         parameters = self.net.trainable()
-        masks = self.net.split(self.mask) if self.mask is not None else [None] * len(parameters)
+        masks: list[Tensor | None] = [None] * len(parameters)
+        if self.mask is not None:
+            masks = [*self.net.split(self.mask)]
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         momenta = [torch.zeros_like(p) for p in parameters] if choices.momentum else None
         losses, num_samples = 0.0, 0
@@ -146,7 +151,9 @@ class SubModel:
         return Trained(losses / num_samples, num_samples, squares)
 
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector, as copies."""
+        """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector, as
+        copies.
+        """
         source = self.net.flat if flat is None else flat
         dense = source[self.num_prunable :].clone()
         if flat is None:
@@ -170,7 +177,7 @@ def _clear(entries: Tensor, positions: Tensor | None) -> None:
 def _step(
     parameters: list[torch.nn.Parameter],
     gradients: tuple[Tensor, ...],
-    masks: list[Tensor | None] | list[Tensor],
+    masks: list[Tensor | None],
     momenta: list[Tensor] | None,
     learning_rate: float,
     choices: SgdChoices,
@@ -189,7 +196,7 @@ def _step(
 
 
 def _add_squares(
-    sums: list[Tensor], gradients: tuple[Tensor, ...], masks: list[Tensor | None] | list[Tensor]
+    sums: list[Tensor], gradients: tuple[Tensor, ...], masks: list[Tensor | None]
 ) -> None:
     for total, gradient, mask in zip(sums, gradients, masks, strict=True):
         kept = gradient if mask is None else gradient * mask

@@ -1,14 +1,15 @@
 """Gradual model restoration: when densities grow, and to what (paper section 3; spec section 5).
 
-At each refresh, with validation scores only: cool-downs fall; the server's and the clients' stagnation counters
-take their new scores; a stagnated server lifts the floor under all densities, a stagnated client its own
-density; clients below the floor are lifted to it. The `time` trigger lifts the floor at fixed times instead.
-Stage 1 (`balance`, formula 4) runs until the first restoration and moves densities towards equal cycle times.
+At each refresh, with validation scores only: cool-downs fall; the server's and the clients'
+stagnation counters take their new scores; a stagnated server lifts the floor under all densities, a
+stagnated client its own density; clients below the floor are lifted to it. The `time` trigger lifts
+the floor at fixed times instead. Stage 1 (`balance`, formula 4) runs until the first restoration
+and moves densities towards equal cycle times.
 
 Deviations from the released code (spec section 11): the server watches W on validation data, not a
-zero-including average on test data (9); a score counts once (10); the floor starts at, and never stays below,
-the lowest density (11); one rule set for all methods (12); the arming gate is a choice (13); a client cannot
-restore again before it has delivered at its new density.
+zero-including average on test data (9); a score counts once (10); the floor starts at, and never
+stays below, the lowest density (11); one rule set for all methods (12); the arming gate is a choice
+(13); a client cannot restore again before it has delivered at its new density.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Restoration:
             now_s: virtual time.
             server_score: validation accuracy of the server's model.
             client_scores: validation accuracies measured since the last refresh, by client.
-            cycle_times_s: mean recent time from dispatch to delivery of each client, None before any.
+            cycle_times_s: mean recent time from dispatch to delivery of each client, None before
+                any.
             pacing: the best-connected clients, the reference of formula (4).
         """
         before = list(self.densities)
@@ -122,7 +124,9 @@ class Restoration:
         self._lift_to_floor()
 
     def _restore_floor(self) -> None:
-        """The server has stagnated: everybody's floor rises, and the trigger rests (wait for stable)."""
+        """The server has stagnated: everybody's floor rises, and the trigger rests (wait for
+        stable).
+        """
         if not self.armed:
             self.armed = True
             self.server.count = 0
@@ -164,7 +168,7 @@ class Restoration:
         self.undelivered.add(client)
 
     def next_density(self, density: float) -> float:
-        """The step after `density`: next rung more than 0.01 above it, + fixed_step, or x factor."""
+        """The step after `density`: the next rung over 0.01 above it, + fixed_step, or x factor."""
         if self.config.step == "fixed":
             return min(1.0, density + self.config.fixed_step)
         if self.config.step == "factor":
@@ -172,8 +176,10 @@ class Restoration:
         return next((rung for rung in self.rungs if rung > density + 0.01), 1.0)
 
     def _balance(self, cycle_times_s: Sequence[float | None], pacing: frozenset[int]) -> None:
-        """Formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density, 1), 4 decimals."""
-        reference = [time for c, time in enumerate(cycle_times_s) if c in pacing and time is not None]
+        """Formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density, 1)."""
+        reference = [
+            time for c, time in enumerate(cycle_times_s) if c in pacing and time is not None
+        ]
         if not reference:
             return
         target_s = sum(reference) / len(reference)

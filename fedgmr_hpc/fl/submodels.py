@@ -1,13 +1,14 @@
-"""Sub-models: one ranking of the prunable entries makes every mask (FMP, paper section 3; spec section 3).
+"""Sub-models: one ranking of the prunable entries makes every mask (FMP; spec section 3).
 
-A refresh ranks the P prunable entries once: each layer's floor (its largest weights) first, ordered by |W| over
-the layer's maximum, then all others by score over layer cost, ties by index. The mask of density d is the first
-int(d P) of that order, so masks are nested. `cut_masks` sorts each increment by position; the resulting *packed
-order* is the space in which the server keeps weights and in which values travel: every sub-model is a prefix
-of it, every IMS increment a slice, and merging needs no positions.
+A refresh ranks the P prunable entries once: each layer's floor (its largest weights) first, ordered
+by |W| over the layer's maximum, then all others by score over layer cost, ties by index. The mask
+of density d is the first int(d P) of that order, so masks are nested. `cut_masks` sorts each
+increment by position; the resulting *packed order* is the space in which the server keeps weights
+and in which values travel: every sub-model is a prefix of it, every IMS increment a slice, and
+merging needs no positions.
 
-Deviation from the released code (spec section 11, items 1 and 14): scores wg and g are really computed, and the
-first masks come from the initial model.
+Deviation from the released code (spec section 11, items 1 and 14): scores wg and g are really
+computed, and the first masks come from the initial model.
 
 Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 """
@@ -75,7 +76,10 @@ class MaskSet:
 
     def pack(self, natural: Floats) -> Floats:
         """[P] natural -> packed order (always a new array)."""
-        return natural.copy() if self.perm is None else natural[self.perm]
+        if self.perm is None:
+            return natural.copy()
+        packed: Floats = np.take(natural, self.perm)
+        return packed
 
     def unpack(self, packed: Floats) -> Floats:
         """[P] packed -> natural order (always a new array)."""
@@ -172,15 +176,19 @@ def cut_masks(order: Ints, densities: Sequence[float], *, mask_id: int) -> MaskS
     return MaskSet(mask_id, levels, counts, order, len(order))
 
 
-def repack(values: Floats, index: Ints | None, old: MaskSet, new: MaskSet) -> tuple[Floats, Ints | None]:
+def repack(
+    values: Floats, index: Ints | None, old: MaskSet, new: MaskSet
+) -> tuple[Floats, Ints | None]:
     """Moves a sub-model from one packed order to another.
 
     Args:
-        values: [K] in the packed order of `old`, at `index` or, when that is None, at its first K entries.
+        values: [K] in the packed order of `old`, at `index` or, when that is None, at its first K
+            entries.
         index: ascending packed positions [K], or None.
 
     Returns:
-        The values in the packed order of `new` and their ascending packed positions (None for a prefix).
+        The values in the packed order of `new` and their ascending packed positions (None for a
+        prefix).
     """
     packed = np.arange(len(values), dtype=np.int32) if index is None else index
     natural = packed if old.perm is None else old.perm[packed]
@@ -204,12 +212,14 @@ def score_entries(
     """FMP scores [P], natural order (spec section 3.1), for `rank_entries`.
 
     Args:
-        kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|; `g` summed squared client gradients.
+        kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|;
+            `g` summed squared client gradients.
         previous: [P] weights at the previous refresh, None at the first, which scores `w`.
         grad_squares: [P] sums since the previous refresh, None at the first, which scores `w`.
     """
     if kind == "wg" and previous is not None:
-        return np.abs((weights - previous) * weights)
+        change: Floats = weights - previous
+        return np.abs(np.multiply(change, weights, out=change), out=change)
     if kind == "g" and grad_squares is not None:
         return grad_squares
     return weights

@@ -1,7 +1,9 @@
-"""Benchmarks with their ceilings: `python -m fedgmr_hpc bench codec|merge|mask|round|memory [--quick]`.
+"""Benchmarks with their ceilings: `python -m fedgmr_hpc bench codec|merge|mask|round|memory
+[--quick]`.
 
-Each warms up, checks its answer, repeats, states the ceiling it is measured against in the same run, prints a
-table and ends in one JSON line. Absolute times depend on the machine; the ratios are what to compare.
+Each warms up, checks its answer, repeats, states the ceiling it is measured against in the same
+run, prints a table and ends in one JSON line. Absolute times depend on the machine; the ratios are
+what to compare.
 
     codec    encode + decode of frames per density     against a copy of the dense model
     merge    one buffered mask-aware merge             against a copy of as many bytes
@@ -20,6 +22,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +118,8 @@ def _codec(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             )
             data = encode_frame(frame)
             assert decode_frame(data) == frame
-            encode_s = _seconds(repeats, lambda frame=frame: encode_frame(frame))
-            decode_s = _seconds(repeats, lambda data=data: decode_frame(data))
+            encode_s = _seconds(repeats, partial(encode_frame, frame))
+            decode_s = _seconds(repeats, partial(decode_frame, data))
             rows.append(
                 {
                     "density": density,
@@ -137,9 +140,7 @@ def _merge(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows = []
     for name, densities in (("level high", HIGH), ("all full", (1.0,) * 10)):
         entries = [
-            BufferEntry(
-                client, 0, packed[: masks.counts[masks.level(d)]].copy(), None, dense, 100
-            )
+            BufferEntry(client, 0, packed[: masks.counts[masks.level(d)]].copy(), None, dense, 100)
             for client, d in enumerate(densities)
         ]
         ages = [1.0 / (1 + client % 3) for client in range(len(entries))]
@@ -179,7 +180,7 @@ def _mask(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         masks = call()
         assert masks.perm is not None and len(np.unique(masks.perm)) == len(values)
         keys = np.random.default_rng(0).integers(0, 2**63, len(values), dtype=np.uint64)
-        mask_s, sort_s = _seconds(repeats, call), _seconds(repeats, lambda keys=keys: np.sort(keys))
+        mask_s, sort_s = _seconds(repeats, call), _seconds(repeats, partial(np.sort, keys))
         rows.append(
             {
                 "entries": name,

@@ -1,9 +1,10 @@
-"""The ranks' side of `bench round`: FedGMR rounds against the same local steps alone, on the same ranks.
+"""The ranks' side of `bench round`: FedGMR rounds against the same local steps alone.
 
-Every rank but the server first trains its share of the clients for some rounds with nothing else going on (the
-ceiling), then serves a real run, then does the first part again. Efficiency is the ceiling's time for a round
-over the run's, between two refreshes, so that refreshes and evaluations at the usual interval are inside. With
-constant links and nominal sizes all ten clients deliver in every round; masks and bytes moved are the real ones.
+Every rank but the server first trains its share of the clients for some rounds with nothing else
+going on (the ceiling), then serves a real run, then does the first part again. Efficiency is the
+ceiling's time for a round over the run's, between two refreshes, so that refreshes and evaluations
+at the usual interval are inside. With constant links and nominal sizes all ten clients deliver in
+every round; masks and bytes moved are the real ones.
 """
 
 from __future__ import annotations

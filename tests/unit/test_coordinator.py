@@ -115,6 +115,11 @@ class Driven:
         return self.dispatch.masks.unpack(self.dispatch.packed).tolist()
 
 
+def natural(command) -> list[float]:
+    """All weights of an `Evaluate` in natural order."""
+    return [*command.masks.unpack(command.packed).tolist(), *command.dense.tolist()]
+
+
 def kinds(commands) -> list[type]:
     return [type(command) for command in commands]
 
@@ -125,7 +130,7 @@ def kinds(commands) -> list[type]:
 def test_the_run_begins_with_a_validation_of_the_initial_model():
     (command,) = Driven().send(Started(0.0))
     assert (type(command), command.version, command.round) == (Evaluate, 0, 0)
-    assert command.weights.tolist() == WEIGHTS.tolist()
+    assert natural(command) == WEIGHTS.tolist()
 
 
 def test_the_first_dispatch_goes_to_everybody_with_masks_of_the_initial_model():
@@ -453,7 +458,7 @@ def test_a_refresh_merges_validates_restores_cuts_and_dispatches_in_this_order()
     driven.deliver(1, [1, 2, 3])
     (evaluate,) = driven.close()
     assert isinstance(evaluate, Evaluate) and (evaluate.version, evaluate.round) == (1, 1)
-    assert evaluate.weights.tolist() == [1, 2, 3, 4, 5, 6, 10, 20]
+    assert natural(evaluate) == [1, 2, 3, 4, 5, 6, 10, 20]
     merged, dispatch = driven.evaluated(0.5)  # stagnates: .5 -> 1
     assert kinds([merged, dispatch]) == [Merged, Dispatch]
     assert merged.density.tolist() == [1, 1]
@@ -547,6 +552,24 @@ def test_score_g_sums_squared_gradients_of_the_interval_at_their_positions():
     assert driven.dispatch.masks.positions(0).tolist() == [0, 2, 5]
 
 
+@pytest.mark.parametrize("score", ["w", "wg", "g"])
+def test_ranking_while_the_validation_runs_changes_nothing(score):
+    results = []
+    for is_early in (False, True):
+        submodel = {"score": score}
+        driven = Driven((1.0, 0.5), submodel=submodel, run={"interval_rounds": 1}).start()
+        rng = np.random.default_rng(0)
+        for _ in range(4):
+            values, squares = rng.standard_normal((2, 6)).astype(np.float32)
+            driven.deliver(0, values, grad_squares=squares**2 if score == "g" else None)
+            driven.close()
+            if is_early:
+                driven.core.rank()
+            driven.evaluated()
+        results.append((driven.dispatch.packed.tobytes(), driven.dispatch.masks.perm.tobytes()))
+    assert results[0] == results[1]
+
+
 # --- scores of clients
 
 
@@ -615,7 +638,7 @@ def test_the_run_ends_after_max_rounds_with_a_last_validation():
     driven.round(0, values=1.0)
     driven.deliver(0, 2.0)
     (evaluate,) = driven.close()
-    assert (evaluate.version, evaluate.weights.tolist()) == (2, [2.0] * 6 + [10, 20])
+    assert (evaluate.version, natural(evaluate)) == (2, [2.0] * 6 + [10, 20])
     merged, finish = driven.evaluated()
     assert kinds([merged, finish]) == [Merged, Finish] and merged.version == 2
     assert finish.weights.tolist() == [2.0] * 6 + [10, 20]

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
@@ -76,7 +78,7 @@ def train_one(steps: int, learning_rate=0.1, w=1.0, momentum=0.0, decay=0.0, **m
 
 def load_two(positions, values, bias=(5.0, 7.0)) -> SubModel:
     sub_model = SubModel(TwoUnits(), 4, GATED)
-    at = None if positions is None else torch.tensor(positions, dtype=torch.int32)
+    at = None if positions is None else torch.tensor(positions)
     sub_model.load(torch.tensor(values), torch.tensor(bias), at)
     return sub_model
 
@@ -180,7 +182,7 @@ def test_density_one_is_the_dense_parent_bit_for_bit(as_positions, choices):
     sub_model, positions = SubModel(net, size, gated), None
     if as_positions:
         generator = torch.Generator().manual_seed(1)
-        positions = torch.randperm(size, generator=generator, dtype=torch.int32)
+        positions = torch.randperm(size, generator=generator)
     sub_model.load(flat[:size] if positions is None else flat[positions], flat[size:], positions)
     batches = list(random_batches(0, 6, (1, 8, 8), 10))
     sub_model.train(
@@ -237,8 +239,26 @@ def test_loading_again_forgets_the_last_mask():
     assert sub_model.net.flat.tolist() == [1, 2, 3, 4, 5, 7]
     train_two(sub_model)
     assert (sub_model.net.flat != torch.tensor([1.0, 2, 3, 4, 5, 7])).all()
-    sub_model.load(torch.tensor([9.0]), torch.tensor([5.0, 7]), torch.tensor([3]))
+    sub_model.load(torch.tensor([9.0]), torch.tensor([5.0, 7]), torch.tensor([3]), mask_id=1)
     assert sub_model.net.flat.tolist() == [0, 0, 0, 9, 0, 7]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, max_size=8))
+def test_a_net_that_served_other_clients_is_as_good_as_new(served):
+    """Masks of three refreshes, of any size up to everything, one after the other on one net."""
+    orders = ((0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 3, 1))
+    used = SubModel(TwoUnits(), 4, GATED)
+    for mask_id, count in served:
+        fresh = SubModel(TwoUnits(), 4, GATED)
+        for sub_model in (used, fresh):
+            positions = torch.tensor(orders[mask_id][:count], dtype=torch.int64)
+            values = torch.arange(1.0, count + 1)
+            sub_model.load(values, torch.tensor([5.0, 7]), positions, mask_id=mask_id)
+            train_two(sub_model, momentum=0.9)
+        assert torch.equal(used.net.flat, fresh.net.flat)
+        for one, other in zip(used.entries(), fresh.entries(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_entries_come_in_the_order_of_the_positions():
@@ -261,7 +281,7 @@ def test_entries_are_copies(positions):
 def test_loading_leaves_what_it_was_given():
     values, dense = torch.ones(2), torch.tensor([5.0, 7])
     sub_model = SubModel(TwoUnits(), 4, GATED)
-    sub_model.load(values, dense, torch.tensor([0, 1], dtype=torch.int32))
+    sub_model.load(values, dense, torch.tensor([0, 1]))
     train_two(sub_model)
     assert (values.tolist(), dense.tolist()) == ([1, 1], [5, 7])
 

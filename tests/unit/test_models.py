@@ -197,6 +197,19 @@ def test_forward_pass_is_the_architecture_of_section_8(model, parent):
         assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_logits_do_not_depend_on_how_images_lie_in_memory(model):
+    net, (channels, height, width) = FlatNet(model), input_shape(model)
+    net.flat.copy_(torch.from_numpy(initial_weights(model, 1)))
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.rand(2, channels, width, height, generator=generator).transpose(2, 3)
+    strided = torch.rand(4, channels, height, width, generator=generator)[::2]
+    with torch.no_grad():
+        for images in (turned, strided):
+            expected = net(images.contiguous())
+            assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bce_is_the_mean_over_classes_of_one_hot_targets():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
     # softplus(log 3) = log 4: label 0 costs log 2 + log 4, label 1 costs log 2 + log 4 - log 3
