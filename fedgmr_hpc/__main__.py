@@ -125,7 +125,7 @@ def _report(words: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _bench(words: list[str], arguments: argparse.Namespace) -> int:
-    from fedgmr_hpc.study.bench import run_bench
+    from fedgmr_hpc.bench import run_bench
 
     what = _one(words, "a benchmark", BENCHES)
     return run_bench(what, quick=arguments.quick, ranks=arguments.ranks or 3)

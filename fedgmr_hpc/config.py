@@ -8,18 +8,19 @@ bytes), `_frac` 0 to 1.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Density = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 DataName = Literal["digits", "femnist", "cifar10", "synthetic_femnist", "synthetic_cifar10"]
 
 # Bandwidth shares, and which part of the clients has each (spec section 1.1).
@@ -244,7 +245,7 @@ class ResultsConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Key of every random stream: partition, initial weights, batches, link speeds."""
     method: str = "fedgmr"
     """Row of configs/methods; it sets the five axes, which can still be overridden."""
@@ -268,21 +269,21 @@ class Config(Section):
     wire: WireConfig = WireConfig()
     results: ResultsConfig = ResultsConfig()
 
-    @model_validator(mode="after")
-    def _check_combinations(self) -> Config:
-        shares = self.clients.shares
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found, shares = [], self.clients.shares
         if shares is not None and len(shares) != self.clients.count:
-            raise ValueError(
+            found.append(
                 f"clients.shares: got {len(shares)} values, "
                 f"allowed: clients.count = {self.clients.count} of them"
             )
         grows = self.restoration.trigger != "none" or self.restoration.balance
         if self.submodel.kind == "full" and grows:
-            raise ValueError(
+            found.append(
                 f"restoration.trigger: got '{self.restoration.trigger}', allowed with "
                 "submodel.kind = full: none, and no balance (a full model has nothing to restore)"
             )
-        return self
+        return found
 
 
 def configs_dir() -> Path:
@@ -314,20 +315,50 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
-    """The configuration of nested `values`: the method's row fills what they leave open."""
+    """The configuration of nested `values`; the method's row fills what they leave open.
+
+    Raises:
+        ValueError: with one line for every wrong key or value.
+    """
+    wrong, values = [], copy.deepcopy(dict(values))
     method = values.get("method", Config.model_fields["method"].default)
     if method not in method_names():
-        raise ValueError(f"method: got {method!r}, allowed: {', '.join(method_names())}")
+        wrong.append(f"method: got {method!r}, allowed: {', '.join(method_names())}")
+        del values["method"]
+        method = Config.model_fields["method"].default
+    values = _merged(_read_method(method), values)
+    config = None
+    while config is None:
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            wrong += [_render_error(item) for item in error.errors()]
+            for item in error.errors():
+                _drop(values, item["loc"])  # the rest may hold mistakes of its own
+    wrong += config.contradictions()
+    if wrong:
+        raise ValueError("\n".join(sorted(wrong)))
+    return config
+
+
+def _read_method(method: str) -> dict[str, Any]:
     row = _read_yaml(configs_dir() / "methods" / f"{method}.yaml")
     row.pop("about", None)
     if misplaced := sorted(set(row) - set(AXES)):
         raise ValueError(
             f"configs/methods/{method}.yaml: got {', '.join(misplaced)}, allowed: {', '.join(AXES)}"
         )
-    try:
-        return Config.model_validate(_merged(row, values))
-    except ValidationError as error:
-        raise ValueError("\n".join(_render_error(item) for item in error.errors())) from None
+    return row
+
+
+def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
+    """Removes the deepest key of a path; what is inside a list goes with the list."""
+    first, rest = path[0], path[1:]
+    inner = values.get(str(first))
+    if rest and isinstance(inner, dict):
+        _drop(inner, rest)
+    else:
+        values.pop(str(first), None)
 
 
 def render_config(config: Config) -> str:
@@ -414,6 +445,8 @@ def _render_error(error: Any) -> str:
         return f"{key}: unknown key; known keys here: {', '.join(_known_keys(error['loc'][:-1]))}"
     if error["type"] == "literal_error":
         return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
+    if error["type"] == "model_type":
+        return f"{key}: got {got!r}, allowed: a group of keys"
     bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
     return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"

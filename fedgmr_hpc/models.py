@@ -241,7 +241,7 @@ def _as_channels_last(images: Tensor) -> Tensor:
     """The same images in the layout in which CPUs convolve and pool about twice as fast."""
     batch, channels, height, width = images.shape
     if channels == 1:  # both layouts are the same bytes; only these strides say which is meant
-        return images.as_strided(images.shape, (height * width, 1, width, 1))
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
     return images.contiguous(memory_format=torch.channels_last)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +160,7 @@ class Coordinator:
         densities = [1.0] * len(shares) if self.is_full else list(shares)
         self.restoration = Restoration(config.restoration, densities)
         self.pacing = pacing_clients(config.admission.kind, shares)
+        self.fastest = pacing_clients("window", shares)
         recent = max(1, config.run.interval_rounds // 2)
         self.clients = [_Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
         self.version = self.round = 0
@@ -206,7 +208,8 @@ class Coordinator:
         client.in_flight = client.masks = None
         client.cycle_times_s.append(event.now_s - client.dispatched_s)
         self.restoration.deliver(update.client, update.density)
-        if not np.isnan(update.score):
+        is_current = update.density == self.restoration.densities[update.client]
+        if is_current and not np.isnan(update.score):
             self.scores[update.client] = update.score
         was_waiting = bool(self.awaited)
         self.awaited.discard(update.client)
@@ -219,10 +222,11 @@ class Coordinator:
         """The masks of the assignment that this update answers."""
         client = self.clients[update.client]
         owed = client.in_flight
-        if owed is None or client.masks is None or owed.base_version != update.base_version:
-            expected = "none" if owed is None else f"version {owed.base_version}"
+        answered = f"masks {update.mask_id}, version {update.base_version}"
+        expected = "none" if owed is None else f"masks {owed.mask_id}, version {owed.base_version}"
+        if owed is None or client.masks is None or answered != expected:
             raise RunError(
-                f"update for version {update.base_version} arrived, expected {expected}",
+                f"update for {answered} arrived, expected {expected}",
                 client=update.client,
                 version=self.version,
                 stage="receive",
@@ -260,10 +264,10 @@ class Coordinator:
         return [self._finish_report(), self._dispatch(event.ready_s, merged)]
 
     def _evict(self) -> None:
+        """Drops what was delivered longest ago, but nothing that was never merged."""
         limit = self.config.aggregation.max_entries
-        while limit is not None and len(self.buffer) > limit:
-            oldest = min(self.buffer.values(), key=lambda e: (e.base_version, e.client))
-            del self.buffer[oldest.client]
+        while limit is not None and len(self.buffer) > max(limit, len(self.arrived)):
+            del self.buffer[next(iter(self.buffer))]  # a delivery puts its update at the end
 
     def _merge(self, merged: tuple[int, ...]) -> None:
         choices = self.config.aggregation
@@ -336,6 +340,7 @@ class Coordinator:
         return Evaluate(self.version, self.round, self.masks, self.packed, self.dense)
 
     def _refresh(self, event: Evaluated) -> list[Command]:
+        self._check_finite()
         if self.is_last:
             weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
             return [self._finish_report(), Finish(weights)]
@@ -344,7 +349,7 @@ class Coordinator:
             for c in self.clients
         ]
         densities = self.restoration.refresh(
-            event.now_s, event.accuracy, self.scores, times, self.pacing
+            event.now_s, event.accuracy, self.scores, times, self.fastest
         )
         self.scores = {}
         if not self.is_full:
@@ -354,6 +359,18 @@ class Coordinator:
         report = self._finish_report()
         receivers = report.clients if self.version else range(len(self.clients))
         return [report, self._dispatch(event.now_s, receivers)]
+
+    def _check_finite(self) -> None:
+        for part in (self.packed, self.dense):
+            if not np.isfinite([part.min(), part.max()]).all():
+                self._fail_diverged("a weight is not finite")
+
+    def _fail_diverged(self, why: str) -> NoReturn:
+        raise RunError(
+            f"the model has diverged: {why}; lower train.learning_rate",
+            version=self.version,
+            stage="merge",
+        )
 
     def rank(self) -> None:
         """Ranks the current version's entries. A refresh needs it, and whoever drives the
@@ -373,11 +390,7 @@ class Coordinator:
                 natural, scores, layers, floor_frac=self.config.submodel.floor_frac
             )
         except RunError as error:
-            raise RunError(
-                f"the model has diverged: {error.message}; lower train.learning_rate",
-                version=self.version,
-                stage="merge",
-            ) from None
+            self._fail_diverged(error.message)
         if self._grad_squares is not None:
             self._grad_squares = np.zeros_like(self._grad_squares)
 

@@ -86,7 +86,7 @@ class Restoration:
         server_score: float,
         client_scores: Mapping[int, float],
         cycle_times_s: Sequence[float | None],
-        pacing: frozenset[int],
+        fastest: frozenset[int],
     ) -> list[float]:
         """One refresh: the clients' densities from their next dispatch on.
 
@@ -96,7 +96,7 @@ class Restoration:
             client_scores: validation accuracies measured since the last refresh, by client.
             cycle_times_s: mean recent time from dispatch to delivery of each client, None before
                 any.
-            pacing: the best-connected clients, the reference of formula (4).
+            fastest: the best-connected clients, the reference of formula (4).
         """
         before = list(self.densities)
         if self.watches_scores:
@@ -105,7 +105,7 @@ class Restoration:
             self._follow_time(now_s)
         self.restored |= self.densities != before
         if self.config.balance and not self.restored:
-            self._balance(cycle_times_s, pacing)
+            self._balance(cycle_times_s, fastest)
         return list(self.densities)
 
     def _follow_scores(self, server_score: float, client_scores: Mapping[int, float]) -> None:
@@ -117,9 +117,11 @@ class Restoration:
         self.server.add(server_score)
         for client, score in client_scores.items():
             self.clients[client].add(score)
-        if self.server.count >= self.config.patience:
+        patience = self.config.patience
+        stagnated = [c for c, plateau in enumerate(self.clients) if plateau.count >= patience]
+        if self.server.count >= patience:
             self._restore_floor()
-        for client in range(len(self.densities)):
+        for client in stagnated:
             self._restore_client(client)
         self._lift_to_floor()
 
@@ -139,9 +141,8 @@ class Restoration:
             plateau.reset()
 
     def _restore_client(self, client: int) -> None:
-        ready = self.cooldowns[client] == 0 and client not in self.undelivered
-        stagnated = self.clients[client].count >= self.config.patience
-        if not (ready and stagnated) or self.densities[client] >= 1.0:
+        is_ready = self.cooldowns[client] == 0 and client not in self.undelivered
+        if not is_ready or self.densities[client] >= 1.0:
             return
         self._set(client, self.next_density(self.densities[client]))
         self.cooldowns[client] = max(1, 2 * self.config.patience)
@@ -161,6 +162,8 @@ class Restoration:
         while self.num_time_steps < due:
             self.num_time_steps += 1
             self.floor = self.next_density(self.floor)
+            for plateau in (self.server, *self.clients):
+                plateau.reset()
         self._lift_to_floor()
 
     def _set(self, client: int, density: float) -> None:
@@ -170,21 +173,21 @@ class Restoration:
     def next_density(self, density: float) -> float:
         """The step after `density`: the next rung over 0.01 above it, + fixed_step, or x factor."""
         if self.config.step == "fixed":
-            return min(1.0, density + self.config.fixed_step)
+            return min(1.0, round(density + self.config.fixed_step, 9))
         if self.config.step == "factor":
-            return min(1.0, density * self.config.factor)
+            return min(1.0, round(density * self.config.factor, 9))
         return next((rung for rung in self.rungs if rung > density + 0.01), 1.0)
 
-    def _balance(self, cycle_times_s: Sequence[float | None], pacing: frozenset[int]) -> None:
+    def _balance(self, cycle_times_s: Sequence[float | None], fastest: frozenset[int]) -> None:
         """Formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density, 1)."""
         reference = [
-            time for c, time in enumerate(cycle_times_s) if c in pacing and time is not None
+            time for c, time in enumerate(cycle_times_s) if c in fastest and time is not None
         ]
         if not reference:
             return
         target_s = sum(reference) / len(reference)
         for client, time_s in enumerate(cycle_times_s):
-            if time_s and client not in pacing:
+            if time_s and client not in fastest:
                 step = 1 + self.config.balance_rate * (target_s - time_s) / time_s
                 balanced = round(self.densities[client] * step, 4)
                 self.densities[client] = min(1.0, max(self.config.min_density, balanced))

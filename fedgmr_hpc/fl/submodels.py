@@ -76,17 +76,14 @@ class MaskSet:
 
     def pack(self, natural: Floats) -> Floats:
         """[P] natural -> packed order (always a new array)."""
-        if self.perm is None:
-            return natural.copy()
-        packed: Floats = np.take(natural, self.perm)
+        packed: Floats = natural.copy() if self.perm is None else np.take(natural, self.perm)
         return packed
 
     def unpack(self, packed: Floats) -> Floats:
         """[P] packed -> natural order (always a new array)."""
-        if self.perm is None:
-            return packed.copy()
-        natural = np.empty_like(packed)
-        natural[self.perm] = packed
+        natural: Floats = packed.copy()
+        if self.perm is not None:
+            natural[self.perm] = packed
         return natural
 
 

@@ -115,7 +115,7 @@ def test_a_wrong_element_is_named_by_its_index():
 
 def test_shares_must_fit_the_number_of_clients():
     (line,) = errors("clients.count=3", "clients.shares=[1, 0.5]")
-    assert line == "clients.shares: got 2 values, need clients.count = 3"
+    assert line.startswith("clients.shares: got 2 ") and "clients.count = 3" in line
 
 
 @pytest.mark.parametrize("override", ["restoration.trigger=time", "restoration.balance=true"])

@@ -11,7 +11,8 @@ from matplotlib.image import imread
 
 from fedgmr_hpc.records import EvaluationRow, MergeRow
 from fedgmr_hpc.store import Result, ResultWriter, read_result
-from fedgmr_hpc.study.report import make_report, mean_density, render_summary
+from fedgmr_hpc.study.report import make_report, render_summary
+from fedgmr_hpc.study.series import mean_density
 
 CONFIG = "seed: 7\nmethod: fedgmr\ndata: {name: digits}\n"
 MB = 1_000_000

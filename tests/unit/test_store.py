@@ -17,7 +17,6 @@ from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
 from fedgmr_hpc.store import (
     RankRow,
     ResultWriter,
-    collect_provenance,
     deterministic_columns,
     differing_columns,
     read_result,
@@ -396,26 +395,3 @@ def test_a_torn_flush_is_cut_to_whole_rows(tmp_path: Path) -> None:
         file["merges/version"].resize(3, axis=0)
     assert read_result(path).merges["version"].tolist() == [1, 2]
     assert read_result(path).merges["density"].tolist() == [[0.25, 0.5, 1.0]] * 2
-
-
-def test_provenance_has_versions_job_and_no_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
-    monkeypatch.setenv("SLURM_JWT", "secret")
-    found = collect_provenance(tmp_path)
-    assert found["git_commit"] == found["git_dirty"] == "unknown"
-    assert found["version_h5py"] == h5py.__version__
-    assert found["slurm_job_id"] == "42"
-    assert '"SLURM_JOB_ID": "42"' in found["environment"] and "secret" not in found["environment"]
-    assert all(isinstance(value, str) for value in found.values())
-
-
-def test_provenance_sees_commit_and_changes(tmp_path: Path) -> None:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    clean = collect_provenance(tmp_path)
-    (tmp_path / "new.py").write_text("")
-    assert len(clean["git_commit"]) == 40 and clean["git_dirty"] == "false"
-    assert collect_provenance(tmp_path)["git_dirty"] == "true"

@@ -205,7 +205,7 @@ def _round(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "round.json"
         flags = ["--quick"] if quick else []
-        _mpirun(ranks, "fedgmr_hpc.study.bench_round", str(out), *flags)
+        _mpirun(ranks, "fedgmr_hpc.bench.rounds", str(out), *flags)
         rows = json.loads(out.read_text())
     return rows, {"ranks": ranks, "rows": rows}
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
 from fedgmr_hpc.launch import guard, make_transport, prepare_experiment, serve
 from fedgmr_hpc.models import initial_weights
-from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.process import private_bytes
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.server import prunable_layers
 from fedgmr_hpc.worker import Worker
@@ -83,21 +83,22 @@ def run_cases(transport: Transport, out: Path, quick: bool) -> int:
 
 def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
     """Rank 0: times both parts; returns one row of the table."""
-    rest_bytes = resident_bytes()
+    rest_bytes = private_bytes()
     experiment = prepare_experiment(config)
     hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
     for rank in range(1, transport.size):
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
     before_s = time_ceiling(transport)
-    result = serve(experiment, transport)
+    with PeakMemory() as memory:
+        result = serve(experiment, transport)
     after_s = time_ceiling(transport)
     merges, k = result.merges, config.run.interval_rounds
     clients_a_round = float(merges["num_merged"][k : 3 * k].mean())
     round_s = float(merges["wall_s"][3 * k - 1] - merges["wall_s"][k - 1]) / (2 * k)
     ceiling_s = (before_s + after_s) / 2
     dense_bytes = result.weights.nbytes
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - rest_bytes
-    buffer_bytes = dense_bytes * float(np.sum(config.clients.bandwidth_shares()))
+    buffer_models = float(np.sum(config.clients.bandwidth_shares()))
+    peak_models = (memory.peak_bytes - rest_bytes) / dense_bytes
     return {
         "densities": name,
         "clients/round": clients_a_round,
@@ -106,8 +107,27 @@ def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
         "ceiling before, after s": f"{before_s:.3f} {after_s:.3f}",
         "efficiency": ceiling_s / round_s * clients_a_round / config.clients.count,
         "times faster than 4.6 s": 4.6 / round_s,
-        "server peak - buffer, dense models": (peak_bytes - buffer_bytes) / dense_bytes,
+        "server peak, models": peak_models,
+        "buffer, models": buffer_models,
     }
+
+
+class PeakMemory:
+    """The most private memory this process held while the context was open, looked at every 5 ms."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_bytes, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.005):
+            self.peak_bytes = max(self.peak_bytes, private_bytes())
 
 
 def time_ceiling(transport: Transport) -> float:
@@ -140,7 +160,8 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
     layers = prunable_layers(config.model.name)
-    order = rank_entries(prunable.numpy().copy(), np.abs(prunable.numpy()), layers, floor_frac=0.02)
+    scores = np.abs(prunable.numpy())
+    order = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
     masks = cut_masks(order, shares, mask_id=1)
     packed = torch.from_numpy(masks.pack(prunable.numpy()))
     perm = None if masks.perm is None else torch.from_numpy(masks.perm).long()
