@@ -320,21 +320,22 @@ def make_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: with one line for every wrong key or value.
     """
-    wrong, values = [], copy.deepcopy(dict(values))
-    method = values.get("method", Config.model_fields["method"].default)
+    wrong: list[str] = []
+    own = copy.deepcopy(dict(values))
+    method = own.get("method", Config.model_fields["method"].default)
     if method not in method_names():
         wrong.append(f"method: got {method!r}, allowed: {', '.join(method_names())}")
-        del values["method"]
+        del own["method"]
         method = Config.model_fields["method"].default
-    values = _merged(_read_method(method), values)
+    own = _merged(_read_method(method), own)
     config = None
     while config is None:
         try:
-            config = Config.model_validate(values)
+            config = Config.model_validate(own)
         except ValidationError as error:
             wrong += [_render_error(item) for item in error.errors()]
             for item in error.errors():
-                _drop(values, item["loc"])  # the rest may hold mistakes of its own
+                _drop(own, item["loc"])  # the rest may hold mistakes of its own
     wrong += config.contradictions()
     if wrong:
         raise ValueError("\n".join(sorted(wrong)))

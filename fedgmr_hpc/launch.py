@@ -40,7 +40,7 @@ from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc  # noqa: E402
 from fedgmr_hpc.config import Config, load_config, make_config, render_config  # noqa: E402
 from fedgmr_hpc.data.federated import FederatedData  # noqa: E402
 from fedgmr_hpc.models import make_layout  # noqa: E402
-from fedgmr_hpc.process import return_large_blocks  # noqa: E402
+from fedgmr_hpc.process import keep_large_blocks, return_large_blocks  # noqa: E402
 from fedgmr_hpc.progress import Progress  # noqa: E402
 from fedgmr_hpc.provenance import collect_provenance  # noqa: E402
 from fedgmr_hpc.records import RunError  # noqa: E402
@@ -204,6 +204,7 @@ def follow(transport: Transport) -> int:
     content = json.loads(bytes(message.payload))
     if message.tag == Tag.STOP:
         return int(content["code"])
+    keep_large_blocks()
     work(make_config(content["config"]), transport, content["run_id"])
     return 0
 

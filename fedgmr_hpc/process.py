@@ -28,12 +28,29 @@ def private_bytes() -> int:
 
 
 def return_large_blocks() -> None:
-    """Makes the C library give freed model-sized blocks back, instead of keeping them in its heap.
+    """Makes the C library give freed model-sized blocks back at once: for a server's memory.
 
     glibc moves its threshold up to the size of what is freed, after which a few long-lived arrays
-    pin many times their size. Other C libraries are left alone.
+    pin many times their size.
     """
-    mmap_threshold, block_bytes = -3, 1 << 22
+    _set_malloc(_MMAP_THRESHOLD, 4 << 20)
+
+
+def keep_large_blocks() -> None:
+    """Makes the C library keep freed model-sized blocks: for a worker's speed.
+
+    Every local step allocates gradients as large as the model; fresh pages for each of them cost a
+    tenth of the step.
+    """
+    _set_malloc(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
+    _set_malloc(_TRIM_THRESHOLD, 1 << 30)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def _set_malloc(parameter: int, value: int) -> None:
+    """glibc's `mallopt`; other C libraries are left alone."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(mmap_threshold, block_bytes)
+        library.mallopt(parameter, value)

@@ -28,7 +28,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
 from fedgmr_hpc.launch import guard, make_transport, prepare_experiment, serve
 from fedgmr_hpc.models import initial_weights
-from fedgmr_hpc.process import private_bytes
+from fedgmr_hpc.process import keep_large_blocks, private_bytes
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.server import prunable_layers
 from fedgmr_hpc.worker import Worker
@@ -145,6 +145,7 @@ def time_ceiling(transport: Transport) -> float:
 
 def follow(transport: Transport) -> None:
     """A client rank: the ceiling, the run, the ceiling again."""
+    keep_large_blocks()
     hello = json.loads(bytes(transport.recv(TIMEOUT_S).payload))
     config = make_config(hello["config"])
     worker = Worker(config, transport, FederatedData(config), hello["run_id"])

@@ -68,7 +68,9 @@ class SubModel:
         self.mask: Tensor | None = None  # [P + D] of 0 and 1, None for everything
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
+        self._loaded: tuple[int, int] | None = None  # (mask id, K) of the loaded entries
         self._masked: Tensor | None = None  # natural positions at which the mask memory is 1
+        self._masked_as: tuple[int, int] | None = None  # (mask id, K) of the mask memory
         self._held_back: list[tuple[slice, Tensor, Tensor]] = []
         self._dead: dict[tuple[int, int], list[Tensor]] = {}  # by (mask id, K)
 
@@ -85,40 +87,42 @@ class SubModel:
         """
         prunable = self.net.flat[: self.num_prunable]
         self.net.flat[self.num_prunable :] = dense
+        key = (mask_id, len(values))
         if positions is None:
             prunable.copy_(values)
         else:
-            _clear(prunable, self._kept)
+            if key != self._loaded and len(values) < self.num_prunable:
+                _clear(prunable, self._kept)
             prunable.scatter_(0, positions, values)
-        self._kept, self.mask, self._held_back = positions, None, []
+        self._kept, self._loaded, self.mask, self._held_back = positions, key, None, []
         if positions is not None and len(positions) < self.num_prunable:
-            self._cut(positions, mask_id)
+            self._cut(positions, key)
 
-    def _cut(self, positions: Tensor, mask_id: int) -> None:
+    def _cut(self, positions: Tensor, key: tuple[int, int]) -> None:
+        """Sets the mask, and holds back the biases of units that have lost all their weights."""
         if self._mask_memory is None:
             self._mask_memory = torch.ones_like(self.net.flat)
         self.mask = self._mask_memory
-        _clear(self.mask[: self.num_prunable], self._masked)
-        self.mask[: self.num_prunable].index_fill_(0, positions, 1.0)
+        if key != self._masked_as:
+            _clear(self.mask[: self.num_prunable], self._masked)
+            self.mask[: self.num_prunable].index_fill_(0, positions, 1.0)
+            self._masked, self._masked_as = positions, key
         self.mask[self.num_prunable :] = 1.0
-        self._masked = positions
-        for gate, is_dead in zip(
-            self.gated, self._dead_units(mask_id, len(positions)), strict=True
-        ):
+        for gate, is_dead in zip(self.gated, self._dead_units(key), strict=True):
             bias = self.net.flat[gate.bias]
             self._held_back.append((gate.bias, is_dead, bias[is_dead].clone()))
             self.mask[gate.bias][is_dead] = 0.0
             bias[is_dead] = 0.0
 
-    def _dead_units(self, mask_id: int, num_kept: int) -> list[Tensor]:
+    def _dead_units(self, key: tuple[int, int]) -> list[Tensor]:
         """Per gated bias, which units have lost all their weights under the current mask."""
         assert self.mask is not None
-        if any(known != mask_id for known, _ in self._dead):
+        if any(mask_id != key[0] for mask_id, _ in self._dead):
             self._dead.clear()
-        if (mask_id, num_kept) not in self._dead:
+        if key not in self._dead:
             weights = [self.mask[gate.weight].view(gate.units, -1) for gate in self.gated]
-            self._dead[mask_id, num_kept] = [weight.amax(1) == 0 for weight in weights]
-        return self._dead[mask_id, num_kept]
+            self._dead[key] = [weight.amax(1) == 0 for weight in weights]
+        return self._dead[key]
 
     def train(
         self,
