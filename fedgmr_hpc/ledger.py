@@ -12,24 +12,43 @@ import numpy as np
 
 from fedgmr_hpc.comm.frames import frame_bytes
 from fedgmr_hpc.comm.links import Broadcast, Listener
-from fedgmr_hpc.comm.positions import encode_positions
+from fedgmr_hpc.comm.positions import CodedPositions, encode_positions
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.coordinator import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.records import Assignment
 
 
+class PositionCodes:
+    """The encoded positions of the newest masks, one code a level, made once."""
+
+    def __init__(self) -> None:
+        self._mask_id, self._codes = -1, dict[int, CodedPositions]()
+
+    def code(self, masks: MaskSet, level: int) -> CodedPositions:
+        """Codec and bytes of a level's increment."""
+        if masks.mask_id < self._mask_id:  # a dispatch that waited while masks were cut
+            return encode_positions(masks.positions(level), masks.size)
+        if masks.mask_id > self._mask_id:
+            self._mask_id, self._codes = masks.mask_id, {}
+        if level not in self._codes:
+            self._codes[level] = encode_positions(masks.positions(level), masks.size)
+        return self._codes[level]
+
+
 class Ledger:
     """Byte counts of all links so far, and which client knows which positions."""
 
-    def __init__(self, config: Config, num_clients: int, num_dense: int) -> None:
+    def __init__(
+        self, config: Config, num_clients: int, num_dense: int, codes: PositionCodes | None = None
+    ) -> None:
         self.config, self.num_dense = config, num_dense
+        self.codes = codes or PositionCodes()
         self.up_bytes = np.zeros(num_clients, np.int64)
         self.down_bytes = np.zeros(num_clients, np.int64)
         self.server_up_bytes = self.server_down_bytes = 0
         self.last_down_bytes = [0] * num_clients
         self._known = [(-1, -1)] * num_clients  # (mask id, highest level) whose positions it has
-        self._positions: tuple[int, list[int]] = (-1, [])  # of the current masks, bytes per level
 
     def charge_dispatch(self, dispatch: Dispatch) -> Broadcast:
         """Charges a dispatch; returns it as the links see it."""
@@ -83,15 +102,9 @@ class Ledger:
         links = self.config.links
         if links.size == "nominal":
             return round(links.nominal_mb * 1e6 * (span.stop - span.start) / masks.size), 0
-        if self._positions[0] != masks.mask_id:
-            sizes = [
-                len(encode_positions(masks.positions(j), masks.size)[1])
-                for j in range(len(masks.counts))
-            ]
-            self._positions = (masks.mask_id, sizes)
         dense = self.num_dense if level == 0 else 0
         plain = frame_bytes(span.stop - span.start, dense, dtype=self.config.wire.dtype)
-        return plain, self._positions[1][level]
+        return plain, len(self.codes.code(masks, level)[1])
 
     def upload_bytes(self, assignment: Assignment) -> int:
         """Length of the update that answers an assignment."""

@@ -19,6 +19,7 @@ from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import Pool
 from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeout, Update, WireError
 
 log = logging.getLogger("fedgmr_hpc")
@@ -29,8 +30,11 @@ PINGS_PER_TIMEOUT = 4
 class Outgoing:
     """A dispatch's frames, each encoded when first needed."""
 
-    def __init__(self, dispatch: Dispatch, config: Config, run_id: int) -> None:
+    def __init__(
+        self, dispatch: Dispatch, config: Config, run_id: int, codes: PositionCodes
+    ) -> None:
         self.dispatch, self._dtype, self._run_id = dispatch, config.wire.dtype, run_id
+        self._codes = codes
         self._encoded: dict[tuple[int, bool], memoryview] = {}
 
     def frame(self, level: int, *, with_positions: bool) -> memoryview:
@@ -38,6 +42,7 @@ class Outgoing:
         key = (level, with_positions)
         if key not in self._encoded:
             d = self.dispatch
+            coded = self._codes.code(d.masks, level) if with_positions else None
             self._encoded[key] = encode_frame(
                 Frame(
                     kind=Kind.INCREMENT,
@@ -52,7 +57,8 @@ class Outgoing:
                     positions=d.masks.positions(level) if with_positions else None,
                     dense=d.dense if level == 0 else d.dense[:0],
                     dtype=self._dtype,
-                )
+                ),
+                coded,
             )
         return self._encoded[key]
 
@@ -110,8 +116,11 @@ class RankPool:
         goodbyes: what each rank said of itself when stopped.
     """
 
-    def __init__(self, config: Config, transport: Transport, run_id: int) -> None:
+    def __init__(
+        self, config: Config, transport: Transport, run_id: int, codes: PositionCodes
+    ) -> None:
         self.config, self.transport, self.run_id = config, transport, run_id
+        self.codes = codes
         self.ranks = {rank: _Rank() for rank in range(1, transport.size)}
         self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
@@ -125,7 +134,7 @@ class RankPool:
     def submit(self, dispatch: Dispatch) -> None:
         """Queues a dispatch: a small sub-model for every rank, so that all begin at once, then the
         large ones, so that the last update to come back is small again."""
-        outgoing = Outgoing(dispatch, self.config, self.run_id)
+        outgoing = Outgoing(dispatch, self.config, self.run_id, self.codes)
         order = sorted(dispatch.assignments, key=lambda a: (a.level, a.client))
         first, rest = order[: len(self.ranks)], order[len(self.ranks) :]
         self.tasks.extend((outgoing, assignment) for assignment in (*first, *reversed(rest)))

@@ -37,7 +37,7 @@ from fedgmr_hpc.fl.coordinator import (
     Started,
 )
 from fedgmr_hpc.fl.submodels import PrunableLayer
-from fedgmr_hpc.ledger import Ledger
+from fedgmr_hpc.ledger import Ledger, PositionCodes
 from fedgmr_hpc.models import initial_weights, make_layout
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
@@ -86,8 +86,9 @@ class Server:
         self.num_prunable = layers[-1].stop
         self.clock = VirtualClock(config.links, shares, config.seed)
         self.coordinator = Coordinator(config, shares, weights, layers)
-        self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable)
-        self.pool = RankPool(config, transport, run_id)
+        codes = PositionCodes()
+        self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
+        self.pool = RankPool(config, transport, run_id, codes)
         self.in_flight: dict[int, Assignment] = {}
         self.pending: deque[_Pending] = deque()
         self.unmerged: list[UpdateRow] = []
@@ -158,9 +159,9 @@ class Server:
         return None
 
     def _dispatch(self, dispatch: Dispatch) -> None:
-        self.clock.broadcast(self.now_s, self.ledger.charge_dispatch(dispatch))
         self.in_flight.update({a.client: a for a in dispatch.assignments})
-        self.pool.submit(dispatch)
+        self.pool.submit(dispatch)  # ranks begin before the server counts bytes
+        self.clock.broadcast(self.now_s, self.ledger.charge_dispatch(dispatch))
 
     def _evaluate(self, command: Evaluate) -> Evaluated:
         frame = Frame(

@@ -165,6 +165,7 @@ class Worker:
             after_step=self.transport.poll,
         )
         self.train_s += time.perf_counter() - began_s
+        self.stage = "evaluate"
         score = self._score() if task.measure else float("nan")
         self.stage = "encode"
         values, dense = self.sub_model.entries()

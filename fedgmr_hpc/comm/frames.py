@@ -43,7 +43,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fedgmr_hpc.comm.positions import MAX_ENTRIES, Codec, decode_positions, encode_positions
+from fedgmr_hpc.comm.positions import (
+    MAX_ENTRIES,
+    Codec,
+    CodedPositions,
+    decode_positions,
+    encode_positions,
+)
 from fedgmr_hpc.records import Floats, Ints, WireError
 
 MAGIC = b"FGMR"
@@ -142,16 +148,19 @@ def frame_bytes(
     return HEADER.size + body
 
 
-def encode_frame(frame: Frame) -> memoryview:
+def encode_frame(frame: Frame, coded: CodedPositions | None = None) -> memoryview:
     """The frame as one read-only run of bytes; each section is written once, straight into place.
+
+    Args:
+        frame: what to encode.
+        coded: what `encode_positions` makes of the frame's positions, where that is known.
 
     Raises:
         ValueError: arrays of another type or length than `Frame` allows, or positions out of order.
     """
     _check_arrays(frame)
-    codec: Codec = Codec.NONE
-    packed: bytes | NDArray[np.uint8] = b""
-    if frame.positions is not None:
+    codec, packed = coded or (Codec.NONE, b"")
+    if coded is None and frame.positions is not None:
         codec, packed = encode_positions(frame.positions, frame.num_prunable)
     header = _make_header(frame, codec, len(packed))
     buffer = np.empty(header.frame_bytes, np.uint8)

@@ -38,7 +38,10 @@ class Codec(IntEnum):
     RANGES = 4
 
 
-def encode_positions(positions: Ints, n: int) -> tuple[Codec, bytes | NDArray[np.uint8]]:
+CodedPositions = tuple[Codec, bytes | NDArray[np.uint8]]
+
+
+def encode_positions(positions: Ints, n: int) -> CodedPositions:
     """The smallest encoding of `positions` [K], chosen by exact size.
 
     Args:

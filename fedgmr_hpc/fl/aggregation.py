@@ -84,82 +84,83 @@ def merge(
     Returns:
         New arrays (prunable [P] packed, dense [D]).
     """
-    new = torch.from_numpy(packed.copy())
-    running = torch.empty(min(CHUNK, len(packed)))
+    new, new_dense = np.empty_like(packed), np.empty_like(dense)
     for start in range(0, len(packed), CHUNK):
         stop = min(start + CHUNK, len(packed))
-        _merge_chunk(new, start, stop, entries, weights, rule, rho, running)
-    new_dense = torch.from_numpy(dense.copy())
+        _merge_chunk(packed, new, start, stop, entries, weights, rule, rho)
     parts = [torch.from_numpy(entry.dense) for entry in entries]
-    _merge_span(new_dense, torch.empty_like(new_dense), parts, weights, sum(weights), rule, rho)
-    return new.numpy(), new_dense.numpy()
+    old, out = torch.from_numpy(dense), torch.from_numpy(new_dense)
+    _merge_span(old, out, parts, weights, sum(weights), rule, rho)
+    return new, new_dense
 
 
 def _merge_chunk(
-    new: Tensor,
+    packed: Floats,
+    new: Floats,
     start: int,
     stop: int,
     entries: Sequence[BufferEntry],
     weights: Sequence[float],
     rule: Rule,
     rho: float,
-    running: Tensor,
 ) -> None:
     if any(entry.index is not None for entry in entries):
-        _merge_indexed(new, start, stop, entries, weights, rule, rho)
+        new[start:stop] = packed[start:stop]
+        _merge_indexed(new[start:stop], start, entries, weights, rule, rho)
         return
-    total = sum(weights)
+    total, source, target = sum(weights), torch.from_numpy(packed), torch.from_numpy(new)
     ends = {min(len(entry.values), stop) for entry in entries} | {stop}
     left = start
     for right in sorted(end for end in ends if end > start):
         held = [(e, a) for e, a in zip(entries, weights, strict=True) if len(e.values) >= right]
         parts = [torch.from_numpy(entry.values)[left:right] for entry, _ in held]
         kept = [weight for _, weight in held]
-        _merge_span(new[left:right], running[: right - left], parts, kept, total, rule, rho)
+        span = slice(left, right)
+        _merge_span(source[span], target[span], parts, kept, total, rule, rho)
         left = right
 
 
 def _merge_span(
+    old: Tensor,
     new: Tensor,
-    running: Tensor,
     parts: Sequence[Tensor],
     weights: Sequence[float],
     total: float,
     rule: Rule,
     rho: float,
 ) -> None:
-    """Merges entries that all of `parts` hold; `new` is the current version, overwritten."""
+    """Merges entries that all of `parts` hold into `new`, which serves as the running mean."""
     held = 0.0
     for part, weight in zip(parts, weights, strict=True):
         held += weight
         if held == weight:
-            running.copy_(part)
+            new.copy_(part)
         else:
-            running.lerp_(part, weight / held)
+            new.lerp_(part, weight / held)
     if rule == "average":
-        new.copy_(running.mul_(held / total)) if parts else new.zero_()
-    elif parts:
-        new.copy_(running) if rule == "mask_aware" else new.lerp_(running, rho)
+        new.mul_(held / total) if parts else new.zero_()
+    elif not parts:
+        new.copy_(old)
+    elif rule == "mix":
+        torch.lerp(old, new, rho, out=new)
 
 
 def _merge_indexed(
-    new: Tensor,
+    current: Floats,
     start: int,
-    stop: int,
     entries: Sequence[BufferEntry],
     weights: Sequence[float],
     rule: Rule,
     rho: float,
 ) -> None:
     """The general path: holders differ from entry to entry, so the weights held are a vector."""
-    mean, held = np.zeros(stop - start, np.float32), np.zeros(stop - start)
+    mean, held = np.zeros(len(current), np.float32), np.zeros(len(current))
     for entry, weight in zip(entries, weights, strict=True):
-        at, values = _inside(entry, start, stop)
+        at, values = _inside(entry, start, start + len(current))
         held[at] += weight
         step = (weight / held[at]).astype(np.float32)
         old = mean[at]
         mean[at] = np.where(step == 1, values, old + step * (values - old))
-    current = new[start:stop].numpy()
     covered = held > 0
     if rule == "average":
         current[:] = mean * (held / sum(weights)).astype(np.float32)

@@ -1,0 +1,52 @@
+"""`python failing.py STAGE [launch arguments]`: a run in which rank 2 fails at a stage on purpose."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import fedgmr_hpc.launch as launch
+import fedgmr_hpc.worker as worker
+from fedgmr_hpc.comm.transport import Tag
+
+BROKEN_RANK, CALLS_BEFORE = 2, 4
+
+
+def broken(function: Any, when: Any = lambda *a, **k: True) -> Any:
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += bool(when(*args, **kwargs))
+        if calls > CALLS_BEFORE and when(*args, **kwargs):
+            raise ZeroDivisionError("broken on purpose")
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def break_stage(stage: str) -> None:
+    from fedgmr_hpc.comm.mpi import MpiTransport
+
+    if stage == "receive":
+        MpiTransport.recv = broken(MpiTransport.recv)  # type: ignore[method-assign]
+    elif stage == "send":
+        is_update = lambda self, dest, tag, *parts: tag == Tag.UPDATE  # noqa: E731
+        MpiTransport.send = broken(MpiTransport.send, is_update)  # type: ignore[method-assign]
+    elif stage == "train":
+        worker.SubModel.train = broken(worker.SubModel.train)  # type: ignore[method-assign]
+    elif stage == "silence":
+        worker.SubModel.train = lambda *a, **k: time.sleep(60)  # type: ignore[method-assign]
+    elif stage == "death":
+        worker.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
+    else:
+        name = {"decode": "decode_frame", "encode": "encode_frame", "evaluate": "evaluate"}[stage]
+        setattr(worker, name, broken(getattr(worker, name)))
+
+
+if __name__ == "__main__":
+    if int(os.environ["PMI_RANK"]) == BROKEN_RANK:
+        break_stage(sys.argv[1])
+    sys.exit(launch.main(sys.argv[2:]))

@@ -1,0 +1,72 @@
+"""Starts real launchers with a deadline; shared by the rank tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MPIRUN = Path(sys.executable).with_name("mpirun")
+TINY = (
+    "progress=plain",
+    "run.max_rounds=12",
+    "run.interval_rounds=3",
+    "restoration.patience=1",
+    "train.steps=2",
+    "eval.client_samples=64",
+    "data.max_train=600",
+    "data.max_test=200",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    code: int
+    output: str
+    wall_s: float
+
+    @property
+    def errors(self) -> list[str]:
+        """What the program itself reported."""
+        return [line for line in self.output.splitlines() if "fedgmr_hpc: error: " in line]
+
+
+def run_job(
+    num_ranks: int,
+    *words: str,
+    launcher: str = "mpirun",
+    module: tuple[str, ...] = ("-m", "fedgmr_hpc.launch"),
+    timeout_s: float = 120.0,
+    env: dict[str, str] | None = None,
+) -> Ended:
+    """Runs a job to its end, or kills it and fails past the deadline."""
+    start = {
+        "mpirun": [str(MPIRUN), "-n", str(num_ranks), sys.executable],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        + [f"--nproc-per-node={num_ranks}"],
+        "none": [sys.executable],
+    }[launcher]
+    began_s = time.monotonic()
+    with subprocess.Popen(
+        [*start, *module, *words],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            raise AssertionError(f"no end within {timeout_s:g} s:\n{output}") from None
+    return Ended(process.returncode, output, time.monotonic() - began_s)

@@ -1,0 +1,131 @@
+"""Whole runs under real launchers: the same bytes on any ranks, and ends that are never a hang."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launchers import MPIRUN, TINY, Ended, run_job
+
+import fedgmr_hpc
+from fedgmr_hpc.store import Result, differing_columns, read_result
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.skipif(
+    not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
+)
+ROWS = {
+    "fedgmr": (),
+    "fedgmr_fixed": ("wire.dtype=fp16",),
+    "fedavg": (),
+    "fedasync": ("links.client_sigma=1.0",),
+    "fedgmr g": ("submodel.score=g", "transmission=whole"),
+    "fedgmr wg": ("submodel.score=wg", "links.client_sigma=1.0", "aggregation.max_entries=4"),
+}
+
+
+def run_tiny(path: Path, num_ranks: int, name: str, launcher: str = "mpirun") -> Result:
+    words = (f"method={name.split()[0]}", f"results.path={path}", *TINY, *ROWS[name])
+    if name in ("fedavg", "fedasync", "fedgmr_fixed"):
+        words = tuple(word for word in words if not word.startswith("restoration."))
+    ended = run_job(num_ranks, *words, launcher=launcher)
+    assert ended.code == 0, ended.output
+    return read_result(path)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Every row with server and clients in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: run_tiny(folder / f"{index}.h5", 1, name, "none") for index, name in enumerate(ROWS)
+    }
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5, 9])
+def test_fedgmr_is_bit_identical_on_any_number_of_ranks(
+    num_ranks: int, alone: dict[str, Result], tmp_path: Path
+) -> None:
+    result = run_tiny(tmp_path / "run.h5", num_ranks, "fedgmr")
+    assert differing_columns(result, alone["fedgmr"]) == []
+    assert len(result.merges["version"]) == 12
+    assert result.merges["density"][-1].mean() > result.merges["density"][0].mean()
+    assert len(result.ranks["rank"]) == max(2, num_ranks)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "fedgmr"])
+def test_other_rows_are_bit_identical_too(
+    name: str, alone: dict[str, Result], tmp_path: Path
+) -> None:
+    assert differing_columns(run_tiny(tmp_path / "run.h5", 3, name), alone[name]) == []
+
+
+def test_torchrun_gives_the_same_bytes(alone: dict[str, Result], tmp_path: Path) -> None:
+    result = run_tiny(tmp_path / "run.h5", 3, "fedgmr", "torchrun")
+    assert differing_columns(result, alone["fedgmr"]) == []
+
+
+def test_python_gives_the_same_arrays(alone: dict[str, Result], tmp_path: Path) -> None:
+    words = [*TINY, f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
+    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    assert differing_columns(result, alone["fedgmr"]) in ([], ["config"])
+    assert np.array_equal(result.weights, alone["fedgmr"].weights)
+    assert result.path == tmp_path / "run.h5" and result.status == "finished"
+
+
+def test_another_seed_gives_other_results(alone: dict[str, Result], tmp_path: Path) -> None:
+    words = [*TINY, "seed=1", f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
+    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    assert not np.array_equal(result.weights, alone["fedgmr"].weights)
+
+
+def test_rows_of_a_run_agree_with_one_another(alone: dict[str, Result]) -> None:
+    """Weights sum to one, every update is merged once, bytes add up, virtual time never falls."""
+    for name, result in alone.items():
+        merges, updates = result.merges, result.updates
+        np.testing.assert_allclose(merges["weight"].sum(axis=1), 1.0, err_msg=name)
+        assert merges["num_merged"].sum() == len(updates["client"]), name
+        assert (np.diff(merges["now_s"]) > 0).all() and (np.diff(updates["now_s"]) >= 0).all()
+        assert merges["server_down_bytes"][-1] >= updates["up_bytes"].sum(), name
+        pairs = set(zip(updates["client"], updates["base_version"], strict=True))
+        assert len(pairs) == len(updates["client"]), f"{name}: an update was merged twice"
+        assert (updates["version"] > updates["base_version"]).all(), name
+
+
+def test_every_rank_says_who_it_is(tmp_path: Path) -> None:
+    ended = run_job(4, *TINY, "run.max_rounds=1", f"results.path={tmp_path / 'run.h5'}")
+    assert ended.code == 0
+    for rank in range(4):
+        assert f"rank {rank} of 4: host " in ended.output
+
+
+def run_broken(stage: str, folder: Path, *words: str) -> Ended:
+    script = (str(HERE / "failing.py"), stage)
+    return run_job(3, *TINY, f"results.path={folder / 'run.h5'}", *words, module=script)
+
+
+@pytest.mark.parametrize("stage", ["receive", "decode", "train", "encode", "send", "evaluate"])
+def test_a_failing_worker_ends_the_job_naming_where(stage: str, tmp_path: Path) -> None:
+    ended = run_broken(stage, tmp_path)
+    assert ended.code not in (0, 2)
+    assert ended.wall_s < 25  # start-up of three ranks, and at most 10 s to end
+    (error,) = ended.errors
+    assert "rank 2" in error and f"stage {stage}" in error and "broken on purpose" in error
+    if stage in ("train", "encode", "send"):
+        assert "client " in error and "version " in error
+    assert "Traceback" in (tmp_path / "run.log").read_text()
+    assert read_result(tmp_path / "run.h5").status.startswith("failed: RankFailed: rank 2")
+
+
+def test_a_silent_rank_is_named_at_the_deadline(tmp_path: Path) -> None:
+    ended = run_broken("silence", tmp_path, "run.timeout_s=3")
+    assert ended.code != 0 and ended.wall_s < 30
+    (error,) = ended.errors
+    assert "silent ranks: [2]" in error
+
+
+def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
+    ended = run_broken("death", tmp_path)
+    assert ended.code != 0 and ended.wall_s < 30
+    assert read_result(tmp_path / "run.h5").status == "running"  # readable up to the last flush
