@@ -302,13 +302,13 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     """Resolves a run.
 
     Args:
-        source: a YAML file, the name of one in configs/runs, or None for the defaults.
+        source: a YAML file, or the name of one in configs/runs; None for `digits`.
         overrides: `dotted.key=value` strings, applied last; values are YAML.
 
     Raises:
         ValueError: with one line for every wrong key or value.
     """
-    values = _read_yaml(_find_run(source)) if source is not None else {}
+    values = _read_yaml(_find_run("digits" if source is None else source))
     for override in overrides:
         _apply_override(values, override)
     return make_config(values)

@@ -59,7 +59,7 @@ START_TIMEOUT_S = 600.0  # decoding a large data set on rank 0 keeps the others 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs this rank; returns its exit code."""
     parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
-    parser.add_argument("--config", help="YAML file, or the name of one in configs/runs")
+    parser.add_argument("--config", help="YAML file, or the name of one in configs/runs (default: digits)")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""`python failing.py STAGE [launch arguments]`: a run in which rank 2 fails at a stage on purpose."""
+"""`python failing.py STAGE [launch arguments]`: a run in which rank 2 fails on purpose."""
 
 from __future__ import annotations
 
