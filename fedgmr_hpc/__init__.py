@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedgmr_hpc.config import Config, load_config, make_config
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import load_config, make_config
 
 __version__ = "0.1.0"
 __all__ = ["Config", "load_config", "make_config", "read_result", "run"]

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from fedgmr_hpc.config import Config, DataName, describe_keys, load_config, render_config
+from fedgmr_hpc.config import Config, DataName
+from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 
 BENCHES = ("codec", "merge", "mask", "round", "memory")
 

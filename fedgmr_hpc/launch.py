@@ -10,44 +10,40 @@ ends every rank with exit code 1.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-# One thread a rank, before anything loads a thread pool; ranks are the parallelism.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+import torch
+import xxhash
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import sys  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-import traceback  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import torch  # noqa: E402
-import xxhash  # noqa: E402
-
-from fedgmr_hpc.comm.ranks import (  # noqa: E402
+from fedgmr_hpc.comm.ranks import (
     Launch,
     check_world,
     detect_launch,
     make_identity,
 )
-from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc  # noqa: E402
-from fedgmr_hpc.config import Config, load_config, make_config, render_config  # noqa: E402
-from fedgmr_hpc.data.federated import FederatedData  # noqa: E402
-from fedgmr_hpc.models import make_layout  # noqa: E402
-from fedgmr_hpc.process import keep_large_blocks, return_large_blocks  # noqa: E402
-from fedgmr_hpc.progress import Progress  # noqa: E402
-from fedgmr_hpc.provenance import collect_provenance  # noqa: E402
-from fedgmr_hpc.records import RunError  # noqa: E402
-from fedgmr_hpc.server import Server  # noqa: E402
-from fedgmr_hpc.store import Result, ResultWriter, read_result  # noqa: E402
-from fedgmr_hpc.study.report import render_summary  # noqa: E402
-from fedgmr_hpc.worker import Worker, report_failure  # noqa: E402
+from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import load_config, make_config, render_config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.process import keep_large_blocks, return_large_blocks
+from fedgmr_hpc.progress import Progress
+from fedgmr_hpc.provenance import collect_provenance
+from fedgmr_hpc.records import RunError
+from fedgmr_hpc.server import Server
+from fedgmr_hpc.store import Result, ResultWriter, read_result
+from fedgmr_hpc.study.report import render_summary
+from fedgmr_hpc.worker import Worker, report_failure
 
 # Received arrays are read-only on purpose; torch only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -59,7 +55,9 @@ START_TIMEOUT_S = 600.0  # decoding a large data set on rank 0 keeps the others 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs this rank; returns its exit code."""
     parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
-    parser.add_argument("--config", help="YAML file, or the name of one in configs/runs (default: digits)")
+    parser.add_argument(
+        "--config", help="YAML file, or the name of one in configs/runs (default: digits)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)

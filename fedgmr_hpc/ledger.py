@@ -14,7 +14,7 @@ from fedgmr_hpc.comm.frames import frame_bytes
 from fedgmr_hpc.comm.links import Broadcast, Listener
 from fedgmr_hpc.comm.positions import CodedPositions, encode_positions
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.records import Assignment
 

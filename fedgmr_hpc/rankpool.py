@@ -18,7 +18,7 @@ from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import Pool
-from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeout, Update, WireError
 

@@ -22,11 +22,11 @@ from fedgmr_hpc.comm.links import Arrival, VirtualClock
 from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
-from fedgmr_hpc.fl.coordinator import (
+from fedgmr_hpc.fl.coordinator import Coordinator
+from fedgmr_hpc.fl.events import (
     CloseAt,
     Closed,
     Command,
-    Coordinator,
     Delivered,
     Dispatch,
     Evaluate,

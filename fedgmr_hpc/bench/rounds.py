@@ -23,7 +23,8 @@ import torch
 
 from fedgmr_hpc.comm.ranks import detect_launch
 from fedgmr_hpc.comm.transport import Tag, Transport
-from fedgmr_hpc.config import Config, load_config, make_config
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
 from fedgmr_hpc.launch import guard, make_transport, prepare_experiment, serve
@@ -113,7 +114,7 @@ def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
 
 
 class PeakMemory:
-    """The most private memory this process held while the context was open, looked at every 5 ms."""
+    """The most private memory of this process while the context is open, looked at every 5 ms."""
 
     def __enter__(self) -> PeakMemory:
         self.peak_bytes, self._over = 0, threading.Event()

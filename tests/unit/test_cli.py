@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc.__main__ import main
-from fedgmr_hpc.config import load_config
+from fedgmr_hpc.configfile import load_config
 
 
 def run_verb(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedgmr_hpc.config import (
-    Config,
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import (
     configs_dir,
     describe_keys,
     load_config,

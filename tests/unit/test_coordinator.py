@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.config import make_config
-from fedgmr_hpc.fl.coordinator import (
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.fl.coordinator import Coordinator
+from fedgmr_hpc.fl.events import (
     CloseAt,
     Closed,
-    Coordinator,
     Delivered,
     Dispatch,
     Evaluate,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
-from fedgmr_hpc.config import make_config
-from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks, full_masks
 from fedgmr_hpc.ledger import Ledger
 from fedgmr_hpc.records import Assignment

@@ -19,11 +19,12 @@ from fedgmr_hpc.comm.links import (
     VirtualClock,
     WindowEnd,
 )
-from fedgmr_hpc.config import LinksConfig, make_config
-from fedgmr_hpc.fl.coordinator import (
+from fedgmr_hpc.config import LinksConfig
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.fl.coordinator import Coordinator
+from fedgmr_hpc.fl.events import (
     CloseAt,
     Closed,
-    Coordinator,
     Delivered,
     Dispatch,
     Evaluate,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedgmr_hpc.comm.frames import Kind, decode_frame
-from fedgmr_hpc.config import make_config
-from fedgmr_hpc.fl.coordinator import Dispatch
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks
 from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.rankpool import Evaluation, Outgoing

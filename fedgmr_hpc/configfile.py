@@ -1,0 +1,193 @@
+"""From files and words to a configuration: defaults, a method's row, a YAML file, overrides.
+
+Everything wrong is reported at once, each line with its dotted key, the value found and the values
+allowed. `describe_keys` prints the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fedgmr_hpc.config import Config, Section
+
+AXES = ("submodel", "restoration", "aggregation", "admission", "transmission")
+
+
+def configs_dir() -> Path:
+    """The folder of `methods/` and `runs/`: in an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def method_names() -> list[str]:
+    """Every row of the method table."""
+    return sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Resolves a run.
+
+    Args:
+        source: a YAML file, or the name of one in configs/runs; None for `digits`.
+        overrides: `dotted.key=value` strings, applied last; values are YAML.
+
+    Raises:
+        ValueError: with one line for every wrong key or value.
+    """
+    values = _read_yaml(_find_run("digits" if source is None else source))
+    for override in overrides:
+        _apply_override(values, override)
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """The configuration of nested `values`; the method's row fills what they leave open.
+
+    Raises:
+        ValueError: with one line for every wrong key or value.
+    """
+    wrong: list[str] = []
+    own = copy.deepcopy(dict(values))
+    method = own.get("method", Config.model_fields["method"].default)
+    if method not in method_names():
+        wrong.append(f"method: got {method!r}, allowed: {', '.join(method_names())}")
+        del own["method"]
+        method = Config.model_fields["method"].default
+    own = _merged(_read_method(method), own)
+    config = None
+    while config is None:
+        try:
+            config = Config.model_validate(own)
+        except ValidationError as error:
+            wrong += [_render_error(item) for item in error.errors()]
+            for item in error.errors():
+                _drop(own, item["loc"])  # the rest may hold mistakes of its own
+    wrong += config.contradictions()
+    if wrong:
+        raise ValueError("\n".join(sorted(wrong)))
+    return config
+
+
+def _read_method(method: str) -> dict[str, Any]:
+    row = _read_yaml(configs_dir() / "methods" / f"{method}.yaml")
+    row.pop("about", None)
+    if misplaced := sorted(set(row) - set(AXES)):
+        raise ValueError(
+            f"configs/methods/{method}.yaml: got {', '.join(misplaced)}, allowed: {', '.join(AXES)}"
+        )
+    return row
+
+
+def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
+    """Removes the deepest key of a path; what is inside a list goes with the list."""
+    first, rest = path[0], path[1:]
+    inner = values.get(str(first))
+    if rest and isinstance(inner, dict):
+        _drop(inner, rest)
+    else:
+        values.pop(str(first), None)
+
+
+def render_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def describe_keys() -> str:
+    """The reference: every key with its default, its values and what it means."""
+    lines = []
+    for key, default, allowed, about in _walk_fields(Config, ""):
+        lines.append(
+            f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}"
+        )
+        lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
+    return "\n".join(lines)
+
+
+def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _walk_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            values = getattr(field.annotation, "__args__", ())
+            allowed = ", ".join(values) if all(isinstance(v, str) for v in values) else ""
+            about = " ".join((field.description or "").split())
+            yield prefix + name, field.default, allowed, about
+
+
+def _find_run(source: str | Path) -> Path:
+    path = Path(source)
+    named = configs_dir() / "runs" / f"{source}.yaml"
+    if path.is_file():
+        return path
+    if named.is_file():
+        return named
+    runs = ", ".join(sorted(p.stem for p in named.parent.glob("*.yaml")))
+    raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}, need a mapping of keys")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override: got {override!r}, need dotted.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{key}: '{parent}' holds a value, not keys")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{key}: got {text!r}, not a YAML value") from None
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def _render_error(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    got, context = error["input"], error.get("ctx", {})
+    if error["type"] == "value_error":
+        return str(context["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; known keys here: {', '.join(_known_keys(error['loc'][:-1]))}"
+    if error["type"] == "literal_error":
+        return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
+    if error["type"] == "model_type":
+        return f"{key}: got {got!r}, allowed: a group of keys"
+    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
+    return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in path:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(section.model_fields)

@@ -1,0 +1,99 @@
+"""What happens to the coordinator (events), and what it wants done (commands).
+
+Shapes: C clients, P prunable entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.records import Assignment, Floats, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run begins."""
+
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A client's update has arrived at the server."""
+
+    now_s: float
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The window commanded by `CloseAt` closes; its merge will be done at `ready_s`."""
+
+    now_s: float
+    ready_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The validation that `Evaluate` asked for; evaluation itself takes no time on any clock."""
+
+    now_s: float
+    accuracy: float
+
+
+Event = Started | Delivered | Closed | Evaluated
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAt:
+    """Close the window at this time."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate a version: validation now, the test set whenever there is time."""
+
+    version: int
+    round: int
+    masks: MaskSet
+    packed: Floats  # [P]
+    dense: Floats  # [D]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A version exists, and its densities are decided."""
+
+    version: int
+    round: int
+    clients: tuple[int, ...]  # whose updates were merged for the first time
+    staleness: NDArray[np.int64]  # [C]
+    density: NDArray[np.float64]  # [C]
+    weight: NDArray[np.float64]  # [C]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send a version's sub-models to clients."""
+
+    version: int
+    masks: MaskSet
+    packed: Floats  # [P]
+    dense: Floats  # [D]
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over."""
+
+    weights: Floats  # [P + D], natural order
+
+
+Command = CloseAt | Evaluate | Merged | Dispatch | Finish
