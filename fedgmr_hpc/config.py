@@ -73,8 +73,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The model (spec section 8)."""
 
-    name: Literal["digits_cnn", "conv2", "vgg11"] = "digits_cnn"
-    """`conv2` for 1x28x28 images, `vgg11` for 3x32x32, `digits_cnn` for 1x8x8."""
+    name: Literal["digits_cnn", "cifar_cnn", "conv2", "vgg11"] = "digits_cnn"
+    """`conv2` for 1x28x28 images, `vgg11` and the small `cifar_cnn` for 3x32x32, `digits_cnn` for
+    1x8x8."""
 
 
 class ClientsConfig(Section):

@@ -68,6 +68,16 @@ TABLES: dict[str, tuple[tuple[int, int, int], tuple[Layer, ...]]] = {
             _output("fc2", 128, 10, "fan_in"),
         ),
     ),
+    "cifar_cnn": (
+        (3, 32, 32),
+        (
+            Layer("conv1", "conv", 3, 32, 3, True, bound="relu_in"),
+            Layer("conv2", "conv", 32, 64, 3, True, bound="relu_in"),
+            Layer("conv3", "conv", 64, 64, 3, True, bound="relu_in"),
+            _linear("fc1", 1024, 128, "relu_in"),
+            _output("fc2", 128, 10, "fan_in"),
+        ),
+    ),
     "conv2": (
         (1, 28, 28),
         (

@@ -104,20 +104,33 @@ def _merge_chunk(
     rule: Rule,
     rho: float,
 ) -> None:
-    if any(entry.index is not None for entry in entries):
-        new[start:stop] = packed[start:stop]
-        _merge_indexed(new[start:stop], start, entries, weights, rule, rho)
-        return
-    total, source, target = sum(weights), torch.from_numpy(packed), torch.from_numpy(new)
-    ends = {min(len(entry.values), stop) for entry in entries} | {stop}
+    """Merges [start, stop): prefixes first, span by span, then the updates with an index."""
+    old, out = torch.from_numpy(packed), torch.from_numpy(new)
+    pairs = list(zip(entries, weights, strict=True))
+    prefixes = [(entry, weight) for entry, weight in pairs if entry.index is None]
+    indexed = [(entry, weight) for entry, weight in pairs if entry.index is not None]
+    total, held = sum(weights), torch.zeros(stop - start if indexed else 0, dtype=torch.float64)
     left = start
-    for right in sorted(end for end in ends if end > start):
-        held = [(e, a) for e, a in zip(entries, weights, strict=True) if len(e.values) >= right]
-        parts = [torch.from_numpy(entry.values)[left:right] for entry, _ in held]
-        kept = [weight for _, weight in held]
+    for right in _span_ends(prefixes, start, stop):
+        holders = [(entry, weight) for entry, weight in prefixes if len(entry.values) >= right]
+        parts = [torch.from_numpy(entry.values)[left:right] for entry, _ in holders]
+        kept = [weight for _, weight in holders]
         span = slice(left, right)
-        _merge_span(source[span], target[span], parts, kept, total, rule, rho)
+        if indexed:
+            held[left - start : right - start] = _running_mean(out[span], parts, kept)
+        else:
+            _merge_span(old[span], out[span], parts, kept, total, rule, rho)
         left = right
+    if indexed:
+        for entry, weight in indexed:
+            _add_indexed(out[start:stop], held, start, entry, weight)
+        _finish_held(old[start:stop], out[start:stop], held, total, rule, rho)
+
+
+def _span_ends(prefixes: Sequence[tuple[BufferEntry, float]], start: int, stop: int) -> list[int]:
+    """Where, in (start, stop], the set of prefixes that hold an entry changes."""
+    ends = {min(len(entry.values), stop) for entry, _ in prefixes} | {stop}
+    return sorted(end for end in ends if end > start)
 
 
 def _merge_span(
@@ -129,7 +142,18 @@ def _merge_span(
     rule: Rule,
     rho: float,
 ) -> None:
-    """Merges entries that all of `parts` hold into `new`, which serves as the running mean."""
+    """Merges entries that all of `parts` hold."""
+    held = _running_mean(new, parts, weights)
+    if rule == "average":
+        new.mul_(held / total)
+    elif not parts:
+        new.copy_(old)
+    elif rule == "mix":
+        torch.lerp(old, new, rho, out=new)
+
+
+def _running_mean(new: Tensor, parts: Sequence[Tensor], weights: Sequence[float]) -> float:
+    """The weighted mean of `parts` into `new`, 0 without any; returns the sum of the weights."""
     held = 0.0
     for part, weight in zip(parts, weights, strict=True):
         held += weight
@@ -137,43 +161,37 @@ def _merge_span(
             new.copy_(part)
         else:
             new.lerp_(part, weight / held)
-    if rule == "average":
-        new.mul_(held / total) if parts else new.zero_()
-    elif not parts:
-        new.copy_(old)
-    elif rule == "mix":
-        torch.lerp(old, new, rho, out=new)
+    if not parts:
+        new.zero_()
+    return held
 
 
-def _merge_indexed(
-    current: Floats,
-    start: int,
-    entries: Sequence[BufferEntry],
-    weights: Sequence[float],
-    rule: Rule,
-    rho: float,
+def _add_indexed(mean: Tensor, held: Tensor, start: int, entry: BufferEntry, weight: float) -> None:
+    """Adds an update with explicit positions to the running mean of a chunk that begins at `start`.
+
+    Args:
+        mean: [chunk] running mean.
+        held: [chunk] sum of the weights in it.
+    """
+    assert entry.index is not None
+    ends = np.array((start, start + len(mean)), entry.index.dtype)  # another type copies the index
+    low, high = np.searchsorted(entry.index, ends)
+    at = torch.from_numpy(entry.index[low:high]).long() - start
+    values = torch.from_numpy(entry.values[low:high])
+    sums = held.index_select(0, at).add_(weight)
+    held.index_copy_(0, at, sums)
+    step = (weight / sums).float()  # 1 where nobody held the entry, which makes it exact
+    mean.index_copy_(0, at, torch.lerp(mean.index_select(0, at), values, step))
+
+
+def _finish_held(
+    old: Tensor, new: Tensor, held: Tensor, total: float, rule: Rule, rho: float
 ) -> None:
-    """The general path: holders differ from entry to entry, so the weights held are a vector."""
-    mean, held = np.zeros(len(current), np.float32), np.zeros(len(current))
-    for entry, weight in zip(entries, weights, strict=True):
-        at, values = _inside(entry, start, start + len(current))
-        held[at] += weight
-        step = (weight / held[at]).astype(np.float32)
-        old = mean[at]
-        mean[at] = np.where(step == 1, values, old + step * (values - old))
-    covered = held > 0
+    """From the running mean to the new version, where the weights held differ by entry."""
     if rule == "average":
-        current[:] = mean * (held / sum(weights)).astype(np.float32)
-    elif rule == "mask_aware":
-        current[covered] = mean[covered]
-    else:
-        current[covered] += np.float32(rho) * (mean[covered] - current[covered])
-
-
-def _inside(entry: BufferEntry, start: int, stop: int) -> tuple[slice | Ints, Floats]:
-    """Where an entry's values fall in a chunk, relative to its start, and those values."""
-    if entry.index is None:
-        end = max(start, min(stop, len(entry.values)))
-        return slice(0, end - start), entry.values[start:end]
-    low, high = np.searchsorted(entry.index, (start, stop))
-    return entry.index[low:high] - np.int32(start), entry.values[low:high]
+        new.mul_((held / total).float())
+        return
+    if rule == "mix":
+        torch.lerp(old, new, rho, out=new)
+    missing = held == 0
+    new[missing] = old[missing]

@@ -187,18 +187,12 @@ def repack(
         The values in the packed order of `new` and their ascending packed positions (None for a
         prefix).
     """
-    packed = np.arange(len(values), dtype=np.int32) if index is None else index
-    natural = packed if old.perm is None else old.perm[packed]
-    if new.perm is None:
-        target = natural
-    else:
-        inverse = np.empty_like(new.perm)
-        inverse[new.perm] = np.arange(new.size, dtype=np.int32)
-        target = inverse[natural]
-    keys = (target.astype(np.uint64) << np.uint64(32)) | np.arange(len(values), dtype=np.uint64)
-    keys.sort()
-    moved = values[keys.view(np.uint32)[_LOW::2].astype(np.int64)]
-    target = (keys >> np.uint64(32)).astype(np.int32)
+    own = slice(0, len(values)) if index is None else index
+    natural, is_held = np.zeros(new.size, np.float32), np.zeros(new.size, np.bool_)
+    at = own if old.perm is None else old.perm[own]
+    natural[at], is_held[at] = values, True
+    target = np.flatnonzero(is_held if new.perm is None else is_held[new.perm]).astype(np.int32)
+    moved: Floats = new.pack(natural)[target]
     is_prefix = not len(target) or int(target[-1]) == len(target) - 1
     return moved, None if is_prefix else target
 
