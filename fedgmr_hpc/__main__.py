@@ -2,6 +2,7 @@
 
 What each verb takes:
 
+    launch ...                                   as python -m fedgmr_hpc.launch ...
     check [CONFIG] [--ranks N] [key=value ...]   validate without starting ranks, print the result
     keys                                         every configuration key, its default and meaning
     prepare DATASET --root DIR                   what is missing, where to put it; build the cache
@@ -13,20 +14,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from fedgmr_hpc.config import Config, DataName
 from fedgmr_hpc.configfile import describe_keys, load_config, render_config
+from fedgmr_hpc.records import RunError
 
 BENCHES = ("codec", "merge", "mask", "round", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns its exit code: 0 done, 2 bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["launch"]:
+        from fedgmr_hpc.launch import main as launch
+
+        return launch(words[1:])
     parser = _make_parser()
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(words)
     verbs = {
         "check": _check,
         "keys": _keys,
@@ -36,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         return verbs[arguments.verb](arguments.words, arguments)
+    except RunError as error:
+        print(f"fedgmr_hpc: error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
             print(f"fedgmr_hpc: error: {line}", file=sys.stderr)
@@ -52,6 +63,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", help="see above")
     parser.add_argument("--ranks", type=int, help="ranks, the server included")
     parser.add_argument("--root", help="folder of a data set's files")
+    parser.add_argument("--cache", help="folder of decoded data sets")
     parser.add_argument("--out", help="folder for plots")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a benchmark")
     return parser
@@ -70,12 +82,16 @@ def _check(words: list[str], arguments: argparse.Namespace) -> int:
     sources = [word for word in words if "=" not in word]
     source = _one(sources, "one configuration") if sources else None
     config = load_config(source, [word for word in words if "=" in word])
-    data = FederatedData(config)
+    ranks = "" if arguments.ranks is None else _describe_ranks(config, arguments.ranks)
+    lines = [_describe(config, FederatedData(config)), _describe_shares(config), ranks]
     print(render_config(config), end="")
-    print(f"# {_describe(config, data)}")
-    if arguments.ranks is not None:
-        print(f"# {_describe_ranks(config, arguments.ranks)}")
+    print("\n".join(f"# {line}" for line in lines if line))
     return 0
+
+
+def _describe_shares(config: Config) -> str:
+    counts = Counter(config.clients.bandwidth_shares())
+    return "bandwidth shares: " + ", ".join(f"{n} x {share:g}" for share, n in counts.items())
 
 
 def _describe(config: Config, data: object) -> str:
@@ -111,7 +127,7 @@ def _prepare(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.data import describe_missing, prepare
 
     name = _one(words, "a data set", get_args(DataName))
-    cache = str(Path(load_config().data.cache).expanduser())
+    cache = str(Path(arguments.cache or load_config().data.cache).expanduser())
     print(prepare(name, arguments.root, cache))
     return 2 if describe_missing(name, arguments.root) else 0
 
@@ -129,7 +145,8 @@ def _bench(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.bench import run_bench
 
     what = _one(words, "a benchmark", BENCHES)
-    return run_bench(what, quick=arguments.quick, ranks=arguments.ranks or 3)
+    ranks = 3 if arguments.ranks is None else arguments.ranks
+    return run_bench(what, quick=arguments.quick, ranks=ranks)
 
 
 if __name__ == "__main__":

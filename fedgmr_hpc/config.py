@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Sigma = Annotated[float, Field(ge=0, le=5)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Density = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -102,7 +103,7 @@ class TrainConfig(Section):
 
     steps: Count = 5
     """E: local SGD steps before an upload."""
-    batch: Count = 20
+    batch: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 20
     """Samples in a local step."""
     loss: Literal["bce", "cross_entropy"] = "cross_entropy"
     """Mean binary cross-entropy on one-hot labels, or softmax cross-entropy."""
@@ -174,7 +175,7 @@ class AggregationConfig(Section):
     buffered: bool = False
     """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
     max_entries: Count | None = None
-    """Evict the oldest buffered update beyond this many; null for one per client."""
+    """With `buffered`: evict the oldest update beyond this many; null for one per client."""
     staleness: Literal["constant", "poly", "hinge"] = "constant"
     """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling.
     """
@@ -208,9 +209,9 @@ class LinksConfig(Section):
     """Rate at which the server sends, shared by its broadcasts."""
     server_down_bytes_per_s: Positive = 50e6
     """Rate at which the server receives, shared by the uploads."""
-    client_sigma: NonNegative = 0.3
+    client_sigma: Sigma = 0.3
     """Sigma of a client link's log-normal draws; 0 for constant links."""
-    server_sigma: NonNegative = 0.1
+    server_sigma: Sigma = 0.1
     """Sigma of the server links' log-normal draws; 0 for constant links."""
     num_draws: Count = 20
     """Draws averaged into one transfer's speed."""
@@ -230,7 +231,7 @@ class WireConfig(Section):
 class ResultsConfig(Section):
     """Where results go."""
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
     flush_s: Positive = 2.0
     """Longest time a row waits before it is on disk."""
@@ -275,6 +276,16 @@ class Config(Section):
         if self.submodel.kind == "full" and grows:
             found.append(
                 f"restoration.trigger: got '{self.restoration.trigger}', allowed with "
-                "submodel.kind = full: none, and no balance (a full model has nothing to restore)"
+                "submodel.kind = full: none, without balance (a full model cannot grow)"
+            )
+        if self.submodel.kind == "full" and self.submodel.score != "w":
+            found.append(
+                f"submodel.score: got '{self.submodel.score}', allowed with "
+                "submodel.kind = full: w (a full model ranks nothing)"
+            )
+        if self.aggregation.max_entries is not None and not self.aggregation.buffered:
+            found.append(
+                f"aggregation.max_entries: got {self.aggregation.max_entries}, allowed with "
+                "aggregation.buffered = false: null"
             )
         return found

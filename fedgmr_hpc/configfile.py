@@ -142,7 +142,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: got a {type(values).__name__}, need a mapping of keys")
+    if odd := [key for key in _all_keys(values) if not isinstance(key, str)]:
+        raise ValueError(
+            f"{path}: got the key {odd[0]!r}, allowed: words (YAML reads on, yes as true)"
+        )
     return values
+
+
+def _all_keys(values: dict[Any, Any]) -> Iterator[Any]:
+    for key, value in values.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _all_keys(value)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +52,7 @@ from fedgmr_hpc.worker import Worker, report_failure
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
-START_TIMEOUT_S = 600.0  # decoding a large data set on rank 0 keeps the others waiting
+START_TIMEOUT_S = 1200.0  # decoding a large data set on rank 0 keeps the others waiting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, _interrupt)  # what schedulers send before they kill
+    logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
     try:
         launch = detect_launch(os.environ)
         config = _try_load(arguments.config, arguments.overrides)
@@ -77,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
 def _try_load(source: str | None, overrides: Sequence[str]) -> Config | ValueError:
     try:
         return load_config(source, overrides)
@@ -90,14 +99,16 @@ def make_transport(kind: str, launch: Launch) -> Transport | None:
     Raises:
         ValueError: the launcher and the transport do not fit.
     """
-    if kind == "auto":
-        kind = {"none": "inproc", "torchrun": "gloo"}.get(launch.launcher, "mpi")
     if launch.size == 1:
-        kind = "inproc"
-    if kind == "inproc":
-        if launch.size > 1:
-            raise ValueError(f"transport: got inproc under a launcher of {launch.size} ranks")
+        if kind in ("mpi", "gloo"):
+            raise ValueError(f"transport: got {kind} for one rank, allowed: auto, inproc")
         return None
+    if kind == "auto":
+        kind = "gloo" if launch.launcher == "torchrun" else "mpi"
+    if kind == "inproc":
+        raise ValueError(f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo")
+    if kind == "gloo" and launch.launcher != "torchrun":
+        raise ValueError(f"transport: got gloo under {launch.launcher}, allowed under torchrun")
     if kind == "gloo":
         from fedgmr_hpc.comm.torchdist import GlooTransport
 
@@ -106,9 +117,6 @@ def make_transport(kind: str, launch: Launch) -> Transport | None:
 
     transport = MpiTransport()
     check_world(launch, transport.size, transport.library)
-    if transport.size == 1:
-        transport.close()
-        return None
     return transport
 
 
@@ -121,12 +129,23 @@ def _print_identity(launch: Launch, transport: Transport) -> None:
         num_visible=0,
         threads=torch.get_num_threads(),
     )
-    print(identity, flush=True)
+    say(str(identity))
+
+
+def say(text: str) -> None:
+    """Prints in one piece, since ranks share the terminal; a reader that has left stops nothing."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _print_error(text: str) -> None:
-    for line in text.splitlines():
-        print(f"fedgmr_hpc: error: {line}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):
+        for line in text.splitlines():
+            sys.stderr.write(f"fedgmr_hpc: error: {line}\n")
+        sys.stderr.flush()
 
 
 @dataclass(frozen=True)
@@ -146,9 +165,15 @@ def prepare_experiment(config: Config) -> Experiment:
         ValueError: data missing, damaged or too small for the clients, or the results file exists.
     """
     data = FederatedData(config)
-    path = Path(config.results.path or _default_path(config))
+    path = Path(config.results.path or _default_path(config)).expanduser()
     if path.exists():
         raise ValueError(f"results.path: {path} exists and is never overwritten")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"results.path: cannot make {path.parent}: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"results.path: cannot write in {path.parent}")
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
     return Experiment(config, data, path, run_id)
@@ -158,7 +183,7 @@ def _default_path(config: Config) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return (
         f"results/{config.data.name}-{config.method}-{config.clients.level}"
-        f"-s{config.seed}-{stamp}.h5"
+        f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
     )
 
 
@@ -168,7 +193,7 @@ def _lead(config: Config | ValueError, transport: Transport) -> int:
         if isinstance(config, ValueError):
             raise config
         experiment = prepare_experiment(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         _print_error(str(error))
         for rank in range(1, transport.size):
             transport.send(rank, Tag.STOP, json.dumps({"code": EXIT_BAD_INPUT}).encode())
@@ -177,7 +202,7 @@ def _lead(config: Config | ValueError, transport: Transport) -> int:
     for rank in range(1, transport.size):
         hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
-    print(render_summary(serve(experiment, transport)), flush=True)
+    say(render_summary(serve(experiment, transport)))
     return 0
 
 
@@ -188,7 +213,10 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         transport.close()
         return code
     except BaseException as error:
-        _print_error(f"{type(error).__name__}: {error}")
+        if not isinstance(error, KeyboardInterrupt):
+            _print_error(f"{type(error).__name__}: {error}")
+        elif transport.rank == 0:
+            _print_error("interrupted")
         if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):
             traceback.print_exception(error)
         sys.stderr.flush()
@@ -247,8 +275,14 @@ def make_progress(experiment: Experiment) -> Progress:
         config.progress,
         total_rounds=config.run.max_rounds,
         total_s=config.run.max_time_s,
-        log_path=experiment.path.with_suffix(".log"),
+        log_path=log_path(experiment.path),
     )
+
+
+def log_path(results: Path) -> Path:
+    """The log beside a result file: run.h5 -> run.log, any other name -> name.log."""
+    stem = results.stem if results.suffix == ".h5" else results.name
+    return results.with_name(f"{stem}.log")
 
 
 def _run_alone(config: Config | ValueError) -> int:
@@ -257,14 +291,16 @@ def _run_alone(config: Config | ValueError) -> int:
         if isinstance(config, ValueError):
             raise config
         experiment = prepare_experiment(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         _print_error(str(error))
         return EXIT_BAD_INPUT
     server_side, client_side = make_inproc(2)
-    _print_identity(Launch("none", 0, 1, 0, 1, ()), server_side)
+    say(
+        f"one process: server and clients, pid {os.getpid()}, {torch.get_num_threads()} thread each"
+    )
 
     def part() -> int:
-        print(render_summary(_run_threads(experiment, server_side, client_side)), flush=True)
+        say(render_summary(_run_threads(experiment, server_side, client_side)))
         return 0
 
     return guard(server_side, part)

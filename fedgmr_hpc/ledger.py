@@ -101,7 +101,8 @@ class Ledger:
         span = masks.increment(level)
         links = self.config.links
         if links.size == "nominal":
-            return round(links.nominal_mb * 1e6 * (span.stop - span.start) / masks.size), 0
+            nominal = round(links.nominal_mb * 1e6 * (span.stop - span.start) / masks.size)
+            return max(nominal, int(level == 0)), 0  # never a transfer of nothing
         dense = self.num_dense if level == 0 else 0
         plain = frame_bytes(span.stop - span.start, dense, dtype=self.config.wire.dtype)
         return plain, len(self.codes.code(masks, level)[1])
@@ -109,7 +110,7 @@ class Ledger:
     def upload_bytes(self, assignment: Assignment) -> int:
         """Length of the update that answers an assignment."""
         if self.config.links.size == "nominal":
-            return round(self.config.links.nominal_mb * 1e6 * assignment.density)
+            return max(1, round(self.config.links.nominal_mb * 1e6 * assignment.density))
         extra = assignment.num_kept if self.config.submodel.score == "g" else 0
         return frame_bytes(
             assignment.num_kept, self.num_dense, num_extra=extra, dtype=self.config.wire.dtype

@@ -55,7 +55,9 @@ class Progress:
         self._live = shown == "live"
         self._total_rounds, self._total_s = total_rounds, total_s
         self._start: tuple[float, int, float] | None = None  # wall clock, round, virtual time
-        self._line, self._logged_line, self._accuracy = "", "", ""
+        self._accuracy = ""
+        self._state: tuple[int, float, float, int, int] | None = None  # what `update` was told
+        self._logged_state: tuple[int, float, float, int, int] | None = None
         self._drawn_s, self._logged_s = -math.inf, -math.inf
         self._console = _Console(sys.stderr)
         self._console.setLevel(logging.WARNING if shown == "quiet" else logging.INFO)
@@ -82,16 +84,7 @@ class Progress:
         """
         clock_s = time.monotonic()
         self._start = self._start or (clock_s, round, now_s)
-        parts = [  # a narrow terminal cuts from the right
-            _out_of("round", f"{round}", self._total_rounds),
-            self._eta(clock_s, round, now_s),
-            _out_of("t", f"{now_s:.1f}", self._total_s) + " s",
-            self._accuracy,
-            f"density {mean_density:.3f}",
-            f"{up_bytes / 1e6:.1f} MB up {down_bytes / 1e6:.1f} MB down",
-            self._pace(clock_s, round),
-        ]
-        self._line = " | ".join(filter(None, parts))
+        self._state = (round, now_s, mean_density, up_bytes, down_bytes)
         self._show(clock_s)
 
     def evaluated(self, row: EvaluationRow) -> None:
@@ -112,10 +105,10 @@ class Progress:
 
     def close(self) -> None:
         """Show the last state and let go of the terminal and the log file."""
-        if self._line:
+        if self._state:
             self._drawn_s = self._logged_s = -math.inf
             self._show(time.monotonic())
-            self._line = ""
+            self._state = None
         self._console.release_line()
         for handler in self._handlers:
             log.removeHandler(handler)
@@ -131,10 +124,26 @@ class Progress:
     def _show(self, clock_s: float) -> None:
         if self._live and clock_s - self._drawn_s >= LIVE_INTERVAL_S:
             self._drawn_s = clock_s
-            self._console.draw(self._line)
-        if clock_s - self._logged_s >= LOG_INTERVAL_S and self._line != self._logged_line:
-            self._logged_s, self._logged_line = clock_s, self._line
-            course_log.info(self._line)
+            self._console.draw(self._compose(clock_s))
+        if clock_s - self._logged_s >= LOG_INTERVAL_S and self._state != self._logged_state:
+            self._logged_s, self._logged_state = clock_s, self._state
+            course_log.info(self._compose(clock_s))
+
+    def _compose(self, clock_s: float) -> str:
+        """The line as things stand, the last evaluation included."""
+        if self._state is None:
+            return ""
+        round, now_s, mean_density, up_bytes, down_bytes = self._state
+        parts = [  # a narrow terminal cuts from the right
+            _out_of("round", f"{round}", self._total_rounds),
+            self._eta(clock_s, round, now_s),
+            _out_of("t", f"{now_s:.1f}", self._total_s) + " s",
+            self._accuracy,
+            f"density {mean_density:.3f}",
+            f"{up_bytes / 1e6:.1f} MB up {down_bytes / 1e6:.1f} MB down",
+            self._pace(clock_s, round),
+        ]
+        return " | ".join(filter(None, parts))
 
     def _pace(self, clock_s: float, round: int) -> str:
         start_s, start_round, _ = self._start or (clock_s, round, 0.0)

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeou
 log = logging.getLogger("fedgmr_hpc")
 PREFETCH = 2  # tasks a rank holds: one at work, one ready
 PINGS_PER_TIMEOUT = 4
+LOOK_UP_S = 1.0  # how long a wait goes on before the server looks after its other duties
 
 
 class Outgoing:
@@ -117,10 +119,15 @@ class RankPool:
     """
 
     def __init__(
-        self, config: Config, transport: Transport, run_id: int, codes: PositionCodes
+        self,
+        config: Config,
+        transport: Transport,
+        run_id: int,
+        codes: PositionCodes,
+        while_waiting: Callable[[], None],
     ) -> None:
         self.config, self.transport, self.run_id = config, transport, run_id
-        self.codes = codes
+        self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: _Rank() for rank in range(1, transport.size)}
         self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
@@ -224,8 +231,9 @@ class RankPool:
         timeout_s = self.config.run.timeout_s
         while True:
             self._ping()
+            self.while_waiting()
             try:
-                return self.transport.recv(timeout_s / PINGS_PER_TIMEOUT)
+                return self.transport.recv(min(LOOK_UP_S, timeout_s / PINGS_PER_TIMEOUT))
             except TransportTimeout:
                 if time.perf_counter() >= deadline_s:
                     silent = sorted(rank for rank, state in self.ranks.items() if state.owes)

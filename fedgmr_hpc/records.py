@@ -1,9 +1,10 @@
 """Frozen records that cross a boundary, errors that name where they happened, keys of randomness.
 
-`fl` and `comm` share this module and nothing else. Units stand in the names: `_s` seconds, `_bytes`
-bytes, `_frac` 0 to 1. Shapes: C clients, K kept prunable entries, D entries of the dense part. A
-field whose name starts with `wall_` depends on the machine or on the placement of clients on ranks;
-every other field of a row is a function of the configuration alone (DESIGN idea 4).
+`fl` and `comm` share this module and the configuration's sections, and nothing else. Units stand in
+the names: `_s` seconds, `_bytes` bytes, `_frac` 0 to 1. Shapes: C clients, K kept prunable entries,
+D entries of the dense part. A field whose name starts with `wall_` depends on the machine or on the
+placement of clients on ranks; every other field of a row is a function of the configuration alone
+(DESIGN idea 4).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Server:
         self.coordinator = Coordinator(config, shares, weights, layers)
         codes = PositionCodes()
         self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
-        self.pool = RankPool(config, transport, run_id, codes)
+        self.pool = RankPool(config, transport, run_id, codes, self.writer.flush_if_due)
         self.in_flight: dict[int, Assignment] = {}
         self.pending: deque[_Pending] = deque()
         self.unmerged: list[UpdateRow] = []
@@ -209,9 +209,9 @@ class Server:
             if pending.evaluation.version == merged.version:
                 pending.mean_density = mean_density
         if merged.version > 0:
-            self.writer.append(self._merge_row(merged))
             for row in self.unmerged:
                 self.writer.append(replace(row, version=merged.version))
+            self.writer.append(self._merge_row(merged))
             self.unmerged = []
         self._finish_evaluations()
         self.progress.update(
@@ -280,6 +280,8 @@ class Server:
         }
         charged = self.ledger.server_up_bytes + self.ledger.server_down_bytes
         overhead = self.transport.sent_bytes + self.transport.received_bytes - charged
+        if self.config.links.size == "nominal":
+            overhead = 0  # charges are no frame lengths, so a difference means nothing
         rows = {0: mine, **dict(sorted(self.pool.goodbyes.items()))}
         return [
             RankRow(

@@ -192,6 +192,11 @@ class ResultWriter:
             raise ValueError(f"results {name}: shape {value.shape}, want {wanted}")
         return value
 
+    def flush_if_due(self) -> None:
+        """Flush when the oldest buffered row may have waited `flush_s`."""
+        if any(self._rows.values()) and time.monotonic() - self._flushed_s >= self._flush_s:
+            self.flush()
+
     def flush(self) -> None:
         """Bring every buffered row to the file, where readers and a crash find it."""
         with self._named_errors():

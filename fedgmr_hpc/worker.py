@@ -14,6 +14,7 @@ import json
 import socket
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
 from fedgmr_hpc.models import FlatNet, Layout, loss_function
 from fedgmr_hpc.process import resident_bytes
-from fedgmr_hpc.records import Assignment, Failure, Stage, WireError
+from fedgmr_hpc.records import Assignment, Failure, Stage, TransportError, WireError
 
 SERVER_RANK = 0
 FLUSH_TIMEOUT_S = 60.0
@@ -117,7 +118,8 @@ class Worker:
             while self._serve(self._receive()):
                 pass
         except Exception as error:
-            report_failure(self.transport, error, self.stage, self.client, self.version)
+            with suppress(TransportError):  # the server is gone, and has said why
+                report_failure(self.transport, error, self.stage, self.client, self.version)
 
     def _receive(self) -> Message:
         self.stage, self.client, self.version = "receive", None, None

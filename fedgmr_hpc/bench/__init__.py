@@ -40,6 +40,8 @@ HIGH = (1.0, 0.5, 0.2, 0.1) + (0.05,) * 6
 
 def run_bench(what: str, *, quick: bool, ranks: int) -> int:
     """Runs one benchmark; returns the exit code."""
+    if ranks < 2:
+        raise ValueError(f"--ranks: got {ranks}, allowed: at least 2, one of them the server")
     repeats = 3 if quick else 15
     if what in ("codec", "merge", "mask"):
         rows, summary = {"codec": _codec, "merge": _merge, "mask": _mask}[what](repeats)

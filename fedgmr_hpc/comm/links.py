@@ -27,7 +27,7 @@ from fedgmr_hpc.records import make_rng
 
 SERVER = -1
 Direction = Literal["down", "up"]
-EPSILON_S = 1e-9  # what a link carries in less is rounding, far above the clock's own
+EPSILON_S = 1e-9  # what a link carries in less is rounding
 
 
 class Speeds:
@@ -121,6 +121,11 @@ class FluidLinks:
         """Starts an upload of `size` bytes now over a link of `rate`."""
         self.uploads.append(_Upload(client, rate, float(size)))
 
+    @property
+    def tolerance_s(self) -> float:
+        """What counts as no time: far above the rounding of the clock, which grows with it."""
+        return max(EPSILON_S, 8 * math.ulp(self.now_s))
+
     def next_change_s(self) -> float:
         """Earliest time at which a transfer ends or changes its rate; infinity when idle."""
         waits = [upload.left / rate for upload, rate in self._upload_rates()]
@@ -130,8 +135,9 @@ class FluidLinks:
             if is_sending:
                 waits.append((broadcast.size - broadcast.sent) / emission)
             for download in broadcast.downloads:
-                waits += _download_waits(download, broadcast, emission if is_sending else 0.0)
-        return self.now_s + min(waits, default=math.inf)
+                rate = emission if is_sending else 0.0
+                waits += _download_waits(download, broadcast, rate, self.tolerance_s)
+        return self.now_s + max(min(waits, default=math.inf), self.tolerance_s / 2)
 
     def advance(self, to_s: float) -> tuple[list[int], list[int]]:
         """Moves every transfer to `to_s`, at most the next change; returns clients that have
@@ -141,7 +147,7 @@ class FluidLinks:
             upload.left -= rate * step_s
         emission = self._emission_rate()
         for broadcast in self.broadcasts:
-            _move_broadcast(broadcast, emission, step_s)
+            _move_broadcast(broadcast, emission, step_s, self.tolerance_s)
         return self._finished_downloads(), self._finished_uploads()
 
     def _emission_rate(self) -> float:
@@ -162,7 +168,7 @@ class FluidLinks:
         finished = []
         for broadcast in self.broadcasts:
             for download in broadcast.downloads:
-                if download.listener.end - download.taken <= download.rate * EPSILON_S:
+                if download.listener.end - download.taken <= download.rate * self.tolerance_s:
                     finished.append(download.listener.client)
             broadcast.downloads = [
                 d for d in broadcast.downloads if d.listener.client not in finished
@@ -171,14 +177,16 @@ class FluidLinks:
         return sorted(finished)
 
     def _finished_uploads(self) -> list[int]:
-        finished = sorted(u.client for u in self.uploads if u.left <= u.rate * EPSILON_S)
-        self.uploads = [u for u in self.uploads if u.left > u.rate * EPSILON_S]
+        finished = sorted(u.client for u in self.uploads if u.left <= u.rate * self.tolerance_s)
+        self.uploads = [u for u in self.uploads if u.left > u.rate * self.tolerance_s]
         return finished
 
 
-def _download_waits(download: _Download, broadcast: _Broadcast, emission: float) -> list[float]:
+def _download_waits(
+    download: _Download, broadcast: _Broadcast, emission: float, tolerance_s: float
+) -> list[float]:
     """Times until this download ends or changes its rate."""
-    if _is_ahead(download, broadcast, emission):
+    if _is_ahead(download, broadcast, emission * tolerance_s):
         return [(download.taken - broadcast.sent) / emission]
     backlog = 0.0 if download.caught_up else broadcast.sent - download.taken
     rate = _download_rate(download, emission, broadcast)
@@ -188,9 +196,9 @@ def _download_waits(download: _Download, broadcast: _Broadcast, emission: float)
     return waits
 
 
-def _is_ahead(download: _Download, broadcast: _Broadcast, emission: float) -> bool:
+def _is_ahead(download: _Download, broadcast: _Broadcast, tolerance_bytes: float) -> bool:
     """Whether the stream has not yet reached this download's part."""
-    return download.taken - broadcast.sent > emission * EPSILON_S
+    return download.taken - broadcast.sent > tolerance_bytes
 
 
 def _download_rate(download: _Download, emission: float, broadcast: _Broadcast) -> float:
@@ -199,13 +207,15 @@ def _download_rate(download: _Download, emission: float, broadcast: _Broadcast) 
     return download.rate
 
 
-def _move_broadcast(broadcast: _Broadcast, emission: float, step_s: float) -> None:
+def _move_broadcast(
+    broadcast: _Broadcast, emission: float, step_s: float, tolerance_s: float
+) -> None:
     is_sending = broadcast.sent < broadcast.size
     sent = broadcast.sent + (emission * step_s if is_sending else 0.0)
-    tolerance = emission * EPSILON_S
+    tolerance = emission * tolerance_s
     sent = float(broadcast.size) if broadcast.size - sent <= tolerance else sent
     for download in broadcast.downloads:
-        if not _is_ahead(download, broadcast, emission if is_sending else 0.0):
+        if not _is_ahead(download, broadcast, tolerance if is_sending else 0.0):
             download.taken += _download_rate(download, emission, broadcast) * step_s
             download.caught_up = download.taken >= sent - tolerance
             download.taken = min(download.taken, sent)

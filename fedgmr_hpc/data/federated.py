@@ -66,7 +66,7 @@ class FederatedData:
         model, dataset = self.config.model.name, self.dataset
         if tuple(dataset.input_shape) != input_shape(model):
             raise ValueError(
-                f"model.name: got {model!r} for images {input_shape(model)}, "
+                f"model.name: got {model!r}, which takes images {input_shape(model)}; "
                 f"data.name = {dataset.name} has images {tuple(dataset.input_shape)}"
             )
         if dataset.num_classes > num_outputs(model):

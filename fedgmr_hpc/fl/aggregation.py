@@ -1,9 +1,9 @@
 """Aggregation: how buffered sub-models become the next version (paper Algorithm 3; spec section 6).
 
-With weights a_i = sigma(age_i) n_i, every rule is made from the mean over the holders of an entry,
-m_x = sum a_i w_ix / sum a_i over the clients i that hold x, taken in client order as a running
-weighted mean (each step a linear interpolation), which is exact where all values agree or one
-client alone holds the entry.
+With weights a_i = sigma(age_i) n_i, n_i the samples an update was trained on, every rule is made
+from the mean over the holders of an entry, m_x = sum a_i w_ix / sum a_i over the clients i that
+hold x, taken in client order as a running weighted mean (each step a linear interpolation), which
+is exact where all values agree or one client alone holds the entry.
 
 * `mask_aware` (MA): W_x <- m_x; an entry that nobody holds keeps its value.
 * `average` (FA): W_x <- sum a_i w_ix / sum a_i over all updates, absent entries counting as zero.
