@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +132,42 @@ def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
     ended = run_broken("death", tmp_path)
     assert ended.code != 0 and ended.wall_s < 30
     assert read_result(tmp_path / "run.h5").status == "running"  # readable up to the last flush
+
+
+def test_a_terminated_run_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
+    """Schedulers send SIGTERM before they kill."""
+    path = tmp_path / "run.h5"
+    words = (f"results.path={path}", "run.max_rounds=100000", "progress=quiet")
+    command = [sys.executable, "-m", "fedgmr_hpc.launch", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s:
+            time.sleep(0.2)
+            if path.exists() and len(read_result(path).merges["version"]):
+                break
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and error.decode() == "fedgmr_hpc: error: interrupted\n"
+    assert read_result(path).status == "failed: KeyboardInterrupt: terminated"
+
+
+def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    words = " ".join([*TINY, f"results.path={path}"])
+    command = (
+        f"{sys.executable} -m fedgmr_hpc.launch {words} 2>/dev/null | true; exit ${{PIPESTATUS[0]}}"
+    )
+    subprocess.run(["bash", "-c", command], check=True, timeout=120)
+    assert read_result(path).status == "finished"
+
+
+def test_a_level_that_keeps_nothing_still_runs(tmp_path: Path) -> None:
+    words = [
+        "clients.count=2",
+        "clients.shares=[1e-6,1e-6]",
+        "links.size=nominal",
+        "run.max_rounds=2",
+    ]
+    words += ["data.max_train=300", "progress=quiet", f"results.path={tmp_path / 'run.h5'}"]
+    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    assert result.status == "finished" and len(result.merges["version"]) == 2

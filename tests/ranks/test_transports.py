@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from contract import ABORT_CODE, CHECKS, run_checks
+from launchers import MPIRUN, ROOT, run_job
 
 from fedgmr_hpc.comm.transport import Transport, make_inproc
 
 HERE = Path(__file__).parent
-MPIRUN = Path(sys.executable).with_name("mpirun")
 DEADLINE_S = 120.0
 HUGE_MEMORY_BYTES = 8 << 30
 
@@ -25,35 +22,20 @@ needs_mpirun = pytest.mark.skipif(
 )
 
 
-def make_command(binding: str, num_ranks: int) -> list[str]:
-    """The real launcher of `binding`, up to the script."""
-    if binding == "gloo":
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return [*torchrun, f"--nproc-per-node={num_ranks}"]
-    return [str(MPIRUN), "-n", str(num_ranks), sys.executable]
-
-
 def launch(
     binding: str, num_ranks: int, *names: str, timeout_s: float = DEADLINE_S
 ) -> tuple[int, str]:
     """Run contract.py on real ranks: exit code and output. Past the deadline all are killed."""
-    command = [*make_command(binding, num_ranks), str(HERE / "contract.py"), binding, *names]
-    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            pytest.fail(f"no end within {timeout_s:g} s:\n{output}")
-    return process.returncode, output
+    ended = run_job(
+        num_ranks,
+        binding,
+        *names,
+        launcher="torchrun" if binding == "gloo" else "mpirun",
+        module=(str(HERE / "contract.py"),),
+        timeout_s=timeout_s,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    return ended.code, ended.output
 
 
 def run_threads(num_ranks: int, name: str) -> list[BaseException]:

@@ -326,3 +326,27 @@ def test_runs_of_the_paper_follow_section_1_3(
     assert (c.links.nominal_mb, c.restoration.total_time_s) == (nominal_mb, total_time_s)
     assert (c.train.steps, c.train.batch, c.train.loss) == (5, 20, "bce")
     assert (c.train.learning_rate, c.train.momentum, c.train.weight_decay) == (0.25, 0, 0)
+
+
+# --- what a review found
+
+
+def test_a_key_that_yaml_reads_as_true_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("run:\n  on: 2\n")
+    with pytest.raises(ValueError, match="got the key True"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("method=fedavg", "submodel.score=g"), "submodel.score"),
+        (("method=fedasync", "aggregation.max_entries=3"), "aggregation.max_entries"),
+        (("results.path=''",), "results.path"),
+        (("train.batch=1000000000",), "train.batch"),
+    ],
+)
+def test_a_choice_without_effect_is_refused(overrides, key):
+    (line,) = errors(*overrides)
+    assert line.startswith(f"{key}: got ")

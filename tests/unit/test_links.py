@@ -496,3 +496,19 @@ def test_random_speeds_keep_the_mean_round():
     noisy = {"client_sigma": 0.3, "server_sigma": 0.1}
     run = simulate("femnist", "fedgmr_fixed", rounds=60, rates=noisy)
     assert run.round_s == pytest.approx(9.13, rel=0.03)  # measured on the release
+
+
+@pytest.mark.parametrize("now_s", [0.0, 1e8, 1e12])
+def test_time_goes_on_however_late_it_is(now_s):
+    links = FluidLinks()
+    links.now_s, links.server_up, links.server_down = now_s, 1e6, 1e6
+    links.start_upload(0, 1000, 3e5)
+    links.start_upload(1, 1, 7.0)
+    links.start_broadcast(500, [Listener(2, 0, 500, 500)], lambda client: 3e6)
+    finished = []
+    for _ in range(20):
+        if math.isinf(links.next_change_s()):
+            break
+        downloads, uploads = links.advance(links.next_change_s())
+        finished += downloads + uploads
+    assert sorted(finished) == [0, 1, 2]

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +396,14 @@ def test_a_torn_flush_is_cut_to_whole_rows(tmp_path: Path) -> None:
         file["merges/version"].resize(3, axis=0)
     assert read_result(path).merges["version"].tolist() == [1, 2]
     assert read_result(path).merges["density"].tolist() == [[0.25, 0.5, 1.0]] * 2
+
+
+def test_rows_reach_the_file_when_due_without_another_append(tmp_path: Path) -> None:
+    with ResultWriter(tmp_path / "run.h5", flush_s=0.05, **SIZES, **TEXTS) as writer:
+        writer.append(merge_row(1))
+        writer.flush()
+        writer.append(merge_row(2))
+        time.sleep(0.06)
+        assert len(read_result(tmp_path / "run.h5").merges["version"]) == 1
+        writer.flush_if_due()
+        assert len(read_result(tmp_path / "run.h5").merges["version"]) == 2
