@@ -93,8 +93,8 @@ def _conv2() -> tuple[np.ndarray[Any, Any], list[PrunableLayer]]:
 
 def _masks() -> tuple[np.ndarray[Any, Any], MaskSet]:
     weights, layers = _conv2()
-    order = rank_entries(weights.copy(), np.abs(weights), layers, floor_frac=0.02)
-    return weights, cut_masks(order, DENSITIES, mask_id=1)
+    keys = rank_entries(weights.copy(), np.abs(weights), layers, floor_frac=0.02)
+    return weights, cut_masks(keys, DENSITIES, mask_id=1)
 
 
 def _codec(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -176,8 +176,8 @@ def _mask(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for name, values, parts in cases:
 
         def call(values: Any = values, parts: Any = parts) -> MaskSet:
-            order = rank_entries(values.copy(), np.abs(values), parts, floor_frac=0.02)
-            return cut_masks(order, DENSITIES, mask_id=1)
+            keys = rank_entries(values.copy(), np.abs(values), parts, floor_frac=0.02)
+            return cut_masks(keys, DENSITIES, mask_id=1)
 
         masks = call()
         assert masks.perm is not None and len(np.unique(masks.perm)) == len(values)

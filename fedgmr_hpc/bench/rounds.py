@@ -163,8 +163,8 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
     layers = prunable_layers(config.model.name)
     scores = np.abs(prunable.numpy())
-    order = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
-    masks = cut_masks(order, shares, mask_id=1)
+    keys = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
+    masks = cut_masks(keys, shares, mask_id=1)
     packed = torch.from_numpy(masks.pack(prunable.numpy()))
     perm = None if masks.perm is None else torch.from_numpy(masks.perm).long()
     mine = range(transport.rank - 1, config.clients.count, transport.size - 1)

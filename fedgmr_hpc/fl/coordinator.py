@@ -41,6 +41,7 @@ from fedgmr_hpc.fl.events import (
 )
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.submodels import (
+    Keys,
     MaskSet,
     PrunableLayer,
     cut_masks,
@@ -49,7 +50,7 @@ from fedgmr_hpc.fl.submodels import (
     repack,
     score_entries,
 )
-from fedgmr_hpc.records import Assignment, Floats, Ints, RunError, Update
+from fedgmr_hpc.records import Assignment, Floats, RunError, Update
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Coordinator:
         self.is_last = False
         self._report: Merged | None = None
         self._old_masks: dict[int, MaskSet] = {}  # that updates held here may still be packed for
-        self._order: Ints | None = None  # of the current version, between ranking and cutting
+        self._keys: Keys | None = None  # of the current version, between ranking and cutting
         self._last_refresh: Floats | None = None  # [P] natural, only for score wg
         self._grad_squares: Floats | None = None  # [P] natural, only for score g
 
@@ -303,7 +304,7 @@ class Coordinator:
         """Ranks the current version's entries. A refresh needs it, and whoever drives the
         coordinator may call it while the validation is still under way: densities do not enter.
         """
-        if self.is_full or self._order is not None:
+        if self.is_full or self._keys is not None:
             return
         natural = self.masks.unpack(self.packed)
         kind = self.config.submodel.score
@@ -313,7 +314,7 @@ class Coordinator:
         if not self.config.submodel.use_costs:
             layers = tuple(PrunableLayer(la.name, la.start, la.stop, 1.0) for la in layers)
         try:
-            self._order = rank_entries(
+            self._keys = rank_entries(
                 natural, scores, layers, floor_frac=self.config.submodel.floor_frac
             )
         except RunError as error:
@@ -323,9 +324,9 @@ class Coordinator:
 
     def _cut(self, densities: Sequence[float]) -> None:
         self.rank()
-        assert self._order is not None
-        masks = cut_masks(self._order, densities, mask_id=self.masks.mask_id + 1)
-        self._order = None
+        assert self._keys is not None
+        masks = cut_masks(self._keys, densities, mask_id=self.masks.mask_id + 1)
+        self._keys = None
         self._old_masks[self.masks.mask_id] = self.masks
         self.packed = masks.pack(self.masks.unpack(self.packed))
         self.masks = masks

@@ -2,10 +2,10 @@
 
 A refresh ranks the P prunable entries once: each layer's floor (its largest weights) first, ordered
 by |W| over the layer's maximum, then all others by score over layer cost, ties by index. The mask
-of density d is the first int(d P) of that order, so masks are nested. `cut_masks` sorts each
-increment by position; the resulting *packed order* is the space in which the server keeps weights
-and in which values travel: every sub-model is a prefix of it, every IMS increment a slice, and
-merging needs no positions.
+of density d is the first int(d P) of that order, so masks are nested. The order itself is never
+made: `cut_masks` selects each level's entries by their keys and lists every increment by position.
+That *packed order* is the space in which the server keeps weights and in which values travel: every
+sub-model is a prefix of it, every IMS increment a slice, and merging needs no positions.
 
 Deviation from the released code (spec section 11, items 1 and 14): scores wg and g are really
 computed, and the first masks come from the initial model.
@@ -15,7 +15,6 @@ Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,11 +23,10 @@ from numpy.typing import NDArray
 
 from fedgmr_hpc.records import Floats, Ints, RunError
 
-Keys = NDArray[np.uint64]
+Keys = NDArray[np.uint32]
 _MAX_BITS = np.uint32(0x7FFFFFFF)  # of a non-negative float; minus its bits, the class bit is 0
 _ALL_BITS = np.uint32(0xFFFFFFFF)  # minus the bits of a float, the class bit is 1
-_BLOCK = 1 << 18  # entries written at a time, so that no second array of all positions exists
-_LOW = 0 if sys.byteorder == "little" else 1  # which half of a key is the position
+_BLOCK = 1 << 18  # entries listed at a time, in the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +96,11 @@ def rank_entries(
     layers: Sequence[PrunableLayer],
     *,
     floor_frac: float,
-) -> Ints:
-    """The order of importance: natural positions [P], most important first.
+) -> Keys:
+    """The ranking as keys [P], natural order: a smaller key is more important, ties by index.
 
-    One integer sort: a key is a class bit (0 in the floor), the inverted bits of the rank value
-    (non-negative floats order like their bits) and the position, which also breaks ties.
+    A key is a class bit (0 in the floor) and the inverted bits of the rank value, since
+    non-negative floats order like their bits.
 
     Args:
         weights: [P] current prunable weights, natural order; overwritten, its memory is returned.
@@ -113,64 +111,90 @@ def rank_entries(
     Raises:
         RunError: a weight or score is not finite.
     """
-    keys = np.empty(len(weights), np.uint64)
+    keys = weights.view(np.uint32)
     for layer in layers:
         span = slice(layer.start, layer.stop)
         own = None if scores is weights else scores[span]
         size_of = np.abs(weights[span], out=weights[span])
         _rank_layer(keys[span], size_of, own, layer, floor_frac)
-    keys.sort()
-    order = weights.view(np.int32)
-    order[:] = keys.view(np.uint32)[_LOW::2]
-    return order
+    return keys
 
 
 def _rank_layer(
     keys: Keys, size_of: Floats, scores: Floats | None, layer: PrunableLayer, floor_frac: float
 ) -> None:
-    """Fills the keys of one layer [n_l]; `size_of` is |W| and is overwritten."""
+    """Fills the keys of one layer [n_l]; they share the memory of `size_of`, which is |W|."""
     largest = size_of.max()
     if not np.isfinite(largest) or (scores is not None and not np.isfinite(scores.max())):
         raise RunError(f"layer {layer.name}: a weight or score is not finite", stage="merge")
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
-    floor = _largest(size_of, num_floor, keys.view(np.float32)[: len(size_of)])
+    floor = _largest(size_of, num_floor)
     floor_values = size_of[floor] / (largest or np.float32(1))
-    rank_values = np.divide(
-        size_of if scores is None else scores, np.float32(layer.cost), out=size_of
-    )
-    halves = keys.view(np.uint32).reshape(-1, 2)
-    for start in range(0, len(keys), _BLOCK):
-        stop = min(start + _BLOCK, len(keys))
-        halves[start:stop, _LOW] = np.arange(layer.start + start, layer.start + stop)
-    np.subtract(_ALL_BITS, rank_values.view(np.uint32), out=halves[:, 1 - _LOW])
-    halves[floor, 1 - _LOW] = _MAX_BITS - floor_values.view(np.uint32)
+    np.divide(size_of if scores is None else scores, np.float32(layer.cost), out=size_of)
+    np.subtract(_ALL_BITS, keys, out=keys)
+    keys[floor] = _MAX_BITS - floor_values.view(np.uint32)
 
 
-def _largest(values: Floats, count: int, scratch: Floats) -> NDArray[np.int64]:
-    """Indices of the `count` largest values, ties by index; `scratch` is as long as `values`."""
+def _largest(values: Floats, count: int) -> NDArray[np.int64]:
+    """Ascending indices of the `count` largest values, ties by index."""
     if not count:
         return np.empty(0, np.int64)
-    scratch[:] = values
-    scratch.partition(len(values) - count)
-    smallest = scratch[len(values) - count]
-    above = np.flatnonzero(values > smallest)
-    ties = np.flatnonzero(values == smallest)[: count - len(above)]
-    return np.concatenate([above, ties])
+    ordered = values.copy()
+    ordered.partition(len(values) - count)
+    last = ordered[len(values) - count]
+    del ordered
+    found = np.flatnonzero(values >= last)
+    num_over = len(found) - count
+    ties = np.flatnonzero(values[found] == last)
+    return np.delete(found, ties[len(ties) - num_over :])
 
 
-def cut_masks(order: Ints, densities: Sequence[float], *, mask_id: int) -> MaskSet:
-    """The nested masks of the given densities: level j keeps the first int(d_j P) entries.
+def _below(keys: Keys, count: int, last: np.uint32) -> NDArray[np.bool_]:
+    """Which keys are the `count` smallest, ties by index; `last` is the largest of them."""
+    is_first = keys <= last
+    num_over = int(np.count_nonzero(is_first)) - count
+    if num_over:
+        is_first[np.flatnonzero(keys == last)[-num_over:]] = False
+    return is_first
+
+
+def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSet:
+    """The nested masks of the given densities: level j keeps the int(d_j P) smallest keys.
+
+    Selects the keys at the levels' ends and then lists each increment's entries in one pass, which
+    is several times faster than sorting.
 
     Args:
-        order: [P] from `rank_entries`; it becomes the mask set's own and is sorted in place.
+        keys: [P] from `rank_entries`; their memory becomes the mask set's.
     """
-    levels = tuple(sorted(set(densities)))
-    counts = tuple(int(density * len(order)) for density in levels)
-    if counts[0] == len(order):
-        return MaskSet(mask_id, levels, counts, None, len(order))
-    for start, stop in zip((0, *counts), (*counts, len(order)), strict=True):
-        order[start:stop].sort()
-    return MaskSet(mask_id, levels, counts, order, len(order))
+    levels, size = tuple(sorted(set(densities))), len(keys)
+    counts = tuple(int(density * size) for density in levels)
+    if counts[0] == size:
+        return MaskSet(mask_id, levels, counts, None, size)
+    part = np.full(size, len(levels), np.uint8)  # the level an entry comes with
+    ends = [count for count in counts if 0 < count < size]
+    ordered = np.partition(keys, [end - 1 for end in ends]) if ends else keys
+    lasts = {end: ordered[end - 1] for end in ends}
+    del ordered
+    for count in counts:
+        if count == size:
+            part -= np.uint8(1)
+        elif count:
+            part -= _below(keys, count, lasts[count])
+    return MaskSet(mask_id, levels, counts, _list_parts(part, counts, keys.view(np.int32)), size)
+
+
+def _list_parts(part: NDArray[np.uint8], counts: Sequence[int], perm: Ints) -> Ints:
+    """Fills `perm` [P] with the positions of part 0, ascending, then those of part 1, ..."""
+    begins = [0, *counts]
+    for start in range(0, len(part), _BLOCK):
+        block = part[start : start + _BLOCK]
+        for index in range(len(begins)):
+            found = np.flatnonzero(block == index)
+            perm[begins[index] : begins[index] + len(found)] = found
+            perm[begins[index] : begins[index] + len(found)] += np.int32(start)
+            begins[index] += len(found)
+    return perm
 
 
 def repack(

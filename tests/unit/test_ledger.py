@@ -19,7 +19,7 @@ from fedgmr_hpc.records import Assignment
 
 
 def make_masks(mask_id=1, densities=(0.5, 1.0)):
-    return cut_masks(np.array([0, 3, 5, 1, 2, 4], np.int32), densities, mask_id=mask_id)
+    return cut_masks(np.array([0, 3, 4, 1, 5, 2], np.uint32), densities, mask_id=mask_id)
 
 
 def make_ledger(clients=2, **sections) -> Ledger:

@@ -12,13 +12,13 @@ from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.rankpool import Evaluation, Outgoing
 from fedgmr_hpc.worker import ReceivedModel
 
-ORDER = np.array([5, 0, 3, 1, 4, 2], np.int32)  # most important first
+KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
 PACKED = np.array([10, 11, 12, 13, 14, 15], np.float32)
 DENSE = np.array([7, 8], np.float32)
 
 
 def outgoing(version: int = 4, mask_id: int = 3) -> Outgoing:
-    masks = cut_masks(ORDER.copy(), [0.34, 0.67, 1.0], mask_id=mask_id)
+    masks = cut_masks(KEYS.copy(), [0.34, 0.67, 1.0], mask_id=mask_id)
     dispatch = Dispatch(version, masks, PACKED, DENSE, ())
     return Outgoing(dispatch, make_config({}), 99, PositionCodes())
 
@@ -48,7 +48,7 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received = ReceivedModel(6)
     received.accept(decode_frame(outgoing().frame(0, with_positions=True)))
     in_use = received.sub_model(2)[2]
-    masks = cut_masks(ORDER[::-1].copy(), [0.34, 1.0], mask_id=4)
+    masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
     newer = Outgoing(Dispatch(5, masks, PACKED, DENSE, ()), make_config({}), 99, PositionCodes())
     received.accept(decode_frame(newer.frame(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]

@@ -31,12 +31,18 @@ def rank(weights, layers=None, scores=None, floor_frac=0.0) -> list[int]:
     weights = np.array(weights, np.float32)
     scores = np.abs(weights) if scores is None else np.array(scores, np.float32)
     layers = one_layer(len(weights)) if layers is None else layers
-    return rank_entries(weights, scores, layers, floor_frac=floor_frac).tolist()
+    keys = rank_entries(weights, scores, layers, floor_frac=floor_frac)
+    return np.argsort(keys, kind="stable").tolist()
+
+
+def cut_order(order, densities, *, mask_id: int):
+    """Masks cut from keys that rank the entries in the given order."""
+    return cut_masks(np.argsort(order).astype(np.uint32), densities, mask_id=mask_id)
 
 
 def random_masks(seed: int, size: int, densities, mask_id: int = 1):
     order = np.random.default_rng(seed).permutation(size).astype(np.int32)
-    return order, cut_masks(order.copy(), densities, mask_id=mask_id)
+    return order, cut_order(order, densities, mask_id=mask_id)
 
 
 SIZES = st.integers(1, 60)
@@ -133,8 +139,8 @@ def test_layer_densities_of_the_untrained_conv2():
     weights = initial_weights("conv2", 0)[: layout.num_prunable]
     entries = [e for e in layout.entries if e.prunable]
     layers = [PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost) for e in entries]
-    order = rank_entries(weights, np.abs(weights), layers, floor_frac=0.02)
-    masks = cut_masks(order, [0.05, 0.5], mask_id=1)
+    keys = rank_entries(weights, np.abs(weights), layers, floor_frac=0.02)
+    masks = cut_masks(keys, [0.05, 0.5], mask_id=1)
     for level, (conv1, fc1) in enumerate(((0.80, 0.05), (0.90, 0.50))):
         kept = np.zeros(layout.num_prunable, bool)
         kept[masks.perm[: masks.counts[level]]] = True
@@ -161,7 +167,7 @@ def test_equal_densities_share_a_level():
 
 def test_packed_order_is_the_increments_each_sorted_by_position():
     order = np.array([5, 2, 0, 4, 1, 3], np.int32)
-    masks = cut_masks(order, [0.34, 0.84], mask_id=7)
+    masks = cut_order(order, [0.34, 0.84], mask_id=7)
     assert masks.counts == (2, 5)
     assert masks.perm.tolist() == [2, 5, 0, 1, 4, 3]
     assert masks.positions(0).tolist() == [2, 5]
@@ -198,16 +204,27 @@ def test_increments_are_disjoint_ascending_and_make_up_each_mask(seed, size, den
 def test_a_density_below_the_floor_keeps_the_top_of_the_floor():
     layers = [PrunableLayer("a", 0, 4, 1.0), PrunableLayer("b", 4, 8, 1.0)]
     weights = floats(100, 50, 1, 1, 0.4, 0.3, 0.1, 0.1)
-    order = rank_entries(weights, np.abs(weights), layers, floor_frac=0.5)
-    masks = cut_masks(order, [0.25, 0.375], mask_id=1)  # the floor alone would be half
+    keys = rank_entries(weights, np.abs(weights), layers, floor_frac=0.5)
+    masks = cut_masks(keys, [0.25, 0.375], mask_id=1)  # the floor alone would be half
     assert masks.positions(0).tolist() == [0, 4]
     assert masks.positions(1).tolist() == [5]
 
 
 def test_a_set_of_full_density_only_needs_no_permutation():
-    for masks in (full_masks(5), cut_masks(np.array([4, 3, 2, 1, 0], np.int32), [1.0], mask_id=2)):
+    for masks in (full_masks(5), cut_order([4, 3, 2, 1, 0], [1.0], mask_id=2)):
         assert (masks.densities, masks.counts, masks.perm) == ((1.0,), (5,), None)
         assert masks.positions(0).tolist() == [0, 1, 2, 3, 4]
+
+
+@FEW
+@given(SEEDS, SIZES, DENSITIES)
+def test_ties_at_the_end_of_a_level_go_by_index(seed, size, densities):
+    keys = np.random.default_rng(seed).integers(0, 4, size).astype(np.uint32)
+    order = np.argsort(keys, kind="stable")
+    masks = cut_masks(keys, densities, mask_id=1)
+    for level, count in enumerate(masks.counts):
+        held = np.arange(size) if masks.perm is None else masks.perm[:count]
+        assert sorted(held[:count].tolist()) == sorted(order[:count].tolist()), level
 
 
 # --- packed order
@@ -252,16 +269,16 @@ def test_repack_keeps_every_value_at_its_natural_position(seed, size, before, af
 
 
 def test_repack_of_a_mask_that_stays_is_a_prefix_again():
-    old = cut_masks(np.array([3, 1, 0, 2], np.int32), [0.5], mask_id=1)
-    new = cut_masks(np.array([1, 3, 2, 0], np.int32), [0.5], mask_id=2)
+    old = cut_order([3, 1, 0, 2], [0.5], mask_id=1)
+    new = cut_order([1, 3, 2, 0], [0.5], mask_id=2)
     values = floats(10, 30)  # at 1 and 3
     moved, index = repack(values, None, old, new)
     assert index is None and moved.tolist() == [10, 30]
 
 
 def test_repack_literal():
-    old = cut_masks(np.array([0, 1, 2, 3], np.int32), [0.5], mask_id=1)
-    new = cut_masks(np.array([3, 1, 2, 0], np.int32), [0.5], mask_id=2)  # packed: 1 3 0 2
+    old = cut_order([0, 1, 2, 3], [0.5], mask_id=1)
+    new = cut_order([3, 1, 2, 0], [0.5], mask_id=2)  # packed: 1 3 0 2
     moved, index = repack(floats(10, 11), None, old, new)
     assert moved.tolist() == [11, 10]
     assert index.tolist() == [0, 2]
@@ -284,7 +301,8 @@ def ranking(kind, previous, squares) -> list[int]:
     """As a refresh does it: the scores may be the very weights, which rank by size."""
     weights = W.copy()
     scores = score_entries(kind, weights, previous, squares)
-    return rank_entries(weights, scores, one_layer(3), floor_frac=0.0).tolist()
+    keys = rank_entries(weights, scores, one_layer(3), floor_frac=0.0)
+    return np.argsort(keys, kind="stable").tolist()
 
 
 @pytest.mark.parametrize(
