@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import Pool
@@ -37,15 +37,15 @@ class Outgoing:
     ) -> None:
         self.dispatch, self._dtype, self._run_id = dispatch, config.wire.dtype, run_id
         self._codes = codes
-        self._encoded: dict[tuple[int, bool], memoryview] = {}
+        self._encoded: dict[tuple[int, bool], tuple[memoryview, ...]] = {}
 
-    def frame(self, level: int, *, with_positions: bool) -> memoryview:
-        """The increment of a level, with the dense part if it is the first."""
+    def frame(self, level: int, *, with_positions: bool) -> tuple[memoryview, ...]:
+        """The increment of a level in parts, with the dense part if it is the first."""
         key = (level, with_positions)
         if key not in self._encoded:
             d = self.dispatch
             coded = self._codes.code(d.masks, level) if with_positions else None
-            self._encoded[key] = encode_frame(
+            self._encoded[key] = encode_parts(
                 Frame(
                     kind=Kind.INCREMENT,
                     run=self._run_id,
@@ -74,7 +74,7 @@ class Evaluation:
     """
 
     version: int
-    payload: memoryview | None  # the version's frame, until every rank has it
+    payload: tuple[memoryview, ...]  # the version's frame, until every rank has it
     chunks: dict[Pool, dict[int, tuple[int, float] | None]]
 
     def is_done(self, pool: Pool) -> bool:
@@ -140,11 +140,13 @@ class RankPool:
 
     def submit(self, dispatch: Dispatch) -> None:
         """Queues a dispatch: a small sub-model for every rank, so that all begin at once, then the
-        large ones, so that the last update to come back is small again."""
+        large ones, so that the last update to come back is small again; equals by client, as they
+        are likely to arrive."""
         outgoing = Outgoing(dispatch, self.config, self.run_id, self.codes)
         order = sorted(dispatch.assignments, key=lambda a: (a.level, a.client))
         first, rest = order[: len(self.ranks)], order[len(self.ranks) :]
-        self.tasks.extend((outgoing, assignment) for assignment in (*first, *reversed(rest)))
+        rest.sort(key=lambda a: (-a.level, a.client))
+        self.tasks.extend((outgoing, assignment) for assignment in (*first, *rest))
         self._feed()
 
     def evaluate(self, evaluation: Evaluation) -> None:
@@ -185,8 +187,8 @@ class RankPool:
         if state.mask_id != task.mask_id:
             state.mask_id, state.num_known = task.mask_id, 0
         for level in self._levels_to_send(state, task):
-            payload = outgoing.frame(level, with_positions=level >= state.num_known)
-            self.transport.send(rank, Tag.FRAME, payload)
+            parts = outgoing.frame(level, with_positions=level >= state.num_known)
+            self.transport.send(rank, Tag.FRAME, *parts)
             state.num_known = max(state.num_known, level + 1)
         self.transport.send(rank, Tag.TASK, json.dumps(asdict(task)).encode())
 
@@ -205,11 +207,10 @@ class RankPool:
     def _send_chunk(self, rank: int, state: _Rank, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
-            assert evaluation.payload is not None
             state.eval_version = evaluation.version
-            self.transport.send(rank, Tag.FRAME, evaluation.payload)
+            self.transport.send(rank, Tag.FRAME, *evaluation.payload)
             if all(other.eval_version == evaluation.version for other in self.ranks.values()):
-                evaluation.payload = None
+                evaluation.payload = ()
         task = {"version": evaluation.version, "pool": chunk.pool, "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
 

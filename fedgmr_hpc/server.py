@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
+from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.comm.links import Arrival, VirtualClock
 from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
@@ -182,7 +182,7 @@ class Server:
         starts = {p: range(0, self.data.pool_size(p), self.config.eval.chunk) for p in pools}
         evaluation = Evaluation(
             version=command.version,
-            payload=encode_frame(frame),
+            payload=encode_parts(frame),
             chunks={p: dict.fromkeys(starts[p]) for p in pools},
         )
         del frame  # holds a dense model

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
@@ -189,9 +189,9 @@ class Worker:
             score=score,
             num_samples=trained.num_samples,
         )
-        payload = encode_frame(frame)
+        parts = encode_parts(frame)
         self.stage = "send"
-        self.transport.send(SERVER_RANK, Tag.UPDATE, payload)
+        self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
         self.num_tasks += 1
 
     def _score(self) -> float:

@@ -50,6 +50,7 @@ from fedgmr_hpc.comm.positions import (
     decode_positions,
     encode_positions,
 )
+from fedgmr_hpc.comm.transport import as_bytes
 from fedgmr_hpc.records import Floats, Ints, WireError
 
 MAGIC = b"FGMR"
@@ -148,8 +149,10 @@ def frame_bytes(
     return HEADER.size + body
 
 
-def encode_frame(frame: Frame, coded: CodedPositions | None = None) -> memoryview:
-    """The frame as one read-only run of bytes; each section is written once, straight into place.
+def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[memoryview, ...]:
+    """The frame as read-only runs of bytes, to be sent one after the other.
+
+    fp32 sections are the frame's own arrays, which must stay as they are until they are sent.
 
     Args:
         frame: what to encode.
@@ -162,16 +165,20 @@ def encode_frame(frame: Frame, coded: CodedPositions | None = None) -> memoryvie
     codec, packed = coded or (Codec.NONE, b"")
     if coded is None and frame.positions is not None:
         codec, packed = encode_positions(frame.positions, frame.num_prunable)
-    header = _make_header(frame, codec, len(packed))
-    buffer = np.empty(header.frame_bytes, np.uint8)
-    HEADER.pack_into(buffer.data, 0, *header)
-    extra, values, dense, positions = _split(buffer, header)
-    extra.view(np.float32)[:] = frame.extra
-    _write_floats(frame.values, values, frame.dtype)
-    _write_floats(frame.dense, dense, frame.dtype)
-    positions[:] = np.frombuffer(packed, np.uint8)
-    _CHECKSUM.pack_into(buffer.data, _CHECKSUM_AT, _checksum(buffer.data))
-    return buffer.data.toreadonly()
+    sections = (
+        _as_wire(frame.extra, "fp32"),
+        _as_wire(frame.values, frame.dtype),
+        _as_wire(frame.dense, frame.dtype),
+        as_bytes(packed),
+    )
+    header = bytearray(HEADER.pack(*_make_header(frame, codec, len(packed))))
+    _CHECKSUM.pack_into(header, _CHECKSUM_AT, _checksum(memoryview(header), *sections))
+    return (memoryview(header).toreadonly(), *(part for part in sections if len(part)))
+
+
+def encode_frame(frame: Frame, coded: CodedPositions | None = None) -> memoryview:
+    """`encode_parts` as one run of bytes."""
+    return memoryview(b"".join(encode_parts(frame, coded)))
 
 
 def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
@@ -289,20 +296,24 @@ def _split(body: NDArray[np.uint8], header: _Header) -> list[NDArray[np.uint8]]:
     return np.split(body[HEADER.size :], np.cumsum(lengths))
 
 
-def _checksum(view: memoryview) -> int:
-    """xxh3_64 of the frame as if the checksum field were zero, without a copy of the frame."""
-    digest = xxhash.xxh3_64(view[:_CHECKSUM_AT])
+def _checksum(header: memoryview, *sections: memoryview) -> int:
+    """xxh3_64 of a frame as if the checksum field were zero; `header` may go on into the body."""
+    digest = xxhash.xxh3_64(header[:_CHECKSUM_AT])
     digest.update(bytes(_CHECKSUM.size))
-    digest.update(view[HEADER.size :])
+    for part in (header[HEADER.size :], *sections):
+        digest.update(part)
     return int(digest.intdigest())
 
 
-def _write_floats(values: Floats, section: NDArray[np.uint8], dtype: Dtype) -> None:
+def _as_wire(values: Floats, dtype: Dtype) -> memoryview:
+    """The values in their type on the wire; fp32 without a copy."""
+    on_wire: NDArray[np.generic] = np.ascontiguousarray(values)
     if dtype == "bf16":
-        section.view(np.uint16)[:] = _to_bf16(values)
-        return
-    with np.errstate(over="ignore"):  # too large for fp16 is infinite, as IEEE 754 rounds
-        section.view(np.float32 if dtype == "fp32" else np.float16)[:] = values
+        on_wire = _to_bf16(values)
+    elif dtype == "fp16":
+        with np.errstate(over="ignore"):  # too large is infinite, as IEEE 754 rounds
+            on_wire = values.astype(np.float16)
+    return as_bytes(on_wire).toreadonly()
 
 
 def _read_floats(section: NDArray[np.uint8], dtype: Dtype) -> Floats:

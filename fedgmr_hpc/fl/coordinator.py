@@ -328,7 +328,8 @@ class Coordinator:
         masks = cut_masks(self._keys, densities, mask_id=self.masks.mask_id + 1)
         self._keys = None
         self._old_masks[self.masks.mask_id] = self.masks
-        self.packed = masks.pack(self.masks.unpack(self.packed))
+        self.packed = self.masks.unpack(self.packed)  # the packed one is free before the next is
+        self.packed = masks.pack(self.packed)
         self.masks = masks
 
     def _dispatch(self, now_s: float, receivers: Sequence[int]) -> Dispatch:

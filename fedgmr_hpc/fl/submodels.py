@@ -15,7 +15,7 @@ Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedgmr_hpc.records import Floats, Ints, RunError
 Keys = NDArray[np.uint32]
 _MAX_BITS = np.uint32(0x7FFFFFFF)  # of a non-negative float; minus its bits, the class bit is 0
 _ALL_BITS = np.uint32(0xFFFFFFFF)  # minus the bits of a float, the class bit is 1
-_BLOCK = 1 << 18  # entries listed at a time, in the second-level cache
+_BLOCK = 1 << 18  # entries at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,24 @@ class MaskSet:
 
     def pack(self, natural: Floats) -> Floats:
         """[P] natural -> packed order (always a new array)."""
-        packed: Floats = natural.copy() if self.perm is None else np.take(natural, self.perm)
+        packed: Floats = natural.copy()
+        if self.perm is not None:
+            for span in _blocks(self.size):
+                np.take(natural, self.perm[span], out=packed[span], mode="clip")
         return packed
 
     def unpack(self, packed: Floats) -> Floats:
         """[P] packed -> natural order (always a new array)."""
         natural: Floats = packed.copy()
         if self.perm is not None:
-            natural[self.perm] = packed
+            for span in _blocks(self.size):
+                natural[self.perm[span]] = packed[span]
         return natural
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    """Spans in turn: numpy widens the positions it indexes with, here only a block of them."""
+    return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
 def full_masks(size: int) -> MaskSet:
@@ -187,12 +196,11 @@ def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSe
 def _list_parts(part: NDArray[np.uint8], counts: Sequence[int], perm: Ints) -> Ints:
     """Fills `perm` [P] with the positions of part 0, ascending, then those of part 1, ..."""
     begins = [0, *counts]
-    for start in range(0, len(part), _BLOCK):
-        block = part[start : start + _BLOCK]
+    for span in _blocks(len(part)):
         for index in range(len(begins)):
-            found = np.flatnonzero(block == index)
+            found = np.flatnonzero(part[span] == index)
+            found += span.start
             perm[begins[index] : begins[index] + len(found)] = found
-            perm[begins[index] : begins[index] + len(found)] += np.int32(start)
             begins[index] += len(found)
     return perm
 

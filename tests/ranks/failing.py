@@ -42,7 +42,7 @@ def break_stage(stage: str) -> None:
     elif stage == "death":
         worker.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
     else:
-        name = {"decode": "decode_frame", "encode": "encode_frame", "evaluate": "evaluate"}[stage]
+        name = {"decode": "decode_frame", "encode": "encode_parts", "evaluate": "evaluate"}[stage]
         setattr(worker, name, broken(getattr(worker, name)))
 
 

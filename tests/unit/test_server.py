@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgmr_hpc.comm.frames import Kind, decode_frame
+from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks
@@ -23,8 +23,12 @@ def outgoing(version: int = 4, mask_id: int = 3) -> Outgoing:
     return Outgoing(dispatch, make_config({}), 99, PositionCodes())
 
 
+def sent(parts: tuple[memoryview, ...]) -> Frame:
+    return decode_frame(b"".join(parts))
+
+
 def test_increments_carry_their_slice_and_the_first_the_dense_part() -> None:
-    frames = [decode_frame(outgoing().frame(level, with_positions=True)) for level in range(3)]
+    frames = [sent(outgoing().frame(level, with_positions=True)) for level in range(3)]
     assert [frame.values.tolist() for frame in frames] == [[10, 11], [12, 13], [14, 15]]
     assert [frame.positions.tolist() for frame in frames] == [[0, 5], [1, 3], [2, 4]]
     assert [frame.dense.tolist() for frame in frames] == [[7, 8], [], []]
@@ -36,21 +40,21 @@ def test_increments_carry_their_slice_and_the_first_the_dense_part() -> None:
 def test_a_rank_puts_increments_together_and_keeps_positions_between_versions() -> None:
     received, first, second = ReceivedModel(6), outgoing(4), outgoing(5)
     for level in range(2):
-        received.accept(decode_frame(first.frame(level, with_positions=True)))
+        received.accept(sent(first.frame(level, with_positions=True)))
     values, dense, positions = received.sub_model(4)
     assert values.tolist() == [10, 11, 12, 13] and dense.tolist() == [7, 8]
     assert positions is not None and positions.tolist() == [0, 5, 1, 3]
-    received.accept(decode_frame(second.frame(0, with_positions=False)))
+    received.accept(sent(second.frame(0, with_positions=False)))
     assert received.version == 5 and received.sub_model(2)[2].tolist() == [0, 5]
 
 
 def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received = ReceivedModel(6)
-    received.accept(decode_frame(outgoing().frame(0, with_positions=True)))
+    received.accept(sent(outgoing().frame(0, with_positions=True)))
     in_use = received.sub_model(2)[2]
     masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
     newer = Outgoing(Dispatch(5, masks, PACKED, DENSE, ()), make_config({}), 99, PositionCodes())
-    received.accept(decode_frame(newer.frame(0, with_positions=True)))
+    received.accept(sent(newer.frame(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]
     assert received.sub_model(2)[2].tolist() == [2, 4]
 
