@@ -215,7 +215,13 @@ def _round(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any
 def _memory(rounds: int, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memory.h5"
-        _mpirun(ranks, "fedgmr_hpc.launch", f"run.max_rounds={rounds}", f"results.path={path}")
+        _mpirun(
+            ranks,
+            "fedgmr_hpc.launch",
+            f"run.max_rounds={rounds}",
+            "progress=quiet",
+            f"results.path={path}",
+        )
         merges = read_result(path).merges
     settled = merges["round"] > rounds // 4
     slope = np.polyfit(merges["round"][settled], merges["wall_rss_bytes"][settled], 1)[0]

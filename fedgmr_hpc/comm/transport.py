@@ -136,7 +136,7 @@ class Transport(ABC):
 
 
 class Backoff:
-    """How long to wait between two looks: an eighth of the wait so far, from 20 us to 1 ms.
+    """How long to wait between two looks: an eighth of the wait so far, from 20 us to 2 ms.
 
     The first looks only yield the core. In proportion, because sleeps that double overshoot by as
     much as was waited, and two ranks that answer each other would drive one another to the longest
@@ -144,7 +144,7 @@ class Backoff:
     """
 
     YIELD_S = 150e-6
-    SHORTEST_S, LONGEST_S = 20e-6, 1e-3
+    SHORTEST_S, LONGEST_S = 20e-6, 2e-3
 
     def __init__(self) -> None:
         self.reset()
