@@ -7,7 +7,7 @@ What each verb takes:
     keys                                         every configuration key, its default and meaning
     prepare DATASET --root DIR                   what is missing, where to put it; build the cache
     report RESULT... [--out DIR]                 tables and plots of runs
-    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round or memory, with ceilings
+    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links or memory
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedgmr_hpc.config import Config, DataName
 from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 from fedgmr_hpc.records import RunError
 
-BENCHES = ("codec", "merge", "mask", "round", "memory")
+BENCHES = ("codec", "merge", "mask", "round", "links", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

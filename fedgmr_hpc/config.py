@@ -183,19 +183,38 @@ class AggregationConfig(Section):
     """a of the polynomial and hinge weights."""
     hinge_delay: NonNegative = 2.0
     """Versions without a penalty under `hinge`."""
+    max_norm_ratio: Positive | None = None
+    """Shut out a client whose update has a root mean square over this many times the model's on
+    the same entries; null for no limit. NaN and infinite updates always shut their client out."""
 
 
 class AdmissionConfig(Section):
     """When the server stops waiting and merges (spec section 2.3)."""
 
-    kind: Literal["window", "barrier"] = "window"
-    """`window` closes after the full-bandwidth clients' arrival, `barrier` waits for everybody."""
+    kind: Literal["window", "barrier", "count", "each"] = "window"
+    """`window` closes after the full-bandwidth clients' arrival, `barrier` waits for everybody,
+    `count` (FedBuff) for so many updates, `each` (FedAsync) for one."""
     slack_s: NonNegative = 0.5
     """Time a window stays open after the clients that pace it have arrived."""
+    count: Count | None = None
+    """With `count`: updates since the last merge that make the next one."""
+
+    def contradictions(self, num_clients: int) -> list[str]:
+        """One line for every value that another one rules out."""
+        if self.kind != "count":
+            allowed = f"allowed with admission.kind = {self.kind}: null"
+            return [] if self.count is None else [f"admission.count: got {self.count}, {allowed}"]
+        if self.count is not None and self.count <= num_clients:
+            return []
+        got = "null" if self.count is None else self.count
+        return [
+            f"admission.count: got {got}, allowed with admission.kind = count: "
+            f"1 to clients.count = {num_clients}"
+        ]
 
 
 class LinksConfig(Section):
-    """Links and constant times of the virtual clock (spec sections 1.2 and 2.1)."""
+    """Links and constant times of both clocks (spec sections 1.2 and 2.1)."""
 
     size: Literal["frames", "nominal"] = "frames"
     """Charge the frames' real lengths, or `nominal_mb` times the density as the release does."""
@@ -215,6 +234,17 @@ class LinksConfig(Section):
     """Sigma of the server links' log-normal draws; 0 for constant links."""
     num_draws: Count = 20
     """Draws averaged into one transfer's speed."""
+    latency_s: NonNegative = 0.0
+    """How much later a broadcast, and an upload, begins than it is ready to go."""
+    rank_down_bytes_per_s: Positive | None = None
+    """Wall clock only: what the clients of one rank download at most together; null for no cap."""
+    rank_up_bytes_per_s: Positive | None = None
+    """Wall clock only: what the clients of one rank upload at most together; null for no cap."""
+    trace: Annotated[str, Field(min_length=1)] | None = None
+    """CSV file `time_s,client,direction,bytes_per_s` of the speeds of some links over time (client
+    -1 is the server), in place of rates, shares and draws; null for none."""
+    trace_period_s: Positive | None = None
+    """When the trace begins anew; null lets its last values hold."""
     compute_s: NonNegative = 0.5
     """Virtual time of one client's local training."""
     merge_s: NonNegative = 0.5
@@ -226,6 +256,10 @@ class WireConfig(Section):
 
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Type of the values in frames; training and merging stay in fp32."""
+    max_resends: Annotated[int, Field(ge=0, strict=True)] = 3
+    """How often a damaged transfer is sent once more on the wall clock before the run fails."""
+    resend_after_s: Positive = 2.0
+    """Wall time after which a transfer that should be through is taken for lost."""
 
 
 class ResultsConfig(Section):
@@ -237,6 +271,25 @@ class ResultsConfig(Section):
     """Longest time a row waits before it is on disk."""
 
 
+class FaultConfig(Section):
+    """One fault on purpose; see comm/faults.py. Wall clock only."""
+
+    kind: Literal["delay", "cut", "drop", "corrupt", "duplicate"]
+    """What happens to a transfer."""
+    client: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Whose transfers; null for everybody's."""
+    direction: Literal["down", "up", "both"] = "both"
+    """To the client, from it, or both."""
+    probability: Fraction = 1.0
+    """Share of the transfers that it hits, drawn for each attempt."""
+    at_s: NonNegative = 0.0
+    """From when on."""
+    for_s: NonNegative = 1e9
+    """For how long."""
+    delay_s: NonNegative = 0.0
+    """Length of a `delay`."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -244,7 +297,15 @@ class Config(Section):
     """Key of every random stream: partition, initial weights, batches, link speeds."""
     method: str = "fedgmr"
     """Row of configs/methods; it sets the five axes, which can still be overridden."""
-    transport: Literal["auto", "inproc", "mpi", "gloo"] = "auto"
+    clock: Literal["virtual", "wall"] = "virtual"
+    """`virtual` computes when bytes arrive, `wall` makes them take that long."""
+    time_scale: Positive = 1.0
+    """Wall seconds of one second of links, training and windows; used by `wall` only."""
+    trace: bool = False
+    """Write what every rank did when, as a timeline for Perfetto, beside the results."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where clients train; `auto` takes the GPUs that are there, one for each local rank."""
+    transport: Literal["auto", "inproc", "mpi", "gloo", "nccl"] = "auto"
     """How ranks talk; `auto` follows the launcher."""
     progress: Literal["auto", "live", "plain", "quiet"] = "auto"
     """Live line on a terminal, or plain timestamped lines."""
@@ -262,6 +323,8 @@ class Config(Section):
     """Nested increments that leave the server once (IMS), or whole sub-models."""
     links: LinksConfig = LinksConfig()
     wire: WireConfig = WireConfig()
+    faults: tuple[FaultConfig, ...] = ()
+    """Faults on purpose, for tests of what a run survives."""
     results: ResultsConfig = ResultsConfig()
 
     def contradictions(self) -> list[str]:
@@ -278,6 +341,21 @@ class Config(Section):
                 f"restoration.trigger: got '{self.restoration.trigger}', allowed with "
                 "submodel.kind = full: none, without balance (a full model cannot grow)"
             )
+        if self.links.trace_period_s is not None and self.links.trace is None:
+            found.append(
+                f"links.trace_period_s: got {self.links.trace_period_s:g}, allowed with "
+                "links.trace = null: null"
+            )
+        if self.faults and self.clock == "virtual":
+            found.append(
+                f"faults: got {len(self.faults)} of them, allowed with clock = virtual: none"
+            )
+        for index, fault in enumerate(self.faults):
+            if fault.client is not None and fault.client >= self.clients.count:
+                found.append(
+                    f"faults[{index}].client: got {fault.client}, "
+                    f"allowed: 0 to {self.clients.count - 1}"
+                )
         if self.submodel.kind == "full" and self.submodel.score != "w":
             found.append(
                 f"submodel.score: got '{self.submodel.score}', allowed with "
@@ -288,4 +366,4 @@ class Config(Section):
                 f"aggregation.max_entries: got {self.aggregation.max_entries}, allowed with "
                 "aggregation.buffered = false: null"
             )
-        return found
+        return found + self.admission.contradictions(self.clients.count)

@@ -31,17 +31,22 @@ def method_names() -> list[str]:
     return sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
 
 
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> Config:
     """Resolves a run.
 
     Args:
-        source: a YAML file, or the name of one in configs/runs; None for `digits`.
+        source: a YAML file, the name of one in configs/runs, or its content; None for `digits`.
         overrides: `dotted.key=value` strings, applied last; values are YAML.
 
     Raises:
         ValueError: with one line for every wrong key or value.
     """
-    values = _read_yaml(_find_run("digits" if source is None else source))
+    if isinstance(source, Mapping):
+        values = copy.deepcopy(dict(source))
+    else:
+        values = _read_yaml(_find_run("digits" if source is None else source))
     for override in overrides:
         _apply_override(values, override)
     return make_config(values)

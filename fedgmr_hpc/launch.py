@@ -1,6 +1,6 @@
 """One rank from start to finish: who am I, which configuration, serve or work, tear down.
 
-    python -m fedgmr_hpc.launch [--config FILE] [dotted.key=value ...]
+    python -m fedgmr_hpc.launch [--config FILE | --replay RESULT] [dotted.key=value ...]
 
 The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0
 alone reads and checks the configuration and the data, and hands the resolved configuration to the
@@ -28,9 +28,11 @@ from pathlib import Path
 import torch
 import xxhash
 
+from fedgmr_hpc.comm.linktrace import load_trace
 from fedgmr_hpc.comm.ranks import (
     Launch,
     check_world,
+    choose_device,
     detect_launch,
     make_identity,
 )
@@ -38,14 +40,17 @@ from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config, make_config, render_config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.liveworker import LiveWorker
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.process import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.records import RunError
+from fedgmr_hpc.replay import check_versions
 from fedgmr_hpc.server import Server
 from fedgmr_hpc.store import Result, ResultWriter, read_result
 from fedgmr_hpc.study.report import render_summary
+from fedgmr_hpc.trace import timeline_path, write_timeline
 from fedgmr_hpc.worker import Worker, report_failure
 
 # Received arrays are read-only on purpose; torch only reads them.
@@ -61,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", help="YAML file, or the name of one in configs/runs (default: digits)"
     )
+    parser.add_argument("--replay", metavar="RESULT", help="do over the events of a result file")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)
@@ -68,17 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
     try:
         launch = detect_launch(os.environ)
-        config = _try_load(arguments.config, arguments.overrides)
-        kind = config.transport if isinstance(config, Config) else "auto"
-        transport = make_transport(kind, launch)
+        config, recorded = _try_load(arguments.config, arguments.overrides, arguments.replay)
+        kind, device = "auto", "cpu"
+        if isinstance(config, Config):
+            kind, device = config.transport, config.device
+        transport = make_transport(kind, launch, device)
+        chosen = choose_device(launch, torch.cuda.device_count(), device)
     except ValueError as error:
         _print_error(str(error))
         return EXIT_BAD_INPUT
     if transport is None:
-        return _run_alone(config)
-    _print_identity(launch, transport)
+        return _run_alone(config, recorded)
+    _print_identity(launch, transport, device)
     return guard(
-        transport, lambda: _lead(config, transport) if transport.rank == 0 else follow(transport)
+        transport,
+        lambda: (
+            _lead(config, recorded, transport) if transport.rank == 0 else follow(transport, chosen)
+        ),
     )
 
 
@@ -86,33 +98,57 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def _try_load(source: str | None, overrides: Sequence[str]) -> Config | ValueError:
+def _try_load(
+    source: str | None, overrides: Sequence[str], replayed: str | None
+) -> tuple[Config | ValueError, Result | None]:
     try:
-        return load_config(source, overrides)
+        if replayed is None:
+            return load_config(source, overrides), None
+        recorded = read_result(replayed)
+        return _load_replayed(recorded, source, overrides), recorded
     except ValueError as error:
-        return error
+        return error, None
 
 
-def make_transport(kind: str, launch: Launch) -> Transport | None:
+def _load_replayed(recorded: Result, source: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a recorded run, its results in a file of their own."""
+    allowed = ("results.", "progress=", "transport=", "device=", "data.root=", "data.cache=")
+    wrong = [word for word in overrides if not word.startswith(allowed)]
+    if source or wrong:
+        got = " ".join([f"--config {source}"] * bool(source) + wrong)
+        raise ValueError(f"--replay: got {got}, allowed: only {' '.join(allowed)}")
+    stored = {**recorded.config, "results": {}}
+    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
+    return load_config(stored, [f"results.path={stamp}", *overrides])
+
+
+def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport | None:
     """The transport of this process; None for server and clients in one process.
 
     Raises:
-        ValueError: the launcher and the transport do not fit.
+        ValueError: the launcher and the transport do not fit, or the device is not there.
     """
     if launch.size == 1:
-        if kind in ("mpi", "gloo"):
+        if kind not in ("auto", "inproc"):
             raise ValueError(f"transport: got {kind} for one rank, allowed: auto, inproc")
         return None
     if kind == "auto":
         kind = "gloo" if launch.launcher == "torchrun" else "mpi"
     if kind == "inproc":
-        raise ValueError(f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo")
-    if kind == "gloo" and launch.launcher != "torchrun":
-        raise ValueError(f"transport: got gloo under {launch.launcher}, allowed under torchrun")
+        raise ValueError(
+            f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo, nccl"
+        )
+    if kind in ("gloo", "nccl") and launch.launcher != "torchrun":
+        raise ValueError(f"transport: got {kind} under {launch.launcher}, allowed under torchrun")
     if kind == "gloo":
         from fedgmr_hpc.comm.torchdist import GlooTransport
 
         return GlooTransport()
+    if kind == "nccl":
+        from fedgmr_hpc.comm.nccl import NcclTransport
+
+        chosen = choose_device(launch, torch.cuda.device_count(), device)
+        return NcclTransport(chosen if chosen.startswith("cuda") else "cuda:0")
     from fedgmr_hpc.comm.mpi import MpiTransport
 
     transport = MpiTransport()
@@ -120,14 +156,15 @@ def make_transport(kind: str, launch: Launch) -> Transport | None:
     return transport
 
 
-def _print_identity(launch: Launch, transport: Transport) -> None:
+def _print_identity(launch: Launch, transport: Transport, device: str) -> None:
     identity = make_identity(
         launch,
         rank=transport.rank,
         size=transport.size,
         transport=transport.name,
-        num_visible=0,
+        num_visible=torch.cuda.device_count(),
         threads=torch.get_num_threads(),
+        requested=device,
     )
     say(str(identity))
 
@@ -156,15 +193,19 @@ class Experiment:
     data: FederatedData
     path: Path
     run_id: int
+    recorded: Result | None = None  # the run to replay
 
 
-def prepare_experiment(config: Config) -> Experiment:
+def prepare_experiment(config: Config, recorded: Result | None = None) -> Experiment:
     """Checks what can be checked before any rank works.
 
     Raises:
         ValueError: data missing, damaged or too small for the clients, or the results file exists.
     """
     data = FederatedData(config)
+    links = config.links
+    if links.trace is not None:
+        load_trace(links.trace, config.clients.count, links.trace_period_s)
     path = Path(config.results.path or _default_path(config)).expanduser()
     if path.exists():
         raise ValueError(f"results.path: {path} exists and is never overwritten")
@@ -176,7 +217,7 @@ def prepare_experiment(config: Config) -> Experiment:
         raise ValueError(f"results.path: cannot write in {path.parent}")
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
-    return Experiment(config, data, path, run_id)
+    return Experiment(config, data, path, run_id, recorded)
 
 
 def _default_path(config: Config) -> str:
@@ -187,12 +228,12 @@ def _default_path(config: Config) -> str:
     )
 
 
-def _lead(config: Config | ValueError, transport: Transport) -> int:
+def _lead(config: Config | ValueError, recorded: Result | None, transport: Transport) -> int:
     """Rank 0 of several."""
     try:
         if isinstance(config, ValueError):
             raise config
-        experiment = prepare_experiment(config)
+        experiment = prepare_experiment(config, recorded)
     except (ValueError, OSError, RunError) as error:
         _print_error(str(error))
         for rank in range(1, transport.size):
@@ -200,7 +241,11 @@ def _lead(config: Config | ValueError, transport: Transport) -> int:
         transport.flush(START_TIMEOUT_S)
         return EXIT_BAD_INPUT
     for rank in range(1, transport.size):
-        hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
+        hello = {
+            "config": config.model_dump(mode="json"),
+            "run_id": experiment.run_id,
+            "is_replay": experiment.recorded is not None,
+        }
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
     say(render_summary(serve(experiment, transport)))
     return 0
@@ -210,6 +255,8 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
     """Runs a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
         code = part()
+        if transport.gone:
+            transport.abort(code)
         transport.close()
         return code
     except BaseException as error:
@@ -224,26 +271,34 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         return EXIT_FAILED
 
 
-def follow(transport: Transport) -> int:
+def follow(transport: Transport, device: str = "cpu") -> int:
     """A client rank: waits for the configuration, then works until the server says stop."""
     message = transport.recv(START_TIMEOUT_S)
     content = json.loads(bytes(message.payload))
     if message.tag == Tag.STOP:
         return int(content["code"])
     keep_large_blocks()
-    work(make_config(content["config"]), transport, content["run_id"])
+    config, run_id = make_config(content["config"]), content["run_id"]
+    work(config, transport, run_id, content["is_replay"], device)
     return 0
 
 
-def work(config: Config, transport: Transport, run_id: int) -> None:
-    """Serves tasks on this rank."""
+def work(
+    config: Config,
+    transport: Transport,
+    run_id: int,
+    is_replay: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had."""
     torch.set_num_threads(1)
     try:
         data = FederatedData(config)
     except Exception as error:
         report_failure(transport, error, "receive")
         return
-    Worker(config, transport, data, run_id).run()
+    kind = LiveWorker if config.clock == "wall" and not is_replay else Worker
+    kind(config, transport, data, run_id, device).run()
 
 
 def serve(experiment: Experiment, transport: Transport) -> Result:
@@ -262,10 +317,23 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
         flush_s=config.results.flush_s,
     )
     with writer, make_progress(experiment) as progress:
-        server = Server(config, transport, experiment.data, writer, progress, experiment.run_id)
+        server = Server(
+            config,
+            transport,
+            experiment.data,
+            writer,
+            progress,
+            experiment.run_id,
+            experiment.recorded,
+        )
         weights = server.run()
+        if config.trace:
+            write_timeline(timeline_path(experiment.path), server.pool.rank_traces())
         writer.finish("finished", weights=weights, ranks=server.rank_rows())
-    return read_result(experiment.path)
+    result = read_result(experiment.path)
+    if experiment.recorded is not None:
+        say(check_versions(experiment.recorded, result))
+    return result
 
 
 def make_progress(experiment: Experiment) -> Progress:
@@ -285,12 +353,12 @@ def log_path(results: Path) -> Path:
     return results.with_name(f"{stem}.log")
 
 
-def _run_alone(config: Config | ValueError) -> int:
+def _run_alone(config: Config | ValueError, recorded: Result | None) -> int:
     """Server and clients in one process."""
     try:
         if isinstance(config, ValueError):
             raise config
-        experiment = prepare_experiment(config)
+        experiment = prepare_experiment(config, recorded)
     except (ValueError, OSError, RunError) as error:
         _print_error(str(error))
         return EXIT_BAD_INPUT
@@ -307,7 +375,10 @@ def _run_alone(config: Config | ValueError) -> int:
 
 
 def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:
-    arguments = (experiment.config, client_side, experiment.run_id)
+    is_replay = experiment.recorded is not None
+    config = experiment.config
+    device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
+    arguments = (config, client_side, experiment.run_id, is_replay, device)
     thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
     thread.start()
     try:

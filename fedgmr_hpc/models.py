@@ -209,12 +209,16 @@ def _bound(layer: Layer) -> float:
 class FlatNet:
     """A model whose parameters are views of one flat vector: writing the vector is loading the
     model.
+
+    Args:
+        model: a name in `TABLES`.
+        device: where the vector lies; images must lie there too.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: torch.device | str = "cpu") -> None:
         self.layout = make_layout(model)
         self.layers = TABLES[model][1]
-        self.flat = torch.zeros(self.layout.num_weights)
+        self.flat = torch.zeros(self.layout.num_weights, device=device)
         self.views = self.split(self.flat)
         self.parameters_by_name = {
             name: nn.Parameter(view) for name, view in zip(self._names(), self.views, strict=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,10 +24,12 @@ from fedgmr_hpc.data.federated import Pool
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeout, Update, WireError
+from fedgmr_hpc.trace import ClockOffset, RankTrace, Tracer, align, estimate_offset
 
 log = logging.getLogger("fedgmr_hpc")
 PREFETCH = 2  # tasks a rank holds: one at work, one ready
 PINGS_PER_TIMEOUT = 4
+ROUND_TRIPS = 8  # of which the shortest says how two clocks differ
 LOOK_UP_S = 1.0  # how long a wait goes on before the server looks after its other duties
 
 
@@ -99,10 +103,11 @@ class Chunk(NamedTuple):
 
 
 @dataclass
-class _Rank:
+class RankState:
     """What a client rank holds and owes."""
 
     owes: int = 0
+    chunks: deque[Chunk] = field(default_factory=deque)  # of what it owes, in the order sent
     version: int = -1
     levels: set[int] = field(default_factory=set)  # sent of that version
     mask_id: int = -1
@@ -128,13 +133,17 @@ class RankPool:
     ) -> None:
         self.config, self.transport, self.run_id = config, transport, run_id
         self.codes, self.while_waiting = codes, while_waiting
-        self.ranks = {rank: _Rank() for rank in range(1, transport.size)}
+        self.ranks = {rank: RankState() for rank in range(1, transport.size)}
         self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
         self.urgent: deque[Chunk] = deque()
         self.idle_time: deque[Chunk] = deque()
         self.updates: dict[int, tuple[Update, int]] = {}
+        self.overran: set[int] = set()  # clients whose update took longer than it may
         self.goodbyes: dict[int, dict[str, Any]] = {}
+        self.tracer = Tracer(config.trace)
+        self.offsets: dict[int, list[ClockOffset]] = {rank: [] for rank in self.ranks}
+        self.traces: dict[int, Tracer] = {}
         self.wait_s = 0.0
         self.pinged_s = time.perf_counter()
 
@@ -168,7 +177,7 @@ class RankPool:
                 if state.owes < depth and not self._feed_rank(rank, state, is_idle=not state.owes):
                     return
 
-    def _feed_rank(self, rank: int, state: _Rank, *, is_idle: bool) -> bool:
+    def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> bool:
         """Sends one task; False if none is waiting. Test chunks only fill idle time."""
         if self.urgent:
             self._send_chunk(rank, state, self.urgent.popleft())
@@ -181,18 +190,19 @@ class RankPool:
         state.owes += 1
         return True
 
-    def _send_task(self, rank: int, state: _Rank, outgoing: Outgoing, task: Assignment) -> None:
+    def _send_task(self, rank: int, state: RankState, outgoing: Outgoing, task: Assignment) -> None:
         if state.version != task.base_version:
             state.version, state.levels = task.base_version, set()
         if state.mask_id != task.mask_id:
             state.mask_id, state.num_known = task.mask_id, 0
         for level in self._levels_to_send(state, task):
-            parts = outgoing.frame(level, with_positions=level >= state.num_known)
+            with self.tracer.span("encode", version=task.base_version):
+                parts = outgoing.frame(level, with_positions=level >= state.num_known)
             self.transport.send(rank, Tag.FRAME, *parts)
             state.num_known = max(state.num_known, level + 1)
         self.transport.send(rank, Tag.TASK, json.dumps(asdict(task)).encode())
 
-    def _levels_to_send(self, state: _Rank, task: Assignment) -> range:
+    def _levels_to_send(self, state: RankState, task: Assignment) -> range:
         """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is
         charged.
         """
@@ -204,13 +214,14 @@ class RankPool:
         state.levels.update(missing)
         return missing
 
-    def _send_chunk(self, rank: int, state: _Rank, chunk: Chunk) -> None:
+    def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
             state.eval_version = evaluation.version
             self.transport.send(rank, Tag.FRAME, *evaluation.payload)
             if all(other.eval_version == evaluation.version for other in self.ranks.values()):
                 evaluation.payload = ()
+        state.chunks.append(chunk)
         task = {"version": evaluation.version, "pool": chunk.pool, "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
 
@@ -223,7 +234,8 @@ class RankPool:
         """
         self._feed()
         began_s = time.perf_counter()
-        message = self._receive(awaited, began_s + self.config.run.timeout_s)
+        with self.tracer.span("receive"):
+            message = self._receive(awaited, began_s + self.config.run.timeout_s)
         self.wait_s += time.perf_counter() - began_s
         self._take(message)
         self._feed()
@@ -254,6 +266,9 @@ class RankPool:
     def _take(self, message: Message) -> None:
         if message.tag == Tag.FAILURE:
             self._fail(json.loads(bytes(message.payload)))
+        if message.tag == Tag.TRACE:
+            self.traces[message.source] = Tracer.from_bytes(message.payload)
+            return
         if message.tag == Tag.STOP:
             self.goodbyes[message.source] = json.loads(bytes(message.payload))
             return
@@ -261,7 +276,7 @@ class RankPool:
         if message.tag == Tag.UPDATE:
             self._take_update(message)
         elif message.tag == Tag.RESULT:
-            self._take_result(json.loads(bytes(message.payload)))
+            self._take_result(message.source, json.loads(bytes(message.payload)))
 
     def _fail(self, failure: dict[str, Any]) -> None:
         log.error("rank %d failed:\n%s", failure["rank"], failure.pop("traceback"))
@@ -269,7 +284,8 @@ class RankPool:
 
     def _take_update(self, message: Message) -> None:
         try:
-            frame = decode_frame(message.payload)
+            with self.tracer.span("decode"):
+                frame = decode_frame(message.payload)
         except WireError as error:
             raise WireError(error.message, rank=message.source, stage="decode") from None
         if frame.run != self.run_id or frame.kind != Kind.UPDATE:
@@ -289,9 +305,36 @@ class RankPool:
         )
         self.updates[frame.client] = (update, message.source)
 
-    def _take_result(self, result: dict[str, Any]) -> None:
+    def _take_result(self, source: int, result: dict[str, Any]) -> None:
+        self.ranks[source].chunks.popleft()
         chunks = self.evaluations[result["version"]].chunks[result["pool"]]
         chunks[result["start"]] = (result["correct"], result["loss_sum"])
+
+    def measure_offsets(self) -> None:
+        """Compares every rank's clock with this one's; only while none of them has work."""
+        for rank, offsets in self.offsets.items():
+            offsets.append(estimate_offset([self._ask_time(rank) for _ in range(ROUND_TRIPS)]))
+
+    def _ask_time(self, rank: int) -> tuple[float, float, float]:
+        sent_s = time.perf_counter()
+        self.transport.send(rank, Tag.CLOCK, b"")
+        while (message := self.transport.recv(self.config.run.timeout_s)).tag != Tag.CLOCK:
+            self._take(message)
+        return sent_s, struct.unpack("<d", message.payload)[0], time.perf_counter()
+
+    def rank_traces(self) -> list[RankTrace]:
+        """The timeline's rows: what every rank did, in this rank's time."""
+        mine = RankTrace(0, socket.gethostname(), self.tracer.spans())
+        return [mine] + [
+            RankTrace(
+                rank,
+                self.goodbyes[rank]["host"],
+                align(trace.spans(), *self.offsets[rank]),
+                tuple(self.offsets[rank]),
+                trace.num_dropped,
+            )
+            for rank, trace in sorted(self.traces.items())
+        ]
 
     def stop(self) -> None:
         """Ends all ranks once they have served what they hold, and collects their goodbyes."""

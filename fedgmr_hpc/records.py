@@ -28,6 +28,7 @@ ROLES = (
     "speed",
     "score_subset",
     "synthetic",
+    "fault",
 )
 
 
@@ -173,7 +174,7 @@ class UpdateRow:
     now_s: float
     client: int
     base_version: int
-    version: int  # the version it was first merged into
+    version: int  # the version it was first merged into, 0 if into none
     mask_id: int
     density: float
     down_bytes: int
@@ -181,4 +182,33 @@ class UpdateRow:
     train_loss: float
     score: float
     num_samples: int
+    overrun: int  # 1: on the wall clock, its training took longer than it may
     wall_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One event as the coordinator saw it: with the configuration, all that a replay needs.
+    `chain_xxh3` covers the configuration, every row before this one and this one.
+    """
+
+    kind: int  # 0 delivered, 1 closed, 2 evaluated, 3 lost
+    now_s: float
+    ready_s: float  # when the merge of a closed window is done, else now_s
+    client: int  # delivered, lost; else -1
+    chain_xxh3: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRow:
+    """One real transfer on the wall clock; seconds and rates are unscaled."""
+
+    now_s: float  # when the last byte was there
+    client: int
+    base_version: int
+    is_upload: int
+    bytes: int
+    requested_bytes_per_s: float  # what its links allowed
+    achieved_bytes_per_s: float
+    queue_wait_s: float  # from being ready to go until its links took it up
+    num_resent: int  # how often it was sent before and came damaged

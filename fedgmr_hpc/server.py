@@ -9,6 +9,7 @@ Shapes: C clients, P prunable entries, D dense entries.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections import deque
@@ -19,6 +20,7 @@ import xxhash
 
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.comm.links import Arrival, VirtualClock
+from fedgmr_hpc.comm.throttle import WallClock
 from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
@@ -33,17 +35,24 @@ from fedgmr_hpc.fl.events import (
     Evaluated,
     Event,
     Finish,
+    Lost,
     Merged,
+    Quarantined,
     Started,
 )
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.ledger import Ledger, PositionCodes
+from fedgmr_hpc.livepool import LivePool, place_clients
 from fedgmr_hpc.models import initial_weights, make_layout
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import Evaluation, RankPool
 from fedgmr_hpc.records import Assignment, EvaluationRow, Floats, MergeRow, UpdateRow
-from fedgmr_hpc.store import RankRow, ResultWriter
+from fedgmr_hpc.replay import EventLog, ReplayClock
+from fedgmr_hpc.store import RankRow, Result, ResultWriter
+from fedgmr_hpc.trace import SpanName
+
+log = logging.getLogger("fedgmr_hpc")
 
 
 def prunable_layers(model: str) -> list[PrunableLayer]:
@@ -77,18 +86,23 @@ class Server:
         writer: ResultWriter,
         progress: Progress,
         run_id: int,
+        recorded: Result | None = None,
     ) -> None:
+        """
+        Args:
+            recorded: a run to replay; its events are followed instead of a clock's.
+        """
         self.config, self.transport, self.data = config, transport, data
         self.writer, self.progress, self.run_id = writer, progress, run_id
         shares = config.clients.bandwidth_shares()
         weights = initial_weights(config.model.name, config.seed)
         layers = prunable_layers(config.model.name)
         self.num_prunable = layers[-1].stop
-        self.clock = VirtualClock(config.links, shares, config.seed)
         self.coordinator = Coordinator(config, shares, weights, layers)
         codes = PositionCodes()
         self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
-        self.pool = RankPool(config, transport, run_id, codes, self.writer.flush_if_due)
+        self.clock, self.pool = self._make_clock(codes, recorded)
+        self.log = EventLog(config)
         self.in_flight: dict[int, Assignment] = {}
         self.pending: deque[_Pending] = deque()
         self.unmerged: list[UpdateRow] = []
@@ -96,13 +110,41 @@ class Server:
         self.weights: Floats | None = None
         self.began_s = time.perf_counter()
 
+    def _make_clock(
+        self, codes: PositionCodes, recorded: Result | None
+    ) -> tuple[VirtualClock | ReplayClock | LivePool, RankPool]:
+        """What says what happens next, and the ranks that do the work."""
+        config, shares = self.config, self.config.clients.bandwidth_shares()
+        if config.clock == "wall" and recorded is None:
+            rank_of = place_clients(len(shares), self.transport.size)
+            live = LivePool(
+                config,
+                self.transport,
+                self.run_id,
+                codes,
+                self.writer.flush_if_due,
+                clock=WallClock(config.links, shares, config.seed, config.time_scale, rank_of),
+                rank_of=rank_of,
+                upload_bytes=self.ledger.upload_bytes,
+                record=self.writer.append,
+            )
+            return live, live
+        pool = RankPool(config, self.transport, self.run_id, codes, self.writer.flush_if_due)
+        if recorded is not None:
+            return ReplayClock(config, recorded), pool
+        return VirtualClock(config.links, shares, config.seed), pool
+
     def run(self) -> Floats:
         """Runs to the end; returns the final weights [P + D], natural order."""
+        if self.config.trace:
+            self.pool.measure_offsets()
         follow_up = self._handle(Started(0.0))
         while self.weights is None:
             follow_up = self._handle(follow_up or self._next_event())
         while self.pending:
             self._pump("the test evaluation")
+        if self.config.trace:
+            self.pool.measure_offsets()
         self.pool.stop()
         return self.weights
 
@@ -111,14 +153,26 @@ class Server:
         with. Commands hold versions of the model, so none outlives this.
         """
         follow_up: Event | None = None
-        for command in self.coordinator.handle(event):
+        row = self.log.row(event)
+        if row is not None:
+            self.writer.append(row)
+        for command in self._decide(event):
             follow_up = self._execute(command) or follow_up
         return follow_up
+
+    def _decide(self, event: Event) -> list[Command]:
+        spans: dict[type[Event], SpanName] = {Closed: "merge", Evaluated: "density"}
+        if type(event) not in spans:
+            return self.coordinator.handle(event)
+        with self.pool.tracer.span(spans[type(event)], version=self.coordinator.version):
+            return self.coordinator.handle(event)
 
     def _next_event(self) -> Event:
         happened = self.clock.next()
         if isinstance(happened, Arrival):
             return self._deliver(happened)
+        if isinstance(happened, Lost):
+            return happened
         self.now_s = self.clock.merge_end_s(happened.now_s)
         return Closed(happened.now_s, self.now_s)
 
@@ -140,9 +194,11 @@ class Server:
                 train_loss=update.train_loss,
                 score=update.score,
                 num_samples=update.num_samples,
+                overrun=int(update.client in self.pool.overran),
                 wall_rank=rank,
             )
         )
+        self.pool.overran.discard(update.client)
         return Delivered(arrival.now_s, update)
 
     def _execute(self, command: Command) -> Event | None:
@@ -154,6 +210,13 @@ class Server:
             self._record_merge(command)
         elif isinstance(command, Dispatch):
             self._dispatch(command)
+        elif isinstance(command, Quarantined):
+            log.warning(
+                "client %d is quarantined from version %d on: %s",
+                command.client,
+                command.version,
+                command.reason,
+            )
         elif isinstance(command, Finish):
             self.weights = command.weights
         return None
@@ -192,6 +255,7 @@ class Server:
             self.coordinator.rank()  # while the ranks validate
         while not evaluation.is_done("validation"):
             self._pump("the validation")
+        self.now_s = self.clock.validated_s(self.now_s)
         return Evaluated(self.now_s, self._scores(evaluation, "validation")[0])
 
     def _scores(self, evaluation: Evaluation, pool: Pool) -> tuple[float, float]:
@@ -210,7 +274,8 @@ class Server:
                 pending.mean_density = mean_density
         if merged.version > 0:
             for row in self.unmerged:
-                self.writer.append(replace(row, version=merged.version))
+                is_merged = row.client in merged.clients  # not if it was lost or quarantined since
+                self.writer.append(replace(row, version=merged.version if is_merged else 0))
             self.writer.append(self._merge_row(merged))
             self.unmerged = []
         self._finish_evaluations()
@@ -271,6 +336,7 @@ class Server:
         """What each rank did, after the run."""
         mine: dict[str, Any] = {
             "host": socket.gethostname(),
+            "device": "cpu",
             "num_tasks": self.coordinator.version,
             "train_s": 0.0,
             "wait_s": self.pool.wait_s,
@@ -286,7 +352,6 @@ class Server:
         return [
             RankRow(
                 rank=rank,
-                device="cpu",
                 overhead_bytes=0 if rank else overhead,
                 **stats,
             )

@@ -3,14 +3,16 @@
 Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units stand in the names.
 
     path              type           shape     filled     content
-    @format           utf-8, fixed   -         at start   "fedgmr_hpc results 1"
+    @format           utf-8, fixed   -         at start   "fedgmr_hpc results 2"
     /status           utf-8, fixed   ()        all along  running | finished | failed: reason
-    /committed        int64          (3,)      each flush rows of merges, evaluations, updates
+    /committed        int64          (5,)      each flush rows of the tables, in the order below
     /config           utf-8, fixed   ()        at start   resolved configuration, YAML
     /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: provenance.py
     /merges/COL       int64 float64  (N[, C])  each flush one dataset a field of records.MergeRow
     /evaluations/COL  int64 float64  (N,)      each flush of records.EvaluationRow
     /updates/COL      int64 float64  (N,)      each flush of records.UpdateRow
+    /events/COL       int64 float64  (N,)      each flush of records.EventRow, what a replay follows
+    /transfers/COL    int64 float64  (N,)      each flush of records.TransferRow, wall clock only
     /ranks/COL        int64 float64, (R,)      at the end of RankRow, below
                       utf-8 fixed
     /model/weights    float32        (P,)      at the end final weights, natural order; (0,) before
@@ -44,14 +46,21 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedgmr_hpc.records import EvaluationRow, Floats, MergeRow, UpdateRow
+from fedgmr_hpc.records import (
+    EvaluationRow,
+    EventRow,
+    Floats,
+    MergeRow,
+    TransferRow,
+    UpdateRow,
+)
 
-FORMAT = "fedgmr_hpc results 1"
+FORMAT = "fedgmr_hpc results 2"
 STATUS_BYTES = 2048
 NAME_BYTES = 256  # host and device names of /ranks
 CHUNK_BYTES = 1 << 14
 
-Row = MergeRow | EvaluationRow | UpdateRow
+Row = MergeRow | EvaluationRow | UpdateRow | EventRow | TransferRow
 Columns = dict[str, NDArray[Any]]
 
 
@@ -75,6 +84,8 @@ TABLES: dict[str, type[Any]] = {
     "merges": MergeRow,
     "evaluations": EvaluationRow,
     "updates": UpdateRow,
+    "events": EventRow,
+    "transfers": TransferRow,
 }
 REQUIRED = ("status", "committed", "config", "provenance", *TABLES, "ranks", "model/weights")
 
@@ -325,6 +336,8 @@ class Result:
     merges: Columns
     evaluations: Columns
     updates: Columns
+    events: Columns
+    transfers: Columns
     ranks: Columns
     weights: Floats  # [P], or [0] when the run has not finished
     layout_json: str
@@ -381,7 +394,12 @@ def _read_columns(group: h5py.Group, num_rows: int) -> Columns:
 
 def deterministic_columns(result: Result) -> Columns:
     """Every dataset that must not depend on ranks or machine, by its path in the file."""
-    tables = {"merges": result.merges, "evaluations": result.evaluations, "updates": result.updates}
+    tables = {
+        "merges": result.merges,
+        "evaluations": result.evaluations,
+        "updates": result.updates,
+        "events": result.events,
+    }
     columns = {
         f"{table}/{name}": values
         for table, by_name in tables.items()

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -26,10 +28,11 @@ from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
+from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, Trained, evaluate
 from fedgmr_hpc.models import FlatNet, Layout, loss_function
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.records import Assignment, Failure, Stage, TransportError, WireError
+from fedgmr_hpc.trace import Tracer
 
 SERVER_RANK = 0
 FLUSH_TIMEOUT_S = 60.0
@@ -96,11 +99,17 @@ class Worker:
     """Serves one rank's tasks until the server says stop."""
 
     def __init__(
-        self, config: Config, transport: Transport, data: FederatedData, run_id: int
+        self,
+        config: Config,
+        transport: Transport,
+        data: FederatedData,
+        run_id: int,
+        device: str = "cpu",
     ) -> None:
         self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
-        self.net = FlatNet(config.model.name)
-        self.eval_net = FlatNet(config.model.name)
+        self.device = device
+        self.net = FlatNet(config.model.name, device)
+        self.eval_net = FlatNet(config.model.name, device)
         self.num_prunable = self.net.layout.num_prunable
         self.sub_model = SubModel(self.net, self.num_prunable, gated_biases(self.net.layout))
         self.received = ReceivedModel(self.num_prunable)
@@ -111,6 +120,7 @@ class Worker:
         self.client: int | None = None
         self.version: int | None = None
         self.num_tasks, self.train_s, self.wait_s = 0, 0.0, 0.0
+        self.tracer = Tracer(config.trace)
 
     def run(self) -> None:
         """Serves until STOP; a failure is reported to the server and ends the loop."""
@@ -124,7 +134,8 @@ class Worker:
     def _receive(self) -> Message:
         self.stage, self.client, self.version = "receive", None, None
         began_s = time.perf_counter()
-        message = self.transport.recv(2 * self.config.run.timeout_s)
+        with self.tracer.span("receive"):
+            message = self.transport.recv(2 * self.config.run.timeout_s)
         self.wait_s += time.perf_counter() - began_s
         return message
 
@@ -135,44 +146,70 @@ class Worker:
             self._train(Assignment(**json.loads(bytes(message.payload))))
         elif message.tag == Tag.EVALUATE:
             self._evaluate(json.loads(bytes(message.payload)))
+        elif message.tag == Tag.CLOCK:
+            self._tell_time()
         elif message.tag == Tag.STOP:
             self._say_goodbye()
             return False
         return True  # HELLO only says that the server lives
 
     def _accept(self, payload: memoryview) -> None:
-        self.stage = "decode"
-        frame = decode_frame(payload)
-        self.version = frame.base_version
-        if frame.run != self.run_id:
-            raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
+        frame = self._decode(payload)
         if frame.kind == Kind.INCREMENT:
             self.received.accept(frame)
         else:
-            self.eval_version = frame.base_version
-            flat = self.eval_net.flat.numpy()
-            flat[: self.num_prunable], flat[self.num_prunable :] = frame.values, frame.dense
+            self._hold_for_evaluation(frame)
+
+    def _decode(self, payload: memoryview) -> Frame:
+        self.stage = "decode"
+        with self.tracer.span("decode"):
+            frame = decode_frame(payload)
+        self.version = frame.base_version
+        if frame.run != self.run_id:
+            raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
+        return frame
+
+    def _hold_for_evaluation(self, frame: Frame) -> None:
+        self.eval_version = frame.base_version
+        self.eval_net.flat[: self.num_prunable].copy_(torch.from_numpy(frame.values))
+        self.eval_net.flat[self.num_prunable :].copy_(torch.from_numpy(frame.dense))
 
     def _train(self, task: Assignment) -> None:
+        parts = self.answer(task, self.received, self.transport.poll)
+        self.stage = "send"
+        with self.tracer.span("send", task.client, task.base_version):
+            self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
+
+    def answer(
+        self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
+    ) -> tuple[memoryview, ...]:
+        """Trains a client's sub-model of the version received; returns the update's frame."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
-        sub_model = self.received.sub_model(task.num_kept)
-        self.sub_model.load(*sub_model, mask_id=task.mask_id)
+        self.sub_model.load(*received.sub_model(task.num_kept), mask_id=task.mask_id)
         trained = self.sub_model.train(
             self.data.train_batches(task.client, task.first_step, self.config.train.steps),
             self.loss,
             learning_rate=task.learning_rate,
             choices=self.choices,
             sum_grad_squares=self.config.submodel.score == "g",
-            after_step=self.transport.poll,
+            after_step=after_step,
         )
-        self.train_s += time.perf_counter() - began_s
+        ended_s = time.perf_counter()
+        self.train_s += ended_s - began_s
+        self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
         self.stage = "evaluate"
-        score = self._score() if task.measure else float("nan")
+        with self.tracer.span("evaluate", task.client, task.base_version):
+            score = self._score() if task.measure else float("nan")
         self.stage = "encode"
+        self.num_tasks += 1
+        with self.tracer.span("encode", task.client, task.base_version):
+            return encode_parts(self._update(task, trained, score))
+
+    def _update(self, task: Assignment, trained: Trained, score: float) -> Frame:
         values, dense = self.sub_model.entries()
         squares = trained.grad_squares
-        frame = Frame(
+        return Frame(
             kind=Kind.UPDATE,
             run=self.run_id,
             client=task.client,
@@ -189,10 +226,6 @@ class Worker:
             score=score,
             num_samples=trained.num_samples,
         )
-        parts = encode_parts(frame)
-        self.stage = "send"
-        self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
-        self.num_tasks += 1
 
     def _score(self) -> float:
         size = self.data.pool_size("score")
@@ -205,14 +238,21 @@ class Worker:
             raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
         stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
         batches = self.data.pool_batches(task["pool"], task["start"], stop)
-        task["correct"], task["loss_sum"] = evaluate(self.eval_net, batches, self.loss)
+        with self.tracer.span("evaluate", version=self.eval_version):
+            task["correct"], task["loss_sum"] = evaluate(self.eval_net, batches, self.loss)
         self._send_json(Tag.RESULT, task)
 
+    def _tell_time(self) -> None:
+        self.transport.send(SERVER_RANK, Tag.CLOCK, struct.pack("<d", time.perf_counter()))
+
     def _say_goodbye(self) -> None:
+        if self.config.trace:
+            self.transport.send(SERVER_RANK, Tag.TRACE, self.tracer.to_bytes())
         self._send_json(
             Tag.STOP,
             {
                 "host": socket.gethostname(),
+                "device": self.device,
                 "num_tasks": self.num_tasks,
                 "train_s": self.train_s,
                 "wait_s": self.wait_s,

@@ -1,5 +1,4 @@
-"""Benchmarks with their ceilings: `python -m fedgmr_hpc bench codec|merge|mask|round|memory
-[--quick]`.
+"""Benchmarks with their ceilings: `python -m fedgmr_hpc bench WHAT [--quick] [--ranks N]`.
 
 Each warms up, checks its answer, repeats, states the ceiling it is measured against in the same
 run, prints a table and ends in one JSON line. Absolute times depend on the machine; the ratios are
@@ -9,6 +8,7 @@ what to compare.
     merge    one buffered mask-aware merge             against a copy of as many bytes
     mask     one refresh: rank all entries, cut masks  against one sort of as many keys
     round    FedGMR rounds over real ranks             against the same local steps alone
+    links    real transfers, ten links at once         against the rates asked for
     memory   rank 0 over many rounds                   against a flat line
 """
 
@@ -45,8 +45,8 @@ def run_bench(what: str, *, quick: bool, ranks: int) -> int:
     repeats = 3 if quick else 15
     if what in ("codec", "merge", "mask"):
         rows, summary = {"codec": _codec, "merge": _merge, "mask": _mask}[what](repeats)
-    elif what == "round":
-        rows, summary = _round(quick, ranks)
+    elif what in ("round", "links"):
+        rows, summary = _on_ranks(f"fedgmr_hpc.bench.{what}", quick, ranks)
     else:
         rows, summary = _memory(200 if quick else 2000, ranks)
     _print_table(rows)
@@ -203,11 +203,12 @@ def _mpirun(ranks: int, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {ran.returncode}")
 
 
-def _round(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _on_ranks(module: str, quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Runs a benchmark's module on every rank; the first leaves the rows."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "round.json"
+        out = Path(folder) / "rows.json"
         flags = ["--quick"] if quick else []
-        _mpirun(ranks, "fedgmr_hpc.bench.rounds", str(out), *flags)
+        _mpirun(ranks, module, str(out), *flags)
         rows = json.loads(out.read_text())
     return rows, {"ranks": ranks, "rows": rows}
 

@@ -2,7 +2,8 @@
 
 Every client has an up and a down link; the server has one of each, shared max-min fairly by what
 crosses it at the same time. Speeds are nominal rates times the mean of `num_draws` log-normal
-draws, drawn once a transfer.
+draws, drawn once a transfer; a link in the trace (linktrace.py) follows that instead, during
+transfers too. On the wall clock the clients of one rank may have to share a cap, max-min fairly.
 
 A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
 part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link
@@ -11,22 +12,24 @@ sub-models the distinct sizes are sent one after the other in ascending order (s
 step 8).
 
 Rates are bytes per second, times seconds, sizes bytes. A flow's state is exact between two events,
-so time jumps from event to event; ties go by kind (arrivals before closes) and client.
+so time jumps from event to event; ties go by kind (arrivals before closes) and client. Latency is
+the same for everybody: a broadcast or an upload that is ready to go begins `latency_s` later.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from fedgmr_hpc.comm.linktrace import SERVER as SERVER
+from fedgmr_hpc.comm.linktrace import Direction as Direction
+from fedgmr_hpc.comm.linktrace import LinkTrace, load_trace
 from fedgmr_hpc.config import LinksConfig
 from fedgmr_hpc.records import make_rng
 
-SERVER = -1
-Direction = Literal["down", "up"]
 EPSILON_S = 1e-9  # what a link carries in less is rounding
 
 
@@ -73,12 +76,29 @@ class Listener:
     own_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a transfer is: the part of its own bytes that its client's link has carried, 0 to 1,
+    and the bytes per second that it carries now."""
+
+    client: int
+    direction: Direction
+    frac: float
+    rate: float
+
+
 @dataclass(slots=True)
 class _Download:
     listener: Listener
-    rate: float  # stream bytes per second
+    drawn: float  # bytes per second of its link, unless there is a trace
     taken: float
+    rate: float = 0.0  # what its link and its rank allow now, stream bytes per second
     caught_up: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Stream bytes for each byte on its own link."""
+        return (self.listener.end - self.listener.begin) / max(self.listener.own_bytes, 1)
 
 
 @dataclass(slots=True)
@@ -91,35 +111,73 @@ class _Broadcast:
 @dataclass(slots=True)
 class _Upload:
     client: int
-    rate: float
+    size: int
+    drawn: float  # bytes per second of its link, unless there is a trace
     left: float
+    limit: float = 0.0  # of its link now
+    rate: float = 0.0  # its share of all links now
 
 
 class FluidLinks:
     """Transfers in progress. `advance` moves them to a time; `next_change_s` is when a rate
     changes.
+
+    Args:
+        rank_of: the rank that hosts each client; without it there are no caps.
+        rank_down: cap of what the clients of one rank download together, bytes per second.
+        rank_up: the same for uploads.
+        trace: speeds of links that follow a trace, the server's too.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        rank_of: Mapping[int, int] | None = None,
+        rank_down: float = math.inf,
+        rank_up: float = math.inf,
+        trace: LinkTrace | None = None,
+    ) -> None:
         self.now_s = 0.0
         self.server_up = self.server_down = math.inf
         self.broadcasts: list[_Broadcast] = []
         self.uploads: list[_Upload] = []
+        self.rank_of = rank_of or {}
+        self.rank_down = rank_down if rank_of else math.inf
+        self.rank_up = rank_up if rank_of else math.inf
+        self.trace = trace or LinkTrace({})
 
     def start_broadcast(
         self, size: int, listeners: Sequence[Listener], rate_of: Callable[[int], float]
     ) -> None:
         """Starts a stream of `size` bytes now; `rate_of(client)` is the client's own link."""
-        broadcast = _Broadcast(size)
-        for listener in listeners:
-            scale = (listener.end - listener.begin) / max(listener.own_bytes, 1)
-            rate = rate_of(listener.client) * scale
-            broadcast.downloads.append(_Download(listener, rate, float(listener.begin)))
-        self.broadcasts.append(broadcast)
+        downloads = [_Download(each, rate_of(each.client), float(each.begin)) for each in listeners]
+        self.broadcasts.append(_Broadcast(size, downloads=downloads))
 
     def start_upload(self, client: int, size: int, rate: float) -> None:
         """Starts an upload of `size` bytes now over a link of `rate`."""
-        self.uploads.append(_Upload(client, rate, float(size)))
+        self.uploads.append(_Upload(client, size, rate, float(size)))
+
+    def cancel(self, client: int) -> None:
+        """Removes a client's transfers. A broadcast goes on up to what the others need."""
+        self.uploads = [upload for upload in self.uploads if upload.client != client]
+        for broadcast in self.broadcasts:
+            others = [d for d in broadcast.downloads if d.listener.client != client]
+            if len(others) < len(broadcast.downloads):
+                broadcast.size = max((d.listener.end for d in others), default=0)
+                broadcast.downloads = others
+        self.broadcasts = [b for b in self.broadcasts if b.downloads or b.sent < b.size]
+
+    def progress(self) -> list[Progress]:
+        """Every transfer in flight: downloads as they began, then uploads."""
+        emission = self._set_rates()
+        found = [
+            _download_progress(download, broadcast, emission, self.tolerance_s)
+            for broadcast in self.broadcasts
+            for download in broadcast.downloads
+        ]
+        for upload in self.uploads:
+            frac = 1 - upload.left / max(upload.size, 1)
+            found.append(Progress(upload.client, "up", _clip(frac), upload.rate))
+        return found
 
     @property
     def tolerance_s(self) -> float:
@@ -128,8 +186,10 @@ class FluidLinks:
 
     def next_change_s(self) -> float:
         """Earliest time at which a transfer ends or changes its rate; infinity when idle."""
-        waits = [upload.left / rate for upload, rate in self._upload_rates()]
-        emission = self._emission_rate()
+        if not self.broadcasts and not self.uploads:
+            return math.inf
+        emission = self._set_rates()
+        waits = [upload.left / upload.rate for upload in self.uploads]
         for broadcast in self.broadcasts:
             is_sending = broadcast.sent < broadcast.size
             if is_sending:
@@ -137,32 +197,56 @@ class FluidLinks:
             for download in broadcast.downloads:
                 rate = emission if is_sending else 0.0
                 waits += _download_waits(download, broadcast, rate, self.tolerance_s)
-        return self.now_s + max(min(waits, default=math.inf), self.tolerance_s / 2)
+        change_s = self.now_s + max(min(waits, default=math.inf), self.tolerance_s / 2)
+        return min(change_s, self.trace.next_change_s(self.now_s))
 
     def advance(self, to_s: float) -> tuple[list[int], list[int]]:
         """Moves every transfer to `to_s`, at most the next change; returns clients that have
         finished (downloads, uploads), in client order."""
+        emission = self._set_rates()
         step_s, self.now_s = to_s - self.now_s, to_s
-        for upload, rate in self._upload_rates():
-            upload.left -= rate * step_s
-        emission = self._emission_rate()
+        for upload in self.uploads:
+            upload.left -= upload.rate * step_s
         for broadcast in self.broadcasts:
             _move_broadcast(broadcast, emission, step_s, self.tolerance_s)
         return self._finished_downloads(), self._finished_uploads()
 
-    def _emission_rate(self) -> float:
+    def _set_rates(self) -> float:
+        """Sets what every transfer may have now; returns the rate of a broadcast that is sent."""
         sending = sum(broadcast.sent < broadcast.size for broadcast in self.broadcasts)
-        return self.server_up / max(sending, 1)
+        emission = self._link_rate(SERVER, "up", self.server_up) / max(sending, 1)
+        self._set_download_rates(emission)
+        self._set_upload_rates()
+        return emission
 
-    def _upload_rates(self) -> list[tuple[_Upload, float]]:
-        """Max-min fair shares of the server's down link."""
-        capacity, waiting = self.server_down, len(self.uploads)
-        rates = []
-        for upload in sorted(self.uploads, key=lambda u: (u.rate, u.client)):
-            rate = min(upload.rate, capacity / waiting)
-            rates.append((upload, rate))
-            capacity, waiting = capacity - rate, waiting - 1
-        return rates
+    def _link_rate(self, link: int, direction: Direction, drawn: float) -> float:
+        traced = self.trace.rate(link, direction, self.now_s)
+        return drawn if traced is None else traced
+
+    def _set_download_rates(self, emission: float) -> None:
+        downloads = [(download, b) for b in self.broadcasts for download in b.downloads]
+        for download, _ in downloads:
+            own_rate = self._link_rate(download.listener.client, "down", download.drawn)
+            download.rate = own_rate * download.scale
+        if math.isinf(self.rank_down):
+            return
+        wanted = [_own_rate(d, b, emission, self.tolerance_s) for d, b in downloads]
+        ranks = [self.rank_of[download.listener.client] for download, _ in downloads]
+        shares = share_fairly(wanted, math.inf, ranks, self.rank_down)
+        for (download, _), want, share in zip(downloads, wanted, shares, strict=True):
+            if share < want:
+                download.rate = share * download.scale
+
+    def _set_upload_rates(self) -> None:
+        uploads = sorted(self.uploads, key=lambda upload: upload.client)
+        for upload in uploads:
+            upload.limit = self._link_rate(upload.client, "up", upload.drawn)
+        limits = [upload.limit for upload in uploads]
+        ranks = [self.rank_of.get(upload.client, 0) for upload in uploads]
+        capacity = self._link_rate(SERVER, "down", self.server_down)
+        rates = share_fairly(limits, capacity, ranks, self.rank_up)
+        for upload, rate in zip(uploads, rates, strict=True):
+            upload.rate = rate
 
     def _finished_downloads(self) -> list[int]:
         finished = []
@@ -177,9 +261,64 @@ class FluidLinks:
         return sorted(finished)
 
     def _finished_uploads(self) -> list[int]:
-        finished = sorted(u.client for u in self.uploads if u.left <= u.rate * self.tolerance_s)
-        self.uploads = [u for u in self.uploads if u.left > u.rate * self.tolerance_s]
+        finished = sorted(u.client for u in self.uploads if u.left <= u.limit * self.tolerance_s)
+        self.uploads = [u for u in self.uploads if u.left > u.limit * self.tolerance_s]
         return finished
+
+
+def share_fairly(
+    limits: Sequence[float], capacity: float, ranks: Sequence[int], rank_cap: float
+) -> list[float]:
+    """Max-min fair rates of flows that cross a common link and a capped link of their rank.
+
+    Args:
+        limits: the most that each flow can use; ties go to the first.
+        capacity: of the common link.
+        ranks: the rank of each flow.
+        rank_cap: the most that the flows of one rank get together.
+    """
+    waiting: dict[int, list[int]] = defaultdict(list)  # of a rank, the slowest last
+    for flow in sorted(range(len(limits)), key=lambda f: (limits[f], f), reverse=True):
+        waiting[ranks[flow]].append(flow)
+    left = dict.fromkeys(waiting, rank_cap)
+    rates = [0.0] * len(limits)
+
+    def level(rank: int) -> float:
+        """What the slowest flow of a rank can have at least: the others can have no less."""
+        return min(limits[waiting[rank][-1]], left[rank] / len(waiting[rank]))
+
+    for num_waiting in range(len(limits), 0, -1):
+        rank = min((rank for rank in waiting if waiting[rank]), key=level)
+        rate = min(level(rank), capacity / num_waiting)
+        rates[waiting[rank].pop()] = rate
+        capacity, left[rank] = capacity - rate, left[rank] - rate
+    return rates
+
+
+def _clip(frac: float) -> float:
+    return min(max(frac, 0.0), 1.0)
+
+
+def _download_progress(
+    download: _Download, broadcast: _Broadcast, emission: float, tolerance_s: float
+) -> Progress:
+    listener = download.listener
+    frac = (download.taken - listener.begin) / max(listener.end - listener.begin, 1)
+    rate = _own_rate(download, broadcast, emission, tolerance_s)
+    return Progress(listener.client, "down", _clip(frac), rate)
+
+
+def _own_rate(
+    download: _Download, broadcast: _Broadcast, emission: float, tolerance_s: float
+) -> float:
+    """What crosses a listener's own link now, if its rate allows, bytes per second."""
+    rate = download.rate
+    if broadcast.sent < broadcast.size:
+        if _is_ahead(download, broadcast, emission * tolerance_s):
+            return 0.0
+        if broadcast.sent - download.taken <= emission * tolerance_s:
+            rate = min(rate, emission)
+    return rate / (download.scale or 1.0)
 
 
 def _download_waits(
@@ -246,30 +385,79 @@ class Broadcast:
     upload_bytes: dict[int, int]
 
 
-_START, _TRAINED, _ARRIVED, _CLOSE = range(4)
+_START, _UPLOAD, _ARRIVED, _CLOSE = range(4)
 
 
-class VirtualClock:
-    """Orders arrivals and window ends by the time at which the link model lets them happen."""
+class LinkClock:
+    """What both clocks share: the links' speeds, the transfers in progress and their numbers.
 
-    def __init__(self, links: LinksConfig, shares: Sequence[float], seed: int) -> None:
+    Args:
+        links: rates and constant times.
+        shares: [C] bandwidth shares.
+        seed: of the log-normal speeds.
+        rank_of: the rank that hosts each client, for the ranks' caps; None for no caps.
+
+    Raises:
+        ValueError: `links.trace` cannot be read, or is wrong.
+    """
+
+    def __init__(
+        self,
+        links: LinksConfig,
+        shares: Sequence[float],
+        seed: int,
+        rank_of: Mapping[int, int] | None = None,
+    ) -> None:
         self.links = links
         self.speeds = Speeds(links, shares, seed)
-        self.fluid = FluidLinks()
+        self.fluid = FluidLinks(
+            rank_of,
+            links.rank_down_bytes_per_s or math.inf,
+            links.rank_up_bytes_per_s or math.inf,
+            load_trace(links.trace, len(shares), links.trace_period_s) if links.trace else None,
+        )
         self.fluid.server_down = self.speeds.server("down", 0)
-        self._queue: list[tuple[float, int, int, Broadcast | None]] = []
-        self._uploads: dict[int, int] = {}
+        self._uploads: dict[int, int] = {}  # bytes of the next upload of a client
         self._num_transfers = [0] * len(shares)
-        self._num_broadcasts = 0
 
     def merge_end_s(self, now_s: float) -> float:
         """When a merge that begins now is done."""
         return now_s + self.links.merge_s
 
+    def validated_s(self, ready_s: float) -> float:
+        """When the validation that could begin at `ready_s` was done: it takes no modelled time."""
+        return ready_s
+
+    def _start_broadcast(self, broadcast: Broadcast, number: int) -> None:
+        self.fluid.server_up = self.speeds.server("up", number)
+        self.fluid.server_down = self.speeds.server("down", number)
+        for listener in broadcast.listeners:
+            self._num_transfers[listener.client] += 1
+        self._uploads.update(broadcast.upload_bytes)
+        self.fluid.start_broadcast(broadcast.size, broadcast.listeners, self._down_rate)
+
+    def _down_rate(self, client: int) -> float:
+        return self.speeds.client(client, "down", self._num_transfers[client])
+
+    def _start_upload(self, client: int) -> None:
+        rate = self.speeds.client(client, "up", self._num_transfers[client])
+        self.fluid.start_upload(client, self._uploads.pop(client), rate)
+
+
+class VirtualClock(LinkClock):
+    """Orders arrivals and window ends by the time at which the link model lets them happen; ranks
+    do not exist for it."""
+
+    def __init__(self, links: LinksConfig, shares: Sequence[float], seed: int) -> None:
+        super().__init__(links, shares, seed)
+        self._queue: list[tuple[float, int, int, Broadcast | None]] = []
+        self._num_broadcasts = 0
+
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
         """Sends at a time; each listener then trains, uploads, and shows up as an `Arrival`."""
         self._num_broadcasts += 1
-        heapq.heappush(self._queue, (at_s, _START, self._num_broadcasts, broadcast))
+        begin_s = at_s + self.links.latency_s
+        heapq.heappush(self._queue, (begin_s, _START, self._num_broadcasts, broadcast))
 
     def close_at(self, at_s: float) -> None:
         """Schedules a `WindowEnd`."""
@@ -295,8 +483,8 @@ class VirtualClock:
     def _advance(self, to_s: float) -> None:
         downloaded, uploaded = self.fluid.advance(to_s)
         for client in downloaded:
-            trained_s = to_s + self.links.compute_s
-            heapq.heappush(self._queue, (trained_s, _TRAINED, client, None))
+            begin_s = to_s + self.links.compute_s + self.links.latency_s
+            heapq.heappush(self._queue, (begin_s, _UPLOAD, client, None))
         for client in uploaded:
             heapq.heappush(self._queue, (to_s, _ARRIVED, client, None))
 
@@ -314,18 +502,3 @@ class VirtualClock:
         else:
             self._start_upload(number)
         return None
-
-    def _start_broadcast(self, broadcast: Broadcast, number: int) -> None:
-        self.fluid.server_up = self.speeds.server("up", number)
-        self.fluid.server_down = self.speeds.server("down", number)
-        for listener in broadcast.listeners:
-            self._num_transfers[listener.client] += 1
-        self._uploads.update(broadcast.upload_bytes)
-        self.fluid.start_broadcast(broadcast.size, broadcast.listeners, self._down_rate)
-
-    def _down_rate(self, client: int) -> float:
-        return self.speeds.client(client, "down", self._num_transfers[client])
-
-    def _start_upload(self, client: int) -> None:
-        rate = self.speeds.client(client, "up", self._num_transfers[client])
-        self.fluid.start_upload(client, self._uploads.pop(client), rate)

@@ -91,13 +91,15 @@ class Identity:
     launcher: Launcher
     transport: str
     threads: int  # torch threads
+    note: str = ""  # what is special about the device
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"rank {self.rank} of {self.size}: host {self.host}, pid {self.pid}, "
             f"local rank {self.local_rank}, device {self.device}, threads {self.threads}, "
             f"launcher {self.launcher}, transport {self.transport}"
         )
+        return f"{text} ({self.note})" if self.note else text
 
 
 def detect_launch(env: Mapping[str, str]) -> Launch:
@@ -139,7 +141,14 @@ def name_library(library: str) -> str:
 
 
 def make_identity(
-    launch: Launch, *, rank: int, size: int, transport: str, num_visible: int, threads: int
+    launch: Launch,
+    *,
+    rank: int,
+    size: int,
+    transport: str,
+    num_visible: int,
+    threads: int,
+    requested: str = "auto",
 ) -> Identity:
     """This process among the ranks of `transport`.
 
@@ -150,23 +159,80 @@ def make_identity(
         transport: name of the transport.
         num_visible: CUDA devices this process sees, 0 for a CPU run.
         threads: torch threads of this rank.
+        requested: as for `choose_device`.
+
+    Raises:
+        ValueError: as `choose_device`.
     """
+    device = choose_device(launch, num_visible, requested)
     return Identity(
         rank=rank,
         size=size,
         local_rank=launch.local_rank,
         host=socket.gethostname(),
         pid=os.getpid(),
-        device=choose_device(launch.local_rank, num_visible),
+        device=device,
         launcher=launch.launcher,
         transport=transport,
         threads=threads,
+        note=sharing_note(launch, num_visible) if device != "cpu" else "",
     )
 
 
-def choose_device(local_rank: int, num_visible: int) -> str:
-    """A device for each rank of a host in turn; the one there is where the site isolates them."""
-    return f"cuda:{local_rank % num_visible}" if num_visible else "cpu"
+def choose_device(launch: Launch, num_visible: int, requested: str = "auto") -> str:
+    """The device that this rank's clients compute on: "cpu" or "cuda:<index>".
+
+    The client ranks of a host take its devices in turn, starting again after the last one. Where
+    the site gives each process a device of its own, that one is cuda:0. The server, rank 0 of
+    several, computes on the CPU and takes no device.
+
+    Args:
+        launch: what the environment says; from it the local rank.
+        num_visible: CUDA devices this process sees.
+        requested: "auto" (a CUDA device where there is one), "cpu" or "cuda".
+
+    Raises:
+        ValueError: another `requested`, or "cuda" for a rank that needs a device and sees none.
+    """
+    if requested not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: got {requested}, allowed: auto, cpu, cuda")
+    if requested == "cpu" or (launch.rank == 0 and launch.size > 1):
+        return "cpu"
+    if num_visible:
+        return f"cuda:{_client_index(launch) % num_visible}"
+    if requested == "cuda":
+        raise ValueError(
+            f"device: got cuda, but rank {launch.rank} sees no CUDA device, allowed: auto, cpu"
+        )
+    return "cpu"
+
+
+def sharing_note(launch: Launch, num_visible: int) -> str:
+    """Says that client ranks of this host share devices; "" where they do not, or nobody knows.
+
+    Ranks that see one device each may be isolated or share it: the launcher does not say which.
+    """
+    if launch.local_size is None or num_visible < 2:
+        return ""
+    num_clients = launch.local_size - _is_with_server(launch)
+    if num_clients <= num_visible:
+        return ""
+    return f"{num_clients} client ranks of this host share {num_visible} CUDA devices"
+
+
+def _client_index(launch: Launch) -> int:
+    """This rank among the client ranks of its host."""
+    return launch.local_rank - _is_with_server(launch)
+
+
+def _is_with_server(launch: Launch) -> bool:
+    """Whether the server has a process of its own on this host, as far as the numbers tell.
+
+    With ranks in blocks the first host's local ranks are its ranks. With ranks dealt out in turn
+    a client of that host is taken for another's: it counts from one, which as well gives ranks
+    that follow one another different devices.
+    """
+    return launch.size > 1 and launch.rank == launch.local_rank
 
 
 def _is_slurm_step(env: Mapping[str, str]) -> bool:

@@ -5,8 +5,11 @@ has any. One thread waits for the header of any rank, without a deadline because
 times out closes the pair, and feeds the inbox; deadlines apply there. A second thread waits for
 sends and lets go of their buffers. gloo moves bytes by itself, so `poll` has nothing to advance.
 
-The end: every rank tells every other goodbye, which is the last message of its pair. A receiver
-stops after all goodbyes; the ranks meet once more before any of them hangs up.
+The end: the ranks meet when each has delivered what it sent. Then every rank tells every other
+goodbye, which is the last message of its pair; a receiver stops after all goodbyes, and the ranks
+meet once more before any of them hangs up.
+
+`nccl.py` builds on this: it sends long payloads another way and keeps everything else.
 """
 
 from __future__ import annotations
@@ -65,35 +68,34 @@ class GlooTransport(Transport):
         self._sending: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
         self._num_pending = Counter[int]()  # by dest
         self._released = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._guard, args=(loop,), daemon=True, name=loop.__name__)
-            for loop in (self._receive_all, self._release_all)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._posting = threading.RLock()  # held while a message gets its number and is posted
+        self._threads: list[threading.Thread] = []
+        for loop in (self._receive_all, self._release_all):
+            self._start(loop, loop.__name__)
 
     def poll(self) -> None:
         self._inbox.check()
 
     def close(self) -> None:
-        """Deliver what was sent, say goodbye, wait for the other ranks' goodbyes, hang up.
+        """Deliver what was sent, wait for the other ranks to have done so too, hang up.
 
         Raises:
-            TransportTimeout: a rank did not say goodbye within `close_timeout_s`.
+            TransportTimeout: a rank did not come here within `close_timeout_s`.
         """
         if not dist.is_initialized():
             return
+        self.flush(self._close_timeout_s)
+        self._meet()
         for dest in set(range(self.size)) - {self.rank}:
             self._post(dest, _GOODBYE, memoryview(b""))
         self.flush(self._close_timeout_s)
-        self._sending.put(None)
+        self._end_threads()
         for thread in self._threads:
             thread.join(self._close_timeout_s)
             if thread.is_alive():
-                message = f"not every rank closed within {self._close_timeout_s:g} s"
-                raise TransportTimeout(message, rank=self.rank)
+                raise self._not_closed()
         self.poll()
-        dist.monitored_barrier(timeout=timedelta(seconds=self._close_timeout_s))
+        self._meet()
         dist.destroy_process_group()
 
     def abort(self, code: int) -> None:
@@ -119,28 +121,57 @@ class GlooTransport(Transport):
                 self._released.wait(left_s)
             return sorted(+self._num_pending)
 
-    def _post(self, dest: int, tag: int, view: memoryview) -> None:
-        header = torch.tensor([tag, len(view), self._num_sent[dest]])
-        self._num_sent[dest] += 1
-        works = [dist.isend(header, dest, group=self._group, tag=_HEADER_TAG)]
+    def _meet(self) -> None:
+        """Return when every rank has come here."""
+        try:
+            dist.monitored_barrier(timeout=timedelta(seconds=self._close_timeout_s))
+        except RuntimeError as error:
+            raise self._not_closed() from error
+
+    def _not_closed(self) -> TransportTimeout:
+        message = f"not every rank closed within {self._close_timeout_s:g} s"
+        return TransportTimeout(message, rank=self.rank)
+
+    def _post(self, dest: int, tag: int, view: memoryview, num_bytes: int | None = None) -> None:
+        """Send a header and `view`; `num_bytes` announces a payload that travels another way."""
         payload = torch.from_numpy(np.frombuffer(view, np.uint8))
-        if len(view):
-            works.append(dist.isend(payload, dest, group=self._group, tag=_PAYLOAD_TAG))
+        with self._posting:
+            announced = len(view) if num_bytes is None else num_bytes
+            header = torch.tensor([tag, announced, self._num_sent[dest]])
+            self._num_sent[dest] += 1
+            works = [dist.isend(header, dest, group=self._group, tag=_HEADER_TAG)]
+            if len(view):
+                works.append(dist.isend(payload, dest, group=self._group, tag=_PAYLOAD_TAG))
+            self._count_pending(dest, 1)
+            self._sending.put(_Sending(dest, [work for work in works if work], [header, payload]))
+
+    def _count_pending(self, dest: int, change: int) -> None:
+        """Note a message to `dest` that is under way (1) or has left (-1)."""
         with self._released:
-            self._num_pending[dest] += 1
-        self._sending.put(_Sending(dest, [work for work in works if work], [header, payload]))
+            self._num_pending[dest] += change
+            self._released.notify_all()
+
+    def _start(self, loop: Callable[[], None], name: str) -> None:
+        """Run `loop` in a thread of its own until `_end_threads`."""
+        thread = threading.Thread(target=self._guard, args=(loop,), daemon=True, name=name)
+        self._threads.append(thread)
+        thread.start()
+
+    def _end_threads(self) -> None:
+        """Tell the threads that nothing more is sent; the receiver ends with the goodbyes."""
+        self._sending.put(None)
 
     def _guard(self, loop: Callable[[], None]) -> None:
         """Run a thread's loop; what ends it early ends every later `recv`, `send` and `flush`."""
         try:
             loop()
         except Exception as error:
-            self._inbox.fail(TransportError(f"gloo: {error}", rank=self.rank))
+            self._inbox.fail(TransportError(f"{self.name}: {error}", rank=self.rank))
             with self._released:
                 self._released.notify_all()
 
     def _receive_all(self) -> None:
-        """Put every message into the inbox until each other rank has said goodbye."""
+        """Take every message until each other rank has said goodbye."""
         num_open = self.size - 1
         while num_open:
             header = torch.empty(3, dtype=torch.int64)
@@ -152,18 +183,24 @@ class GlooTransport(Transport):
             self._num_received[source] += 1
             if tag == _GOODBYE:
                 num_open -= 1
-                continue
-            payload = np.empty(num_bytes, np.uint8)
-            if num_bytes:
-                into = torch.from_numpy(payload)
-                dist.recv(into, source, group=self._group, tag=_PAYLOAD_TAG)
-            self._inbox.put(Message(source, Tag(tag), payload.data))
+            else:
+                self._take(source, tag, num_bytes)
+
+    def _take(self, source: int, tag: int, num_bytes: int) -> None:
+        """Put the message whose header has just come into the inbox."""
+        self._inbox.put(Message(source, Tag(tag), self._receive(source, num_bytes)))
+
+    def _receive(self, source: int, num_bytes: int) -> memoryview:
+        """The payload that follows its header."""
+        payload = np.empty(num_bytes, np.uint8)
+        if num_bytes:
+            into = torch.from_numpy(payload)
+            dist.recv(into, source, group=self._group, tag=_PAYLOAD_TAG)
+        return payload.data
 
     def _release_all(self) -> None:
         """Wait for sends in the order posted: every rank takes everything as it comes."""
         while (sending := self._sending.get()) is not None:
             for work in sending.works:
                 work.wait()
-            with self._released:
-                self._num_pending[sending.dest] -= 1
-                self._released.notify_all()
+            self._count_pending(sending.dest, -1)

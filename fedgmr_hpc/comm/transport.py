@@ -33,6 +33,13 @@ class Tag(IntEnum):
     RESULT = 6
     FAILURE = 7
     STOP = 8
+    OFFER = 9  # this and what follows: see pieces.py
+    GRANT = 10
+    PIECE = 11
+    GOT = 12
+    RETRY = 13
+    CLOCK = 14  # what time is it there?
+    TRACE = 15
 
 
 class Message(NamedTuple):
@@ -52,6 +59,7 @@ class Transport(ABC):
         self.rank, self.size = rank, size
         self.sent_bytes_to = [0] * size
         self.received_bytes_from = [0] * size
+        self.gone: set[int] = set()  # ranks that answer no more; nobody can meet them to close
 
     @property
     def sent_bytes(self) -> int:

@@ -1,27 +1,108 @@
 """Admission: when the server stops waiting and merges (paper section 3; spec section 2.3).
 
 `window` is paced by the active clients with the greatest bandwidth share: it closes `slack_s` after
-the last of them has arrived. `barrier` is paced by every active client and closes at once.
+the last of them has arrived. `barrier` is paced by every active client and closes at once. `count`
+(FedBuff) closes at once when that many updates have arrived since the last merge, `each` (FedAsync)
+at every arrival, even while the last merge is under way: `links.merge_s` delays a version, but does
+not make the next one wait. Whatever is there at the close is merged, so arrivals at one time share
+a merge.
+
+A round is a merge for `window` and `barrier`, and as many merged updates as there are active
+clients for `count` and `each`. Nobody waits for a client that is gone: a window that waited only
+for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
+Rounds done stay done when clients go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
+from fedgmr_hpc.config import AdmissionConfig
 
-def pacing_clients(kind: Literal["window", "barrier"], shares: Sequence[float]) -> frozenset[int]:
+Kind = Literal["window", "barrier", "count", "each"]
+
+
+def pacing_clients(
+    kind: Kind, shares: Sequence[float], active: Collection[int] | None = None
+) -> frozenset[int]:
     """Clients whose arrivals close a window; never empty.
 
     Args:
-        shares: bandwidth share of every active client, by client id.
+        shares: [C] bandwidth shares, by client id.
+        active: the clients that are left, at least one; None for all.
     """
-    fastest = max(shares)
-    return frozenset(
-        client for client, share in enumerate(shares) if kind == "barrier" or share == fastest
-    )
+    left = range(len(shares)) if active is None else active
+    fastest = max(shares[client] for client in left)
+    return frozenset(client for client in left if kind != "window" or shares[client] == fastest)
 
 
-def closing_slack_s(kind: Literal["window", "barrier"], slack_s: float) -> float:
+def closing_slack_s(kind: Kind, slack_s: float) -> float:
     """Time between the last pacing arrival and the close."""
     return slack_s if kind == "window" else 0.0
+
+
+class Admission:
+    """The open window, the clients it can wait for, and the rounds done.
+
+    Attributes:
+        active: clients that are left.
+        awaited: the pacing clients of the open window that have not gone since it opened.
+        round: rounds done.
+    """
+
+    def __init__(self, config: AdmissionConfig, shares: Sequence[float]) -> None:
+        """
+        Args:
+            shares: [C] bandwidth shares.
+        """
+        self.config, self.shares = config, tuple(shares)
+        self.quota = {"count": config.count, "each": 1}.get(config.kind)
+        self.active = set(range(len(shares)))
+        self.round = 0
+        self._num_updates = 0  # merged since the round began, where updates make rounds
+        self.open()
+
+    def open(self) -> None:
+        """Opens the next window."""
+        self.is_closing = False
+        self.awaited = set(self._pacing())
+
+    def _pacing(self) -> frozenset[int]:
+        return pacing_clients(self.config.kind, self.shares, self.active)
+
+    def close_s(self, now_s: float, arrived: AbstractSet[int]) -> float | None:
+        """When the window closes; None while it has to wait, and once it was said.
+
+        Args:
+            arrived: clients whose updates wait for the next merge.
+        """
+        if self.is_closing or not self._is_complete(arrived):
+            return None
+        self.is_closing = True
+        return now_s + closing_slack_s(self.config.kind, self.config.slack_s)
+
+    def _is_complete(self, arrived: AbstractSet[int]) -> bool:
+        if self.quota is not None:
+            return len(arrived) >= min(self.quota, len(self.active))
+        return bool(arrived) and self.awaited <= arrived
+
+    def lose(self, clients: Collection[int], arrived: AbstractSet[int]) -> None:
+        """Clients have gone; at least one is left.
+
+        Args:
+            arrived: clients whose updates wait for the next merge, without those that have gone.
+        """
+        self.active.difference_update(clients)
+        self.awaited.difference_update(clients)
+        if not self.awaited and not arrived:
+            self.awaited = set(self._pacing())
+
+    def merge(self, num_updates: int) -> None:
+        """The window has closed: counts its updates into rounds and opens the next window."""
+        passed = 1
+        if self.quota is not None:
+            passed, self._num_updates = divmod(self._num_updates + num_updates, len(self.active))
+        self.round += passed
+        self.open()

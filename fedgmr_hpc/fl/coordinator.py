@@ -1,12 +1,17 @@
 """The server's state machine: events in, commands out; no rank, socket, clock or file.
 
-    Started, Delivered, Closed, Evaluated
-        -> Coordinator.handle -> CloseAt, Evaluate, Merged, Dispatch, Finish
+    Started, Delivered, Closed, Evaluated, Lost
+        -> Coordinator.handle -> CloseAt, Evaluate, Merged, Dispatch, Quarantined, Finish
 
-One round: `Dispatch` sends sub-models, every update comes back as `Delivered`, the pacing clients'
-arrivals command `CloseAt`, and `Closed` merges. Every `interval_rounds` rounds a refresh follows,
-in this order: merge, validate (`Evaluate` -> `Evaluated`), restore densities, cut masks, dispatch.
-Time reaches the rules only as `now_s` of an event; replaying the events replays the same bytes.
+One merge: `Dispatch` sends sub-models, every update comes back as `Delivered`, the arrivals that
+admission waits for command `CloseAt`, and `Closed` merges. Whenever the round passes a multiple of
+`interval_rounds` a refresh follows, in this order: merge, validate (`Evaluate` -> `Evaluated`),
+restore densities, cut masks, dispatch. Time reaches the rules only as `now_s` of an event;
+replaying the events replays the same bytes.
+
+A client that is `Lost`, or whose update is at fault (`Quarantined`, see quarantine.py), is gone for
+good: its updates leave the buffer at once, merged before or not, so no later version is made from a
+client that is gone. The paper has neither.
 
 Weights are kept in the packed order of the current masks (fl/submodels.py). A version's arrays are
 never written again, so a `Dispatch` may be encoded at any later time.
@@ -17,16 +22,17 @@ Shapes: C clients, P prunable entries, D dense entries.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.fl.admission import closing_slack_s, pacing_clients
-from fedgmr_hpc.fl.aggregation import BufferEntry, merge, staleness_weight
+from fedgmr_hpc.fl.admission import Admission, pacing_clients
+from fedgmr_hpc.fl.aggregation import merge, staleness_weight
+from fedgmr_hpc.fl.buffer import UpdateBuffer
+from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.events import (
     CloseAt,
     Closed,
@@ -37,8 +43,11 @@ from fedgmr_hpc.fl.events import (
     Evaluated,
     Event,
     Finish,
+    Lost,
     Merged,
+    Quarantined,
 )
+from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.submodels import (
     Keys,
@@ -47,23 +56,9 @@ from fedgmr_hpc.fl.submodels import (
     cut_masks,
     full_masks,
     rank_entries,
-    repack,
     score_entries,
 )
 from fedgmr_hpc.records import Assignment, Floats, RunError, Update
-
-
-@dataclass
-class _Client:
-    """What the server knows of one client."""
-
-    steps: int = 0
-    dispatched_s: float = 0.0
-    in_flight: Assignment | None = None
-    masks: MaskSet | None = None  # of the assignment in flight
-    base_version: int | None = None  # of the last merged update
-    is_scored: bool = False  # its local model was, or is being, scored since the last refresh
-    cycle_times_s: deque[float] = field(default_factory=deque)
 
 
 class Coordinator:
@@ -87,29 +82,39 @@ class Coordinator:
         self.is_full = config.submodel.kind == "full"
         densities = [1.0] * len(shares) if self.is_full else list(shares)
         self.restoration = Restoration(config.restoration, densities)
-        self.pacing = pacing_clients(config.admission.kind, shares)
-        self.fastest = pacing_clients("window", shares)
+        self.admission = Admission(config.admission, shares)
         recent = max(1, config.run.interval_rounds // 2)
-        self.clients = [_Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
-        self.version = self.round = 0
+        self.clients = [Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
+        self.quarantined: set[int] = set()
+        self.version = 0
         self.masks = full_masks(self.num_prunable)
-        self.packed = weights[: self.num_prunable].copy()
-        self.dense = weights[self.num_prunable :].copy()
-        self.buffer: dict[int, BufferEntry] = {}
-        self.arrived: dict[int, BufferEntry] = {}
-        self.awaited = set(self.pacing)
+        self.packed: Floats = weights[: self.num_prunable].copy()
+        self.dense: Floats = weights[self.num_prunable :].copy()
+        self.buffer = UpdateBuffer(config.aggregation)
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
-        self._old_masks: dict[int, MaskSet] = {}  # that updates held here may still be packed for
         self._keys: Keys | None = None  # of the current version, between ranking and cutting
         self._last_refresh: Floats | None = None  # [P] natural, only for score wg
         self._grad_squares: Floats | None = None  # [P] natural, only for score g
 
+    @property
+    def round(self) -> int:
+        """Rounds done, see admission.py."""
+        return self.admission.round
+
     def handle(self, event: Event) -> list[Command]:
-        """Takes one event; returns what is to be done, in order."""
+        """Takes one event; returns what is to be done, in order.
+
+        Raises:
+            RunError: an update that was not asked for, a model that has diverged, or no client
+                left.
+        """
         if isinstance(event, Delivered):
             return self._deliver(event)
+        if isinstance(event, Lost):
+            self._check_left(event.clients, event.reason)
+            return self._drop(event.now_s, event.clients)
         if isinstance(event, Closed):
             return self._close(event)
         if isinstance(event, Evaluated):
@@ -120,54 +125,68 @@ class Coordinator:
     def _deliver(self, event: Delivered) -> list[Command]:
         update = event.update
         client = self.clients[update.client]
-        masks = self._check_owed(update)
+        masks = client.check_owed(update, len(self.dense), self.version)
+        if fault := self._find_fault(update, masks):
+            return self._quarantine(event.now_s, update.client, fault)
         if update.grad_squares is not None:
             self._add_grad_squares(update.grad_squares, masks, update.num_samples)
-        self.arrived[update.client] = BufferEntry(
-            client=update.client,
-            base_version=update.base_version,
-            values=update.values,
-            index=None,
-            dense=update.dense,
-            num_samples=update.num_samples,
-            mask_id=masks.mask_id,
-        )
-        self.buffer.pop(update.client, None)  # the next merge takes the new one
-        client.in_flight = client.masks = None
-        client.cycle_times_s.append(event.now_s - client.dispatched_s)
+        self.buffer.add(update, masks)
+        client.deliver(event.now_s)
         self.restoration.deliver(update.client, update.density)
         is_current = update.density == self.restoration.densities[update.client]
         if is_current and not np.isnan(update.score):
             self.scores[update.client] = update.score
-        was_waiting = bool(self.awaited)
-        self.awaited.discard(update.client)
-        if was_waiting and not self.awaited:
-            admission = self.config.admission
-            return [CloseAt(event.now_s + closing_slack_s(admission.kind, admission.slack_s))]
-        return []
+        return self._close_if_complete(event.now_s)
 
-    def _check_owed(self, update: Update) -> MaskSet:
-        """The masks of the assignment that this update answers."""
-        client = self.clients[update.client]
-        owed = client.in_flight
-        answered = f"masks {update.mask_id}, version {update.base_version}"
-        expected = "none" if owed is None else f"masks {owed.mask_id}, version {owed.base_version}"
-        if owed is None or client.masks is None or answered != expected:
-            raise RunError(
-                f"update for {answered} arrived, expected {expected}",
-                client=update.client,
-                version=self.version,
-                stage="receive",
-            )
-        if len(update.values) != owed.num_kept or len(update.dense) != len(self.dense):
-            raise RunError(
-                f"update has {len(update.values)} + {len(update.dense)} values, "
-                f"expected {owed.num_kept} + {len(self.dense)}",
-                client=update.client,
-                version=owed.base_version,
-                stage="receive",
-            )
-        return client.masks
+    def _close_if_complete(self, now_s: float) -> list[Command]:
+        at_s = self.admission.close_s(now_s, self.buffer.arrived.keys())
+        return [] if at_s is None else [CloseAt(at_s)]
+
+    def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
+        """Why an update must not be merged."""
+        if not has_finite_entries(update):
+            return "a value is not finite"
+        max_ratio = self.config.aggregation.max_norm_ratio
+        if max_ratio is None:
+            return None
+        same = self._pack_current(masks)[: len(update.values)]
+        return norm_fault((update.values, update.dense), (same, self.dense), max_ratio)
+
+    def _pack_current(self, masks: MaskSet) -> Floats:
+        """[P] current prunable weights in the packed order of these masks."""
+        if masks.mask_id == self.masks.mask_id:
+            return self.packed
+        return masks.pack(self.masks.unpack(self.packed))
+
+    def _quarantine(self, now_s: float, client: int, fault: str) -> list[Command]:
+        self.quarantined.add(client)
+        self._check_left((client,), fault)
+        return [Quarantined(client, self.version, fault), *self._drop(now_s, (client,))]
+
+    def _check_left(self, going: Iterable[int], reason: str) -> None:
+        """Fails if nobody is left without the clients that go now."""
+        if not self.admission.active.issubset(going):
+            return
+        self._check_finite()
+        if len(self.quarantined) == len(self.clients):
+            self._fail_diverged(f"every client is quarantined, the last because {reason}")
+        num_lost = len(self.clients) - len(self.quarantined)
+        raise RunError(
+            f"no client is left: {num_lost} lost, {len(self.quarantined)} quarantined, "
+            f"the last because {reason}",
+            version=self.version,
+            stage="receive",
+        )
+
+    def _drop(self, now_s: float, gone: Sequence[int]) -> list[Command]:
+        """Goes on without clients; nothing that the server holds of them is used any more."""
+        for client in gone:
+            self.clients[client].leave()
+            self.restoration.lose(client)
+            self.buffer.drop(client)
+            self.scores.pop(client, None)
+        self.admission.lose(gone, self.buffer.arrived.keys())
+        return self._close_if_complete(now_s)
 
     def _add_grad_squares(self, squares: Floats, masks: MaskSet, num_samples: int) -> None:
         if self._grad_squares is None:
@@ -176,36 +195,28 @@ class Coordinator:
         self._grad_squares[at] += squares * np.float32(num_samples)
 
     def _close(self, event: Closed) -> list[Command]:
-        merged = tuple(sorted(self.arrived))
-        self.buffer.update(self.arrived)
+        merged, before = tuple(sorted(self.buffer.arrived)), self.round
+        if not merged:  # what had arrived is of clients that are gone
+            self.admission.open()
+            return []
         for client in merged:
-            self.clients[client].base_version = self.arrived[client].base_version
-        self._evict()
+            self.clients[client].base_version = self.buffer.arrived[client].base_version
+        self.admission.merge(len(merged))
         self._merge(merged)
         self.version += 1
-        self.round += 1
         run = self.config.run
         is_late = run.max_time_s is not None and event.ready_s >= run.max_time_s
         self.is_last = is_late or self.round >= run.max_rounds
-        if self.is_last or self.round % run.interval_rounds == 0:
+        if self.is_last or self.round // run.interval_rounds > before // run.interval_rounds:
             return [self._evaluate()]
         return [self._finish_report(), self._dispatch(event.ready_s, merged)]
-
-    def _evict(self) -> None:
-        """Drops what was delivered longest ago, but nothing that was never merged."""
-        limit = self.config.aggregation.max_entries
-        while limit is not None and len(self.buffer) > max(limit, len(self.arrived)):
-            del self.buffer[next(iter(self.buffer))]  # a delivery puts its update at the end
 
     def _merge(self, merged: tuple[int, ...]) -> None:
         choices = self.config.aggregation
         sigma = self._staleness_weights()
-        sources = self.buffer if choices.buffered else self.arrived
-        for client, entry in sources.items():
-            sources[client] = self._in_current_order(entry)
-        entries = [sources[client] for client in sorted(sources)]
+        entries = self.buffer.take(self.masks)
         weights = [sigma[entry.client] * entry.num_samples for entry in entries]
-        rho = float(sum(sigma[client] for client in merged) / sigma.sum()) if merged else 0.0
+        rho = float(sum(sigma[client] for client in merged) / sigma.sum())
         self.packed, self.dense = merge(
             self.packed, self.dense, entries, weights, rule=choices.rule, rho=rho
         )
@@ -213,25 +224,6 @@ class Coordinator:
         total = sum(weights)
         for entry, weight in zip(entries, weights, strict=True):
             self._report.weight[entry.client] = weight / total
-        if not choices.buffered:
-            self.buffer.clear()
-        self.arrived = {}
-        self._forget_masks()
-        self.awaited = set(self.pacing)
-
-    def _in_current_order(self, entry: BufferEntry) -> BufferEntry:
-        """The update in the packed order of the current masks; most are replaced before that."""
-        if entry.mask_id == self.masks.mask_id:
-            return entry
-        old = self._old_masks[entry.mask_id]
-        values, index = repack(entry.values, entry.index, old, self.masks)
-        return replace(entry, values=values, index=index, mask_id=self.masks.mask_id)
-
-    def _forget_masks(self) -> None:
-        """Drops mask sets that no update, held or under way, is packed for."""
-        used = {e.mask_id for e in (*self.buffer.values(), *self.arrived.values())}
-        used |= {c.masks.mask_id for c in self.clients if c.masks is not None}
-        self._old_masks = {i: masks for i, masks in self._old_masks.items() if i in used}
 
     def _staleness_weights(self) -> NDArray[np.float64]:
         """sigma of every client's last update at its age now [C], 0 for clients without one."""
@@ -239,7 +231,7 @@ class Coordinator:
         return np.array(
             [
                 staleness_weight(
-                    self._age(client),
+                    client.age(self.version),
                     rule=choices.staleness,
                     exponent=choices.exponent,
                     hinge_delay=choices.hinge_delay,
@@ -250,14 +242,10 @@ class Coordinator:
             ]
         )
 
-    def _age(self, client: _Client) -> int:
-        """Age in versions of a client's last update, 0 if there is none."""
-        return 0 if client.base_version is None else self.version - client.base_version + 1
-
     def _make_report(self, version: int, merged: tuple[int, ...]) -> Merged:
         zeros = np.zeros((2, len(self.clients)))
-        ages = np.array([self._age(client) for client in self.clients], np.int64)
-        return Merged(version, version, merged, ages, density=zeros[0], weight=zeros[1])
+        ages = np.array([client.age(self.version) for client in self.clients], np.int64)
+        return Merged(version, self.round, merged, ages, density=zeros[0], weight=zeros[1])
 
     def _finish_report(self) -> Merged:
         assert self._report is not None
@@ -272,16 +260,12 @@ class Coordinator:
         if self.is_last:
             weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
             return [self._finish_report(), Finish(weights)]
-        times = [
-            sum(c.cycle_times_s) / len(c.cycle_times_s) if c.cycle_times_s else None
-            for c in self.clients
-        ]
-        densities = self.restoration.refresh(
-            event.now_s, event.accuracy, self.scores, times, self.fastest
-        )
+        times = [client.mean_cycle_s() for client in self.clients]
+        fastest = pacing_clients("window", self.admission.shares, self.admission.active)
+        self.restoration.refresh(event.now_s, event.accuracy, self.scores, times, fastest)
         self.scores = {}
         if not self.is_full:
-            self._cut(densities)
+            self._cut(list(self.restoration.active_densities().values()))
         for client in self.clients:
             client.is_scored = client.in_flight is not None and client.in_flight.measure
         report = self._finish_report()
@@ -327,13 +311,13 @@ class Coordinator:
         assert self._keys is not None
         masks = cut_masks(self._keys, densities, mask_id=self.masks.mask_id + 1)
         self._keys = None
-        self._old_masks[self.masks.mask_id] = self.masks
         self.packed = self.masks.unpack(self.packed)  # the packed one is free before the next is
         self.packed = masks.pack(self.packed)
         self.masks = masks
 
     def _dispatch(self, now_s: float, receivers: Sequence[int]) -> Dispatch:
-        assignments = tuple(self._assign(client, now_s) for client in receivers)
+        active = self.admission.active
+        assignments = tuple(self._assign(c, now_s) for c in receivers if c in active)
         return Dispatch(self.version, self.masks, self.packed, self.dense, assignments)
 
     def _assign(self, client_id: int, now_s: float) -> Assignment:
@@ -352,8 +336,5 @@ class Coordinator:
             * train.decay_factor ** (self.round // train.decay_rounds),
             measure=self.restoration.watches_scores and not client.is_scored,
         )
-        client.steps += train.steps
-        client.in_flight, client.masks = assignment, self.masks
-        client.dispatched_s = now_s
-        client.is_scored |= assignment.measure
+        client.take(assignment, self.masks, train.steps, now_s)
         return assignment

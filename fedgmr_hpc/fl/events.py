@@ -45,7 +45,16 @@ class Evaluated:
     accuracy: float
 
 
-Event = Started | Delivered | Closed | Evaluated
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Clients are gone for good: they deliver nothing any more and are sent nothing any more."""
+
+    now_s: float
+    clients: tuple[int, ...]
+    reason: str
+
+
+Event = Started | Delivered | Closed | Evaluated | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Merged:
     round: int
     clients: tuple[int, ...]  # whose updates were merged for the first time
     staleness: NDArray[np.int64]  # [C]
-    density: NDArray[np.float64]  # [C]
+    density: NDArray[np.float64]  # [C] of a client that is gone, its last
     weight: NDArray[np.float64]  # [C]
 
 
@@ -96,4 +105,13 @@ class Finish:
     weights: Floats  # [P + D], natural order
 
 
-Command = CloseAt | Evaluate | Merged | Dispatch | Finish
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An update is at fault and not merged; its client is out of the run from `version` on."""
+
+    client: int
+    version: int
+    reason: str
+
+
+Command = CloseAt | Evaluate | Merged | Dispatch | Quarantined | Finish

@@ -10,6 +10,9 @@ Deviations from the released code (spec section 11): the server watches W on val
 zero-including average on test data (9); a score counts once (10); the floor starts at, and never
 stays below, the lowest density (11); one rule set for all methods (12); the arming gate is a choice
 (13); a client cannot restore again before it has delivered at its new density.
+
+A client that is gone keeps its last density, takes no part in any rule, and does not hold the floor
+down.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ class Restoration:
     server_cooldown: int = 0
     cooldowns: list[int] = field(default_factory=list)
     undelivered: set[int] = field(default_factory=set)  # restored, nothing delivered since
+    lost: set[int] = field(default_factory=set)
     armed: bool = False
     restored: bool = False
     num_time_steps: int = 0
@@ -80,6 +84,15 @@ class Restoration:
         if density == self.densities[client]:
             self.undelivered.discard(client)
 
+    def lose(self, client: int) -> None:
+        """A client is gone for good; others are left."""
+        self.lost.add(client)
+        self.clients[client].reset()
+
+    def active_densities(self) -> dict[int, float]:
+        """Density of every client that is not gone, by client."""
+        return {c: density for c, density in enumerate(self.densities) if c not in self.lost}
+
     def refresh(
         self,
         now_s: float,
@@ -95,7 +108,7 @@ class Restoration:
             server_score: validation accuracy of the server's model.
             client_scores: validation accuracies measured since the last refresh, by client.
             cycle_times_s: mean recent time from dispatch to delivery of each client, None before
-                any.
+                any and for clients that are gone.
             fastest: the best-connected clients, the reference of formula (4).
         """
         before = list(self.densities)
@@ -150,8 +163,9 @@ class Restoration:
         self.clients[client].reset()
 
     def _lift_to_floor(self) -> None:
-        self.floor = max(self.floor, min(self.densities))
-        for client, density in enumerate(self.densities):
+        active = self.active_densities()
+        self.floor = max(self.floor, min(active.values()))
+        for client, density in active.items():
             if density < self.floor:
                 self._set(client, self.floor)
                 self.clients[client].reset()
@@ -191,4 +205,4 @@ class Restoration:
                 step = 1 + self.config.balance_rate * (target_s - time_s) / time_s
                 balanced = round(self.densities[client] * step, 4)
                 self.densities[client] = min(1.0, max(self.config.min_density, balanced))
-        self.floor = min(self.densities)
+        self.floor = min(self.active_densities().values())

@@ -1,7 +1,8 @@
 """Tables and plots of finished, running or killed runs, from their result files alone.
 
     render_summary   what a person reads at the end of one run
-    make_report      one table over runs, each run's course, and two PNG files
+    make_report      one table over runs, each run's course and, with a timeline beside it, where
+                     its ranks' time went, and two PNG files
 
 Text is plain, so that it can be copied into a mail. "Up" is clients to server, "down" server to
 clients, as charged on the server's links, in MB of 10^6 bytes; densities are means over clients;
@@ -20,6 +21,7 @@ import numpy as np
 
 from fedgmr_hpc.store import Result, read_result
 from fedgmr_hpc.study.series import Values, end_s, mean_density
+from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 
 COURSE_ROWS = 8
 RUN_HEADS = (
@@ -64,8 +66,13 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     plot_density(results, names).savefig(plots[1])
     runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
+    spent = [
+        _time_spent(*run)
+        for run in zip(names, results, strict=True)
+        if timeline_path(run[1].path).exists()
+    ]
     written = "\n".join(f"plot: {path}" for path in plots)
-    return "\n\n".join([f"{runs}\n{LEGEND}", *courses, written])
+    return "\n\n".join([f"{runs}\n{LEGEND}", *courses, *spent, written])
 
 
 def render_summary(result: Result) -> str:
@@ -137,6 +144,17 @@ def _course(name: str, result: Result) -> str:
         for i in picks
     ]
     return f"{head}\n{_table(COURSE_HEADS, rows)}"
+
+
+def _time_spent(name: str, result: Result) -> str:
+    """The breakdown by rank of the timeline beside a result file, or what is wrong with it."""
+    try:
+        ranks = read_timeline(timeline_path(result.path))
+    except ValueError as error:
+        return f"{name}: no breakdown of the time: {error}"
+    dropped = sum(trace.num_dropped for trace in ranks)
+    note = f"; {dropped} spans were dropped and count as idle" if dropped else ""
+    return f"{name}: seconds of each rank{note}\n{render_breakdown(breakdowns(ranks))}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

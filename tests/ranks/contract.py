@@ -194,6 +194,8 @@ def check_fairness(peer: Peer) -> None:
 def check_counters(peer: Peer) -> None:
     """Bytes are counted per rank, as payload."""
     sent, received = list(peer.transport.sent_bytes_to), list(peer.transport.received_bytes_from)
+    for message in peer._kept:  # of ranks that left the meeting earlier, for this check
+        received[message.source] -= len(message.payload)
     for dest in range(peer.size):
         peer.send(dest, bytes(10 + dest), b"!")
         peer.send(dest, make_payload(200_000, 0))
@@ -236,6 +238,12 @@ def run_checks(transport: Transport, names: list[str]) -> None:
             print("ok", name, flush=True)
 
 
+def check_channels(transport: Transport) -> None:
+    """Where pairs have payload channels, long messages took them."""
+    for peer, pair in getattr(transport, "_pairs", {}).items():
+        assert pair.num_delivered, f"no payload of rank {peer} came over its channel"
+
+
 def run_abort(transport: Transport) -> None:
     """The last rank aborts while the others wait."""
     if transport.rank == transport.size - 1:
@@ -271,6 +279,15 @@ def make_transport(binding: str) -> Transport:
         from fedgmr_hpc.comm.torchdist import GlooTransport
 
         return GlooTransport()
+    if binding.startswith("device"):
+        from fedgmr_hpc.comm.nccl import DeviceTransport
+
+        small = {"inline_bytes": 0, "piece_bytes": 50_000}
+        return DeviceTransport(**(small if binding == "device-small" else {}))
+    if binding == "nccl":
+        from fedgmr_hpc.comm.nccl import NcclTransport
+
+        return NcclTransport()
     from fedgmr_hpc.comm.mpi import MpiTransport
 
     return MpiTransport(chunk_bytes=50_000) if binding == "mpi-chunked" else MpiTransport()
@@ -285,6 +302,7 @@ def main(binding: str, names: list[str]) -> None:
             run_huge(transport)
         else:
             run_checks(transport, names or list(CHECKS))
+            check_channels(transport)
     except BaseException:
         print(f"rank {transport.rank}: {traceback.format_exc()}", flush=True)
         transport.abort(1)

@@ -42,7 +42,7 @@ def shares(count: int, level: str) -> list[float]:
         ("train.momentum=1", "train.momentum: got 1, allowed: less than 1.0"),
         ("train.learning_rate=-0.5", "train.learning_rate: got -0.5, allowed: more than 0.0"),
         ("submodel.floor_frac=2", "submodel.floor_frac: got 2, allowed: at most 1.0"),
-        ("admission.kind=eager", "admission.kind: got 'eager', allowed: 'window', 'barrier'"),
+        ("admission.kind=eager", "admission.kind: got 'eager', allowed: 'window', 'barrier', 'count', 'each'"),
         ("transmission=7", "transmission: got 7, allowed: 'increments', 'whole'"),
         (
             "restoration.trigger=on",

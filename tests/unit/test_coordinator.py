@@ -23,7 +23,9 @@ from fedgmr_hpc.fl.events import (
     Evaluate,
     Evaluated,
     Finish,
+    Lost,
     Merged,
+    Quarantined,
     Started,
 )
 from fedgmr_hpc.fl.submodels import PrunableLayer
@@ -523,8 +525,9 @@ def test_densities_change_at_the_next_dispatch_only():
 
 
 def test_a_diverged_model_raises_naming_the_version():
-    driven = Driven(run={"interval_rounds": 1}).start()
-    driven.deliver(0, [1, 2, NAN, 4, 5, 6])
+    driven = Driven((1.0, 1.0), run={"interval_rounds": 1}).start()
+    driven.deliver(0, 3e38)
+    driven.deliver(1, -3e38)  # both are finite, their difference is not
     driven.close()
     with pytest.raises(RunError, match="version 1.*diverged"):
         driven.evaluated()
@@ -628,6 +631,276 @@ def test_cycle_times_from_dispatch_to_delivery_drive_the_balance():
     driven.close(21.5)
     driven.evaluated(now_s=22.0)
     assert driven.merged.density.tolist() == [1, 0.3375]
+
+
+# --- admission by number of updates
+
+
+def test_each_merges_every_arrival_by_itself():
+    driven = Driven((1.0, 0.5), method="fedasync", admission={"kind": "each"}).start()
+    assert driven.deliver(1, 4.0, now_s=3.0) == [CloseAt(3.0)]
+    merged, dispatch = driven.close(3.0)
+    assert (merged.version, merged.round, merged.clients) == (1, 0, (1,))
+    assert [(a.client, a.base_version) for a in dispatch.assignments] == [(1, 1)]
+    assert driven.deliver(0, 0.0, now_s=5.0) == [CloseAt(5.0)]
+    merged, dispatch = driven.close(5.0)
+    assert (merged.version, merged.round, merged.clients) == (2, 1, (0,))
+    assert merged.staleness.tolist() == [2, 2]  # both trained version 0
+    assert driven.weights() == [2] * 6  # half the staleness weights are the arrival's
+    assert [(a.client, a.base_version) for a in dispatch.assignments] == [(0, 2)]
+
+
+def test_an_arrival_during_a_merge_is_merged_by_itself_too():
+    driven = Driven((1.0, 0.5), admission={"kind": "each"}).start()
+    driven.deliver(1, now_s=3.0)
+    driven.close(3.0)  # ready at 3.5
+    assert driven.deliver(0, now_s=3.2) == [CloseAt(3.2)]
+    merged, dispatch = driven.close(3.2)
+    assert (merged.version, merged.clients, dispatch.version) == (2, (0,), 2)
+
+
+def test_arrivals_at_one_time_share_a_merge():
+    driven = Driven((1.0, 0.5), admission={"kind": "each"}).start()
+    assert driven.deliver(0, now_s=3.0) == [CloseAt(3.0)]
+    assert driven.deliver(1, now_s=3.0) == []
+    assert driven.close(3.0)[0].clients == (0, 1)
+
+
+def test_count_merges_so_many_updates():
+    driven = Driven((1.0, 0.5, 0.5), admission={"kind": "count", "count": 2}).start()
+    assert driven.deliver(2, now_s=3.0) == []
+    assert driven.deliver(1, now_s=4.0) == [CloseAt(4.0)]
+    assert driven.deliver(0, now_s=4.0) == []  # an arrival comes before a close at the same time
+    merged = driven.close(4.0)[0]
+    assert (merged.version, merged.round, merged.clients) == (1, 1, (0, 1, 2))
+
+
+def test_a_round_of_single_updates_takes_one_of_every_client():
+    train = {"learning_rate": 0.1, "decay_factor": 0.5, "decay_rounds": 1}
+    driven = Driven((1.0, 0.5), admission={"kind": "each"}, train=train).start()
+    rounds, rates = [], []
+    for client in (0, 1, 0, 0, 1, 0):
+        driven.round(client)
+        rounds.append(driven.merged.round)
+        rates.append(driven.in_flight[client].learning_rate)
+    assert rounds == [0, 1, 1, 2, 2, 3]
+    assert rates == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025, 0.0125])
+
+
+def test_a_refresh_comes_once_when_the_round_passes_a_multiple_of_the_interval():
+    run = {"interval_rounds": 2}
+    driven = Driven((1.0, 0.5), admission={"kind": "each"}, run=run).start()
+    first, evaluated = driven.dispatch.masks.mask_id, []
+    for step in range(9):
+        driven.deliver(0, -float(step))
+        (command, *_) = driven.close()
+        if isinstance(command, Evaluate):
+            evaluated.append((command.version, command.round))
+            driven.evaluated()
+    assert evaluated == [(4, 2), (8, 4)]
+    assert driven.dispatch.masks.mask_id == first + 2
+    assert driven.in_flight[1].mask_id == first  # it keeps its masks until it is sent new ones
+    driven.deliver(1, [30, 20, 10])
+    driven.close()
+    assert driven.weights()[3:] == [-8, -8, -8]
+    assert {a.client: a.mask_id for a in driven.dispatch.assignments} == {1: first + 2}
+
+
+def test_max_rounds_counts_rounds_of_single_updates():
+    run = {"max_rounds": 2}
+    driven = Driven((1.0, 0.5), admission={"kind": "each"}, run=run).start()
+    for _ in range(3):
+        assert kinds(driven.round(0)) == [Merged, Dispatch]
+    assert kinds(driven.round(0)) == [Merged, Finish]
+    assert (driven.merged.version, driven.merged.round) == (4, 2)
+
+
+def test_rounds_that_end_together_are_evaluated_once():
+    run = {"interval_rounds": 2, "max_rounds": 50}
+    driven = Driven((1.0,) * 6, admission={"kind": "each"}, run=run).start()
+    for client in range(5):
+        driven.round(client)
+    driven.send(Lost(3.0, (0, 1, 2, 3), "silent"))
+    driven.deliver(4)
+    (evaluate,) = driven.close()
+    assert (evaluate.version, evaluate.round) == (6, 3)
+    driven.evaluated()
+    assert kinds(driven.round(5)) == [Merged, Dispatch]
+    driven.deliver(4)
+    (evaluate,) = driven.close()
+    assert (evaluate.version, evaluate.round) == (8, 4)
+
+
+# --- clients that are gone
+
+
+def test_a_window_that_waited_only_for_a_lost_client_closes_after_the_slack():
+    driven = Driven((1.0, 0.5, 0.5)).start()
+    driven.deliver(1, 0.0, now_s=6.0)
+    assert driven.send(Lost(7.0, (0,), "silent for 60 s")) == [CloseAt(7.5)]
+    merged, dispatch = driven.close(7.5)
+    assert merged.clients == (1,) and [a.client for a in dispatch.assignments] == [1]
+    assert driven.deliver(2, now_s=8.0) == []  # from now on both of share .5 pace
+    assert driven.deliver(1, now_s=9.0) == [CloseAt(9.5)]
+
+
+def test_a_lost_client_that_nobody_waits_for_changes_no_window():
+    driven = Driven((1.0, 0.5, 0.5)).start()
+    assert driven.send(Lost(3.0, (2,), "silent")) == []
+    assert driven.deliver(0, now_s=7.0) == [CloseAt(7.5)]
+
+
+def test_a_lost_client_leaves_the_buffer_at_once():
+    driven = Driven((1.0, 0.5), aggregation={"staleness": "poly"}).start()
+    driven.round(0, 1, values=6.0)
+    driven.send(Lost(3.0, (1,), "silent"))
+    driven.round(0, values=1.0)
+    assert driven.weights() == [1] * 6
+    assert driven.merged.weight.tolist() == [1, 0]
+    assert driven.merged.staleness.tolist() == [1, 0]
+
+
+def test_a_lost_client_has_no_part_in_the_mixing_share():
+    driven = Driven((1.0, 0.5), method="fedasync").start()
+    driven.round(0, 1, values=4.0)
+    driven.send(Lost(3.0, (1,), "silent"))
+    driven.round(0, values=0.0)
+    assert driven.weights() == [0] * 6  # rho 1
+
+
+def test_what_a_lost_client_has_delivered_before_the_close_is_not_merged():
+    driven = Driven((1.0, 0.5)).start()
+    assert driven.deliver(0, 1.0, now_s=7.0) == [CloseAt(7.5)]
+    driven.deliver(1, 3.0, now_s=7.1)
+    assert driven.send(Lost(7.2, (0,), "silent")) == []  # the close is under way
+    merged, dispatch = driven.close(7.5)
+    assert merged.clients == (1,)
+    assert driven.weights() == [3, 3, 3, 3, 2, 1]
+    assert [a.client for a in dispatch.assignments] == [1]
+
+
+def test_a_window_that_closes_with_nothing_left_to_merge_stays_open():
+    driven = Driven((1.0, 0.5)).start()
+    driven.deliver(0, 1.0, now_s=7.0)
+    driven.send(Lost(7.2, (0,), "silent"))
+    assert driven.close(7.5) == []
+    assert driven.deliver(1, 3.0, now_s=9.0) == [CloseAt(9.5)]
+    assert driven.close(9.5)[0].version == 1
+
+
+def test_a_client_lost_while_the_model_is_validated_is_sent_nothing():
+    driven = Driven((1.0, 0.5), run={"interval_rounds": 1}).start()
+    driven.deliver(0)
+    driven.deliver(1)
+    driven.close()
+    driven.send(Lost(2.5, (0,), "silent"))
+    driven.evaluated()
+    assert [a.client for a in driven.dispatch.assignments] == [1]
+
+
+def test_masks_are_cut_for_those_who_are_left():
+    driven = Driven((1.0, 0.5, 0.2), run={"interval_rounds": 1}).start()
+    assert driven.dispatch.masks.densities == (0.2, 0.5, 1.0)
+    driven.send(Lost(1.0, (2,), "silent"))
+    driven.round(0, 1)
+    assert driven.dispatch.masks.densities == (0.5, 1.0)
+    assert driven.merged.density.tolist() == [1, 0.5, 0.2]  # a lost client's last
+
+
+def test_an_update_of_a_lost_client_is_refused():
+    driven = Driven().start()
+    driven.send(Lost(1.0, (1,), "silent"))
+    with pytest.raises(RunError, match="expected none"):
+        driven.deliver(1)
+
+
+def test_a_run_without_clients_ends_saying_who_has_gone():
+    driven = Driven((1.0, 0.5, 0.5)).start()
+    driven.send(Lost(1.0, (0,), "silent"))
+    driven.deliver(1, NAN)
+    with pytest.raises(RunError, match="no client is left: 2 lost, 1 quarantined.*60 s") as error:
+        driven.send(Lost(2.0, (2,), "silent for 60 s"))
+    assert (error.value.version, error.value.stage) == (0, "receive")
+
+
+# --- quarantine
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"values": [1, NAN, 3]},
+        {"values": [1, 2, float("inf")]},
+        {"values": [-float("inf"), float("inf"), 0]},
+        {"dense": (NAN, 0)},
+        {"grad_squares": np.array([0, float("inf"), 0], np.float32)},
+    ],
+)
+def test_an_update_that_is_not_finite_shuts_its_client_out(changed):
+    driven = Driven().start()
+    driven.round(0, values=2.0)
+    assert driven.deliver(1, **changed) == [Quarantined(1, 1, "a value is not finite")]
+    driven.round(0, values=1.0)
+    assert driven.merged.clients == (0,) and driven.weights() == [1] * 6
+    assert driven.merged.weight.tolist() == [1, 0]
+
+
+def test_large_values_are_finite_though_their_squares_are_not():
+    driven = Driven().start()
+    assert driven.deliver(1, [3e38, -3e38, 0], (1e30, 0)) == []
+
+
+def test_the_quarantine_of_the_pacing_client_closes_the_window():
+    driven = Driven((1.0, 0.5)).start()
+    driven.deliver(1, now_s=5.0)
+    commands = driven.deliver(0, NAN, now_s=7.0)
+    assert commands == [Quarantined(0, 0, "a value is not finite"), CloseAt(7.5)]
+    merged, dispatch = driven.close(7.5)
+    assert merged.clients == (1,) and [a.client for a in dispatch.assignments] == [1]
+
+
+def test_a_client_in_quarantine_takes_its_earlier_update_along():
+    driven = Driven((1.0, 0.5)).start()
+    driven.round(0, 1, values=6.0)
+    driven.deliver(1, NAN)
+    driven.round(0, values=0.0)
+    assert driven.weights() == [0] * 6
+
+
+def test_when_every_client_is_in_quarantine_the_model_has_diverged():
+    driven = Driven((1.0, 0.5)).start()
+    driven.deliver(1, NAN)
+    with pytest.raises(RunError, match="diverged: every client.*lower train.learning_rate"):
+        driven.deliver(0, float("inf"))
+
+
+def test_a_norm_far_out_shuts_a_client_out_where_a_ratio_is_set():
+    # entries 6 5 4 and 10 20 of the model: mean square 115.4, root 10.74
+    driven = Driven(aggregation={"max_norm_ratio": 2.0}).start()
+    (command,) = driven.deliver(1, 60 / 3**0.5)  # mean square (3600 + 500) / 5, root 28.6
+    assert (command.client, command.version) == (1, 0)
+    assert command.reason == (
+        "its root mean square 28.6 is more than aggregation.max_norm_ratio = 2 times "
+        "the model's 10.7"
+    )
+    # all six entries: mean square 591 / 8, root 8.6; 17 makes 2234 / 8, root 16.7
+    assert driven.deliver(0, 17.0) == [CloseAt(1.5)]
+
+
+def test_a_norm_far_out_is_merged_where_no_ratio_is_set():
+    driven = Driven().start()
+    assert driven.deliver(1, 1e6) == []
+
+
+def test_the_norm_is_that_of_the_same_entries_under_the_masks_of_the_update():
+    driven = Driven((1.0, 0.5), aggregation={"max_norm_ratio": 1.5}, run={"interval_rounds": 1})
+    driven.start().round(0, values=[0, 0, 0, 9, 9, 9], dense=(0, 0))
+    assert driven.dispatch.masks.positions(0).tolist() == [3, 4, 5]
+    # client 1 trained 0 1 2, which are zero by now: their norm says nothing
+    assert driven.deliver(1, 100.0, dense=(0, 0)) == []
+    driven.round(0, values=[9, 9, 9, 1, 1, 1], dense=(0, 0))
+    assert driven.in_flight[1].base_version == 2
+    assert isinstance(driven.deliver(1, 1000.0, dense=(0, 0))[0], Quarantined)
 
 
 # --- the end

@@ -13,7 +13,7 @@ PACKAGE = ROOT.name
 RUNTIME = ("server", "worker", "rankpool", "ledger", "comm", "fl")  # what study never reaches into
 OWNERS = {  # module: the only files or folders that import it
     "mpi4py": ("comm/mpi.py",),
-    "torch.distributed": ("comm/torchdist.py",),
+    "torch.distributed": ("comm/torchdist.py", "comm/nccl.py"),
     "h5py": ("store.py",),
     "submitit": ("study/",),
     "matplotlib": ("study/",),

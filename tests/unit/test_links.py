@@ -14,11 +14,14 @@ from fedgmr_hpc.comm.links import (
     Arrival,
     Broadcast,
     FluidLinks,
+    LinkClock,
     Listener,
+    Progress,
     Speeds,
     VirtualClock,
     WindowEnd,
 )
+from fedgmr_hpc.comm.linktrace import LinkTrace
 from fedgmr_hpc.config import LinksConfig
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.fl.coordinator import Coordinator
@@ -70,8 +73,8 @@ def drain(fluid: FluidLinks, stop_s=math.inf) -> dict[str, float]:
     raise AssertionError("the fluid does not come to an end")
 
 
-def make_fluid(server_up=math.inf, server_down=math.inf) -> FluidLinks:
-    fluid = FluidLinks()
+def make_fluid(server_up=math.inf, server_down=math.inf, **options) -> FluidLinks:
+    fluid = FluidLinks(**options)
     fluid.server_up, fluid.server_down = server_up, server_down
     return fluid
 
@@ -249,6 +252,212 @@ def test_increments_take_the_time_of_the_slower_of_server_and_own_link(rates, se
     assert drain(fluid) == pytest.approx(expected, rel=1e-6)
 
 
+# --- progress and cancelling
+
+
+def test_progress_is_of_a_transfers_own_bytes_and_link():
+    fluid = make_fluid(server_up=10, server_down=4)
+    start_broadcast(fluid, 100, {0: 2.0, 1: 20.0}, {0: (0, 40), 1: (40, 100)}, own={0: 20, 1: 60})
+    fluid.start_upload(2, 50, 3.0)
+    fluid.start_upload(3, 40, 30.0)
+    # client 0's link carries half of the bytes it passes; client 1's part begins at 4 s
+    assert fluid.progress() == [
+        Progress(0, "down", 0.0, 2.0),
+        Progress(1, "down", 0.0, 0.0),
+        Progress(2, "up", 0.0, 2.0),
+        Progress(3, "up", 0.0, 2.0),
+    ]
+    fluid.advance(4.0)
+    fluid.advance(7.0)
+    assert fluid.progress() == [
+        Progress(0, "down", 0.7, 2.0),
+        Progress(1, "down", 0.5, 10.0),
+        Progress(2, "up", 0.28, 2.0),
+        Progress(3, "up", 0.35, 2.0),
+    ]
+
+
+def test_a_cancelled_upload_leaves_its_share_to_the_others():
+    fluid = make_fluid(server_down=8)
+    fluid.start_upload(0, 40, 10.0)
+    fluid.start_upload(1, 60, 10.0)
+    fluid.advance(5.0)
+    fluid.cancel(0)
+    check_times(fluid, {"up 1": 10.0})  # 40 left at 8
+
+
+def test_a_cancelled_download_does_not_stop_the_others():
+    fluid = make_fluid(server_up=10)
+    start_broadcast(fluid, 100, {0: 20.0, 1: 4.0})
+    fluid.advance(2.0)
+    fluid.cancel(0)
+    check_times(fluid, {"down 1": 25.0})
+
+
+def test_what_nobody_needs_any_more_is_not_sent():
+    fluid = make_fluid(server_up=10)
+    start_broadcast(fluid, 100, {0: 20.0, 1: 20.0}, {0: (0, 100), 1: (0, 40)})
+    start_broadcast(fluid, 100, {2: 20.0})
+    fluid.advance(4.0)
+    fluid.cancel(0)
+    # 20 of 40 and of 100 sent, at 5 each; from 8 s on 60 left at 10
+    check_times(fluid, {"down 1": 8.0, "down 2": 14.0})
+
+
+def test_cancelling_everybody_makes_the_links_idle():
+    fluid = make_fluid(server_up=10, server_down=10)
+    start_broadcast(fluid, 100, {0: 20.0})
+    fluid.start_upload(0, 10, 1.0)
+    fluid.advance(2.0)
+    fluid.cancel(0)
+    fluid.cancel(7)
+    assert fluid.progress() == [] and math.isinf(fluid.next_change_s())
+
+
+# --- caps of ranks
+
+RANKS = {0: 1, 1: 1, 2: 2}
+
+
+def test_uploads_of_a_rank_share_its_cap_and_leave_the_rest():
+    fluid = make_fluid(server_down=10, rank_of=RANKS, rank_up=4)
+    for client, size in ((0, 20), (1, 40), (2, 40)):
+        fluid.start_upload(client, size, 20.0)
+    # 2 and 2 of the cap, and 4 of the other rank's; at 10 s client 1 has 20 left at 4
+    check_times(fluid, {"up 0": 10.0, "up 1": 15.0, "up 2": 10.0})
+
+
+def test_the_servers_link_and_a_ranks_cap_bind_together():
+    fluid = make_fluid(server_down=10, rank_of=RANKS, rank_up=7)
+    for client, rate in ((0, 1.0), (1, 20.0), (2, 20.0)):
+        fluid.start_upload(client, 18, rate)
+    # 1, and 9 / 2 each, which is less than the caps of 6 and 7
+    assert [p.rate for p in fluid.progress()] == [1.0, 4.5, 4.5]
+    fluid.advance(4.0)
+    check_times(fluid, {"up 0": 18.0})
+    fluid = make_fluid(server_down=10, rank_of=RANKS, rank_up=4)
+    for client, rate in ((0, 1.0), (1, 20.0), (2, 20.0)):
+        fluid.start_upload(client, 18, rate)
+    assert [p.rate for p in fluid.progress()] == [1.0, 3.0, 4.0]
+
+
+def test_downloads_of_a_rank_share_its_cap():
+    fluid = make_fluid(server_up=100, rank_of=RANKS, rank_down=10)
+    start_broadcast(fluid, 60, {0: 4.0, 1: 20.0, 2: 20.0})
+    # 4 and 6 on rank 1, 10 on rank 2
+    check_times(fluid, {"down 0": 15.0, "down 1": 10.0, "down 2": 6.0})
+
+
+def test_a_listener_that_waits_for_the_server_leaves_its_ranks_cap_to_the_others():
+    fluid = make_fluid(server_up=1000, rank_of=RANKS, rank_down=10)
+    start_broadcast(fluid, 100, {1: 20.0})
+    fluid.advance(0.1)  # all sent, 1 taken
+    fluid.server_up = 3
+    start_broadcast(fluid, 30, {0: 20.0})
+    # 3 and 7 until 10.1 s; then client 1 has 29 left at 10
+    check_times(fluid, {"down 0": 10.1, "down 1": 13.0})
+
+
+def test_a_listener_takes_of_its_ranks_cap_when_its_part_begins():
+    fluid = make_fluid(server_up=10, rank_of=RANKS, rank_down=6)
+    start_broadcast(fluid, 60, {0: 20.0, 1: 20.0}, {0: (0, 20), 1: (20, 60)})
+    # 12 until 2 s, then 3 each: 8 more by 14/3 s, where client 1 has 32 left at 6
+    check_times(fluid, {"down 0": 14 / 3, "down 1": 10.0})
+
+
+def test_positions_that_a_listener_knows_do_not_load_its_ranks_cap():
+    fluid = make_fluid(server_up=1000, rank_of=RANKS, rank_down=5)
+    start_broadcast(fluid, 100, {0: 20.0}, own={0: 50})
+    check_times(fluid, {"down 0": 10.0})
+
+
+def test_without_ranks_there_are_no_caps():
+    fluid = make_fluid(server_up=10, server_down=50, rank_down=1, rank_up=1)
+    start_broadcast(fluid, 100, {0: 20.0})
+    fluid.start_upload(1, 100, 5.0)
+    check_times(fluid, {"down 0": 10.0, "up 1": 20.0})
+
+
+flows = st.lists(st.tuples(st.floats(0.5, 20), st.integers(1, 3)), min_size=1, max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(flows, st.floats(0.5, 60), st.floats(0.5, 30))
+def test_every_upload_has_a_full_link_on_which_nobody_gets_more(uploads, capacity, cap):
+    """The bottleneck property, which only the max-min fair rates have."""
+    rank_of = {client: rank for client, (_, rank) in enumerate(uploads)}
+    fluid = make_fluid(server_down=capacity, rank_of=rank_of, rank_up=cap)
+    for client, (limit, _) in enumerate(uploads):
+        fluid.start_upload(client, 100, limit)
+    rates = {p.client: p.rate for p in fluid.progress()}
+    crossing = [(cap, {c for c in rates if rank_of[c] == rank}) for rank in (1, 2, 3)]
+    crossing += [(limit, {c}) for c, (limit, _) in enumerate(uploads)] + [(capacity, set(rates))]
+    for most, clients in crossing:
+        assert sum(rates[c] for c in clients) <= most * (1 + 1e-9)
+    for client, rate in rates.items():
+        assert any(
+            client in clients
+            and sum(rates[c] for c in clients) >= most * (1 - 1e-9)
+            and max(rates[c] for c in clients) <= rate * (1 + 1e-9)
+            for most, clients in crossing
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(flows, st.floats(0.5, 20), st.floats(0.5, 30), st.data())
+def test_downloads_never_exceed_a_cap_and_all_finish(listeners, server_up, cap, data):
+    rank_of = {client: rank for client, (_, rank) in enumerate(listeners)}
+    fluid = make_fluid(server_up=server_up, rank_of=rank_of, rank_down=cap)
+    for client, (limit, _) in enumerate(listeners):
+        begin = data.draw(st.integers(0, 50))
+        end = begin + data.draw(st.integers(1, 100))
+        start_broadcast(fluid, end, {client: limit}, {client: (begin, end)})
+    finished = []
+    for _ in range(200):
+        for rank in (1, 2, 3):
+            rates = [p.rate for p in fluid.progress() if rank_of[p.client] == rank]
+            assert sum(rates) <= cap * (1 + 1e-9)
+        if math.isinf(fluid.next_change_s()):
+            break
+        finished += fluid.advance(fluid.next_change_s())[0]
+    assert sorted(finished) == list(rank_of)
+
+
+# --- traces
+
+
+def test_an_upload_follows_its_links_trace():
+    fluid = make_fluid(trace=LinkTrace({(0, "up"): [(0.0, 10.0), (4.0, 5.0)]}))
+    fluid.start_upload(0, 100, 77.0)
+    fluid.start_upload(1, 100, 8.0)
+    check_times(fluid, {"up 0": 16.0, "up 1": 12.5})  # 40, and 60 at 5
+    assert math.isinf(fluid.next_change_s())
+
+
+def test_a_trace_that_begins_anew_is_followed():
+    fluid = make_fluid(trace=LinkTrace({(0, "up"): [(0.0, 10.0), (4.0, 5.0)]}, 8.0))
+    fluid.start_upload(0, 100, 77.0)
+    check_times(fluid, {"up 0": 12.0})  # 60 a lap, and 40 at 10
+    assert math.isinf(fluid.next_change_s())  # idle, whatever the trace does
+
+
+def test_a_download_follows_its_links_trace():
+    fluid = make_fluid(server_up=8, trace=LinkTrace({(0, "down"): [(0.0, 2.0), (5.0, 16.0)]}))
+    start_broadcast(fluid, 80, {0: 77.0, 1: 4.0}, own={0: 40, 1: 80})
+    # 4 stream bytes a second: 20 of 40 sent; then 32 against 8: level at 46 2/3, 33 1/3 more at 8
+    check_times(fluid, {"down 0": 10.0, "down 1": 20.0})
+
+
+def test_the_servers_links_follow_their_traces():
+    steps = {(-1, "up"): [(0.0, 10.0), (4.0, 5.0)], (-1, "down"): [(0.0, 8.0), (3.0, 2.0)]}
+    fluid = make_fluid(server_up=1, server_down=1, trace=LinkTrace(steps))
+    start_broadcast(fluid, 60, {0: 100.0})
+    fluid.start_upload(1, 16, 100.0)
+    fluid.start_upload(2, 16, 100.0)
+    # 40, and 20 at 5; 4 each until 3 s, then 4 each left at 1
+    check_times(fluid, {"down 0": 8.0, "up 1": 7.0, "up 2": 7.0})
+
+
 # --- the clock
 
 
@@ -307,6 +516,40 @@ def test_a_close_before_an_arrival_comes_first():
 
 def test_a_merge_takes_its_constant_time():
     assert make_clock(merge_s=0.25).merge_end_s(3.0) == 3.25
+
+
+def test_latency_puts_off_a_download_and_an_upload():
+    clock = make_clock(latency_s=0.25)
+    clock.broadcast(3.0, whole_stream(20, {0: 20}))
+    # 2 s at the server's 10, .5 s of training, 4 s at its own 5, and the latency twice
+    assert clock.next() == Arrival(10.0, 0)
+
+
+def test_a_clock_follows_a_trace_in_place_of_nominal_rates(tmp_path):
+    path = tmp_path / "speeds.csv"
+    rows = "0,1,down,4\n1,1,down,9\n0,1,up,2\n4,1,up,10\n"
+    path.write_text("time_s,client,direction,bytes_per_s\n" + rows)
+    clock = make_clock((1.0, 0.1), trace=str(path), trace_period_s=8.0)
+    clock.broadcast(0.0, whole_stream(20, {0: 20, 1: 30}))
+    # client 1: 4, and 16 of the stream at 9; after training at 3.278 s 1.444 by 4 s, the rest at 10
+    found = {happened.client: happened.now_s for happened in (clock.next(), clock.next())}
+    trained_s = 1 + 16 / 9 + 0.5
+    expected = {0: 6.5, 1: 4 + (30 - 2 * (4 - trained_s)) / 10}
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_wrong_trace_ends_a_clock_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"links\.trace: .*none\.csv: got 'No such file"):
+        make_clock(trace=str(tmp_path / "none.csv"))
+
+
+def test_ranks_caps_are_for_a_clock_that_knows_the_ranks():
+    caps = {"rank_down_bytes_per_s": 1.0, "rank_up_bytes_per_s": 2.0}
+    clock = make_clock(**caps)
+    clock.broadcast(0.0, whole_stream(20, {0: 20}))
+    assert clock.next() == Arrival(6.5, 0)
+    fluid = LinkClock(LinksConfig(**caps), (1.0, 1.0), 0, {0: 1, 1: 1}).fluid
+    assert (fluid.rank_down, fluid.rank_up) == (1.0, 2.0)
 
 
 def test_waiting_for_nothing_is_an_error():

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function, make_layout
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
 GATED = [GatedBias(slice(4, 6), slice(0, 4), 2)]
 
 
@@ -21,8 +27,8 @@ class TwoUnits:
 
     shapes = ((2, 2), (2,))
 
-    def __init__(self) -> None:
-        self.flat = torch.zeros(6)
+    def __init__(self, device: str = "cpu") -> None:
+        self.flat = torch.zeros(6, device=device)
         self.parameters = [nn.Parameter(view) for view in self.split(self.flat)]
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -76,8 +82,8 @@ def train_one(steps: int, learning_rate=0.1, w=1.0, momentum=0.0, decay=0.0, **m
     return float(sub_model.net.flat), trained
 
 
-def load_two(positions, values, bias=(5.0, 7.0)) -> SubModel:
-    sub_model = SubModel(TwoUnits(), 4, GATED)
+def load_two(positions, values, bias=(5.0, 7.0), device="cpu") -> SubModel:
+    sub_model = SubModel(TwoUnits(device), 4, GATED)
     at = None if positions is None else torch.tensor(positions)
     sub_model.load(torch.tensor(values), torch.tensor(bias), at)
     return sub_model
@@ -317,6 +323,57 @@ def test_a_gated_bias_returns_unchanged(choices):
     assert trained.grad_squares[5] == 0
     with torch.no_grad():
         assert sub_model.net(torch.tensor([[1.0, 1.0]]))[0, 1] == 0
+
+
+# --- devices: everything is handed over in host memory
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("positions", [None, [0, 3], [0, 1]])
+@pytest.mark.parametrize("choices", [{}, {"momentum": 0.9, "weight_decay": 0.1}])
+def test_a_device_trains_as_the_cpu(device, positions, choices):
+    found = []
+    for place in ("cpu", device):
+        sub_model = load_two(positions, [1.0, 2, 3, 4][: len(positions or range(4))], device=place)
+        trained = train_two(sub_model, **choices)
+        assert trained.grad_squares.device.type == place
+        parts = [*sub_model.entries(), *sub_model.entries(trained.grad_squares)]
+        assert all(part.device.type == "cpu" for part in parts)
+        found.append((trained, parts))
+    (trained, parts), (other, others) = found
+    assert other.num_samples == trained.num_samples
+    assert other.mean_loss == pytest.approx(trained.mean_loss, rel=1e-5)
+    for part, same in zip(parts, others, strict=True):
+        assert torch.allclose(part, same, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_device_evaluates_as_the_cpu(device):
+    net = load_two(None, [1.0, 0, 0, 1], bias=(0.0, 0.0), device=device).net
+    batches = [(torch.tensor([[2.0, 1], [1, 2]]), torch.tensor([0, 0]))]
+    assert evaluate(net, batches, lambda logits, labels: logits[:, 0] - labels) == (1, 3.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_entries_of_a_device_are_pinned(device):
+    for part in load_two([0, 3], [1.0, 2], device=device).entries():
+        assert part.is_pinned() == (device == "cuda")
+
+
+def test_positions_move_to_the_device_once_per_mask():
+    """The meta device takes the place of one: positions for it must be moved, nothing is worked."""
+    sub_model = SubModel(TwoUnits("meta"), 4, GATED)
+    natural = torch.tensor([3, 2, 1, 0])
+
+    def load(mask_id: int) -> Tensor:
+        sub_model.load(torch.ones(4), torch.ones(2), natural.clone(), mask_id=mask_id)
+        assert sub_model._kept is not None and sub_model._kept.device.type == "meta"
+        return sub_model._kept
+
+    first = load(1)
+    assert load(1) is first
+    assert load(2) is not first
+    assert list(sub_model._moved) == [(2, 4)]  # those of the old mask are let go
 
 
 # --- evaluation

@@ -20,6 +20,12 @@ from fedgmr_hpc.models import (
     num_outputs,
 )
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
 MODELS = ("digits_cnn", "conv2", "vgg11")
 CONV2_COSTS = {"conv1": 5.56e-6, "conv2": 4.106e-5, "fc1": 6.525e-6}
 VGG11_COSTS = {
@@ -172,9 +178,11 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert not np.any(one == other)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", MODELS)
-def test_writing_the_flat_vector_loads_the_model(model):
-    net = FlatNet(model)
+def test_writing_the_flat_vector_loads_the_model(model, device):
+    net = FlatNet(model, device)
+    assert net.flat.device.type == device
     net.flat.copy_(torch.arange(len(net.flat)))
     for entry, parameter in zip(net.layout.entries, net.trainable(), strict=True):
         assert parameter.shape == entry.shape
@@ -182,14 +190,17 @@ def test_writing_the_flat_vector_loads_the_model(model):
         assert parameter.flatten()[0] == entry.offset
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("model", "parent"), [("conv2", conv2_of_torch), ("vgg11", vgg11_of_torch)]
 )
-def test_forward_pass_is_the_architecture_of_section_8(model, parent):
-    net, parent = FlatNet(model), parent()
+def test_forward_pass_is_the_architecture_of_section_8(model, parent, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    net, parent = FlatNet(model, device), parent().to(device)
     net.flat.copy_(torch.from_numpy(initial_weights(model, 1)))
     copy_parameters(net, parent)
     images = torch.rand(3, *input_shape(model), generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
     with torch.no_grad():
         expected = parent(images)
         assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)

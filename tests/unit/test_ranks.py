@@ -12,6 +12,7 @@ from fedgmr_hpc.comm.ranks import (
     detect_launch,
     make_identity,
     name_library,
+    sharing_note,
 )
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
@@ -124,12 +125,74 @@ def test_other_world_names_both_libraries(env, library, family):
         check_world(detect_launch(env), 1, library)
 
 
+def place(rank: int, size: int, local_rank: int, local_size: int | None = None) -> Launch:
+    return Launch("mpi", rank, size, local_rank, local_size, ())
+
+
 @pytest.mark.parametrize(
-    ("local_rank", "num_visible", "device"),
-    [(3, 0, "cpu"), (3, 4, "cuda:3"), (5, 4, "cuda:1"), (5, 1, "cuda:0")],
+    ("rank", "local_rank", "num_visible", "device"),
+    [
+        (0, 0, 4, "cpu"),  # the server takes none,
+        (1, 1, 4, "cuda:0"),  # so the first client beside it has the first
+        (4, 4, 4, "cuda:3"),
+        (5, 5, 4, "cuda:0"),  # more clients than devices: from the start again
+        (6, 0, 4, "cuda:0"),  # the next host has clients only
+        (9, 3, 4, "cuda:3"),
+        (10, 4, 4, "cuda:0"),
+        (3, 3, 1, "cuda:0"),  # each sees only its own, whatever its number
+        (9, 3, 1, "cuda:0"),
+        (3, 3, 0, "cpu"),
+    ],
 )
-def test_device_of_a_local_rank(local_rank, num_visible, device):
-    assert choose_device(local_rank, num_visible) == device
+def test_device_of_a_rank_of_twelve_on_two_hosts(rank, local_rank, num_visible, device):
+    assert choose_device(place(rank, 12, local_rank), num_visible) == device
+
+
+def test_ranks_dealt_out_in_turn_have_different_devices():
+    """Two hosts, even ranks on the server's: as many clients as devices, each its own."""
+    for first, ranks in ((0, (2, 4, 6)), (1, (1, 3, 5))):
+        devices = {choose_device(place(r, 7, (r - first) // 2), 3) for r in ranks}
+        assert devices == {"cuda:0", "cuda:1", "cuda:2"}
+
+
+def test_local_rank_of_a_slurm_task_decides():
+    assert choose_device(detect_launch(SRUN), 4) == "cuda:1"
+    assert choose_device(detect_launch({**SRUN, "SLURM_LOCALID": "3"}), 4) == "cuda:3"
+
+
+def test_one_process_for_server_and_clients_takes_a_device():
+    assert choose_device(detect_launch({}), 2) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("requested", "num_visible", "device"),
+    [("auto", 2, "cuda:0"), ("cuda", 2, "cuda:0"), ("cpu", 2, "cpu"), ("auto", 0, "cpu")],
+)
+def test_requested_device(requested, num_visible, device):
+    assert choose_device(place(1, 2, 1), num_visible, requested) == device
+
+
+def test_refused_devices():
+    with pytest.raises(ValueError, match="device: got cuda, but rank 1 sees no CUDA device"):
+        choose_device(place(1, 2, 1), 0, "cuda")
+    with pytest.raises(ValueError, match="device: got tpu, allowed: auto, cpu, cuda"):
+        choose_device(place(1, 2, 1), 1, "tpu")
+    assert choose_device(place(0, 2, 0), 0, "cuda") == "cpu"  # the server needs none
+
+
+@pytest.mark.parametrize(
+    ("launch", "num_visible", "note"),
+    [
+        (place(1, 9, 1, 9), 4, "8 client ranks of this host share 4 CUDA devices"),
+        (place(6, 12, 0, 6), 4, "6 client ranks of this host share 4 CUDA devices"),
+        (place(1, 5, 1, 5), 4, ""),
+        (place(1, 9, 1, 9), 1, ""),
+        (place(1, 9, 1, None), 4, ""),
+        (place(1, 9, 1, 9), 0, ""),
+    ],
+)
+def test_sharing_is_noted(launch, num_visible, note):
+    assert sharing_note(launch, num_visible) == note
 
 
 def test_library_names():
@@ -152,3 +215,13 @@ def test_make_identity_takes_the_rank_from_the_transport():
     identity = make_identity(launch, rank=0, size=1, transport="inproc", num_visible=0, threads=2)
     assert (identity.rank, identity.size, identity.device) == (0, 1, "cpu")
     assert identity.host and identity.pid > 0 and "\n" not in str(identity)
+
+
+def test_identity_says_that_devices_are_shared():
+    identity = make_identity(
+        place(6, 9, 6, 9), rank=6, size=9, transport="mpi", num_visible=4, threads=1
+    )
+    assert "device cuda:1," in str(identity)
+    assert str(identity).endswith(
+        "transport mpi (8 client ranks of this host share 4 CUDA devices)"
+    )

@@ -354,3 +354,36 @@ def test_the_floor_follows_the_balance():
     driven = Driven((1.0, 0.5), balance=True)
     driven.refresh(times=[10, 20])
     assert driven.rules.floor == 0.375
+
+
+# --- clients that are gone
+
+
+def test_a_lost_client_does_not_hold_the_floor_down():
+    driven = Driven()
+    driven.rules.lose(4)
+    assert driven.series([0.5] * 3)[-1] == [1.0, 0.5, 0.2, 0.2, 0.05]  # from .1, not from .05
+
+
+def test_a_lost_client_keeps_its_density_and_is_never_restored():
+    driven = Driven(patience=1)
+    driven.refresh(None, {3: 0.3})
+    driven.rules.clients[3].count = 9  # stagnated, waiting for its next delivery
+    driven.rules.lose(3)
+    assert [driven.refresh(None) for _ in range(5)] == [list(RUNGS)] * 5
+    assert driven.rules.server.best is not None  # nothing of it resets the server's count
+    assert driven.rules.active_densities() == {0: 1.0, 1: 0.5, 2: 0.2, 4: 0.05}
+
+
+def test_the_balance_takes_no_floor_from_a_lost_client():
+    driven = Driven((1.0, 0.5, 0.1), trigger="none", balance=True)
+    driven.rules.lose(2)
+    assert driven.refresh(times=[10, 20, None]) == [1.0, 0.375, 0.1]
+    assert driven.rules.floor == 0.375
+
+
+def test_the_time_trigger_goes_on_without_a_lost_client():
+    driven = Driven((1.0, 0.5, 0.1), trigger="time", total_time_s=100)
+    driven.rules.lose(2)
+    assert driven.refresh(now_s=20) == [1.0, 0.5, 0.1]  # the floor, .1, climbs to .5
+    assert driven.refresh(now_s=40) == [1.0, 1.0, 0.1]

@@ -71,6 +71,7 @@ UPDATE = UpdateRow(
     train_loss=2.25,
     score=float("nan"),
     num_samples=50,
+    overrun=0,
     wall_rank=1,
 )
 RANK = RankRow(

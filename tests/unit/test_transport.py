@@ -1,4 +1,6 @@
-"""What the bindings share (fair inbox, back-off, views of bytes) and the in-process binding."""
+"""What the bindings share (fair inbox, back-off, views of bytes), the in-process binding, and what
+of the device binding needs no second rank.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from fedgmr_hpc.comm.nccl import NcclTransport, Staging, pair_devices
 from fedgmr_hpc.comm.transport import Backoff, Inbox, Message, Tag, as_bytes, make_inproc
 from fedgmr_hpc.records import TransportError, TransportTimeout
 
@@ -113,3 +117,58 @@ def test_abort_ends_every_wait():
     for act in (lambda: ends[0].send(1, Tag.STOP), ends[1].poll):
         with pytest.raises(TransportError, match="rank 2 aborted"):
             act()
+
+
+# --- devices
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_bytes", [1, 5, 8])
+def test_bytes_survive_the_way_over_a_device(device, num_bytes):
+    staging = Staging(torch.device(device), 8)
+    sent = torch.arange(1, num_bytes + 1, dtype=torch.uint8)
+    got = torch.zeros_like(sent)
+    with torch.cuda.stream(staging.stream):
+        twin = staging.load(sent)
+        assert (twin.device.type, len(twin)) == (device, num_bytes)
+        staging.wait()
+        staging.twin(num_bytes).add_(1)
+        staging.unload(got)
+    assert torch.equal(got, sent + 1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "own", "devices"),
+    [
+        (["a", "b"], ["a", "a"], [0, 1]),
+        (["a", "b"], ["a", "b"], [0, 0]),
+        (["a", "b", "c"], ["-", "a", "b", "c"], [0, 1, 2, 0]),
+        (["a", "b"], ["-", "a", "b", "a", "b"], [0, 1, 0, 1, 0]),  # two clients a device
+        (["a"], ["-", "x", "y"], [0, 0, 0]),  # clients on other hosts
+        (["a", "b"], ["-", "x", "y", "z"], [0, 0, 1, 0]),
+        (["a"], ["a"], [0]),
+    ],
+)
+def test_the_server_stages_on_another_device_than_its_client(visible, own, devices):
+    assert pair_devices(visible, own) == devices
+
+
+def test_one_device_for_both_is_refused():
+    message = "transport: got nccl, but ranks 0 and 2 share the only CUDA device that rank 0 sees"
+    with pytest.raises(ValueError, match=f"^{message}; allowed: auto, mpi, gloo$"):
+        pair_devices(["a"], ["a", "x", "a"])
+
+
+def test_nccl_without_a_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("RANK", "3")
+    message = "transport: got nccl, but rank 3 sees no CUDA device; allowed: auto, mpi, gloo"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        NcclTransport()

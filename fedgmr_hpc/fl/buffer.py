@@ -1,0 +1,77 @@
+"""The updates that the server holds (paper Algorithm 3; spec section 6).
+
+An update has *arrived* until the next merge takes it. With buffering it then stays until its client
+delivers again, is evicted or is gone. An update keeps the packed order of its own masks until a
+merge needs it in the current one; most are replaced before that.
+
+Shapes: C clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedgmr_hpc.config import AggregationConfig
+from fedgmr_hpc.fl.aggregation import BufferEntry
+from fedgmr_hpc.fl.submodels import MaskSet, repack
+from fedgmr_hpc.records import Update
+
+
+class UpdateBuffer:
+    """Each client's last delivered update, where it still counts.
+
+    Attributes:
+        arrived: updates that were never merged, by client, in the order of their arrival.
+    """
+
+    def __init__(self, choices: AggregationConfig) -> None:
+        self.is_kept, self.max_entries = choices.buffered, choices.max_entries
+        self.arrived: dict[int, BufferEntry] = {}
+        self._merged: dict[int, BufferEntry] = {}  # longest held first
+        self._masks: dict[int, MaskSet] = {}  # that what is held is packed for
+
+    def add(self, update: Update, masks: MaskSet) -> None:
+        """Takes a new update in place of its client's last."""
+        self.drop(update.client)
+        self._masks[masks.mask_id] = masks
+        self.arrived[update.client] = BufferEntry(
+            client=update.client,
+            base_version=update.base_version,
+            values=update.values,
+            index=None,
+            dense=update.dense,
+            num_samples=update.num_samples,
+            mask_id=masks.mask_id,
+        )
+
+    def drop(self, client: int) -> None:
+        """Forgets what it holds of a client."""
+        self.arrived.pop(client, None)
+        self._merged.pop(client, None)
+
+    def take(self, masks: MaskSet) -> list[BufferEntry]:
+        """What a merge is made of, in client order and in the packed order of `masks`; from now on
+        nothing of it counts as arrived.
+        """
+        num_new = len(self.arrived)
+        self._merged.update(self.arrived)
+        self.arrived = {}
+        self._evict(num_new)
+        for client, entry in self._merged.items():
+            self._merged[client] = self._repacked(entry, masks)
+        self._masks = {masks.mask_id: masks}
+        entries = [self._merged[client] for client in sorted(self._merged)]
+        if not self.is_kept:
+            self._merged = {}
+        return entries
+
+    def _evict(self, num_new: int) -> None:
+        """Drops what was delivered longest ago, but nothing that was never merged."""
+        while self.max_entries is not None and len(self._merged) > max(self.max_entries, num_new):
+            del self._merged[next(iter(self._merged))]  # a delivery puts its update at the end
+
+    def _repacked(self, entry: BufferEntry, masks: MaskSet) -> BufferEntry:
+        if entry.mask_id == masks.mask_id:
+            return entry
+        values, index = repack(entry.values, entry.index, self._masks[entry.mask_id], masks)
+        return replace(entry, values=values, index=index, mask_id=masks.mask_id)

@@ -1,0 +1,81 @@
+"""What the server keeps of each client: what it owes, what it delivered, how long that took.
+
+Shapes: D dense entries.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.records import Assignment, RunError, Update
+
+
+@dataclass
+class Client:
+    """What the server knows of one client."""
+
+    steps: int = 0
+    dispatched_s: float = 0.0
+    in_flight: Assignment | None = None
+    masks: MaskSet | None = None  # of the assignment in flight
+    base_version: int | None = None  # of the last merged update
+    is_scored: bool = False  # its local model was, or is being, scored since the last refresh
+    cycle_times_s: deque[float] = field(default_factory=deque)
+
+    def age(self, version: int) -> int:
+        """Age in versions of the last merged update at a version, 0 if there is none."""
+        return 0 if self.base_version is None else version - self.base_version + 1
+
+    def mean_cycle_s(self) -> float | None:
+        """Mean recent time from dispatch to delivery, None before any."""
+        times = self.cycle_times_s
+        return sum(times) / len(times) if times else None
+
+    def take(self, assignment: Assignment, masks: MaskSet, num_steps: int, now_s: float) -> None:
+        """It is sent an assignment of `num_steps` local steps."""
+        self.steps += num_steps
+        self.in_flight, self.masks = assignment, masks
+        self.dispatched_s = now_s
+        self.is_scored |= assignment.measure
+
+    def deliver(self, now_s: float) -> None:
+        """What it owed has arrived."""
+        self.in_flight = self.masks = None
+        self.cycle_times_s.append(now_s - self.dispatched_s)
+
+    def leave(self) -> None:
+        """It is gone: it owes nothing, and nothing of it is merged any more."""
+        self.in_flight = self.masks = self.base_version = None
+        self.cycle_times_s.clear()
+
+    def check_owed(self, update: Update, num_dense: int, version: int) -> MaskSet:
+        """The masks of the assignment that this update answers.
+
+        Args:
+            num_dense: D.
+            version: the current version, for the message.
+
+        Raises:
+            RunError: nothing is owed, or something else.
+        """
+        owed = self.in_flight
+        answered = f"masks {update.mask_id}, version {update.base_version}"
+        expected = "none" if owed is None else f"masks {owed.mask_id}, version {owed.base_version}"
+        if owed is None or self.masks is None or answered != expected:
+            raise RunError(
+                f"update for {answered} arrived, expected {expected}",
+                client=update.client,
+                version=version,
+                stage="receive",
+            )
+        if len(update.values) != owed.num_kept or len(update.dense) != num_dense:
+            raise RunError(
+                f"update has {len(update.values)} + {len(update.dense)} values, "
+                f"expected {owed.num_kept} + {num_dense}",
+                client=update.client,
+                version=owed.base_version,
+                stage="receive",
+            )
+        return self.masks
