@@ -7,7 +7,9 @@ What each verb takes:
     keys                                         every configuration key, its default and meaning
     prepare DATASET --root DIR                   what is missing, where to put it; build the cache
     report RESULT... [--out DIR]                 tables and plots of runs
-    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links or memory
+    replay RESULT [key=value ...]                do a run over from its event log, as under mpirun -n N
+    agree [CONFIG] [--ranks N] [key=value ...]   run both clocks and compare; or VIRTUAL.h5 WALL.h5
+    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server or memory
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from fedgmr_hpc.config import Config, DataName
 from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 from fedgmr_hpc.records import RunError
 
-BENCHES = ("codec", "merge", "mask", "round", "links", "memory")
+BENCHES = ("codec", "merge", "mask", "round", "links", "server", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fedgmr_hpc.launch import main as launch
 
         return launch(words[1:])
+    if words[:1] == ["replay"]:
+        from fedgmr_hpc.launch import main as launch
+
+        return launch(["--replay", *words[1:]])
     parser = _make_parser()
     arguments = parser.parse_intermixed_args(words)
     verbs = {
@@ -40,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "keys": _keys,
         "prepare": _prepare,
         "report": _report,
+        "agree": _agree,
         "bench": _bench,
     }
     try:
@@ -59,7 +66,9 @@ def _make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=("check", "keys", "prepare", "report", "bench"))
+    parser.add_argument(
+        "verb", choices=("check", "keys", "prepare", "report", "replay", "agree", "bench")
+    )
     parser.add_argument("words", nargs="*", help="see above")
     parser.add_argument("--ranks", type=int, help="ranks, the server included")
     parser.add_argument("--root", help="folder of a data set's files")
@@ -138,6 +147,21 @@ def _report(words: list[str], arguments: argparse.Namespace) -> int:
     if not words:
         raise ValueError("got nothing, need one or more result files")
     print(make_report(words, arguments.out or Path(words[0]).parent / "report"))
+    return 0
+
+
+def _agree(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.agreement import agree, agree_config
+
+    overrides = [word for word in words if "=" in word]
+    sources = [word for word in words if "=" not in word]
+    if len(sources) >= 2 and all(source.endswith(".h5") for source in sources):
+        virtual, wall, *others = sources
+        print(agree(virtual, wall, arguments.out or Path(wall).parent, others))
+        return 0
+    source = _one(sources, "one configuration, or two result files") if sources else None
+    ranks = 3 if arguments.ranks is None else arguments.ranks
+    print(agree_config(source, overrides, ranks, arguments.out or "results/agree"))
     return 0
 
 

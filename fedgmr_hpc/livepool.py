@@ -9,10 +9,11 @@ among the ranks as on the virtual clock and are not throttled; they are no part 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fedgmr_hpc.comm.faults import FaultPlan, flip_bit
@@ -23,11 +24,13 @@ from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.ledger import PositionCodes
+from fedgmr_hpc.rankpool import Chunk, Evaluation, RankPool, RankState
 from fedgmr_hpc.rankpool import Outgoing as OutgoingFrames
-from fedgmr_hpc.rankpool import RankPool, RankState
-from fedgmr_hpc.records import Assignment, TransferRow, TransportTimeout, WireError
+from fedgmr_hpc.records import Assignment, RunError, TransferRow, TransportTimeout, WireError
 
+log = logging.getLogger("fedgmr_hpc")
 LEAST_BYTES = 4096  # a piece is never shorter, but for the last
+MAX_MESSAGES = 16  # taken before the links are looked at again
 LOOK_UP_S = 0.25  # the longest wait before the server looks after its other duties
 
 
@@ -61,7 +64,13 @@ class Cycle:
     frac: float = 0.0  # of the present transfer that the links have let through
     hits: frozenset[int] = frozenset()  # faults of the present transfer
     through_wall_s: float | None = None  # when everything had been let through
-    num_resent: int = 0
+    num_resent: int = 0  # of the present transfer
+    short: Message | None = None  # the offer that an update came along with
+
+    @property
+    def direction(self) -> Direction:
+        """Where the present transfer, or else the next one, goes."""
+        return "up" if self.payload is None else "down"
 
 
 class LivePool(RankPool):
@@ -125,7 +134,7 @@ class LivePool(RankPool):
             if listener.client in self.cycles:
                 cycle = self.cycles[listener.client]
                 cycle.asked_s = max(at_s, self.clock.now_s())
-                cycle.frac, cycle.through_wall_s = 0.0, None
+                cycle.frac, cycle.done_s, cycle.through_wall_s = 0.0, None, None
         self.clock.broadcast(at_s, broadcast)
 
     # --- the ranks' side
@@ -142,9 +151,20 @@ class LivePool(RankPool):
             number = self.num_dispatched
             self.cycles[task.client] = Cycle(task, number, payload, 0.0)
             lengths = [sum(len(part) for part in each) for each in parts]
-            content = {"task": asdict(task), "number": number, "lengths": lengths}
+            content = {"task": task.as_json(), "number": number, "lengths": lengths}
             rank = self.rank_of[task.client]
             self.transport.send(rank, Tag.TASK, json.dumps(content).encode())
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """Queues an evaluation, without waiting for a rank that does not take its part."""
+        self.urgent.extend(self.idle_time)  # as in RankPool
+        self.idle_time.clear()
+        self.evaluations[evaluation.version] = evaluation
+        for pool, starts in evaluation.chunks.items():
+            queue = self.urgent if pool == "validation" else self.idle_time
+            queue.extend(Chunk(evaluation, pool, start) for start in starts)
+        self._feed()
+        self.transport.poll()
 
     def _levels(self, task: Assignment) -> list[tuple[int, bool]]:
         """The increments of a sub-model, and whether the client needs their positions."""
@@ -156,23 +176,31 @@ class LivePool(RankPool):
         return levels
 
     def pump(self, awaited: str) -> None:
-        """Moves what may move and takes one message, if there is one within a tick."""
+        """Moves what may move and takes the messages that are there within a tick."""
         self._feed()
         self._move()
         self.while_waiting()
         self._ping()
+        message = self._wait_for_message()
+        if message is None:
+            self._look_for_lost()
+        num_taken = 0
+        while message is not None:
+            self.heard_s[message.source] = time.perf_counter()
+            self._take(message)
+            num_taken += 1
+            message = self.transport.recv_now() if num_taken < MAX_MESSAGES else None
+
+    def _wait_for_message(self) -> Message | None:
+        wait_s = 0.0 if self.happened else min(self.clock.next_wall_s(), LOOK_UP_S)
         began_s = time.perf_counter()
         try:
             with self.tracer.span("receive"):
-                message = self.transport.recv(min(self.clock.next_wall_s(), LOOK_UP_S))
+                return self.transport.recv(wait_s)
         except TransportTimeout:
-            self._look_for_lost()
-            return
+            return None
         finally:
             self.wait_s += time.perf_counter() - began_s
-        self.heard_s[message.source] = time.perf_counter()
-        if message.source in self.ranks:
-            self._take(message)
 
     def _look_for_lost(self) -> None:
         """Goes on without the clients of a rank that owes something and has long been silent."""
@@ -184,8 +212,12 @@ class LivePool(RankPool):
                 self._lose(rank)
 
     def _owes(self, rank: int) -> bool:
+        if self.is_over:
+            return rank not in self.goodbyes
         return bool(self.ranks[rank].chunks) or any(
-            cycle.through_wall_s is not None or (cycle.payload is None and cycle.update is None)
+            cycle.through_wall_s is not None
+            or cycle.num_resent > 0
+            or (cycle.payload is None and cycle.update is None)
             for client, cycle in self.cycles.items()
             if self.rank_of[client] == rank
         )
@@ -193,7 +225,11 @@ class LivePool(RankPool):
     def _lose(self, rank: int) -> None:
         reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
         self.urgent.extendleft(reversed(self.ranks.pop(rank).chunks))
+        self.offsets.pop(rank)
         self.transport.gone.add(rank)
+        log.warning("goes on without rank %d: %s", rank, reason)
+        if not self.ranks and not self.is_over:
+            raise RunError(f"{reason}, and no other rank is left", rank=rank, stage="receive")
         for client in (client for client, host in self.rank_of.items() if host == rank):
             if self.cycles.pop(client, None) is not None:
                 self.clock.expect_upload(client, 0)
@@ -207,19 +243,28 @@ class LivePool(RankPool):
         for at_s in moved.closed:
             self.happened.append(WindowEnd(max(at_s, moved.now_s)))
         for (client, direction), began_s in moved.began.items():
-            if client in self.cycles:  # a lost client's transfer may still have been due
-                self._begin(self.cycles[client], direction, began_s)
-        for (client, _), done_s in moved.finished.items():
-            if client in self.cycles:
-                self.cycles[client].done_s, self.cycles[client].frac = done_s, 1.0
-        for (client, _), frac in moved.frac.items():
-            if client in self.cycles:
-                self.cycles[client].frac = frac
+            for cycle in self._present(client, direction):
+                self._begin(cycle, direction, began_s)
+        for (client, direction), done_s in moved.finished.items():
+            for cycle in self._present(client, direction):
+                cycle.done_s, cycle.frac = done_s, 1.0
+        for (client, direction), frac in moved.frac.items():
+            for cycle in self._present(client, direction):
+                cycle.frac = frac
         now_wall_s = time.perf_counter()
-        if moved.finished or now_wall_s - self.moved_wall_s >= TICK_S / 2:
+        is_tick = now_wall_s - self.moved_wall_s >= TICK_S
+        if is_tick:  # what is held or late is under way no more, so look at all of them
             self.moved_wall_s = now_wall_s
-            for client, cycle in list(self.cycles.items()):
-                self._let_through(client, cycle, moved.now_s)
+        due = list(self.cycles) if is_tick else [client for client, _ in moved.finished]
+        for client in due:
+            if client in self.cycles:
+                self._let_through(client, self.cycles[client], moved.now_s)
+
+    def _present(self, client: int, direction: Direction) -> list[Cycle]:
+        """The cycle whose present transfer this is; none for one of a client that was lost, or
+        that turned out not to be needed."""
+        cycle = self.cycles.get(client)
+        return [] if cycle is None or cycle.direction != direction else [cycle]
 
     def _begin(self, cycle: Cycle, direction: Direction, began_s: float) -> None:
         cycle.began_s, cycle.frac, cycle.through_wall_s = began_s, 0.0, None
@@ -236,9 +281,10 @@ class LivePool(RankPool):
             upto = int(cycle.frac * cycle.payload.size)
             if upto - cycle.payload.sent >= LEAST_BYTES or cycle.frac == 1.0:
                 self._send_piece(client, cycle, cycle.payload, upto)
-        elif cycle.update is not None and cycle.update.is_complete:
+        elif cycle.short is not None:
             if cycle.frac == 1.0:
-                self._complete(cycle, cycle.update)
+                short, cycle.short = cycle.short, None
+                self._take_piece(cycle, Mark(client, cycle.number, 0, cycle.up_bytes), short)
         elif cycle.update is not None:
             upto = int(cycle.frac * cycle.up_bytes)
             if upto - cycle.granted_bytes >= LEAST_BYTES or cycle.frac == 1.0:
@@ -249,9 +295,14 @@ class LivePool(RankPool):
             cycle.through_wall_s = time.perf_counter()
 
     def _check_through(self, cycle: Cycle) -> None:
-        """Takes a transfer for lost that should long have been through."""
+        """Takes a transfer for lost that should long have been through. If it may not be sent
+        again, a rank of which nothing was heard since is given until it counts as lost itself.
+        """
         assert cycle.through_wall_s is not None
         late_s = time.perf_counter() - cycle.through_wall_s
+        is_silent = self.heard_s[self.rank_of[cycle.task.client]] < cycle.through_wall_s
+        if is_silent and cycle.num_resent == self.config.wire.max_resends:
+            return
         if late_s > self.config.wire.resend_after_s and (cycle.payload or cycle.update):
             error = WireError(f"nothing came of a transfer for {late_s:.1f} s")
             if cycle.payload is not None:
@@ -288,6 +339,8 @@ class LivePool(RankPool):
             Tag.PIECE: self._take_piece,
             Tag.RETRY: self._take_retry,
         }
+        if message.source not in self.ranks:
+            return  # it was lost, and wakes up
         if message.tag not in takes:
             super()._take(message)
             return
@@ -297,14 +350,16 @@ class LivePool(RankPool):
             takes[message.tag](cycle, mark, message)
 
     def _take_got(self, cycle: Cycle, mark: Mark, message: Message) -> None:
-        cycle.payload, cycle.frac, cycle.through_wall_s = None, 0.0, None
+        if cycle.payload is None:
+            return
         self._record(cycle, "down", mark.end)
+        cycle.payload, cycle.frac, cycle.through_wall_s, cycle.num_resent = None, 0.0, None, 0
 
     def _take_offer(self, cycle: Cycle, mark: Mark, message: Message) -> None:
         cycle.has_overrun = bool(mark.begin)
         cycle.up_bytes, cycle.update = mark.end, Incoming(mark.end)
-        if len(message.payload) > SIZE:  # so short that it came along, to be held until its time
-            cycle.update.put(mark._replace(begin=0), message.payload[SIZE:])
+        # so short that it came along, to be held until its time
+        cycle.short = message if len(message.payload) > SIZE else None
         cycle.granted_bytes, cycle.done_s, cycle.frac, cycle.through_wall_s = 0, None, 0.0, None
         cycle.asked_s = self.clock.now_s()
         self.clock.offer(mark.client)
@@ -340,7 +395,7 @@ class LivePool(RankPool):
         self.happened.append(Arrival(self.clock.now_s(), client))
 
     def _take_retry(self, cycle: Cycle, mark: Mark, message: Message) -> None:
-        if cycle.payload is not None:
+        if cycle.payload is not None and cycle.payload.sent:  # else it is being sent again already
             self._send_again(cycle, cycle.payload, WireError("its dispatch came damaged"))
 
     def _send_again(self, cycle: Cycle, payload: Outgoing, error: WireError) -> None:

@@ -22,17 +22,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedgmr_hpc.comm.frames import Frame
+from fedgmr_hpc.comm.frames import Frame, decode_frame
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.records import Assignment, TransportError, TransportTimeout, WireError
+from fedgmr_hpc.records import Assignment, Stage, TransportError, TransportTimeout, WireError
 from fedgmr_hpc.worker import SERVER_RANK, ReceivedModel, Worker, report_failure
 
 BUSY_LOOK_S, IDLE_LOOK_S = 2e-3, 0.05  # how long a wait for messages lasts with and without work
 INLINE_BYTES = 1 << 14  # an update up to this length needs no grant
-_EVALUATE, _TRAIN = range(2)  # order of jobs
+LEAVE_S = 30.0  # how long the job at hand may take at the end
+_LEAVE, _EVALUATE, _TRAIN = range(3)  # order of jobs
+_Where = tuple[Stage, int | None, int | None]  # stage, client, version
+_NOWHERE: _Where = ("receive", None, None)
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class _Download:
     number: int
     lengths: list[int]  # bytes of each frame
     payload: Incoming
+    is_asked_again: bool = False  # what comes before the first byte is of a former attempt
 
 
 @dataclass(slots=True)
@@ -73,8 +77,10 @@ class LiveWorker(Worker):
         self.downloads: dict[int, _Download] = {}  # by client
         self.uploads: dict[int, _Answer] = {}  # by client, kept until the next dispatch
         self.num_jobs = itertools.count()
-        self.jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None]]] = queue.PriorityQueue()
-        self.errors: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+        self.jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]]
+        self.jobs = queue.PriorityQueue()
+        self.errors: queue.SimpleQueue[tuple[Exception, _Where]] = queue.SimpleQueue()
+        self.failed_at: _Where = _NOWHERE
         self.answers: queue.SimpleQueue[tuple[float, _Answer]] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.held: list[tuple[float, int, _Answer]] = []  # by the time they may be offered
@@ -84,13 +90,16 @@ class LiveWorker(Worker):
     def run(self) -> None:
         """Serves until STOP; a failure is reported to the server and ends the loop."""
         self.main_thread = threading.get_ident()
-        threading.Thread(target=self._labour, name="training", daemon=True).start()
+        training = threading.Thread(target=self._labour, name="training", daemon=True)
+        training.start()
         try:
             while self._turn():
                 pass
         except Exception as error:
             with suppress(TransportError):  # the server is gone, and has said why
-                report_failure(self.transport, error, self.stage, self.client, self.version)
+                report_failure(self.transport, error, *self.failed_at)
+        self._add_job(_LEAVE, None)
+        training.join(LEAVE_S)
 
     def _turn(self) -> bool:
         """One message, if there is one, and whatever has become ready; False after STOP."""
@@ -144,6 +153,9 @@ class LiveWorker(Worker):
         download = self.downloads.get(mark.client)
         if download is None or download.number != mark.number:
             return  # of a transfer that is complete: a duplicate
+        if download.is_asked_again and mark.begin:
+            return
+        download.is_asked_again = False
         try:
             download.payload.put(mark, piece)
         except WireError:
@@ -156,7 +168,7 @@ class LiveWorker(Worker):
         arrived_s, view, frames, begin = time.perf_counter(), download.payload.buffer.data, [], 0
         try:
             for length in download.lengths:
-                frames.append(self._decode(view[begin : begin + length]))
+                frames.append(self._read_frame(view[begin : begin + length]))
                 begin += length
         except WireError:
             self._ask_again(download)
@@ -167,9 +179,17 @@ class LiveWorker(Worker):
         self._add_job(_TRAIN, job)
         self.transport.send(SERVER_RANK, Tag.GOT, mark._replace(begin=0).pack())
 
+    def _read_frame(self, payload: memoryview) -> Frame:
+        """Decodes in the main thread; stage, client and version are the training thread's."""
+        with self.tracer.span("decode"):
+            frame = decode_frame(payload)
+        if frame.run != self.run_id:
+            raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
+        return frame
+
     def _ask_again(self, download: _Download) -> None:
         """Has a dispatch sent once more that came damaged."""
-        download.payload = Incoming(sum(download.lengths))
+        download.payload, download.is_asked_again = Incoming(sum(download.lengths)), True
         mark = Mark(download.task.client, download.number, 0, len(download.payload.buffer))
         self.transport.send(SERVER_RANK, Tag.RETRY, mark.pack())
 
@@ -188,17 +208,20 @@ class LiveWorker(Worker):
         answer.payload.rewind()
         self._send_offer(answer)
 
-    def _add_job(self, kind: int, job: Callable[[], None]) -> None:
+    def _add_job(self, kind: int, job: Callable[[], None] | None) -> None:
         self.jobs.put((kind, next(self.num_jobs), job))
 
     def _labour(self) -> None:
         """The training thread."""
         while True:
             _, _, job = self.jobs.get()
+            if job is None:
+                return
+            self.stage, self.client, self.version = _NOWHERE
             try:
                 job()
             except Exception as error:
-                self.errors.put(error)
+                self.errors.put((error, (self.stage, self.client, self.version)))
                 return
             self.jobs.task_done()
 
@@ -224,7 +247,8 @@ class LiveWorker(Worker):
     def _collect(self) -> None:
         """Takes what the training thread has done."""
         if not self.errors.empty():
-            raise self.errors.get()
+            error, self.failed_at = self.errors.get()
+            raise error
         while not self.results.empty():
             super()._send_json(Tag.RESULT, self.results.get())
         while not self.answers.empty():
@@ -234,7 +258,8 @@ class LiveWorker(Worker):
     @property
     def is_busy(self) -> bool:
         """Whether there is something that the main thread may have to pass on."""
-        return bool(self.jobs.unfinished_tasks or self.held or not self.results.empty())
+        is_done = self.results.empty() and self.answers.empty()
+        return bool(self.jobs.unfinished_tasks or self.held or not is_done)
 
     def _offer(self) -> None:
         """Offers the updates whose time has come."""

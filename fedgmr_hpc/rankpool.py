@@ -14,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
@@ -200,7 +200,7 @@ class RankPool:
                 parts = outgoing.frame(level, with_positions=level >= state.num_known)
             self.transport.send(rank, Tag.FRAME, *parts)
             state.num_known = max(state.num_known, level + 1)
-        self.transport.send(rank, Tag.TASK, json.dumps(asdict(task)).encode())
+        self.transport.send(rank, Tag.TASK, json.dumps(task.as_json()).encode())
 
     def _levels_to_send(self, state: RankState, task: Assignment) -> range:
         """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is

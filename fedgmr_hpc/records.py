@@ -99,6 +99,10 @@ class Assignment:
     learning_rate: float
     measure: bool  # score the trained local model on the validation subset
 
+    def as_json(self) -> dict[str, float]:
+        """The fields by name; `Assignment(**fields)` is equal again."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

@@ -14,7 +14,6 @@ import json
 import struct
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
@@ -24,7 +23,7 @@ from fedgmr_hpc.records import EventRow, RunError
 from fedgmr_hpc.store import Result
 
 DELIVERED, CLOSED, EVALUATED, LOST = range(4)
-_LINK = struct.Struct("<QqddQ")
+_LINK = struct.Struct("<Qqddq")
 _NOT_HASHED: dict[str, Any] = {  # what changes no event
     **dict.fromkeys(("results", "progress", "transport", "device", "trace"), True),
     "data": {"root", "cache"},
@@ -51,7 +50,7 @@ class EventLog:
         return None
 
     def _link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
-        packed = _LINK.pack(self._chain, kind, now_s, ready_s, client + 1)
+        packed = _LINK.pack(self._chain, kind, now_s, ready_s, client)
         self._chain = xxhash.xxh3_64_intdigest(packed)
         return EventRow(kind, now_s, ready_s, client, self._chain)
 
@@ -126,6 +125,6 @@ def check_versions(recorded: Result, replayed: Result) -> str:
     for index in range(len(then)):
         if index >= len(now) or then[index] != now[index]:
             raise RunError("the replayed model differs", version=int(versions[index]))
-    if len(recorded.weights) and not np.array_equal(recorded.weights, replayed.weights):
+    if len(recorded.weights) and recorded.weights.tobytes() != replayed.weights.tobytes():
         raise RunError("the replayed final weights differ", version=int(versions[-1]))
     return f"replay of {recorded.path}: {len(then)} evaluated versions, all the same bit for bit"

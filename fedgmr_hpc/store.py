@@ -149,7 +149,7 @@ class ResultWriter:
         self._flush_s, self._flushed_s = flush_s, time.monotonic()
         self._num_clients = num_clients
         self._schema = {table: columns_of(row_type) for table, row_type in TABLES.items()}
-        self._rows: dict[str, list[list[NDArray[Any]]]] = {table: [] for table in TABLES}
+        self._rows: dict[str, list[list[Any]]] = {table: [] for table in TABLES}
         self._committed = dict.fromkeys(TABLES, 0)
         self._file = _create(self.path)
         with self._named_errors():
@@ -195,13 +195,15 @@ class ResultWriter:
         if time.monotonic() - self._flushed_s >= self._flush_s:
             self.flush()
 
-    def _value(self, row: Row, column: Column) -> NDArray[Any]:
-        value = np.array(getattr(row, column.name), column.dtype)
-        wanted = (self._num_clients,) if column.per_client else ()
-        if value.shape != wanted:
+    def _value(self, row: Row, column: Column) -> Any:
+        value = getattr(row, column.name)
+        if not column.per_client:
+            return value
+        values = np.array(value, column.dtype)
+        if values.shape != (self._num_clients,):
             name = f"{type(row).__name__}.{column.name}"
-            raise ValueError(f"results {name}: shape {value.shape}, want {wanted}")
-        return value
+            raise ValueError(f"results {name}: shape {values.shape}, want {(self._num_clients,)}")
+        return values
 
     def flush_if_due(self) -> None:
         """Flush when the oldest buffered row may have waited `flush_s`."""
@@ -213,7 +215,7 @@ class ResultWriter:
         with self._named_errors():
             for table, rows in self._rows.items():
                 for index, column in enumerate(self._schema[table] if rows else ()):
-                    values = np.stack([row[index] for row in rows])
+                    values = np.array([row[index] for row in rows], column.dtype)
                     self._fill(f"{table}/{column.name}", self._committed[table], values)
             self._file.flush()
             for table, rows in self._rows.items():  # only now: a failed flush can be repeated

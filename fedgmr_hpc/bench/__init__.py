@@ -9,6 +9,7 @@ what to compare.
     mask     one refresh: rank all entries, cut masks  against one sort of as many keys
     round    FedGMR rounds over real ranks             against the same local steps alone
     links    real transfers, ten links at once         against the rates asked for
+    server   small updates a second, all that a run does against a bare request and reply
     memory   rank 0 over many rounds                   against a flat line
 """
 
@@ -16,9 +17,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +29,7 @@ import numpy as np
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
 from fedgmr_hpc.fl.aggregation import BufferEntry, merge
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
+from fedgmr_hpc.jobs import run_ranks
 from fedgmr_hpc.models import initial_weights, make_layout
 from fedgmr_hpc.store import read_result
 
@@ -45,7 +44,7 @@ def run_bench(what: str, *, quick: bool, ranks: int) -> int:
     repeats = 3 if quick else 15
     if what in ("codec", "merge", "mask"):
         rows, summary = {"codec": _codec, "merge": _merge, "mask": _mask}[what](repeats)
-    elif what in ("round", "links"):
+    elif what in ("round", "links", "server"):
         rows, summary = _on_ranks(f"fedgmr_hpc.bench.{what}", quick, ranks)
     else:
         rows, summary = _memory(200 if quick else 2000, ranks)
@@ -194,21 +193,12 @@ def _mask(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return rows, {"rows": rows}
 
 
-def _mpirun(ranks: int, *command: str) -> None:
-    """Runs a module of this package under the mpirun beside this interpreter."""
-    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
-    launcher = str(mpirun) if mpirun.exists() else "mpirun"
-    ran = subprocess.run([launcher, "-n", str(ranks), sys.executable, "-m", *command])
-    if ran.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with exit code {ran.returncode}")
-
-
 def _on_ranks(module: str, quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Runs a benchmark's module on every rank; the first leaves the rows."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         flags = ["--quick"] if quick else []
-        _mpirun(ranks, module, str(out), *flags)
+        run_ranks(ranks, module, str(out), *flags)
         rows = json.loads(out.read_text())
     return rows, {"ranks": ranks, "rows": rows}
 
@@ -216,7 +206,7 @@ def _on_ranks(module: str, quick: bool, ranks: int) -> tuple[list[dict[str, Any]
 def _memory(rounds: int, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memory.h5"
-        _mpirun(
+        run_ranks(
             ranks,
             "fedgmr_hpc.launch",
             f"run.max_rounds={rounds}",

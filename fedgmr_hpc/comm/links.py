@@ -277,6 +277,8 @@ def share_fairly(
         ranks: the rank of each flow.
         rank_cap: the most that the flows of one rank get together.
     """
+    if math.isinf(rank_cap) and sum(limits) <= capacity:
+        return list(limits)
     waiting: dict[int, list[int]] = defaultdict(list)  # of a rank, the slowest last
     for flow in sorted(range(len(limits)), key=lambda f: (limits[f], f), reverse=True):
         waiting[ranks[flow]].append(flow)

@@ -92,9 +92,10 @@ class Incoming:
 
         Raises:
             WireError: bytes between the last piece and this one are missing, or the piece does not
-                have the length its mark says.
+                have the length its mark says, or is no part of the payload.
         """
-        if len(piece) != mark.end - mark.begin or mark.end > len(self.buffer):
+        is_part = 0 <= mark.begin and mark.end <= len(self.buffer)
+        if len(piece) != mark.end - mark.begin or not is_part:
             raise WireError(f"a piece of {len(piece)} bytes is marked {mark}", stage="receive")
         if mark.begin > self.filled:
             raise WireError(

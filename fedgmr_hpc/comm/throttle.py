@@ -76,8 +76,14 @@ class WallClock(LinkClock):
         heapq.heappush(self._queue, (begin_s, _UPLOAD, client, None))
 
     def expect_upload(self, client: int, num_bytes: int) -> None:
-        """Gives up a client's transfers; an upload of `num_bytes` is to begin anew."""
+        """Gives up a client's transfers, begun or not; one of `num_bytes` up is to begin anew."""
         self.fluid.cancel(client)
+        self._queue = [
+            (at_s, kind, number, broadcast and _without(broadcast, client))
+            for at_s, kind, number, broadcast in self._queue
+            if (kind, number) != (_UPLOAD, client)
+        ]
+        heapq.heapify(self._queue)
         self._uploads[client] = num_bytes
 
     def close_at(self, at_s: float) -> None:
@@ -127,3 +133,12 @@ class WallClock(LinkClock):
         elif broadcast is not None:
             moved.began.update({(each.client, "down"): at_s for each in broadcast.listeners})
             self._start_broadcast(broadcast, number)
+
+
+def _without(broadcast: Broadcast, client: int) -> Broadcast:
+    """A broadcast that a client does not listen to; its stream is as long as the others need."""
+    listeners = tuple(each for each in broadcast.listeners if each.client != client)
+    if len(listeners) == len(broadcast.listeners):
+        return broadcast
+    uploads = {key: size for key, size in broadcast.upload_bytes.items() if key != client}
+    return Broadcast(max((each.end for each in listeners), default=0), listeners, uploads)

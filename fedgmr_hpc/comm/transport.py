@@ -107,6 +107,13 @@ class Transport(ABC):
         self.received_bytes_from[message.source] += len(message.payload)
         return message
 
+    def recv_now(self) -> Message | None:
+        """The next message if one is there already."""
+        message = self._recv(0.0)
+        if message is not None:
+            self.received_bytes_from[message.source] += len(message.payload)
+        return message
+
     def flush(self, timeout_s: float) -> None:
         """Wait until every sent message has left this rank's buffers, receiving meanwhile.
 

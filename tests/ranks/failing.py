@@ -27,6 +27,21 @@ def broken(function: Any, when: Any = lambda *a, **k: True) -> Any:
     return wrapped
 
 
+def not_finite(entries: Any) -> Any:
+    """The first update that this rank makes has an entry that is NaN."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        values, dense = entries(*args, **kwargs)
+        if calls == 1:
+            values[0] = float("nan")
+        return values, dense
+
+    return wrapped
+
+
 def break_stage(stage: str) -> None:
     from fedgmr_hpc.comm.mpi import MpiTransport
 
@@ -39,6 +54,8 @@ def break_stage(stage: str) -> None:
         worker.SubModel.train = broken(worker.SubModel.train)  # type: ignore[method-assign]
     elif stage == "silence":
         worker.SubModel.train = lambda *a, **k: time.sleep(60)  # type: ignore[method-assign]
+    elif stage == "nan":
+        worker.SubModel.entries = not_finite(worker.SubModel.entries)  # type: ignore
     elif stage == "death":
         worker.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
     else:

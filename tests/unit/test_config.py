@@ -42,7 +42,10 @@ def shares(count: int, level: str) -> list[float]:
         ("train.momentum=1", "train.momentum: got 1, allowed: less than 1.0"),
         ("train.learning_rate=-0.5", "train.learning_rate: got -0.5, allowed: more than 0.0"),
         ("submodel.floor_frac=2", "submodel.floor_frac: got 2, allowed: at most 1.0"),
-        ("admission.kind=eager", "admission.kind: got 'eager', allowed: 'window', 'barrier', 'count', 'each'"),
+        (
+            "admission.kind=eager",
+            "admission.kind: got 'eager', allowed: 'window', 'barrier', 'count', 'each'",
+        ),
         ("transmission=7", "transmission: got 7, allowed: 'increments', 'whole'"),
         (
             "restoration.trigger=on",
@@ -96,7 +99,7 @@ def test_all_impossible_combinations_come_at_once():
 
 def test_an_unknown_key_lists_the_known_ones():
     (line,) = errors("admission.slack=1")
-    assert line == "admission.slack: unknown key; known keys here: kind, slack_s"
+    assert line == "admission.slack: unknown key; known keys here: kind, slack_s, count"
     (line,) = errors("speed=1")
     assert line.startswith("speed: unknown key; known keys here: seed, method, ")
 
@@ -122,6 +125,78 @@ def test_shares_must_fit_the_number_of_clients():
 def test_a_full_model_has_nothing_to_restore(override):
     (line,) = errors("method=fedavg", override)
     assert line.startswith("restoration.trigger: got ") and "submodel.kind = full" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ("faults=[{kind: drop}, {kind: cut}]",),
+            "faults: got 2 of them, allowed with clock = virtual: none",
+        ),
+        (
+            ("clock=wall", "clients.count=3", "faults=[{kind: drop}, {kind: cut, client: 3}]"),
+            "faults[1].client: got 3, allowed: 0 to 2",
+        ),
+        (
+            ("links.trace_period_s=2.5",),
+            "links.trace_period_s: got 2.5, allowed with links.trace = null: null",
+        ),
+        (
+            ("admission.count=2",),
+            "admission.count: got 2, allowed with admission.kind = window: null",
+        ),
+        (
+            ("admission.kind=count",),
+            "admission.count: got null, allowed with admission.kind = count: "
+            "1 to clients.count = 10",
+        ),
+        (
+            ("admission.kind=count", "admission.count=4", "clients.count=3"),
+            "admission.count: got 4, allowed with admission.kind = count: 1 to clients.count = 3",
+        ),
+    ],
+)
+def test_a_value_that_another_one_rules_out_is_named(overrides, line):
+    assert errors(*overrides) == [line]
+
+
+def test_every_wrong_fault_is_named():
+    plan = "[{kind: drop, client: 3}, {kind: cut, client: 2}, {kind: delay, client: 9}]"
+    assert [line.split(":")[0] for line in errors("clients.count=3", f"faults={plan}")] == [
+        "faults",
+        "faults[0].client",
+        "faults[2].client",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (
+            "{kind: flood}",
+            "faults.0.kind: got 'flood', allowed: 'delay', 'cut', 'drop', 'corrupt', 'duplicate'",
+        ),
+        ("{kind: cut, client: -1}", "faults.0.client: got -1, allowed: at least 0"),
+        ("{kind: cut, probability: 2}", "faults.0.probability: got 2, allowed: at most 1.0"),
+        ("{kind: cut, at_s: -1}", "faults.0.at_s: got -1, allowed: at least 0.0"),
+    ],
+)
+def test_a_wrong_value_of_a_fault_is_named_by_its_index(fault, line):
+    assert errors("clock=wall", f"faults=[{fault}]") == [line]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("clock=wall", "clients.count=3", "faults=[{kind: drop, client: 2}]"),
+        ("links.trace=speeds.csv", "links.trace_period_s=2.5"),
+        ("links.trace=speeds.csv",),
+        ("admission.kind=count", "admission.count=3", "clients.count=3"),
+    ],
+)
+def test_what_nothing_rules_out_is_taken(overrides):
+    assert isinstance(load_config(None, overrides), Config)
 
 
 def test_a_missing_file_lists_the_named_runs():
@@ -202,6 +277,19 @@ def test_rendered_shares_load_again(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(render_config(config))
     assert load_config(path).clients.bandwidth_shares() == (1.0, 0.05)
+
+
+def test_rendered_faults_load_again(tmp_path):
+    faults = "[{kind: delay, client: 1, delay_s: 0.5}, {kind: cut, at_s: 2, for_s: 3}]"
+    config = load_config(None, ["clock=wall", f"faults={faults}"])
+    path = tmp_path / "run.yaml"
+    path.write_text(render_config(config))
+    again = load_config(path)
+    assert again == config
+    assert [(fault.kind, fault.client, fault.for_s) for fault in again.faults] == [
+        ("delay", 1, 1e9),
+        ("cut", None, 3.0),
+    ]
 
 
 def test_loading_does_not_change_what_it_was_given():

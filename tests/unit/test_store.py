@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
+from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.store import (
     RankRow,
     ResultWriter,
@@ -74,6 +74,18 @@ UPDATE = UpdateRow(
     overrun=0,
     wall_rank=1,
 )
+EVENT = EventRow(kind=1, now_s=3.0, ready_s=3.5, client=-1, chain_xxh3=2**64 - 2)
+TRANSFER = TransferRow(
+    now_s=2.25,
+    client=2,
+    base_version=1,
+    is_upload=1,
+    bytes=70,
+    requested_bytes_per_s=50.0,
+    achieved_bytes_per_s=40.0,
+    queue_wait_s=0.125,
+    num_resent=1,
+)
 RANK = RankRow(
     rank=1,
     host="node-ü",
@@ -98,6 +110,8 @@ def write_run(path: Path, **changes: Any) -> Path:
         writer.append(merge_row(2, **changes))
         writer.append(EVALUATION)
         writer.append(UPDATE)
+        writer.append(EVENT)
+        writer.append(TRANSFER)
         writer.finish("finished", weights=np.arange(4, dtype=np.float32), ranks=[RANK])
     return path
 
@@ -112,10 +126,10 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
 
     with h5py.File(tmp_path / "run.h5", "r", swmr=True) as file:
         file.visititems(visit)
-        assert file.attrs["format"] == b"fedgmr_hpc results 1"
+        assert file.attrs["format"] == b"fedgmr_hpc results 2"
     number, each_client = (0,), (0, 3)
     assert {name: kind for name, kind in found.items() if kind[1].kind != "S"} == {
-        "committed": ((3,), I8),
+        "committed": ((5,), I8),
         "merges/version": (number, I8),
         "merges/round": (number, I8),
         "merges/now_s": (number, F8),
@@ -150,7 +164,22 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         "updates/train_loss": (number, F8),
         "updates/score": (number, F8),
         "updates/num_samples": (number, I8),
+        "updates/overrun": (number, I8),
         "updates/wall_rank": (number, I8),
+        "events/kind": (number, I8),
+        "events/now_s": (number, F8),
+        "events/ready_s": (number, F8),
+        "events/client": (number, I8),
+        "events/chain_xxh3": (number, U8),
+        "transfers/now_s": (number, F8),
+        "transfers/client": (number, I8),
+        "transfers/base_version": (number, I8),
+        "transfers/is_upload": (number, I8),
+        "transfers/bytes": (number, I8),
+        "transfers/requested_bytes_per_s": (number, F8),
+        "transfers/achieved_bytes_per_s": (number, F8),
+        "transfers/queue_wait_s": (number, F8),
+        "transfers/num_resent": (number, I8),
         "ranks/rank": (number, I8),
         "ranks/sent_bytes": (number, I8),
         "ranks/received_bytes": (number, I8),
@@ -165,6 +194,12 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
     assert texts == {"status", "config", "model/layout", "ranks/host", "ranks/device"}
 
 
+def row_of(columns: dict[str, Any]) -> dict[str, Any]:
+    """The only row of a table."""
+    assert {len(column) for column in columns.values()} == {1}
+    return {name: column[0].item() for name, column in columns.items()}
+
+
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     result = read_result(write_run(tmp_path / "new" / "run.h5"))
     assert result.status == "finished"
@@ -177,6 +212,9 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert result.evaluations["model_xxh3"].tolist() == [2**64 - 1]
     assert np.isnan(result.evaluations["test_accuracy"]).tolist() == [True]
     assert result.updates["train_loss"].tolist() == [2.25]
+    assert row_of(result.updates) == pytest.approx(dataclasses.asdict(UPDATE), rel=0, nan_ok=True)
+    assert row_of(result.events) == dataclasses.asdict(EVENT)
+    assert row_of(result.transfers) == dataclasses.asdict(TRANSFER)
     assert result.ranks["host"].tolist() == ["node-ü"]
     assert result.ranks["wait_s"].tolist() == [0.25]
     assert result.weights.dtype == np.float32 and result.weights.tolist() == [0, 1, 2, 3]
@@ -347,12 +385,24 @@ def test_foreign_files_are_refused_with_what_they_lack(tmp_path: Path) -> None:
         read_result(tmp_path / "other.h5")
 
 
+def test_a_file_without_the_tables_of_this_format_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        del file["events"], file["transfers"]
+    with pytest.raises(ValueError, match=r"old\.h5: .*it lacks /events, /transfers$"):
+        read_result(path)
+
+
 def test_only_machine_dependent_columns_are_left_out(tmp_path: Path) -> None:
     columns = deterministic_columns(read_result(write_run(tmp_path / "run.h5")))
-    assert {"merges/density", "updates/score", "evaluations/model_xxh3", "model/weights"} <= set(
-        columns
-    )
-    assert not any("wall_" in name or name.startswith("ranks/") for name in columns)
+    assert {
+        "merges/density",
+        "updates/score",
+        "evaluations/model_xxh3",
+        "events/chain_xxh3",
+        "model/weights",
+    } <= set(columns)
+    assert not any("wall_" in name or name.startswith(("ranks/", "transfers/")) for name in columns)
 
 
 def test_differing_columns_names_what_differs(tmp_path: Path) -> None:
@@ -395,7 +445,11 @@ def test_a_torn_flush_is_cut_to_whole_rows(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["merges/density"].resize(5, axis=0)
         file["merges/version"].resize(3, axis=0)
+        file["events/kind"].resize(4, axis=0)
+        file["transfers/bytes"].resize(2, axis=0)
     assert read_result(path).merges["version"].tolist() == [1, 2]
+    assert row_of(read_result(path).events) == dataclasses.asdict(EVENT)
+    assert row_of(read_result(path).transfers) == dataclasses.asdict(TRANSFER)
     assert read_result(path).merges["density"].tolist() == [[0.25, 0.5, 1.0]] * 2
 
 
