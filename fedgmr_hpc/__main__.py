@@ -7,8 +7,8 @@ What each verb takes:
     keys                                         every configuration key, its default and meaning
     prepare DATASET --root DIR                   what is missing, where to put it; build the cache
     report RESULT... [--out DIR]                 tables and plots of runs
-    replay RESULT [key=value ...]                do a run over from its event log, as under mpirun -n N
-    agree [CONFIG] [--ranks N] [key=value ...]   run both clocks and compare; or VIRTUAL.h5 WALL.h5
+    replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
+    agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
     bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server or memory
 """
 

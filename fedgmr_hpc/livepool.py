@@ -325,6 +325,12 @@ class LivePool(RankPool):
         """Test chunks wait until none of the rank's clients trains."""
         return super()._feed_rank(rank, state, is_idle=is_idle and not self._is_training(rank))
 
+    def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
+        """Keeps the version's frame: the chunks of a rank that is lost go to those left."""
+        payload = chunk.evaluation.payload
+        super()._send_chunk(rank, state, chunk)
+        chunk.evaluation.payload = payload
+
     def _is_training(self, rank: int) -> bool:
         return any(
             cycle.payload is None and cycle.update is None

@@ -76,7 +76,7 @@ class WallClock(LinkClock):
         heapq.heappush(self._queue, (begin_s, _UPLOAD, client, None))
 
     def expect_upload(self, client: int, num_bytes: int) -> None:
-        """Gives up a client's transfers, begun or not; one of `num_bytes` up is to begin anew."""
+        """Gives up a client's transfers, begun or not; its next upload takes `num_bytes`."""
         self.fluid.cancel(client)
         self._queue = [
             (at_s, kind, number, broadcast and _without(broadcast, client))
