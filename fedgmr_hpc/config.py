@@ -353,7 +353,7 @@ class Config(Section):
         for index, fault in enumerate(self.faults):
             if fault.client is not None and fault.client >= self.clients.count:
                 found.append(
-                    f"faults[{index}].client: got {fault.client}, "
+                    f"faults.{index}.client: got {fault.client}, "
                     f"allowed: 0 to {self.clients.count - 1}"
                 )
         if self.submodel.kind == "full" and self.submodel.score != "w":

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fedgmr_hpc.config import Config, Section
 
@@ -203,7 +203,10 @@ def _render_error(error: Any) -> str:
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:
-    section: type[BaseModel] = Config
+    section: Any = Config
     for part in path:
-        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+        if isinstance(part, int):  # an entry of a tuple of sections
+            section = get_args(section)[0]
+        else:
+            section = section.model_fields[part].annotation
     return list(section.model_fields)

@@ -136,7 +136,7 @@ def test_a_full_model_has_nothing_to_restore(override):
         ),
         (
             ("clock=wall", "clients.count=3", "faults=[{kind: drop}, {kind: cut, client: 3}]"),
-            "faults[1].client: got 3, allowed: 0 to 2",
+            "faults.1.client: got 3, allowed: 0 to 2",
         ),
         (
             ("links.trace_period_s=2.5",),
@@ -163,11 +163,11 @@ def test_a_value_that_another_one_rules_out_is_named(overrides, line):
 
 def test_every_wrong_fault_is_named():
     plan = "[{kind: drop, client: 3}, {kind: cut, client: 2}, {kind: delay, client: 9}]"
-    assert [line.split(":")[0] for line in errors("clients.count=3", f"faults={plan}")] == [
+    assert {line.split(":")[0] for line in errors("clients.count=3", f"faults={plan}")} == {
         "faults",
-        "faults[0].client",
-        "faults[2].client",
-    ]
+        "faults.0.client",
+        "faults.2.client",
+    }
 
 
 @pytest.mark.parametrize(
@@ -438,3 +438,8 @@ def test_a_key_that_yaml_reads_as_true_is_refused(tmp_path):
 def test_a_choice_without_effect_is_refused(overrides, key):
     (line,) = errors(*overrides)
     assert line.startswith(f"{key}: got ")
+
+
+def test_an_unknown_key_inside_a_fault_lists_the_known_ones():
+    (line,) = errors("faults=[{kind: drop, foo: 1}]")
+    assert line.startswith("faults.0.foo: unknown key; known keys here: kind, client, direction")
