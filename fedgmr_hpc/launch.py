@@ -46,7 +46,7 @@ from fedgmr_hpc.process import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.records import RunError
-from fedgmr_hpc.replay import check_versions
+from fedgmr_hpc.replay import ReplayClock, check_versions
 from fedgmr_hpc.server import Server
 from fedgmr_hpc.store import Result, ResultWriter, read_result
 from fedgmr_hpc.study.report import render_summary
@@ -200,8 +200,11 @@ def prepare_experiment(config: Config, recorded: Result | None = None) -> Experi
     """Checks what can be checked before any rank works.
 
     Raises:
-        ValueError: data missing, damaged or too small for the clients, or the results file exists.
+        ValueError: data missing, damaged or too small for the clients, the results file exists, or
+            the log to replay is damaged or of another configuration.
     """
+    if recorded is not None:
+        ReplayClock(config, recorded)
     data = FederatedData(config)
     links = config.links
     if links.trace is not None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedgmr_hpc.comm.fluid import Listener
 from fedgmr_hpc.comm.frames import frame_bytes
-from fedgmr_hpc.comm.links import Broadcast, Listener
+from fedgmr_hpc.comm.links import Broadcast
 from fedgmr_hpc.comm.positions import CodedPositions, encode_positions
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.events import Dispatch

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedgmr_hpc.comm.faults import FaultPlan, flip_bit
-from fedgmr_hpc.comm.links import Arrival, Broadcast, Direction, Listener, WindowEnd
+from fedgmr_hpc.comm.fluid import Listener
+from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
+from fedgmr_hpc.comm.linktrace import Direction
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.throttle import TICK_S, WallClock
 from fedgmr_hpc.comm.transport import Message, Tag, Transport

@@ -186,7 +186,7 @@ class UpdateRow:
     train_loss: float
     score: float
     num_samples: int
-    overrun: int  # 1: on the wall clock, its training took longer than it may
+    wall_overrun: int  # 1: on the wall clock, its training took longer than it may
     wall_rank: int
 
 

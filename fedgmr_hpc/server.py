@@ -194,7 +194,7 @@ class Server:
                 train_loss=update.train_loss,
                 score=update.score,
                 num_samples=update.num_samples,
-                overrun=int(update.client in self.pool.overran),
+                wall_overrun=int(update.client in self.pool.overran),
                 wall_rank=rank,
             )
         )

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.comm.links import Broadcast, Listener
+from fedgmr_hpc.comm.fluid import Listener
+from fedgmr_hpc.comm.links import Broadcast
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.ranks import detect_launch
 from fedgmr_hpc.comm.throttle import WallClock

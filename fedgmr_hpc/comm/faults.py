@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedgmr_hpc.comm.links import Direction
+from fedgmr_hpc.comm.linktrace import Direction
 from fedgmr_hpc.config import FaultConfig
 from fedgmr_hpc.records import make_rng
 

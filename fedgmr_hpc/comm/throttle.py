@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedgmr_hpc.comm.links import Broadcast, Direction, LinkClock
+from fedgmr_hpc.comm.links import Broadcast, LinkClock
+from fedgmr_hpc.comm.linktrace import Direction
 from fedgmr_hpc.config import LinksConfig
 
 TICK_S = 2e-3  # wall time between two looks at what may be sent

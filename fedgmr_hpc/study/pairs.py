@@ -83,7 +83,7 @@ def _dotted(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def overrun_frac(wall: Result) -> float:
     """The share of the client-steps that took longer than they may; 0 where it is not recorded."""
-    return float(np.mean(wall.updates.get("overrun", 0)))
+    return float(np.mean(wall.updates.get("wall_overrun", 0)))
 
 
 def matched(virtual: Columns, wall: Columns) -> tuple[Values, Values]:

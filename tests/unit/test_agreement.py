@@ -29,7 +29,7 @@ def make(clock: str = "virtual", seed: int = 0, **updates: Any) -> Result:
         "density": (0.5, 1.0, 0.5, 1.0, 0.5, 1.0),
         "down_bytes": (60, 110, 50, 100, 50, 100),
         "up_bytes": (50, 100, 50, 100, 50, 100),
-        "overrun": (0, 0, 0, 0, 0, 0),
+        "wall_overrun": (0, 0, 0, 0, 0, 0),
     }
     return Result(
         path=Path(f"{clock}{seed}.h5"),
@@ -164,16 +164,16 @@ def test_the_accuracy_bound_is_the_range_over_seeds_where_there_are_some() -> No
 
 def test_overruns_are_counted_and_refused_above_five_percent() -> None:
     columns = {name: np.tile(values, 10) for name, values in make().updates.items()}
-    few = make("wall", **columns | {"overrun": np.arange(60) < 3})
+    few = make("wall", **columns | {"wall_overrun": np.arange(60) < 3})
     assert compare(make(), few).overruns.value == pytest.approx(0.05)
-    many = make("wall", **columns | {"overrun": np.arange(60) < 6})
+    many = make("wall", **columns | {"wall_overrun": np.arange(60) < 6})
     with pytest.raises(ValueError, match="overran in 10.0 % .* allowed 5 %: raise time_scale"):
         compare(make(), many)
 
 
 def test_without_the_column_nothing_overran() -> None:
     wall = make("wall")
-    del wall.updates["overrun"]
+    del wall.updates["wall_overrun"]
     assert compare(make(), wall).overruns.value == 0
 
 
@@ -239,7 +239,7 @@ def write(path: Path, clock: str) -> Path:
     with ResultWriter(path, config_yaml=config, layout_json="", provenance={}, **sizes) as writer:
         for k in (1, 2):
             times = {"version": k, "round": k, "now_s": 10.0 * k}
-            at = {"now_s": 10.0 * k - 1, "version": k, "base_version": k - 1, "overrun": 0}
+            at = {"now_s": 10.0 * k - 1, "version": k, "base_version": k - 1, "wall_overrun": 0}
             writer.append(MergeRow(**merge | clients | times))
             writer.append(UpdateRow(**update | at))
             writer.append(EvaluationRow(**evaluation | times))

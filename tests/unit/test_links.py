@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.comm.links import (
-    Arrival,
-    Broadcast,
-    FluidLinks,
-    LinkClock,
-    Listener,
-    Progress,
-    Speeds,
-    VirtualClock,
-    WindowEnd,
-)
+from fedgmr_hpc.comm.fluid import FluidLinks, Listener, Progress
+from fedgmr_hpc.comm.links import Arrival, Broadcast, LinkClock, Speeds, VirtualClock, WindowEnd
 from fedgmr_hpc.comm.linktrace import LinkTrace
 from fedgmr_hpc.config import LinksConfig
 from fedgmr_hpc.configfile import make_config

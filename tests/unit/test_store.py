@@ -71,7 +71,7 @@ UPDATE = UpdateRow(
     train_loss=2.25,
     score=float("nan"),
     num_samples=50,
-    overrun=0,
+    wall_overrun=0,
     wall_rank=1,
 )
 EVENT = EventRow(kind=1, now_s=3.0, ready_s=3.5, client=-1, chain_xxh3=2**64 - 2)
@@ -164,7 +164,7 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         "updates/train_loss": (number, F8),
         "updates/score": (number, F8),
         "updates/num_samples": (number, I8),
-        "updates/overrun": (number, I8),
+        "updates/wall_overrun": (number, I8),
         "updates/wall_rank": (number, I8),
         "events/kind": (number, I8),
         "events/now_s": (number, F8),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgmr_hpc.comm import throttle
-from fedgmr_hpc.comm.links import Arrival, Broadcast, Listener, VirtualClock
+from fedgmr_hpc.comm.fluid import Listener
+from fedgmr_hpc.comm.links import Arrival, Broadcast, VirtualClock
 from fedgmr_hpc.comm.throttle import TICK_S, Moved, WallClock
 from fedgmr_hpc.config import LinksConfig
 
