@@ -107,6 +107,7 @@ class LivePool(RankPool):
         self.held = {client: _Held() for client in rank_of}
         self.happened: deque[Arrival | WindowEnd | Lost] = deque()
         self.moved_wall_s = 0.0
+        self.idle_since_s = 0.0  # 0 while messages come
         self.num_dispatched = 0
         self.is_over = False
 
@@ -197,9 +198,12 @@ class LivePool(RankPool):
         wait_s = 0.0 if self.happened else min(self.clock.next_wall_s(), LOOK_UP_S)
         began_s = time.perf_counter()
         try:
-            with self.tracer.span("receive"):
-                return self.transport.recv(wait_s)
+            message = self.transport.recv(wait_s)
+            self.tracer.add("receive", self.idle_since_s or began_s, time.perf_counter())
+            self.idle_since_s = 0.0
+            return message
         except TransportTimeout:
+            self.idle_since_s = self.idle_since_s or began_s
             return None
         finally:
             self.wait_s += time.perf_counter() - began_s

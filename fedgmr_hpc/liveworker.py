@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from fedgmr_hpc.comm.frames import Frame, decode_frame
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.local import evaluate
+from fedgmr_hpc.models import input_shape
 from fedgmr_hpc.records import Assignment, Stage, TransportError, TransportTimeout, WireError
 from fedgmr_hpc.worker import SERVER_RANK, ReceivedModel, Worker, report_failure
 
@@ -91,6 +95,7 @@ class LiveWorker(Worker):
         """Serves until STOP; a failure is reported to the server and ends the loop."""
         self.main_thread = threading.get_ident()
         training = threading.Thread(target=self._labour, name="training", daemon=True)
+        self._add_job(_EVALUATE, self._warm_up)
         training.start()
         try:
             while self._turn():
@@ -224,6 +229,22 @@ class LiveWorker(Worker):
                 self.errors.put((error, (self.stage, self.client, self.version)))
                 return
             self.jobs.task_done()
+
+    def _warm_up(self) -> None:
+        """Trains and evaluates once on nothing, so that no client pays for first calls."""
+        config = self.config
+        images = torch.zeros(config.train.batch, *input_shape(config.model.name))
+        batch = images, torch.zeros(config.train.batch, dtype=torch.long)
+        layout = self.net.layout
+        dense = torch.zeros(layout.num_weights - layout.num_prunable)
+        kept = torch.arange(layout.num_prunable - 1)
+        self.sub_model.load(torch.zeros(len(kept)), dense, kept, mask_id=-1)
+        learning_rate = config.train.learning_rate
+        self.sub_model.train(
+            iter([batch] * 2), self.loss, learning_rate=learning_rate, choices=self.choices
+        )
+        evaluate(self.eval_net, [batch], self.loss)
+        self.sub_model.load(torch.zeros(layout.num_prunable), dense, None, mask_id=-1)
 
     def _train_on(
         self, task: Assignment, number: int, frames: list[Frame], arrived_s: float
