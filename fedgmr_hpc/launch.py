@@ -46,7 +46,7 @@ from fedgmr_hpc.process import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.records import RunError
-from fedgmr_hpc.replay import ReplayClock, check_versions
+from fedgmr_hpc.replay import ReplayClock, check_versions, replayed_config
 from fedgmr_hpc.server import Server
 from fedgmr_hpc.store import Result, ResultWriter, read_result
 from fedgmr_hpc.study.report import render_summary
@@ -105,21 +105,9 @@ def _try_load(
         if replayed is None:
             return load_config(source, overrides), None
         recorded = read_result(replayed)
-        return _load_replayed(recorded, source, overrides), recorded
+        return replayed_config(recorded, source, overrides), recorded
     except ValueError as error:
         return error, None
-
-
-def _load_replayed(recorded: Result, source: str | None, overrides: Sequence[str]) -> Config:
-    """The configuration of a recorded run, its results in a file of their own."""
-    allowed = ("results.", "progress=", "transport=", "device=", "data.root=", "data.cache=")
-    wrong = [word for word in overrides if not word.startswith(allowed)]
-    if source or wrong:
-        got = " ".join([f"--config {source}"] * bool(source) + wrong)
-        raise ValueError(f"--replay: got {got}, allowed: only {' '.join(allowed)}")
-    stored = {**recorded.config, "results": {}}
-    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
-    return load_config(stored, [f"results.path={stamp}", *overrides])
 
 
 def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport | None:

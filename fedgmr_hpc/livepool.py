@@ -26,7 +26,7 @@ from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.rankpool import Chunk, Evaluation, RankPool, RankState
+from fedgmr_hpc.rankpool import Chunk, RankPool, RankState
 from fedgmr_hpc.rankpool import Outgoing as OutgoingFrames
 from fedgmr_hpc.records import Assignment, RunError, TransferRow, TransportTimeout, WireError
 
@@ -158,15 +158,8 @@ class LivePool(RankPool):
             rank = self.rank_of[task.client]
             self.transport.send(rank, Tag.TASK, json.dumps(content).encode())
 
-    def evaluate(self, evaluation: Evaluation) -> None:
-        """Queues an evaluation, without waiting for a rank that does not take its part."""
-        self.urgent.extend(self.idle_time)  # as in RankPool
-        self.idle_time.clear()
-        self.evaluations[evaluation.version] = evaluation
-        for pool, starts in evaluation.chunks.items():
-            queue = self.urgent if pool == "validation" else self.idle_time
-            queue.extend(Chunk(evaluation, pool, start) for start in starts)
-        self._feed()
+    def _hand_over(self) -> None:
+        """Waits for nobody: a rank may have gone silent."""
         self.transport.poll()
 
     def _levels(self, task: Assignment) -> list[tuple[int, bool]]:

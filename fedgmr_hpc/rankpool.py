@@ -168,7 +168,11 @@ class RankPool:
             queue = self.urgent if pool == "validation" else self.idle_time
             queue.extend(Chunk(evaluation, pool, start) for start in starts)
         self._feed()
-        self.transport.flush(self.config.run.timeout_s)  # ranks begin before the server turns away
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Waits until the ranks have what they need, before the server turns to other work."""
+        self.transport.flush(self.config.run.timeout_s)
 
     def _feed(self) -> None:
         """Gives ranks with room their next piece of work."""

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 import struct
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import xxhash
 
 from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost
 from fedgmr_hpc.records import EventRow, RunError
 from fedgmr_hpc.store import Result
@@ -40,16 +43,17 @@ class EventLog:
     def row(self, event: Event) -> EventRow | None:
         """The row of an event; None for the start, which needs none."""
         if isinstance(event, Delivered):
-            return self._link(DELIVERED, event.now_s, event.now_s, event.update.client)
+            return self.link(DELIVERED, event.now_s, event.now_s, event.update.client)
         if isinstance(event, Closed):
-            return self._link(CLOSED, event.now_s, event.ready_s, -1)
+            return self.link(CLOSED, event.now_s, event.ready_s, -1)
         if isinstance(event, Evaluated):
-            return self._link(EVALUATED, event.now_s, event.now_s, -1)
+            return self.link(EVALUATED, event.now_s, event.now_s, -1)
         if isinstance(event, Lost):
-            return self._link(LOST, event.now_s, event.now_s, event.clients[0])
+            return self.link(LOST, event.now_s, event.now_s, event.clients[0])
         return None
 
-    def _link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
+    def link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
+        """The next row of the chain."""
         packed = _LINK.pack(self._chain, kind, now_s, ready_s, client)
         self._chain = xxhash.xxh3_64_intdigest(packed)
         return EventRow(kind, now_s, ready_s, client, self._chain)
@@ -74,7 +78,7 @@ class ReplayClock:
             raise ValueError(f"replay {recorded.path}: it holds no events")
         log = EventLog(config)
         for index, row in enumerate(self._rows):
-            if log._link(row.kind, row.now_s, row.ready_s, row.client) != row:
+            if log.link(row.kind, row.now_s, row.ready_s, row.client) != row:
                 raise ValueError(
                     f"replay {recorded.path}: event {index} of {len(self._rows)} is damaged or "
                     "belongs to another configuration"
@@ -112,6 +116,21 @@ class ReplayClock:
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
         """The log says when updates arrive."""
+
+
+def replayed_config(recorded: Result, source: str | None, overrides: Sequence[str]) -> Config:
+    """The configuration of a recorded run, its results in a file of their own.
+
+    Raises:
+        ValueError: `source` or an override would change more than where things are.
+    """
+    allowed = ("results.", "progress=", "transport=", "device=", "data.root=", "data.cache=")
+    wrong = [word for word in overrides if not word.startswith(allowed)]
+    if source or wrong:
+        got = " ".join([f"--config {source}"] * bool(source) + wrong)
+        raise ValueError(f"--replay: got {got}, allowed: only {' '.join(allowed)}")
+    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
+    return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}", *overrides])
 
 
 def check_versions(recorded: Result, replayed: Result) -> str:
