@@ -1,4 +1,4 @@
-"""The models against spec sections 8 (counts, bounds, architecture) and 3.2 (costs); the loss."""
+"""The models against spec sections 8 (counts, bounds, architecture) and 3.2 (costs)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fedgmr_hpc.models import (
+    MODELS,
     FlatNet,
+    accepts,
     initial_weights,
     input_shape,
-    loss_function,
     make_layout,
     num_outputs,
 )
@@ -26,7 +26,7 @@ DEVICES = [
         "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     ),
 ]
-MODELS = ("digits_cnn", "conv2", "vgg11")
+CONVNETS = ("digits_cnn", "conv2", "vgg11")
 CONV2_COSTS = {"conv1": 5.56e-6, "conv2": 4.106e-5, "fc1": 6.525e-6}
 VGG11_COSTS = {
     "conv1": 5.56e-6,
@@ -55,6 +55,29 @@ BOUNDS = {  # (model, tensor): half width of its uniform start
     ("vgg11", "fc2.weight"): math.sqrt(6 / 512),
     ("vgg11", "fc3.weight"): math.sqrt(6 / (3.25 * 512)),  # a = 1.5
     ("vgg11", "fc3.bias"): 1 / math.sqrt(512),
+    ("resnet18", "fc.weight"): math.sqrt(6 / (3.25 * 512)),
+    ("resnet18", "fc.bias"): 1 / math.sqrt(512),
+    ("transformer", "encoder2.q.weight"): 1 / math.sqrt(96),
+    ("transformer", "encoder1.o.bias"): 1 / math.sqrt(96),
+    ("transformer", "encoder1.linear2.bias"): 1 / math.sqrt(384),
+    ("transformer", "decoder.linear2.weight"): 1 / math.sqrt(96),
+}
+DEVIATIONS = {  # (model, tensor): standard deviation of its normal start
+    ("resnet18", "conv1.weight"): math.sqrt(2 / (64 * 49)),  # Kaiming fan out
+    ("resnet18", "stage3.block1.conv1.weight"): math.sqrt(2 / (256 * 9)),
+    ("resnet18", "stage3.block1.shortcut.weight"): math.sqrt(2 / 256),
+    ("transformer", "tokens.weight"): 1.0,
+    ("transformer", "positions.weight"): 1.0,
+    ("transformer", "encoder2.linear1.weight"): 0.02,
+    ("transformer", "encoder1.linear2.weight"): 0.02,
+}
+CONSTANTS = {
+    ("resnet18", "norm1.weight"): 1,
+    ("resnet18", "stage2.block1.shortcut_norm.bias"): 0,
+    ("resnet18", "stage4.block2.norm2.running_mean"): 0,
+    ("resnet18", "stage4.block2.norm2.running_var"): 1,
+    ("transformer", "encoder1.norm2.weight"): 1,
+    ("transformer", "decoder.norm.bias"): 0,
 }
 
 
@@ -85,8 +108,8 @@ def copy_parameters(net: FlatNet, parent: nn.Sequential) -> None:
     modules = [m for m in parent if hasattr(m, "weight")]
     with torch.no_grad():
         for name, module in zip(names, modules, strict=True):
-            module.weight.copy_(net.parameters_by_name[f"{name}.weight"])
-            module.bias.copy_(net.parameters_by_name[f"{name}.bias"])
+            module.weight.copy_(net.tensors[f"{name}.weight"])
+            module.bias.copy_(net.tensors[f"{name}.bias"])
 
 
 @pytest.mark.parametrize(
@@ -96,21 +119,78 @@ def copy_parameters(net: FlatNet, parent: nn.Sequential) -> None:
         ("vgg11", 9_750_922, 9_742_016),
         # 144 + 4,608 + 65,536 prunable; 1,280 of the output layer, 16 + 32 + 128 + 10 biases
         ("digits_cnn", 71_754, 70_288),
+        ("resnet18", 11_227_812, 11_046_080),
+        ("transformer", 2_175_760, 1_202_784),
     ],
 )
 def test_parameter_counts(model, num_weights, num_prunable):
     layout = make_layout(model)
-    assert (layout.num_weights, layout.num_prunable) == (num_weights, num_prunable)
-    assert len(initial_weights(model, 0)) == num_weights
+    assert (layout.num_trainable, layout.num_prunable) == (num_weights, num_prunable)
+    # 20 norms over 64 (5), 128, 256 and 512 (5 each) channels have two statistics a channel
+    num_buffers = 9_600 if model == "resnet18" else 0
+    assert layout.num_weights == num_weights + num_buffers
+    assert len(initial_weights(model, 0)) == layout.num_weights
 
 
 @pytest.mark.parametrize(
     ("model", "shape", "classes"),
-    [("conv2", (1, 28, 28), 62), ("vgg11", (3, 32, 32), 10), ("digits_cnn", (1, 8, 8), 10)],
+    [
+        ("conv2", (1, 28, 28), 62),
+        ("vgg11", (3, 32, 32), 10),
+        ("digits_cnn", (1, 8, 8), 10),
+        ("resnet18", (3, 168, 168), 100),
+    ],
 )
 def test_images_and_classes(model, shape, classes):
     assert (input_shape(model), num_outputs(model)) == (shape, classes)
     assert FlatNet(model)(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "num_classes", "wrong"),
+    [
+        ("conv2", (1, 28, 28), 62, None),
+        ("vgg11", (3, 32, 32), 8, None),  # outputs may be left over
+        ("vgg11", (3, 28, 28), 10, "takes images (3, 32, 32), not (3, 28, 28)"),
+        ("vgg11", (20,), 10, "takes images (3, 32, 32), not (20,)"),
+        ("conv2", (1, 28, 28), 63, "has 62 outputs, not 63"),
+        ("resnet18", (3, 32, 32), 100, None),
+        ("resnet18", (3, 168, 168), 101, "has 100 outputs, not 101"),
+        (
+            "resnet18",
+            (3, 31, 31),
+            100,
+            "takes square images (3, size, size) of size 32 or more, not (3, 31, 31)",
+        ),
+        (
+            "resnet18",
+            (3, 64, 32),
+            100,
+            "takes square images (3, size, size) of size 32 or more, not (3, 64, 32)",
+        ),
+        ("transformer", (128,), 10_000, None),
+        ("transformer", (129,), 10_000, "takes sequences of 1 to 128 tokens, not (129,)"),
+        ("transformer", (1, 8, 8), 10, "takes sequences of 1 to 128 tokens, not (1, 8, 8)"),
+        ("transformer", (20,), 10_001, "has 10000 outputs, not 10001"),
+    ],
+)
+def test_which_data_fit(model, shape, num_classes, wrong):
+    assert accepts(model, shape, num_classes) == wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vgg16",), "model.name: got 'vgg16', allowed digits_cnn, cifar_cnn, conv2, vgg11, "),
+        (("conv2", "width"), "submodel.kind: got 'width', allowed full, importance, magnitude, "),
+        (("conv2", "width_prefix", 0.0), "density: got 0.0, allowed above 0 to 1"),
+        (("conv2", "full", 0.5), "density: got 0.5, allowed 1 with submodel.kind = full"),
+    ],
+)
+def test_what_no_layout_is_for(arguments, message):
+    with pytest.raises(ValueError) as error:
+        make_layout(*arguments)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -119,8 +199,8 @@ def test_prunable_tensors_come_first_without_gaps(model):
     ends = [entry.offset + entry.size for entry in layout.entries]
     assert [entry.offset for entry in layout.entries] == [0, *ends[:-1]]
     assert ends[-1] == layout.num_weights
-    flags = [entry.prunable for entry in layout.entries]
-    assert flags == sorted(flags, reverse=True)
+    places = [(not entry.prunable, not entry.trainable) for entry in layout.entries]
+    assert places == sorted(places)
     prunable = [entry for entry in layout.entries if entry.prunable]
     assert prunable[-1].offset + prunable[-1].size == layout.num_prunable
 
@@ -132,7 +212,7 @@ def test_conv2_offsets():
     assert min(v for name, v in offsets.items() if name not in prunable) == 6_474_528
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONVNETS)
 def test_biases_and_the_output_layer_are_dense(model):
     layout = make_layout(model)
     output = max(e.name for e in layout.entries if e.name.startswith("fc")).split(".")[0]
@@ -142,7 +222,7 @@ def test_biases_and_the_output_layer_are_dense(model):
     }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONVNETS)
 def test_each_bias_is_gated_by_its_own_prunable_weight(model):
     layout = make_layout(model)
     for entry in layout.entries:
@@ -171,6 +251,30 @@ def test_initial_bounds(model, tensor):
     assert values.std() == pytest.approx(bound / math.sqrt(3), rel=3 / math.sqrt(len(values)))
 
 
+@pytest.mark.parametrize(("model", "tensor"), list(DEVIATIONS))
+def test_initial_deviations(model, tensor):
+    values = initial_weights(model, 0)[make_layout(model)[tensor].span]
+    deviation = DEVIATIONS[model, tensor]
+    assert values.std() == pytest.approx(deviation, rel=3 / math.sqrt(2 * len(values)))
+    assert abs(values.mean()) < 4 * deviation / math.sqrt(len(values))
+    assert np.abs(values).max() > 2.5 * deviation  # a uniform of that deviation ends at 1.7
+
+
+@pytest.mark.parametrize(("model", "tensor"), list(CONSTANTS))
+def test_initial_constants(model, tensor):
+    values = initial_weights(model, 0)[make_layout(model)[tensor].span]
+    assert set(values) == {CONSTANTS[model, tensor]}
+
+
+@pytest.mark.parametrize("model", ["resnet18", "transformer"])
+def test_initial_weights_do_not_depend_on_how_sub_models_are_cut(model):
+    one, other = initial_weights(model, 1), initial_weights(model, 1, "width_prefix")
+    layout, other_layout = make_layout(model), make_layout(model, "width_prefix")
+    assert [e.name for e in layout.entries] != [e.name for e in other_layout.entries]
+    for entry in layout.entries:
+        assert np.array_equal(one[entry.span], other[other_layout[entry.name].span])
+
+
 def test_initial_weights_are_a_function_of_the_seed():
     one, again, other = (initial_weights("digits_cnn", seed) for seed in (3, 3, 4))
     assert one.dtype == np.float32
@@ -178,13 +282,21 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert not np.any(one == other)
 
 
+def test_layers_of_one_shape_start_apart():
+    layout, flat = make_layout("transformer"), initial_weights("transformer", 0)
+    q, k, q_above = (
+        flat[layout[f"{name}.weight"].span] for name in ("encoder1.q", "encoder1.k", "encoder2.q")
+    )
+    assert not np.any(q == k) and not np.any(q == q_above)
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*CONVNETS, "resnet18", "transformer"])
 def test_writing_the_flat_vector_loads_the_model(model, device):
     net = FlatNet(model, device)
     assert net.flat.device.type == device
     net.flat.copy_(torch.arange(len(net.flat)))
-    for entry, parameter in zip(net.layout.entries, net.trainable(), strict=True):
+    for entry, parameter in zip(net.layout.trainable, net.trainable(), strict=True):
         assert parameter.shape == entry.shape
         assert parameter.data_ptr() == net.flat.data_ptr() + 4 * entry.offset
         assert parameter.flatten()[0] == entry.offset
@@ -208,7 +320,7 @@ def test_forward_pass_is_the_architecture_of_section_8(model, parent, device, mo
         assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONVNETS)
 def test_logits_do_not_depend_on_how_images_lie_in_memory(model):
     net, (channels, height, width) = FlatNet(model), input_shape(model)
     net.flat.copy_(torch.from_numpy(initial_weights(model, 1)))
@@ -221,23 +333,10 @@ def test_logits_do_not_depend_on_how_images_lie_in_memory(model):
             assert torch.allclose(net(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bce_is_the_mean_over_classes_of_one_hot_targets():
-    logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
-    # softplus(log 3) = log 4: label 0 costs log 2 + log 4, label 1 costs log 2 + log 4 - log 3
-    per_sample = loss_function("bce", logits, torch.tensor([0, 0]))
-    assert per_sample.tolist() == pytest.approx([math.log(8) / 2, math.log(8 / 3) / 2], rel=1e-6)
-
-
-def test_cross_entropy_is_per_sample():
-    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
-    per_sample = loss_function("cross_entropy", logits, torch.tensor([0, 1]))
-    assert per_sample.tolist() == pytest.approx([math.log(4), math.log(2)], rel=1e-6)
-    assert torch.equal(per_sample, F.cross_entropy(logits, torch.tensor([0, 1]), reduction="none"))
-
-
 def test_layout_as_json_names_every_tensor():
     layout = make_layout("conv2")
     parsed = json.loads(layout.to_json())
     rows = [dict(zip(parsed["columns"], row, strict=True)) for row in parsed["tensors"]]
-    assert {"name": "fc1.weight", "shape": [2048, 3136], "offset": 52_000, "prunable": True} in rows
+    fc1 = {"shape": [2048, 3136], "offset": 52_000, "prunable": True, "trainable": True}
+    assert {"name": "fc1.weight", **fc1} in rows
     assert len(rows) == len(layout.entries) == 8

@@ -1,0 +1,105 @@
+"""Width slices: which entries of each tensor a narrower network keeps (spec section 7.3).
+
+A width method cuts every layer to a share of about sqrt(P) of its units, so that about a share P of
+the entries is left: `width_prefix` keeps the first units (HeteroFL), `width_rolling` the units that
+follow an offset which moves by one every round (FedRolex), and `ordered_dropout` the first units,
+of which a local step may train fewer still (FjORD). Units of attention heads are cut alike in every
+head, as HeteroFL does.
+
+The kept units of a density contain those of every smaller density at the same offset, so the masks
+are nested, and what is kept is itself a network: its tensors in their own natural order are the
+kept entries in natural order.
+
+Shapes: P prunable entries, K kept entries, U units of an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cut = Literal["whole", "ceil", "fours", "parts"]
+PARTS = 24  # of each head's or layer's units, for the transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One dimension of a tensor, as the width methods see it.
+
+    Attributes:
+        units: what is kept or cut as one: channels, features, positions of a vocabulary.
+        inner: entries of each unit along this dimension and those after it, up to the next axis;
+            the 49 pixels of a channel at a flattened input, the 25 of a 5x5 kernel.
+        heads: equal blocks of the units that are cut alike.
+        cut: how many units a share of the width keeps: all (`whole`), its ceiling (`ceil`), that
+            rounded down to a multiple of four (`fours`), or the nearest 24th (`parts`).
+    """
+
+    units: int
+    inner: int = 1
+    heads: int = 1
+    cut: Cut = "ceil"
+
+
+def kept_units(axis: Axis, density: float) -> int:
+    """Units of an axis that a sub-model of this density keeps, at least one (of every head)."""
+    share = math.sqrt(density)
+    if axis.cut == "whole":
+        return axis.units
+    if axis.cut == "parts":
+        return max(1, round(PARTS * share)) * axis.units // PARTS
+    kept = math.ceil(round(share * axis.units, 9))
+    return max(4, kept // 4 * 4) if axis.cut == "fours" else kept
+
+
+def narrowed(axis: Axis, density: float) -> Axis:
+    """The same dimension of the sub-model of this density."""
+    return Axis(kept_units(axis, density), axis.inner, axis.heads, axis.cut)
+
+
+def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> NDArray[np.uint8]:
+    """[U] the first of the ascending densities that keeps each unit, len(densities) if none does.
+
+    Args:
+        offset: the unit with which the kept ones begin, modulo the units (of each head).
+    """
+    per_head = axis.units // axis.heads
+    levels = np.full(per_head, len(densities), np.uint8)
+    for level in range(len(densities) - 1, -1, -1):
+        kept = kept_units(axis, densities[level]) // axis.heads
+        levels[(np.arange(kept) + offset) % per_head] = level
+    if axis.cut == "whole":
+        levels[:] = 0
+    return np.tile(levels, axis.heads)
+
+
+def entry_levels(
+    axes: Sequence[Axis], densities: Sequence[float], offset: int = 0
+) -> NDArray[np.uint8]:
+    """The first of the ascending densities that keeps each entry of a tensor, in its order.
+
+    A tensor without axes, or with whole ones only, is kept by every density.
+    """
+    levels = np.zeros(1, np.uint8)
+    for axis in axes:
+        own = np.repeat(unit_levels(axis, densities, offset), axis.inner)
+        levels = np.maximum.outer(levels, own).reshape(-1)
+    return levels
+
+
+def inner_entries(
+    tensors: Sequence[Sequence[Axis]], density: float, outer: float
+) -> NDArray[np.int64]:
+    """Where in the flat vector of the network of density `outer` that of `density` lies.
+
+    Args:
+        tensors: axes of every tensor of the whole network, in the order of its flat vector.
+        density: at most `outer`.
+    """
+    levels = np.concatenate([entry_levels(axes, (density, outer)) for axes in tensors])
+    return np.flatnonzero(levels[levels < 2] == 0)

@@ -1,0 +1,38 @@
+"""The models and the flat view of their weights.
+
+A model is a description of layers (`layers`, `convnets`, `resnet`, `transformer`), found by name in
+`registry`. Its tensors live in one flat vector (`layout`), from which `flatnet` computes. `losses`
+scores the outcome.
+"""
+
+from fedgmr_hpc.models.convnets import TABLES, Layer
+from fedgmr_hpc.models.flatnet import FlatNet
+from fedgmr_hpc.models.layout import WIDTH_KINDS, Entry, Kind, Layout
+from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, loss_function
+from fedgmr_hpc.models.registry import (
+    MODELS,
+    accepts,
+    initial_weights,
+    input_shape,
+    make_layout,
+    num_outputs,
+)
+
+__all__ = [
+    "MODELS",
+    "NOT_SCORED",
+    "TABLES",
+    "WIDTH_KINDS",
+    "Entry",
+    "FlatNet",
+    "Kind",
+    "Layer",
+    "Layout",
+    "accepts",
+    "count_hits",
+    "initial_weights",
+    "input_shape",
+    "loss_function",
+    "make_layout",
+    "num_outputs",
+]

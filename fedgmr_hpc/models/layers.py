@@ -1,0 +1,219 @@
+"""Layers: the tensors each has and how they start, and what it computes from them.
+
+Layers are described at full width. Their axes say what the width methods cut (spec section 7.3), so
+that the same description gives the flat layout, the initial weights and every narrower network.
+
+Shapes: B batch, O output and I input units, H height, W width, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedgmr_hpc.fl.widths import Axis
+from fedgmr_hpc.records import Floats
+
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+NORM_EPSILON = 1e-5
+NORM_MOMENTUM = 0.1  # of the running mean and variance
+DROPOUT_FRAC = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a tensor starts: uniform within +-`size`, normal of deviation `size`, or all `size`."""
+
+    kind: Literal["uniform", "normal", "constant"]
+    size: float
+
+    def draw(self, rng: np.random.Generator, num_entries: int) -> Floats:
+        """[num_entries] float32."""
+        if self.kind == "constant":
+            return np.full(num_entries, self.size, np.float32)
+        if self.kind == "normal":
+            return rng.normal(0.0, self.size, num_entries).astype(np.float32)
+        return rng.uniform(-self.size, self.size, num_entries).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a layer.
+
+    Attributes:
+        part: `weight`, `bias`, `running_mean` or `running_var`.
+        axes: its dimensions at full width.
+        kernel: side of a convolution's window, the last two dimensions; 0 without one.
+        prunable: whether masks of single weights may cut it (spec section 3.4).
+        cost: kappa of one entry (spec section 3.2).
+        trainable: False for running statistics.
+    """
+
+    part: str
+    axes: tuple[Axis, ...]
+    start: Start
+    kernel: int = 0
+    prunable: bool = False
+    cost: float = 1.0
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """A layer's name, its tensors, and its output units."""
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    out: Axis
+
+
+def fan_in_start(fan_in: int) -> Start:
+    """The default start of weights and biases of convolutions and linear layers."""
+    return Start("uniform", 1 / math.sqrt(fan_in))
+
+
+def kaiming_start(fan: int, slope: float = 0.0) -> Start:
+    """Kaiming-uniform for a leaky ReLU of this slope."""
+    return Start("uniform", math.sqrt(6 / ((1 + slope**2) * fan)))
+
+
+def conv(
+    name: str,
+    into: Axis,
+    out: Axis,
+    kernel: int,
+    start: Start,
+    *,
+    bias: bool = True,
+    prunable: bool = True,
+    cost: float = 1.0,
+) -> LayerSpec:
+    """Convolution [O, I, kernel, kernel]."""
+    axes = (out, Axis(into.units, kernel**2, into.heads, into.cut))
+    weight = TensorSpec("weight", axes, start, kernel, prunable, cost)
+    biases = (TensorSpec("bias", (out,), fan_in_start(into.units * kernel**2)),) if bias else ()
+    return LayerSpec(name, (weight, *biases), out)
+
+
+def linear(
+    name: str,
+    into: Axis,
+    out: Axis,
+    start: Start | None = None,
+    *,
+    prunable: bool = True,
+    cost: float = 1.0,
+) -> LayerSpec:
+    """Linear layer [O, I]; an input axis with `inner` is an image laid flat."""
+    default = fan_in_start(into.units * into.inner)
+    weight = TensorSpec("weight", (out, into), start or default, 0, prunable, cost)
+    return LayerSpec(name, (weight, TensorSpec("bias", (out,), default)), out)
+
+
+def embedding(name: str, rows: int, out: Axis, *, cost: float = 1.0) -> LayerSpec:
+    """Table [rows, O] of standard normals; every width keeps all rows."""
+    axes = (Axis(rows, cut="whole"), out)
+    weight = TensorSpec("weight", axes, Start("normal", 1.0), prunable=True, cost=cost)
+    return LayerSpec(name, (weight,), out)
+
+
+def layer_norm(name: str, out: Axis) -> LayerSpec:
+    """Weight and bias [O] of a layer norm."""
+    parts = (("weight", 1.0), ("bias", 0.0))
+    tensors = tuple(TensorSpec(part, (out,), Start("constant", size)) for part, size in parts)
+    return LayerSpec(name, tensors, out)
+
+
+def batch_norm(name: str, out: Axis) -> LayerSpec:
+    """Weight, bias and running statistics [O] of a batch norm."""
+    parts = (("running_mean", 0.0), ("running_var", 1.0))
+    buffers = tuple(
+        TensorSpec(part, (out,), Start("constant", size), trainable=False) for part, size in parts
+    )
+    return LayerSpec(name, layer_norm(name, out).tensors + buffers, out)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One forward pass: what its layers compute.
+
+    Attributes:
+        tensors: all tensors by name.
+        training: whether batch statistics, dropout and the scaler are used.
+        generator: from which dropout draws.
+        shares: kept share of the output units by layer, by which the scaler divides; empty without.
+    """
+
+    tensors: Mapping[str, Tensor]
+    training: bool
+    generator: torch.Generator
+    shares: Mapping[str, float]
+
+    def conv(self, name: str, x: Tensor, *, padding: int, stride: int = 1) -> Tensor:
+        """[B, I, H, W] -> [B, O, H / stride, W / stride]."""
+        weight, bias = self.tensors[name + ".weight"], self.tensors.get(name + ".bias")
+        return self._scaled(name, F.conv2d(x, weight, bias, stride, padding))
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        weight, bias = self.tensors[name + ".weight"], self.tensors[name + ".bias"]
+        return self._scaled(name, _affine(x, weight, bias))
+
+    def embedding(self, name: str, rows: Tensor) -> Tensor:
+        """int64 row numbers [...] -> [..., O]."""
+        return self._scaled(name, F.embedding(rows, self.tensors[name + ".weight"]))
+
+    def layer_norm(self, name: str, x: Tensor) -> Tensor:
+        """[..., O] of mean 0 and variance 1 over O, then weighted and shifted."""
+        weight, bias = self.tensors[name + ".weight"], self.tensors[name + ".bias"]
+        return F.layer_norm(x, weight.shape, weight, bias, NORM_EPSILON)
+
+    def batch_norm(self, name: str, x: Tensor) -> Tensor:
+        """[B, O, H, W] normalised per channel: in training by the batch, whose mean and unbiased
+        variance enter the running ones; else by these, a negative variance taken as 0.
+        """
+        weight, bias, mean, variance = (
+            self.tensors[f"{name}.{part}"]
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        if not self.training:  # a server rule that adds changes can leave it below zero
+            variance = variance.clamp_min(0)
+        return F.batch_norm(
+            x, mean, variance, weight, bias, self.training, NORM_MOMENTUM, NORM_EPSILON
+        )
+
+    def dropout(self, x: Tensor) -> Tensor:
+        """In training zeroes a share of the entries and divides the others by what is left."""
+        if not self.training:
+            return x
+        kept_frac = 1 - DROPOUT_FRAC
+        kept = torch.empty_like(x).bernoulli_(kept_frac, generator=self.generator)
+        return x * kept.div_(kept_frac)
+
+    def _scaled(self, name: str, x: Tensor) -> Tensor:
+        return x / self.shares[name] if name in self.shares else x
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images in the layout in which CPUs convolve and pool about twice as fast."""
+    batch, channels, height, width = images.shape
+    if channels == 1:  # both layouts are the same bytes; only these strides say which is meant
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear`; in evaluation on CPUs through oneDNN, about twice as fast as the BLAS."""
+    if torch.is_inference_mode_enabled() and x.device.type == "cpu" and HAS_ONEDNN_LINEAR:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return F.linear(x, weight, bias)

@@ -1,0 +1,56 @@
+"""Losses and hits per scored item: an image, or a token that is not padding.
+
+Pads are not scored, where the released code scores them (spec section 11, item 26).
+
+Shapes: B batch, T tokens, C classes or vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+NOT_SCORED = -1  # the label of a pad
+
+
+def loss_function(kind: Literal["bce", "cross_entropy"], logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss of each scored item [items] (spec section 1.3).
+
+    Args:
+        kind: `bce` on one-hot targets, the mean over classes, or `cross_entropy`.
+        logits: [B, C] of images, all scored, or [B, T, C] of sequences.
+        labels: integers [B] or [B, T], -1 where a token is not scored.
+    """
+    if logits.dim() == 2:
+        return _losses(kind, logits, labels)
+    labels = labels.flatten()
+    losses = _losses(kind, logits.flatten(0, 1), labels.clamp_min(0))
+    return losses[labels != NOT_SCORED]
+
+
+def _losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """[items] of logits [items, C] and labels [items]."""
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits, labels, reduction="none")
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+
+
+def count_hits(logits: Tensor, labels: Tensor, top_k: int) -> Tensor:
+    """Scored items whose label is among the `top_k` greatest logits: an int64 scalar, unread.
+
+    Args:
+        logits: [..., C].
+        labels: integers [...]; -1 is never hit.
+
+    Raises:
+        ValueError: there are fewer than `top_k` classes.
+    """
+    num_classes = logits.shape[-1]
+    if not 1 <= top_k <= num_classes:
+        raise ValueError(f"eval.top_k: got {top_k}, allowed 1 to {num_classes}")
+    if top_k == 1:
+        return (logits.argmax(-1) == labels).sum()
+    return (logits.topk(top_k, sorted=False).indices == labels.unsqueeze(-1)).sum()

@@ -1,0 +1,119 @@
+"""The models by name, and what follows from a name: layout, initial weights, fitting data.
+
+Parameter counts, prunable layers and initial bounds: spec section 8.
+
+Shapes: P prunable entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from fedgmr_hpc.models.convnets import TABLES, convnet_layers, convnet_logits
+from fedgmr_hpc.models.layers import Forward, LayerSpec
+from fedgmr_hpc.models.layout import Kind, Layout, lay_out
+from fedgmr_hpc.models.resnet import INPUT_SHAPE, resnet18_layers, resnet18_logits, resnet18_misfit
+from fedgmr_hpc.models.transformer import (
+    MAX_TOKENS,
+    transformer_layers,
+    transformer_logits,
+    transformer_misfit,
+)
+from fedgmr_hpc.records import Floats, make_rng
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model: its layers in forward order and what they compute together.
+
+    Attributes:
+        input_shape: of one sample: [channels, height, width], or the most tokens [T].
+        logits: of a pass and a batch of samples.
+        misfit: says what is wrong with samples of a shape, None if nothing is.
+    """
+
+    input_shape: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]
+    logits: Callable[[Forward, Tensor], Tensor]
+    misfit: Callable[[tuple[int, ...]], str | None]
+
+
+def _exact_misfit(expected: tuple[int, ...], input_shape: tuple[int, ...]) -> str | None:
+    return None if input_shape == expected else f"takes images {expected}"
+
+
+def _convnet(name: str) -> Architecture:
+    shape, table = TABLES[name]
+    logits, misfit = partial(convnet_logits, table), partial(_exact_misfit, shape)
+    return Architecture(shape, convnet_layers(table), logits, misfit)
+
+
+MODELS: dict[str, Architecture] = {
+    **{name: _convnet(name) for name in TABLES},
+    "resnet18": Architecture(INPUT_SHAPE, resnet18_layers(), resnet18_logits, resnet18_misfit),
+    "transformer": Architecture(
+        (MAX_TOKENS,), transformer_layers(), transformer_logits, transformer_misfit
+    ),
+}
+
+
+def architecture(model: str) -> Architecture:
+    """The model of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model.name: got {model!r}, allowed {', '.join(MODELS)}")
+    return MODELS[model]
+
+
+def make_layout(model: str, kind: Kind = "importance", density: float = 1.0) -> Layout:
+    """The flat layout of a model, or with a width kind of its narrower network of a density.
+
+    Raises:
+        ValueError: an unknown model or kind, or no network of that kind has that density.
+    """
+    return lay_out(architecture(model).layers, kind, density)
+
+
+def input_shape(model: str) -> tuple[int, ...]:
+    """[channels, height, width] of the model's images, or the most tokens [T] it takes."""
+    return architecture(model).input_shape
+
+
+def num_outputs(model: str) -> int:
+    """Classes, or tokens, the model tells apart."""
+    return architecture(model).layers[-1].out.units
+
+
+def accepts(model: str, input_shape: tuple[int, ...], num_classes: int) -> str | None:
+    """What is wrong if a data set does not fit the model, None if it does.
+
+    Args:
+        input_shape: of its samples: [channels, height, width] of images, [T] of token sequences.
+        num_classes: it has, or the size of its vocabulary.
+    """
+    wrong = architecture(model).misfit(input_shape)
+    if wrong is not None:
+        return f"{wrong}, not {input_shape}"
+    if num_classes > num_outputs(model):
+        return f"has {num_outputs(model)} outputs, not {num_classes}"
+    return None
+
+
+def initial_weights(model: str, seed: int, kind: Kind = "importance") -> Floats:
+    """The initial flat vector [P + D], float32; each tensor's values follow from the seed alone."""
+    layout = make_layout(model, kind)
+    flat = np.empty(layout.num_weights, np.float32)
+    for index, layer in enumerate(architecture(model).layers):
+        rng = make_rng(seed, "init", step=index)
+        for tensor in layer.tensors:
+            entry = layout[f"{layer.name}.{tensor.part}"]
+            flat[entry.span] = tensor.start.draw(rng, entry.size)
+    return flat
