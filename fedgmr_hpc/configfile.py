@@ -15,20 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from fedgmr_hpc.config import Config, Section
-
-AXES = ("submodel", "restoration", "aggregation", "admission", "transmission")
-
-
-def configs_dir() -> Path:
-    """The folder of `methods/` and `runs/`: in an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def method_names() -> list[str]:
-    """Every row of the method table."""
-    return sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
+from fedgmr_hpc.methods import configs_dir, load_method, merged, read_yaml
 
 
 def load_config(
@@ -46,7 +33,7 @@ def load_config(
     if isinstance(source, Mapping):
         values = copy.deepcopy(dict(source))
     else:
-        values = _read_yaml(_find_run("digits" if source is None else source))
+        values = _read_run(_find_run("digits" if source is None else source))
     for override in overrides:
         _apply_override(values, override)
     return make_config(values)
@@ -60,12 +47,14 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """
     wrong: list[str] = []
     own = copy.deepcopy(dict(values))
-    method = own.get("method", Config.model_fields["method"].default)
-    if method not in method_names():
-        wrong.append(f"method: got {method!r}, allowed: {', '.join(method_names())}")
+    default = Config.model_fields["method"].default
+    try:
+        method = load_method(own.get("method", default))
+    except ValueError as error:
+        wrong.append(str(error))
         del own["method"]
-        method = Config.model_fields["method"].default
-    own = _merged(_read_method(method), own)
+        method = load_method(default)
+    own = merged(method.axes, own)
     config = None
     while config is None:
         try:
@@ -78,16 +67,6 @@ def make_config(values: Mapping[str, Any]) -> Config:
     if wrong:
         raise ValueError("\n".join(sorted(wrong)))
     return config
-
-
-def _read_method(method: str) -> dict[str, Any]:
-    row = _read_yaml(configs_dir() / "methods" / f"{method}.yaml")
-    row.pop("about", None)
-    if misplaced := sorted(set(row) - set(AXES)):
-        raise ValueError(
-            f"configs/methods/{method}.yaml: got {', '.join(misplaced)}, allowed: {', '.join(AXES)}"
-        )
-    return row
 
 
 def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
@@ -138,15 +117,8 @@ def _find_run(source: str | Path) -> Path:
     raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got a {type(values).__name__}, need a mapping of keys")
+def _read_run(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
     if odd := [key for key in _all_keys(values) if not isinstance(key, str)]:
         raise ValueError(
             f"{path}: got the key {odd[0]!r}, allowed: words (YAML reads on, yes as true)"
@@ -175,15 +147,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"{key}: got {text!r}, not a YAML value") from None
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if nested else value  # type: ignore[arg-type]
-    return merged
 
 
 def _render_error(error: Any) -> str:

@@ -8,14 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import (
-    configs_dir,
-    describe_keys,
-    load_config,
-    make_config,
-    method_names,
-    render_config,
-)
+from fedgmr_hpc.configfile import describe_keys, load_config, make_config, render_config
+from fedgmr_hpc.methods import configs_dir, method_names
 
 METHODS = sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
 RUNS = sorted(path.stem for path in (configs_dir() / "runs").glob("*.yaml"))
@@ -362,7 +356,7 @@ def test_given_shares_take_the_place_of_the_level():
 
 def test_method_names_are_the_files():
     assert method_names() == METHODS
-    assert {"fedgmr", "fedgmr_fixed", "fedavg", "fedasync"} <= set(METHODS)
+    assert {"fedgmr", "wo_gmr", "fedavg", "fedasync"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -381,7 +375,7 @@ def test_every_run_loads_by_name_and_by_path(run):
     ("method", "axes"),
     [  # spec section 7: sub-model, trigger, rule, buffered, admission, transmission
         ("fedgmr", ("importance", "plateau", "mask_aware", True, "window", "increments")),
-        ("fedgmr_fixed", ("importance", "none", "mask_aware", True, "window", "increments")),
+        ("wo_gmr", ("importance", "none", "mask_aware", True, "window", "increments")),
         ("fedavg", ("full", "none", "average", False, "barrier", "whole")),
         ("fedasync", ("full", "none", "mix", False, "window", "whole")),
     ],
