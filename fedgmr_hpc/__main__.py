@@ -5,10 +5,14 @@ What each verb takes:
     launch ...                                   as python -m fedgmr_hpc.launch ...
     check [CONFIG] [--ranks N] [key=value ...]   validate without starting ranks, print the result
     keys                                         every configuration key, its default and meaning
-    prepare DATASET --root DIR                   what is missing, where to put it; build the cache
+    methods [NAME]                               the method table, or one method explained
+    prepare DATASET --root DIR [data.key=value]  what is missing, where to put it; build the cache
+    partition [CONFIG] [key=value ...] [--out D] table and picture of which client holds what
     report RESULT... [--out DIR]                 tables and plots of runs
     replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
     agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
+    study run|status|report STUDY [--out DIR] [--ranks N] [--side-by-side N] [key=value ...]
+                                                 many runs, their state, tables and verdicts
     bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server or memory
 """
 
@@ -25,6 +29,7 @@ from fedgmr_hpc.config import Config, DataName
 from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 from fedgmr_hpc.records import RunError
 
+VERBS = ("check", "keys", "methods", "prepare", "report", "replay", "agree", "study", "bench")
 BENCHES = ("codec", "merge", "mask", "round", "links", "server", "memory")
 
 
@@ -44,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = {
         "check": _check,
         "keys": _keys,
+        "methods": _methods,
         "prepare": _prepare,
+        "partition": _partition,
         "report": _report,
         "agree": _agree,
+        "study": _study,
         "bench": _bench,
     }
     try:
@@ -66,14 +74,25 @@ def _make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "verb", choices=("check", "keys", "prepare", "report", "replay", "agree", "bench")
+    verbs = (
+        "check",
+        "keys",
+        "methods",
+        "prepare",
+        "partition",
+        "report",
+        "replay",
+        "agree",
+        "study",
+        "bench",
     )
+    parser.add_argument("verb", choices=verbs)
     parser.add_argument("words", nargs="*", help="see above")
     parser.add_argument("--ranks", type=int, help="ranks, the server included")
     parser.add_argument("--root", help="folder of a data set's files")
     parser.add_argument("--cache", help="folder of decoded data sets")
-    parser.add_argument("--out", help="folder for plots")
+    parser.add_argument("--out", help="folder for plots, reports and the cells of studies")
+    parser.add_argument("--side-by-side", type=int, help="cells of a study at a time")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a benchmark")
     return parser
 
@@ -85,12 +104,17 @@ def _one(words: list[str], what: str, allowed: Sequence[str] = ()) -> str:
     return words[0]
 
 
+def _load(words: list[str]) -> Config:
+    """The configuration that the words name and change."""
+    sources = [word for word in words if "=" not in word]
+    source = _one(sources, "one configuration") if sources else None
+    return load_config(source, [word for word in words if "=" in word])
+
+
 def _check(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.data.federated import FederatedData
 
-    sources = [word for word in words if "=" not in word]
-    source = _one(sources, "one configuration") if sources else None
-    config = load_config(source, [word for word in words if "=" in word])
+    config = _load(words)
     ranks = "" if arguments.ranks is None else _describe_ranks(config, arguments.ranks)
     lines = [_describe(config, FederatedData(config)), _describe_shares(config), ranks]
     print(render_config(config), end="")
@@ -109,7 +133,7 @@ def _describe(config: Config, data: object) -> str:
 
     assert isinstance(data, FederatedData)
     sizes = [len(part) for part in data.train_parts]
-    layout = make_layout(config.model.name)
+    layout = make_layout(config.model.name, config.submodel.kind)
     return (
         f"{layout.num_weights:,} weights, {layout.num_prunable:,} prunable; "
         f"{sum(sizes):,} training samples, {min(sizes)} to {max(sizes)} a client; "
@@ -132,13 +156,32 @@ def _keys(words: list[str], arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _methods(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.methods import explain_method, render_methods
+
+    print(explain_method(_one(words, "a method")) if words else render_methods())
+    return 0
+
+
 def _prepare(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.data import describe_missing, prepare
 
-    name = _one(words, "a data set", get_args(DataName))
-    cache = str(Path(arguments.cache or load_config().data.cache).expanduser())
-    print(prepare(name, arguments.root, cache))
-    return 2 if describe_missing(name, arguments.root) else 0
+    names = [word for word in words if "=" not in word]
+    name = _one(names, "a data set", get_args(DataName))
+    data = load_config(None, [word for word in words if "=" in word]).data
+    given = {"root": arguments.root, "cache": arguments.cache}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    data = data.model_copy(update={"name": name, **chosen})
+    print(prepare(data))
+    return 2 if describe_missing(name, data.root) else 0
+
+
+def _partition(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.partition import report_partition
+
+    config = _load(words)
+    print(report_partition(config, arguments.out or "results/partition"))
+    return 0
 
 
 def _report(words: list[str], arguments: argparse.Namespace) -> int:
@@ -163,6 +206,12 @@ def _agree(words: list[str], arguments: argparse.Namespace) -> int:
     ranks = 3 if arguments.ranks is None else arguments.ranks
     print(agree_config(source, overrides, ranks, arguments.out or "results/agree"))
     return 0
+
+
+def _study(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.verb import main as study
+
+    return study(words, arguments.out, arguments.ranks, arguments.side_by_side)
 
 
 def _bench(words: list[str], arguments: argparse.Namespace) -> int:

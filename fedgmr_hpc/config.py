@@ -16,7 +16,21 @@ Sigma = Annotated[float, Field(ge=0, le=5)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Density = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-DataName = Literal["digits", "femnist", "cifar10", "synthetic_femnist", "synthetic_cifar10"]
+DataName = Literal[
+    "digits",
+    "femnist",
+    "cifar10",
+    "imagenet100",
+    "stackoverflow",
+    "synthetic_femnist",
+    "synthetic_cifar10",
+]
+
+SubmodelKind = Literal[
+    "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout", "full"
+]
+MergeRule = Literal["mask_aware", "gradient", "average", "mix", "fedbuff"]
+WIDTH_KINDS = ("width_prefix", "width_rolling", "ordered_dropout")
 
 # Bandwidth shares, and which part of the clients has each (spec section 1.1).
 RUNGS = (1.0, 0.5, 0.2, 0.1, 0.05)
@@ -57,10 +71,13 @@ class DataConfig(Section):
     """Folder of the data set's files in their official layout; null for the embedded ones."""
     cache: str = "~/.cache/fedgmr_hpc"
     """Folder of the decoded, memory-mapped copies that the ranks of a node share."""
-    partition: Literal["iid", "group", "dirichlet"] = "dirichlet"
-    """Equal random slices, whole writers, or Dirichlet(alpha) shares of each class."""
+    partition: Literal["iid", "group", "dirichlet", "shards"] = "dirichlet"
+    """Equal random slices, whole writers or users, Dirichlet(alpha) shares of each class, or
+    random shards of the samples in label order."""
     alpha: Positive = 0.6
     """Concentration of the Dirichlet partition; small is uneven."""
+    shards_per_client: Count = 2
+    """With `shards`: how many equal shards a client gets; few is uneven."""
     sort_by_size: bool = False
     """Give the smallest parts to the fastest clients, as the released code does."""
     validation_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -69,14 +86,27 @@ class DataConfig(Section):
     """Use only this many training samples (a seeded subset); null for all."""
     max_test: Count | None = None
     """Use only this many test samples (a seeded subset); null for all."""
+    class_list: Annotated[str, Field(min_length=1)] | None = None
+    """`imagenet100`: file with the class folders to use, one a line, in the order of their labels;
+    null for the first 100 by name."""
+    image_size: Annotated[int, Field(ge=16, le=1024, strict=True)] = 168
+    """`imagenet100`: pixels of the edges that images are resized to, once."""
+    max_train_users: Count = 6000
+    """`stackoverflow`: use the first so many clients of the training file, by id."""
+    max_test_users: Count = 1500
+    """`stackoverflow`: use the first so many clients of the test file, by id."""
+    max_user_samples: Count = 50
+    """`stackoverflow`: use the first so many sentences of each client."""
 
 
 class ModelConfig(Section):
     """The model (spec section 8)."""
 
-    name: Literal["digits_cnn", "cifar_cnn", "conv2", "vgg11"] = "digits_cnn"
+    name: Literal["digits_cnn", "cifar_cnn", "conv2", "vgg11", "resnet18", "transformer"] = (
+        "digits_cnn"
+    )
     """`conv2` for 1x28x28 images, `vgg11` and the small `cifar_cnn` for 3x32x32, `digits_cnn` for
-    1x8x8."""
+    1x8x8, `resnet18` for any square RGB image, `transformer` for sequences of tokens."""
 
 
 class ClientsConfig(Section):
@@ -89,6 +119,16 @@ class ClientsConfig(Section):
     shares: tuple[Density, ...] | None = None
     """Bandwidth share of every client, in place of `level`; it is the initial density too."""
 
+    max_densities: tuple[Density, ...] | None = None
+    """Highest density of every client, for those short of memory or speed; null for no limit."""
+    sampled: Count | None = None
+    """Clients that take part at a time, drawn anew whenever some have delivered; null for all."""
+    availability: Annotated[str, Field(min_length=1)] | None = None
+    """CSV file `client,from_s,to_s` of when clients can be chosen; clients that it does not name
+    always can; null for everybody always."""
+    availability_period_s: Positive | None = None
+    """When the availability begins anew; null for never."""
+
     def bandwidth_shares(self) -> tuple[float, ...]:
         """[C] share of each client, fastest first."""
         if self.shares is not None:
@@ -96,6 +136,27 @@ class ClientsConfig(Section):
         counts = [int(part * self.count + 1e-9) for part in LEVELS[self.level][:-1]]
         counts.append(self.count - sum(counts))
         return tuple(rung for rung, n in zip(RUNGS, counts, strict=True) for _ in range(n))
+
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        for key in ("shares", "max_densities"):
+            values = getattr(self, key)
+            if values is not None and len(values) != self.count:
+                found.append(
+                    f"clients.{key}: got {len(values)} values, "
+                    f"allowed: clients.count = {self.count} of them"
+                )
+        if self.sampled is not None and self.sampled > self.count:
+            found.append(
+                f"clients.sampled: got {self.sampled}, allowed: 1 to clients.count = {self.count}"
+            )
+        if self.availability_period_s is not None and self.availability is None:
+            found.append(
+                f"clients.availability_period_s: got {self.availability_period_s:g}, allowed with "
+                "clients.availability = null: null"
+            )
+        return found
 
 
 class TrainConfig(Section):
@@ -131,14 +192,40 @@ class EvalConfig(Section):
 class SubmodelConfig(Section):
     """Which part of the model a client holds (spec section 3)."""
 
-    kind: Literal["importance", "full"] = "importance"
-    """`importance` cuts nested masks by score (FMP); `full` gives everybody the whole model."""
+    kind: SubmodelKind = "importance"
+    """`importance` cuts nested masks by score (FMP), `magnitude` by |W| in each layer (FIARSE);
+    `width_prefix` (HeteroFL), `width_rolling` (FedRolex) and `ordered_dropout` (FjORD) keep some
+    units of each layer; `full` gives everybody the whole model."""
+    refresh: Literal["interval", "round"] = "interval"
+    """Cut masks every `run.interval_rounds`, or in every round as well."""
+    scaler: bool = False
+    """Width methods: divide what a layer gives in training by its share of kept units, so that it
+    is as large as the whole network's (HeteroFL's scaler)."""
+    width_rates: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """`ordered_dropout`: each local step trains one of these densities up to the client's own,
+    drawn uniformly."""
     score: Literal["w", "wg", "g"] = "w"
     """|W|, |W times its change since the last refresh|, or summed squared client gradients."""
     floor_frac: Fraction = 0.02
     """Share of each layer, its largest weights, that ranks before everything else."""
     use_costs: bool = True
     """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
+    layer_mean: bool = False
+    """Divide them by the mean score of the layer's entries outside the floor, too."""
+
+
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        if self.kind != "importance" and self.score != "w":
+            found.append(
+                f"submodel.score: got '{self.score}', allowed with submodel.kind = {self.kind}: w"
+            )
+        if self.scaler and self.kind not in WIDTH_KINDS:
+            found.append(
+                f"submodel.scaler: got true, allowed with submodel.kind = {self.kind}: false"
+            )
+        return found
 
 
 class RestorationConfig(Section):
@@ -169,9 +256,15 @@ class RestorationConfig(Section):
 class AggregationConfig(Section):
     """How delivered sub-models become the next version (spec section 6)."""
 
-    rule: Literal["mask_aware", "average", "mix"] = "mask_aware"
-    """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA), or MA mixed
-    into the old model with the arrivals' share of all staleness weights (FedAsync)."""
+    rule: MergeRule = "mask_aware"
+    """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA) or as unchanged
+    (GA, `gradient`), MA mixed into the old model (FedAsync), or the old model plus the mean of what
+    local training changed (`fedbuff`)."""
+    mix_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """`mix`: alpha, times the arrivals' mean staleness weight; null: their share of all clients'
+    staleness weights."""
+    server_learning_rate: Positive = 1.0
+    """`fedbuff`: factor of the mean change."""
     buffered: bool = False
     """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
     max_entries: Count | None = None
@@ -188,6 +281,32 @@ class AggregationConfig(Section):
     the same entries; null for no limit. NaN and infinite updates always shut their client out."""
 
 
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        if self.max_entries is not None and not self.buffered:
+            found.append(
+                f"aggregation.max_entries: got {self.max_entries}, allowed with "
+                "aggregation.buffered = false: null"
+            )
+        if self.rule == "fedbuff" and self.buffered:
+            found.append(
+                "aggregation.buffered: got true, allowed with aggregation.rule = fedbuff: false "
+                "(a change is added once)"
+            )
+        if self.rule != "mix" and self.mix_share is not None:
+            found.append(
+                f"aggregation.mix_share: got {self.mix_share:g}, allowed with "
+                f"aggregation.rule = {self.rule}: null"
+            )
+        if self.rule != "fedbuff" and self.server_learning_rate != 1.0:
+            found.append(
+                f"aggregation.server_learning_rate: got {self.server_learning_rate:g}, allowed "
+                f"with aggregation.rule = {self.rule}: 1"
+            )
+        return found
+
+
 class AdmissionConfig(Section):
     """When the server stops waiting and merges (spec section 2.3)."""
 
@@ -199,17 +318,20 @@ class AdmissionConfig(Section):
     count: Count | None = None
     """With `count`: updates since the last merge that make the next one."""
 
-    def contradictions(self, num_clients: int) -> list[str]:
+    def contradictions(self, clients: ClientsConfig) -> list[str]:
         """One line for every value that another one rules out."""
         if self.kind != "count":
             allowed = f"allowed with admission.kind = {self.kind}: null"
             return [] if self.count is None else [f"admission.count: got {self.count}, {allowed}"]
-        if self.count is not None and self.count <= num_clients:
+        key, at_a_time = "count", clients.count
+        if clients.sampled is not None:
+            key, at_a_time = "sampled", clients.sampled
+        if self.count is not None and self.count <= at_a_time:
             return []
         got = "null" if self.count is None else self.count
         return [
             f"admission.count: got {got}, allowed with admission.kind = count: "
-            f"1 to clients.count = {num_clients}"
+            f"1 to clients.{key} = {at_a_time}"
         ]
 
 
@@ -329,12 +451,8 @@ class Config(Section):
 
     def contradictions(self) -> list[str]:
         """One line for every value that another one rules out."""
-        found, shares = [], self.clients.shares
-        if shares is not None and len(shares) != self.clients.count:
-            found.append(
-                f"clients.shares: got {len(shares)} values, "
-                f"allowed: clients.count = {self.clients.count} of them"
-            )
+        clients = self.clients
+        found = clients.contradictions()
         grows = self.restoration.trigger != "none" or self.restoration.balance
         if self.submodel.kind == "full" and grows:
             found.append(
@@ -356,14 +474,10 @@ class Config(Section):
                     f"faults.{index}.client: got {fault.client}, "
                     f"allowed: 0 to {self.clients.count - 1}"
                 )
-        if self.submodel.kind == "full" and self.submodel.score != "w":
+        found += self.submodel.contradictions() + self.aggregation.contradictions()
+        if self.submodel.kind == "full" and clients.max_densities is not None:
             found.append(
-                f"submodel.score: got '{self.submodel.score}', allowed with "
-                "submodel.kind = full: w (a full model ranks nothing)"
+                "clients.max_densities: allowed with submodel.kind = full: null "
+                "(everybody has the whole model)"
             )
-        if self.aggregation.max_entries is not None and not self.aggregation.buffered:
-            found.append(
-                f"aggregation.max_entries: got {self.aggregation.max_entries}, allowed with "
-                "aggregation.buffered = false: null"
-            )
-        return found + self.admission.contradictions(self.clients.count)
+        return found + self.admission.contradictions(clients)

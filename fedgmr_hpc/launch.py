@@ -295,7 +295,7 @@ def work(
 def serve(experiment: Experiment, transport: Transport) -> Result:
     """Runs the server; returns what it wrote."""
     config = experiment.config
-    layout = make_layout(config.model.name)
+    layout = make_layout(config.model.name, config.submodel.kind)
     return_large_blocks()
     writer = ResultWriter(
         experiment.path,

@@ -29,8 +29,7 @@ from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.local import evaluate
-from fedgmr_hpc.models import input_shape
+from fedgmr_hpc.fl.sgd import evaluate
 from fedgmr_hpc.records import Assignment, Stage, TransportError, TransportTimeout, WireError
 from fedgmr_hpc.worker import SERVER_RANK, ReceivedModel, Worker, report_failure
 
@@ -232,19 +231,19 @@ class LiveWorker(Worker):
 
     def _warm_up(self) -> None:
         """Trains and evaluates once on nothing, so that no client pays for first calls."""
-        config = self.config
-        images = torch.zeros(config.train.batch, *input_shape(config.model.name))
-        batch = images, torch.zeros(config.train.batch, dtype=torch.long)
-        layout = self.net.layout
-        dense = torch.zeros(layout.num_weights - layout.num_prunable)
-        kept = torch.arange(layout.num_prunable - 1)
-        self.sub_model.load(torch.zeros(len(kept)), dense, kept, mask_id=-1)
-        learning_rate = config.train.learning_rate
-        self.sub_model.train(
-            iter([batch] * 2), self.loss, learning_rate=learning_rate, choices=self.choices
+        training, train = self.training, self.config.train
+        size = training.layout.num_prunable
+        dense = torch.zeros(training.layout.num_weights - size)
+        batch = next(iter(self.data.train_batches(0, 0, 1)))
+        training.sub_model.load(torch.zeros(size), dense, None, mask_id=-1)
+        training.sub_model.train(
+            iter([batch] * 2),
+            training.loss,
+            learning_rate=train.learning_rate,
+            choices=training.choices,
         )
-        evaluate(self.eval_net, [batch], self.loss)
-        self.sub_model.load(torch.zeros(layout.num_prunable), dense, None, mask_id=-1)
+        evaluate(training.eval_net, [batch], training.loss, training.hits)
+        training.sub_model.load(torch.zeros(size), dense, None, mask_id=-1)
 
     def _train_on(
         self, task: Assignment, number: int, frames: list[Frame], arrived_s: float

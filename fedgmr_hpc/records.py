@@ -29,6 +29,9 @@ ROLES = (
     "score_subset",
     "synthetic",
     "fault",
+    "sample",
+    "width",
+    "dropout",
 )
 
 

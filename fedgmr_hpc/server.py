@@ -40,10 +40,11 @@ from fedgmr_hpc.fl.events import (
     Quarantined,
     Started,
 )
+from fedgmr_hpc.fl.selection import Availability, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.ledger import Ledger, PositionCodes
 from fedgmr_hpc.livepool import LivePool, place_clients
-from fedgmr_hpc.models import initial_weights, make_layout
+from fedgmr_hpc.models import Layout, initial_weights, make_layout
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import Evaluation, RankPool
@@ -55,13 +56,20 @@ from fedgmr_hpc.trace import SpanName
 log = logging.getLogger("fedgmr_hpc")
 
 
-def prunable_layers(model: str) -> list[PrunableLayer]:
-    """The prunable tensors of a model as the ranking sees them."""
+def prunable_layers(layout: Layout) -> list[PrunableLayer]:
+    """The prunable tensors of a model as the masks see them."""
     return [
-        PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost)
-        for e in make_layout(model).entries
+        PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost, e.axes)
+        for e in layout.entries
         if e.prunable
     ]
+
+
+def _availability(config: Config) -> Availability | None:
+    clients = config.clients
+    if clients.availability is None:
+        return None
+    return read_availability(clients.availability, clients.count, clients.availability_period_s)
 
 
 @dataclass
@@ -95,10 +103,11 @@ class Server:
         self.config, self.transport, self.data = config, transport, data
         self.writer, self.progress, self.run_id = writer, progress, run_id
         shares = config.clients.bandwidth_shares()
-        weights = initial_weights(config.model.name, config.seed)
-        layers = prunable_layers(config.model.name)
+        kind = config.submodel.kind
+        weights = initial_weights(config.model.name, config.seed, kind)
+        layers = prunable_layers(make_layout(config.model.name, kind))
         self.num_prunable = layers[-1].stop
-        self.coordinator = Coordinator(config, shares, weights, layers)
+        self.coordinator = Coordinator(config, shares, weights, layers, _availability(config))
         codes = PositionCodes()
         self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
         self.clock, self.pool = self._make_clock(codes, recorded)
@@ -261,7 +270,7 @@ class Server:
     def _scores(self, evaluation: Evaluation, pool: Pool) -> tuple[float, float]:
         """(accuracy, mean loss) of a finished pool."""
         correct, loss_sum = evaluation.sums(pool)
-        return correct / self.data.pool_size(pool), loss_sum / self.data.pool_size(pool)
+        return correct / self.data.num_scored(pool), loss_sum / self.data.num_scored(pool)
 
     def _pump(self, awaited: str) -> None:
         self.pool.pump(awaited)

@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,23 +27,15 @@ from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, Trained, evaluate
-from fedgmr_hpc.models import FlatNet, Layout, loss_function
+from fedgmr_hpc.fl.local import SubModel
+from fedgmr_hpc.fl.sgd import Trained
 from fedgmr_hpc.process import resident_bytes
-from fedgmr_hpc.records import Assignment, Failure, Stage, TransportError, WireError
+from fedgmr_hpc.records import Assignment, Failure, Floats, Stage, TransportError, WireError
 from fedgmr_hpc.trace import Tracer
+from fedgmr_hpc.training import LocalTraining
 
 SERVER_RANK = 0
 FLUSH_TIMEOUT_S = 60.0
-
-
-def gated_biases(layout: Layout) -> list[GatedBias]:
-    """The biases that count only while one of their unit's weights is kept."""
-    return [
-        GatedBias(entry.span, layout[entry.gated_by].span, entry.size)
-        for entry in layout.entries
-        if entry.gated_by is not None
-    ]
 
 
 class ReceivedModel:
@@ -108,14 +99,10 @@ class Worker:
     ) -> None:
         self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
         self.device = device
-        self.net = FlatNet(config.model.name, device)
-        self.eval_net = FlatNet(config.model.name, device)
-        self.num_prunable = self.net.layout.num_prunable
-        self.sub_model = SubModel(self.net, self.num_prunable, gated_biases(self.net.layout))
+        self.training = LocalTraining(config, data, device)
+        self.num_prunable = self.training.layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
         self.eval_version = -1
-        self.loss = partial(loss_function, config.train.loss)
-        self.choices = SgdChoices(config.train.momentum, config.train.weight_decay)
         self.stage: Stage = "receive"
         self.client: int | None = None
         self.version: int | None = None
@@ -171,8 +158,9 @@ class Worker:
 
     def _hold_for_evaluation(self, frame: Frame) -> None:
         self.eval_version = frame.base_version
-        self.eval_net.flat[: self.num_prunable].copy_(torch.from_numpy(frame.values))
-        self.eval_net.flat[self.num_prunable :].copy_(torch.from_numpy(frame.dense))
+        flat = self.training.eval_net.flat
+        flat[: self.num_prunable].copy_(torch.from_numpy(frame.values))
+        flat[self.num_prunable :].copy_(torch.from_numpy(frame.dense))
 
     def _train(self, task: Assignment) -> None:
         parts = self.answer(task, self.received, self.transport.poll)
@@ -186,29 +174,25 @@ class Worker:
         """Trains a client's sub-model of the version received; returns the update's frame."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
-        self.sub_model.load(*received.sub_model(task.num_kept), mask_id=task.mask_id)
-        trained = self.sub_model.train(
-            self.data.train_batches(task.client, task.first_step, self.config.train.steps),
-            self.loss,
-            learning_rate=task.learning_rate,
-            choices=self.choices,
-            sum_grad_squares=self.config.submodel.score == "g",
-            after_step=after_step,
-        )
+        trained = self.training.train(task, *received.sub_model(task.num_kept), after_step)
         ended_s = time.perf_counter()
         self.train_s += ended_s - began_s
         self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
         self.stage = "evaluate"
         with self.tracer.span("evaluate", task.client, task.base_version):
-            score = self._score() if task.measure else float("nan")
+            score = self.training.score() if task.measure else float("nan")
         self.stage = "encode"
         self.num_tasks += 1
         with self.tracer.span("encode", task.client, task.base_version):
-            return encode_parts(self._update(task, trained, score))
+            return encode_parts(self._update(task, received, trained, score))
 
-    def _update(self, task: Assignment, trained: Trained, score: float) -> Frame:
-        values, dense = self.sub_model.entries()
-        squares = trained.grad_squares
+    def _update(
+        self, task: Assignment, received: ReceivedModel, trained: Trained, score: float
+    ) -> Frame:
+        values, dense = (part.numpy() for part in self.training.sub_model.entries())
+        if self.config.aggregation.rule == "fedbuff":  # what has changed since the version sent
+            values -= received.packed[: task.num_kept]
+            dense -= received.dense
         return Frame(
             kind=Kind.UPDATE,
             run=self.run_id,
@@ -218,28 +202,31 @@ class Worker:
             level=task.level,
             density=task.density,
             num_prunable=self.num_prunable,
-            values=values.numpy(),
-            dense=dense.numpy(),
-            extra=_no_squares() if squares is None else self.sub_model.entries(squares)[0].numpy(),
+            values=values,
+            dense=dense,
+            extra=self._squares(trained),
             dtype=self.config.wire.dtype,
             train_loss=trained.mean_loss,
             score=score,
             num_samples=trained.num_samples,
         )
 
-    def _score(self) -> float:
-        size = self.data.pool_size("score")
-        correct, _ = evaluate(self.net, self.data.pool_batches("score", 0, size), self.loss)
-        return correct / size
+    def _squares(self, trained: Trained) -> Floats:
+        """[K] summed squared gradients, empty unless they were asked for."""
+        if trained.grad_squares is None:
+            return np.empty(0, np.float32)
+        assert isinstance(self.training.sub_model, SubModel)
+        squares: Floats = self.training.sub_model.entries(trained.grad_squares)[0].numpy()
+        return squares
 
     def _evaluate(self, task: dict[str, Any]) -> None:
         self.stage, self.version = "evaluate", task["version"]
         if task["version"] != self.eval_version:
             raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
         stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
-        batches = self.data.pool_batches(task["pool"], task["start"], stop)
         with self.tracer.span("evaluate", version=self.eval_version):
-            task["correct"], task["loss_sum"] = evaluate(self.eval_net, batches, self.loss)
+            correct, loss_sum = self.training.evaluate(task["pool"], task["start"], stop)
+        task |= {"correct": correct, "loss_sum": loss_sum}
         self._send_json(Tag.RESULT, task)
 
     def _tell_time(self) -> None:
@@ -279,7 +266,3 @@ def report_failure(
     failure["traceback"] = "".join(traceback.format_exception(error))
     transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(failure).encode())
     transport.flush(FLUSH_TIMEOUT_S)
-
-
-def _no_squares() -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.empty(0, np.float32)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
-from fedgmr_hpc.fl.aggregation import BufferEntry, merge
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
 from fedgmr_hpc.jobs import run_ranks
 from fedgmr_hpc.models import initial_weights, make_layout
@@ -147,7 +147,7 @@ def _merge(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         ages = [1.0 / (1 + client % 3) for client in range(len(entries))]
 
         def call(entries: Any = entries, ages: Any = ages) -> Any:
-            return merge(packed, dense, entries, ages, rule="mask_aware")
+            return merge(packed, dense, entries, ages, Merging("mask_aware", sum(ages)))
 
         np.testing.assert_array_equal(call()[0], packed)  # every update agrees with the model
         # Read the model and every update once, write the new model once.

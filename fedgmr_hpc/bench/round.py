@@ -157,11 +157,11 @@ def follow(transport: Transport) -> None:
 
 def report_ceiling(worker: Worker, transport: Transport) -> None:
     """Trains this rank's share of the clients on their initial sub-models, as in a run."""
-    config = worker.config
+    config, training = worker.config, worker.training
     shares = config.clients.bandwidth_shares()
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
-    layers = prunable_layers(config.model.name)
+    layers = prunable_layers(training.layout)
     scores = np.abs(prunable.numpy())
     keys = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
     masks = cut_masks(keys, shares, mask_id=1)
@@ -175,13 +175,13 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
         for client in mine:
             count = masks.counts[masks.level(shares[client])]
             positions = None if perm is None else perm[:count]
-            worker.sub_model.load(packed[:count], dense, positions, mask_id=-1)
+            training.sub_model.load(packed[:count], dense, positions, mask_id=-1)
             began_s = time.perf_counter()
-            worker.sub_model.train(
+            training.sub_model.train(
                 worker.data.train_batches(client, index * config.train.steps, config.train.steps),
-                worker.loss,
+                training.loss,
                 learning_rate=config.train.learning_rate,
-                choices=worker.choices,
+                choices=training.choices,
             )
             spent_s += (time.perf_counter() - began_s) * (index > 0)  # the first round warms up
     transport.send(0, Tag.RESULT, json.dumps(spent_s / rounds).encode())

@@ -75,7 +75,7 @@ def make_case(folder: str, num_ranks: int, length_s: float) -> Config:
         "digits",
         [
             "clock=wall",
-            "method=fedgmr_fixed",
+            "method=wo_gmr",
             f"clients.count={count}",
             f"clients.shares={[DENSITY] * count}",
             "admission.kind=count",

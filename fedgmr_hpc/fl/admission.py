@@ -1,14 +1,15 @@
 """Admission: when the server stops waiting and merges (paper section 3; spec section 2.3).
 
-`window` is paced by the active clients with the greatest bandwidth share: it closes `slack_s` after
-the last of them has arrived. `barrier` is paced by every active client and closes at once. `count`
+`window` is paced by those with the greatest bandwidth share of the clients that take part, which
+have been sent something: it closes `slack_s` after the last of them has arrived. `barrier` is paced
+by all that take part and closes at once. `count`
 (FedBuff) closes at once when that many updates have arrived since the last merge, `each` (FedAsync)
 at every arrival, even while the last merge is under way: `links.merge_s` delays a version, but does
 not make the next one wait. Whatever is there at the close is merged, so arrivals at one time share
 a merge.
 
-A round is a merge for `window` and `barrier`, and as many merged updates as there are active
-clients for `count` and `each`. Nobody waits for a client that is gone: a window that waited only
+A round is a merge for `window` and `barrier`, and for `count` and `each` as many merged updates as
+clients take part at a time. Nobody waits for a client that is gone: a window that waited only
 for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
 Rounds done stay done when clients go.
 """
@@ -48,29 +49,38 @@ class Admission:
 
     Attributes:
         active: clients that are left.
+        taking: those that take part, see the module.
         awaited: the pacing clients of the open window that have not gone since it opened.
         round: rounds done.
     """
 
-    def __init__(self, config: AdmissionConfig, shares: Sequence[float]) -> None:
+    def __init__(
+        self, config: AdmissionConfig, shares: Sequence[float], sampled: int | None = None
+    ) -> None:
         """
         Args:
             shares: [C] bandwidth shares.
+            sampled: how many clients take part at a time at most; None for all.
         """
         self.config, self.shares = config, tuple(shares)
         self.quota = {"count": config.count, "each": 1}.get(config.kind)
         self.active = set(range(len(shares)))
+        self.taking = set(self.active)
+        self.sampled = len(shares) if sampled is None else sampled
         self.round = 0
         self._num_updates = 0  # merged since the round began, where updates make rounds
         self.open()
 
-    def open(self) -> None:
-        """Opens the next window."""
+    def open(self, taking: Collection[int] | None = None) -> None:
+        """Opens the next window, for the same clients or those that are `taking` part now."""
+        self.taking = self.taking if taking is None else set(taking)
         self.is_closing = False
         self.awaited = set(self._pacing())
 
     def _pacing(self) -> frozenset[int]:
-        return pacing_clients(self.config.kind, self.shares, self.active)
+        if not self.taking:
+            return frozenset()
+        return pacing_clients(self.config.kind, self.shares, self.taking)
 
     def close_s(self, now_s: float, arrived: AbstractSet[int]) -> float | None:
         """When the window closes; None while it has to wait, and once it was said.
@@ -85,16 +95,17 @@ class Admission:
 
     def _is_complete(self, arrived: AbstractSet[int]) -> bool:
         if self.quota is not None:
-            return len(arrived) >= min(self.quota, len(self.active))
+            return 0 < len(arrived) >= min(self.quota, len(self.taking))
         return bool(arrived) and self.awaited <= arrived
 
     def lose(self, clients: Collection[int], arrived: AbstractSet[int]) -> None:
-        """Clients have gone; at least one is left.
+        """Clients have gone; others are left.
 
         Args:
             arrived: clients whose updates wait for the next merge, without those that have gone.
         """
         self.active.difference_update(clients)
+        self.taking.difference_update(clients)
         self.awaited.difference_update(clients)
         if not self.awaited and not arrived:
             self.awaited = set(self._pacing())
@@ -103,6 +114,7 @@ class Admission:
         """The window has closed: counts its updates into rounds and opens the next window."""
         passed = 1
         if self.quota is not None:
-            passed, self._num_updates = divmod(self._num_updates + num_updates, len(self.active))
+            in_round = min(self.sampled, len(self.active))
+            passed, self._num_updates = divmod(self._num_updates + num_updates, in_round)
         self.round += passed
         self.open()

@@ -7,7 +7,12 @@ is exact where all values agree or one client alone holds the entry.
 
 * `mask_aware` (MA): W_x <- m_x; an entry that nobody holds keeps its value.
 * `average` (FA): W_x <- sum a_i w_ix / sum a_i over all updates, absent entries counting as zero.
-* `mix`: W <- rho m + (1 - rho) W, rho the arrivals' share of all clients' staleness weights.
+* `gradient` (GA): W_x <- W_x + sum over holders of a_i (w_ix - W_x) / sum a_i over all updates.
+* `mix`: W <- rho m + (1 - rho) W. rho is the arrivals' share of all clients' staleness weights, or
+  alpha times the arrivals' mean staleness weight (FedAsync, Xie et al. 2019, has one arrival).
+* `fedbuff`: W_x <- W_x + eta sum over holders of a_i d_ix / sum n_i over all updates, where d_i is
+  what client i changed since the version it was sent (Nguyen et al. 2022; with equal n_i that is
+  eta / K times the sum of sigma_i d_i over the K buffered updates).
 
 All arrays are in the packed order of the current masks, where a sub-model is a prefix: in a chunk
 the holders are constant between the clients' prefix ends, so no per-entry denominators are needed.
@@ -24,15 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedgmr_hpc.config import MergeRule
 from fedgmr_hpc.records import Floats, Ints
 
-Rule = Literal["mask_aware", "average", "mix"]
 CHUNK = 1 << 16  # entries; the running mean stays in the second-level cache
 
 
@@ -42,7 +46,7 @@ class BufferEntry:
 
     client: int
     base_version: int
-    values: Floats  # [K] packed
+    values: Floats  # [K] packed; for `fedbuff` changes, as are those of the dense part
     index: Ints | None  # [K] ascending packed positions, None for the first K
     dense: Floats  # [D]
     num_samples: int
@@ -62,14 +66,54 @@ def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float
     return 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """A rule with what it is scaled by.
+
+    Attributes:
+        total: sum of all updates' weights a_i; for `fedbuff` sum of all n_i over eta.
+        rho: mixing share, used by `mix` only.
+    """
+
+    rule: MergeRule
+    total: float
+    rho: float = 1.0
+
+    def finish(self, old: Tensor, mean: Tensor, held: float | Tensor) -> None:
+        """From the mean over the holders to the new version, in place.
+
+        Args:
+            held: sum of the holders' weights, 0 where there are none; one value or [entries].
+        """
+        share = held / self.total
+        share = share.float() if isinstance(share, Tensor) else share
+        if self.rule == "average":
+            mean.mul_(share)
+        elif self.rule == "mix":
+            torch.lerp(old, mean, self.rho, out=mean)
+        elif self.rule == "gradient":
+            torch.lerp(old, mean, share, out=mean)
+        elif self.rule == "fedbuff":
+            mean.mul_(share).add_(old)
+        if self.rule in ("mask_aware", "mix"):
+            _keep_missing(old, mean, held)
+
+
+def _keep_missing(old: Tensor, mean: Tensor, held: float | Tensor) -> None:
+    """Entries that nobody holds keep their value."""
+    if isinstance(held, Tensor):
+        missing = held == 0
+        mean[missing] = old[missing]
+    elif held == 0:
+        mean.copy_(old)
+
+
 def merge(
     packed: Floats,
     dense: Floats,
     entries: Sequence[BufferEntry],
     weights: Sequence[float],
-    *,
-    rule: Rule,
-    rho: float = 1.0,
+    merging: Merging,
 ) -> tuple[Floats, Floats]:
     """The next version.
 
@@ -78,19 +122,17 @@ def merge(
         dense: [D] current dense part.
         entries: updates in client order.
         weights: a_i of each entry, positive.
-        rule: see the module.
-        rho: mixing share, used by `mix` only.
 
     Returns:
         New arrays (prunable [P] packed, dense [D]).
     """
     new, new_dense = np.empty_like(packed), np.empty_like(dense)
+    pairs = list(zip(entries, weights, strict=True))
     for start in range(0, len(packed), CHUNK):
-        stop = min(start + CHUNK, len(packed))
-        _merge_chunk(packed, new, start, stop, entries, weights, rule, rho)
-    parts = [torch.from_numpy(entry.dense) for entry in entries]
+        _merge_chunk(packed, new, start, min(start + CHUNK, len(packed)), pairs, merging)
+    parts = [(torch.from_numpy(entry.dense), weight) for entry, weight in pairs]
     old, out = torch.from_numpy(dense), torch.from_numpy(new_dense)
-    _merge_span(old, out, parts, weights, sum(weights), rule, rho)
+    merging.finish(old, out, _running_mean(out, parts))
     return new, new_dense
 
 
@@ -99,32 +141,32 @@ def _merge_chunk(
     new: Floats,
     start: int,
     stop: int,
-    entries: Sequence[BufferEntry],
-    weights: Sequence[float],
-    rule: Rule,
-    rho: float,
+    pairs: Sequence[tuple[BufferEntry, float]],
+    merging: Merging,
 ) -> None:
     """Merges [start, stop): prefixes first, span by span, then the updates with an index."""
     old, out = torch.from_numpy(packed), torch.from_numpy(new)
-    pairs = list(zip(entries, weights, strict=True))
     prefixes = [(entry, weight) for entry, weight in pairs if entry.index is None]
     indexed = [(entry, weight) for entry, weight in pairs if entry.index is not None]
-    total, held = sum(weights), torch.zeros(stop - start if indexed else 0, dtype=torch.float64)
+    held = torch.zeros(stop - start if indexed else 0, dtype=torch.float64)
     left = start
     for right in _span_ends(prefixes, start, stop):
-        holders = [(entry, weight) for entry, weight in prefixes if len(entry.values) >= right]
-        parts = [torch.from_numpy(entry.values)[left:right] for entry, _ in holders]
-        kept = [weight for _, weight in holders]
         span = slice(left, right)
+        parts = [
+            (torch.from_numpy(entry.values)[span], weight)
+            for entry, weight in prefixes
+            if len(entry.values) >= right
+        ]
+        held_here = _running_mean(out[span], parts)
         if indexed:
-            held[left - start : right - start] = _running_mean(out[span], parts, kept)
+            held[left - start : right - start] = held_here
         else:
-            _merge_span(old[span], out[span], parts, kept, total, rule, rho)
+            merging.finish(old[span], out[span], held_here)
         left = right
     if indexed:
         for entry, weight in indexed:
             _add_indexed(out[start:stop], held, start, entry, weight)
-        _finish_held(old[start:stop], out[start:stop], held, total, rule, rho)
+        merging.finish(old[start:stop], out[start:stop], held)
 
 
 def _span_ends(prefixes: Sequence[tuple[BufferEntry, float]], start: int, stop: int) -> list[int]:
@@ -133,29 +175,10 @@ def _span_ends(prefixes: Sequence[tuple[BufferEntry, float]], start: int, stop: 
     return sorted(end for end in ends if end > start)
 
 
-def _merge_span(
-    old: Tensor,
-    new: Tensor,
-    parts: Sequence[Tensor],
-    weights: Sequence[float],
-    total: float,
-    rule: Rule,
-    rho: float,
-) -> None:
-    """Merges entries that all of `parts` hold."""
-    held = _running_mean(new, parts, weights)
-    if rule == "average":
-        new.mul_(held / total)
-    elif not parts:
-        new.copy_(old)
-    elif rule == "mix":
-        torch.lerp(old, new, rho, out=new)
-
-
-def _running_mean(new: Tensor, parts: Sequence[Tensor], weights: Sequence[float]) -> float:
+def _running_mean(new: Tensor, parts: Sequence[tuple[Tensor, float]]) -> float:
     """The weighted mean of `parts` into `new`, 0 without any; returns the sum of the weights."""
     held = 0.0
-    for part, weight in zip(parts, weights, strict=True):
+    for part, weight in parts:
         held += weight
         if held == weight:
             new.copy_(part)
@@ -182,16 +205,3 @@ def _add_indexed(mean: Tensor, held: Tensor, start: int, entry: BufferEntry, wei
     held.index_copy_(0, at, sums)
     step = (weight / sums).float()  # 1 where nobody held the entry, which makes it exact
     mean.index_copy_(0, at, torch.lerp(mean.index_select(0, at), values, step))
-
-
-def _finish_held(
-    old: Tensor, new: Tensor, held: Tensor, total: float, rule: Rule, rho: float
-) -> None:
-    """From the running mean to the new version, where the weights held differ by entry."""
-    if rule == "average":
-        new.mul_((held / total).float())
-        return
-    if rule == "mix":
-        torch.lerp(old, new, rho, out=new)
-    missing = held == 0
-    new[missing] = old[missing]

@@ -20,13 +20,8 @@ class Client:
     dispatched_s: float = 0.0
     in_flight: Assignment | None = None
     masks: MaskSet | None = None  # of the assignment in flight
-    base_version: int | None = None  # of the last merged update
     is_scored: bool = False  # its local model was, or is being, scored since the last refresh
     cycle_times_s: deque[float] = field(default_factory=deque)
-
-    def age(self, version: int) -> int:
-        """Age in versions of the last merged update at a version, 0 if there is none."""
-        return 0 if self.base_version is None else version - self.base_version + 1
 
     def mean_cycle_s(self) -> float | None:
         """Mean recent time from dispatch to delivery, None before any."""
@@ -46,8 +41,8 @@ class Client:
         self.cycle_times_s.append(now_s - self.dispatched_s)
 
     def leave(self) -> None:
-        """It is gone: it owes nothing, and nothing of it is merged any more."""
-        self.in_flight = self.masks = self.base_version = None
+        """It is gone: it owes nothing."""
+        self.in_flight = self.masks = None
         self.cycle_times_s.clear()
 
     def check_owed(self, update: Update, num_dense: int, version: int) -> MaskSet:

@@ -9,6 +9,9 @@ admission waits for command `CloseAt`, and `Closed` merges. Whenever the round p
 restore densities, cut masks, dispatch. Time reaches the rules only as `now_s` of an event;
 replaying the events replays the same bytes.
 
+With sampling, or clients that come and go, a dispatch goes to whoever selection.py chooses of the
+idle ones; if nobody takes part, `CloseAt` names the time at which somebody can.
+
 A client that is `Lost`, or whose update is at fault (`Quarantined`, see quarantine.py), is gone for
 good: its updates leave the buffer at once, merged before or not, so no later version is made from a
 client that is gone. The paper has neither.
@@ -21,6 +24,7 @@ Shapes: C clients, P prunable entries, D dense entries.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -30,7 +34,7 @@ from numpy.typing import NDArray
 
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.admission import Admission, pacing_clients
-from fedgmr_hpc.fl.aggregation import merge, staleness_weight
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge, staleness_weight
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.events import (
@@ -47,17 +51,11 @@ from fedgmr_hpc.fl.events import (
     Merged,
     Quarantined,
 )
+from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
 from fedgmr_hpc.fl.restoration import Restoration
-from fedgmr_hpc.fl.submodels import (
-    Keys,
-    MaskSet,
-    PrunableLayer,
-    cut_masks,
-    full_masks,
-    rank_entries,
-    score_entries,
-)
+from fedgmr_hpc.fl.selection import Availability, Selection
+from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
 from fedgmr_hpc.records import Assignment, Floats, RunError, Update
 
 
@@ -70,33 +68,36 @@ class Coordinator:
         shares: Sequence[float],
         weights: Floats,
         layers: Sequence[PrunableLayer],
+        availability: Availability | None = None,
     ) -> None:
         """
         Args:
             shares: [C] bandwidth shares, the initial densities of partial sub-models.
             weights: [P + D] initial weights, natural order.
             layers: the P prunable entries by tensor.
+            availability: when clients can be chosen; None for always.
         """
-        self.config, self.layers = config, tuple(layers)
-        self.num_prunable = self.layers[-1].stop
-        self.is_full = config.submodel.kind == "full"
-        densities = [1.0] * len(shares) if self.is_full else list(shares)
-        self.restoration = Restoration(config.restoration, densities)
-        self.admission = Admission(config.admission, shares)
+        self.config, sampled = config, config.clients.sampled
+        self.masking = Masking(config.submodel, layers)
+        self.masks = self.masking.newest
+        densities = [1.0] * len(shares) if self.masking.is_full else list(shares)
+        self.restoration = Restoration(
+            config.restoration, densities, config.clients.max_densities or ()
+        )
+        self.admission = Admission(config.admission, shares, sampled)
+        self.selection = Selection(sampled, config.seed, availability)
         recent = max(1, config.run.interval_rounds // 2)
         self.clients = [Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
         self.quarantined: set[int] = set()
         self.version = 0
-        self.masks = full_masks(self.num_prunable)
-        self.packed: Floats = weights[: self.num_prunable].copy()
-        self.dense: Floats = weights[self.num_prunable :].copy()
+        # version of each client's last merged update, -1 without one
+        self.base_versions = np.full(len(shares), -1)
+        self.packed: Floats = weights[: self.masks.size].copy()
+        self.dense: Floats = weights[self.masks.size :].copy()
         self.buffer = UpdateBuffer(config.aggregation)
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
-        self._keys: Keys | None = None  # of the current version, between ranking and cutting
-        self._last_refresh: Floats | None = None  # [P] natural, only for score wg
-        self._grad_squares: Floats | None = None  # [P] natural, only for score g
 
     @property
     def round(self) -> int:
@@ -129,7 +130,7 @@ class Coordinator:
         if fault := self._find_fault(update, masks):
             return self._quarantine(event.now_s, update.client, fault)
         if update.grad_squares is not None:
-            self._add_grad_squares(update.grad_squares, masks, update.num_samples)
+            self.masking.add_grad_squares(update.grad_squares, masks, update.num_samples)
         self.buffer.add(update, masks)
         client.deliver(event.now_s)
         self.restoration.deliver(update.client, update.density)
@@ -182,25 +183,21 @@ class Coordinator:
         """Goes on without clients; nothing that the server holds of them is used any more."""
         for client in gone:
             self.clients[client].leave()
+            self.base_versions[client] = -1
             self.restoration.lose(client)
             self.buffer.drop(client)
             self.scores.pop(client, None)
         self.admission.lose(gone, self.buffer.arrived.keys())
+        if not self.admission.taking and not self.admission.is_closing:
+            return self._wake(now_s)
         return self._close_if_complete(now_s)
-
-    def _add_grad_squares(self, squares: Floats, masks: MaskSet, num_samples: int) -> None:
-        if self._grad_squares is None:
-            self._grad_squares = np.zeros(self.num_prunable, np.float32)
-        at = slice(0, len(squares)) if masks.perm is None else masks.perm[: len(squares)]
-        self._grad_squares[at] += squares * np.float32(num_samples)
 
     def _close(self, event: Closed) -> list[Command]:
         merged, before = tuple(sorted(self.buffer.arrived)), self.round
-        if not merged:  # what had arrived is of clients that are gone
-            self.admission.open()
-            return []
+        if not merged:  # nobody took part, or what had arrived is of clients that are gone
+            return self._dispatch(event.now_s)
         for client in merged:
-            self.clients[client].base_version = self.buffer.arrived[client].base_version
+            self.base_versions[client] = self.buffer.arrived[client].base_version
         self.admission.merge(len(merged))
         self._merge(merged)
         self.version += 1
@@ -209,43 +206,57 @@ class Coordinator:
         self.is_last = is_late or self.round >= run.max_rounds
         if self.is_last or self.round // run.interval_rounds > before // run.interval_rounds:
             return [self._evaluate()]
-        return [self._finish_report(), self._dispatch(event.ready_s, merged)]
+        if self.config.submodel.refresh == "round" and self.round > before:
+            self._cut()
+        return [self._finish_report(), *self._dispatch(event.ready_s)]
 
     def _merge(self, merged: tuple[int, ...]) -> None:
-        choices = self.config.aggregation
         sigma = self._staleness_weights()
         entries = self.buffer.take(self.masks)
         weights = [sigma[entry.client] * entry.num_samples for entry in entries]
-        rho = float(sum(sigma[client] for client in merged) / sigma.sum())
-        self.packed, self.dense = merge(
-            self.packed, self.dense, entries, weights, rule=choices.rule, rho=rho
-        )
+        merging = self._merging(merged, entries, weights, sigma)
+        self.packed, self.dense = merge(self.packed, self.dense, entries, weights, merging)
         self._report = self._make_report(self.version + 1, merged)
-        total = sum(weights)
         for entry, weight in zip(entries, weights, strict=True):
-            self._report.weight[entry.client] = weight / total
+            self._report.weight[entry.client] = weight / merging.total
+
+    def _merging(
+        self,
+        merged: tuple[int, ...],
+        entries: Sequence[BufferEntry],
+        weights: Sequence[float],
+        sigma: NDArray[np.float64],
+    ) -> Merging:
+        """The row's rule, scaled for these updates."""
+        choices, total = self.config.aggregation, sum(weights)
+        if choices.rule == "fedbuff":
+            num_samples = sum(entry.num_samples for entry in entries)
+            return Merging("fedbuff", num_samples / choices.server_learning_rate)
+        arrived = float(sum(sigma[client] for client in merged))
+        if choices.mix_share is None:
+            return Merging(choices.rule, total, arrived / float(sigma.sum()))
+        return Merging(choices.rule, total, choices.mix_share * arrived / len(merged))
 
     def _staleness_weights(self) -> NDArray[np.float64]:
         """sigma of every client's last update at its age now [C], 0 for clients without one."""
-        choices = self.config.aggregation
-        return np.array(
-            [
-                staleness_weight(
-                    client.age(self.version),
-                    rule=choices.staleness,
-                    exponent=choices.exponent,
-                    hinge_delay=choices.hinge_delay,
-                )
-                if client.base_version is not None
-                else 0.0
-                for client in self.clients
-            ]
-        )
+        choices, ages = self.config.aggregation, self._ages()
+        sigma = np.zeros(len(ages))
+        for age in np.unique(ages[ages > 0]).tolist():
+            sigma[ages == age] = staleness_weight(
+                age,
+                rule=choices.staleness,
+                exponent=choices.exponent,
+                hinge_delay=choices.hinge_delay,
+            )
+        return sigma
+
+    def _ages(self) -> NDArray[np.int64]:
+        """Age in versions of each client's last merged update [C], 0 if there is none."""
+        return np.where(self.base_versions < 0, 0, self.version - self.base_versions + 1)
 
     def _make_report(self, version: int, merged: tuple[int, ...]) -> Merged:
         zeros = np.zeros((2, len(self.clients)))
-        ages = np.array([client.age(self.version) for client in self.clients], np.int64)
-        return Merged(version, self.round, merged, ages, density=zeros[0], weight=zeros[1])
+        return Merged(version, self.round, merged, self._ages(), density=zeros[0], weight=zeros[1])
 
     def _finish_report(self) -> Merged:
         assert self._report is not None
@@ -264,13 +275,10 @@ class Coordinator:
         fastest = pacing_clients("window", self.admission.shares, self.admission.active)
         self.restoration.refresh(event.now_s, event.accuracy, self.scores, times, fastest)
         self.scores = {}
-        if not self.is_full:
-            self._cut(list(self.restoration.active_densities().values()))
+        self._cut()
         for client in self.clients:
             client.is_scored = client.in_flight is not None and client.in_flight.measure
-        report = self._finish_report()
-        receivers = report.clients if self.version else range(len(self.clients))
-        return [report, self._dispatch(event.now_s, receivers)]
+        return [self._finish_report(), *self._dispatch(event.now_s)]
 
     def _check_finite(self) -> None:
         for part in (self.packed, self.dense):
@@ -288,37 +296,46 @@ class Coordinator:
         """Ranks the current version's entries. A refresh needs it, and whoever drives the
         coordinator may call it while the validation is still under way: densities do not enter.
         """
-        if self.is_full or self._keys is not None:
-            return
-        natural = self.masks.unpack(self.packed)
-        kind = self.config.submodel.score
-        scores = score_entries(kind, natural, self._last_refresh, self._grad_squares)
-        self._last_refresh = natural.copy() if kind == "wg" else None
-        layers = self.layers
-        if not self.config.submodel.use_costs:
-            layers = tuple(PrunableLayer(la.name, la.start, la.stop, 1.0) for la in layers)
         try:
-            self._keys = rank_entries(
-                natural, scores, layers, floor_frac=self.config.submodel.floor_frac
-            )
+            self.masking.rank(self.packed)
         except RunError as error:
             self._fail_diverged(error.message)
-        if self._grad_squares is not None:
-            self._grad_squares = np.zeros_like(self._grad_squares)
 
-    def _cut(self, densities: Sequence[float]) -> None:
+    def _cut(self) -> None:
+        """Cuts masks for the present densities and packs the weights in their order."""
         self.rank()
-        assert self._keys is not None
-        masks = cut_masks(self._keys, densities, mask_id=self.masks.mask_id + 1)
-        self._keys = None
-        self.packed = self.masks.unpack(self.packed)  # the packed one is free before the next is
-        self.packed = masks.pack(self.packed)
-        self.masks = masks
+        densities = list(self.restoration.active_densities().values())
+        old, self.masks = self.masks, self.masking.cut(self.packed, densities, self.round)
+        if old is not self.masks:
+            self.packed = old.unpack(self.packed)  # the packed one is free before the next is
+            self.packed = self.masks.pack(self.packed)
 
-    def _dispatch(self, now_s: float, receivers: Sequence[int]) -> Dispatch:
-        active = self.admission.active
-        assignments = tuple(self._assign(c, now_s) for c in receivers if c in active)
-        return Dispatch(self.version, self.masks, self.packed, self.dense, assignments)
+    def _dispatch(self, now_s: float) -> list[Command]:
+        """Sends this version to those who are chosen, and opens the next window."""
+        idle, taking = self._idle(), self.admission.taking
+        chosen = self.selection.choose(
+            idle, len(taking) - len(taking & set(idle)), now_s, self.version
+        )
+        assignments = tuple(self._assign(client, now_s) for client in chosen)
+        self.admission.open((taking - set(idle)) | set(chosen))
+        if not self.admission.taking:
+            return self._wake(now_s)
+        if not assignments:
+            return []
+        return [Dispatch(self.version, self.masks, self.packed, self.dense, assignments)]
+
+    def _idle(self) -> list[int]:
+        """Clients of the run with nothing in flight and nothing that waits for a merge."""
+        active, arrived = self.admission.active, self.buffer.arrived
+        return [c for c in sorted(active) if self.clients[c].in_flight is None and c not in arrived]
+
+    def _wake(self, now_s: float) -> list[Command]:
+        """Nobody takes part: looks again when somebody can be chosen."""
+        wake_s = self.selection.wake_s(self._idle(), now_s)
+        if math.isinf(wake_s):
+            raise RunError("no client will be available again", version=self.version)
+        self.admission.is_closing = True
+        return [CloseAt(max(wake_s, now_s))]
 
     def _assign(self, client_id: int, now_s: float) -> Assignment:
         client, train = self.clients[client_id], self.config.train

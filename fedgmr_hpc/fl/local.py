@@ -1,40 +1,28 @@
-"""Local training and evaluation on flat weights (spec sections 1.3, 2.3 and 5.2).
+"""Masked sub-models on flat weights, trained in place (spec sections 1.3, 2.3 and 3.4).
 
-A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero.
+A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero
+(width methods train a narrower network instead, see sliced.py).
 A bias counts only if one of its unit's incoming weights is kept (bias gating, spec section 3.4): a
 gated bias is held at zero while training and returns unchanged. A mask of everything takes exactly
 the dense parent's path.
 
-The net may lie on any torch device: what comes in is moved there, what `entries` gives lies in host
-memory, and no step waits for the device. On the CPU nothing is copied for that.
-
-Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on
-receipt (24), weight decay multiplies the weight (23), no clipping (23).
+With `through_threshold` gradients pass through the threshold that cut the mask (FIARSE, see
+threshold.py).
 
 Shapes: P prunable entries, K kept, D dense entries, B batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]  # images [B, ...], labels [B]
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> per-sample loss [B]
-
-
-class Net(Protocol):
-    """A model whose trainable tensors share memory with one flat vector [P + D]."""
-
-    flat: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-    def trainable(self) -> list[torch.nn.Parameter]: ...
-    def split(self, flat: Tensor) -> list[Tensor]: ...
+from fedgmr_hpc.fl.sgd import Batch, Done, Loss, Net, SgdChoices, Step, Trained, on_device, to_host
+from fedgmr_hpc.fl.threshold import Threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +34,23 @@ class GatedBias:
     units: int
 
 
-@dataclass(frozen=True, slots=True)
-class SgdChoices:
-    """Local SGD; `momentum` is heavy-ball without dampening."""
-
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What training leaves besides the weights in `net.flat`."""
-
-    mean_loss: float
-    num_samples: int
-    grad_squares: Tensor | None  # [P + D], on the net's device
-
-
 class SubModel:
-    """Loads a client's sub-model into a net, trains it, and hands its entries back."""
+    """Loads a client's sub-model into a net, trains it, and hands its entries back.
 
-    def __init__(self, net: Net, num_prunable: int, gated: Iterable[GatedBias]) -> None:
+    Args:
+        through_threshold: spans of the prunable tensors, if gradients pass through the threshold
+            of each.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        num_prunable: int,
+        gated: Iterable[GatedBias],
+        through_threshold: Sequence[slice] = (),
+    ) -> None:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
+        self.spans = tuple(through_threshold)
         self.mask: Tensor | None = None  # [P + D] of 0 and 1, None for everything
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
@@ -79,7 +62,13 @@ class SubModel:
         self._moved: dict[tuple[int, int], Tensor] = {}  # positions on the device, likewise
 
     def load(
-        self, values: Tensor, dense: Tensor, positions: Tensor | None, *, mask_id: int = 0
+        self,
+        values: Tensor,
+        dense: Tensor,
+        positions: Tensor | None,
+        *,
+        mask_id: int = 0,
+        density: float = 1.0,
     ) -> None:
         """Sets the net to a sub-model, wherever the arguments lie.
 
@@ -88,6 +77,7 @@ class SubModel:
             dense: [D] dense part.
             positions: int64 [K] natural positions of `values`, None for all P entries.
             mask_id: equal ids and K mean equal positions, so what follows from them is kept.
+            density: that the sub-model was cut for; the mask says all about it here.
         """
         prunable = self.net.flat[: self.num_prunable]
         self.net.flat[self.num_prunable :] = dense
@@ -151,24 +141,15 @@ class SubModel:
 
         On a CUDA device steps are only queued while `after_step` runs; losses are read at the end.
         """
-        parameters = self.net.trainable()
-        masks: list[Tensor | None] = [None] * len(parameters)
-        if self.mask is not None:
-            masks = [*self.net.split(self.mask)]
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
-        momenta = [torch.zeros_like(p) for p in parameters] if choices.momentum else None
-        means, counts = [], []
-        for images, labels in _on_device(batches, self.net.flat.device):
-            mean = loss(self.net(images), labels).mean()
-            gradients = torch.autograd.grad(mean, parameters)
-            with torch.no_grad():
-                if squares is not None:
-                    _add_squares(self.net.split(squares), gradients, masks)
-                _step(parameters, gradients, masks, momenta, learning_rate, choices)
-            means.append(mean.detach())
-            counts.append(len(labels))
+        momentum = torch.zeros_like(self.net.flat) if choices.momentum else None
+        threshold = Threshold(self.net, self.mask, self.spans) if self.spans else None
+        step = Step(self.net, loss, learning_rate, choices, self.mask, momentum, squares, threshold)
+        done = Done()
+        for batch in on_device(batches, self.net.flat.device):
+            done.add(step, batch)
             after_step()
-        return Trained(_mean_loss(means, counts), sum(counts), squares)
+        return done.trained(squares)
 
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector on
@@ -184,31 +165,7 @@ class SubModel:
         kept = (
             prunable.clone() if self._kept is None else torch.index_select(prunable, 0, self._kept)
         )
-        return _to_host(kept), _to_host(dense)
-
-
-def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`; those that lie there as they are."""
-    for images, labels in batches:
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def _to_host(entries: Tensor) -> Tensor:
-    """The entries in host memory: themselves, or from a CUDA device a copy in pinned memory."""
-    if entries.device.type != "cuda":
-        return entries.cpu()
-    host = torch.empty(entries.shape, dtype=entries.dtype, pin_memory=True)
-    host.copy_(entries, non_blocking=True)
-    torch.cuda.current_stream(entries.device).synchronize()
-    return host
-
-
-def _mean_loss(means: list[Tensor], counts: list[int]) -> float:
-    """The mean over all samples, of the means and sizes of their batches."""
-    total = 0.0
-    for mean, count in zip(torch.stack(means).tolist(), counts, strict=True):
-        total += mean * count
-    return total / sum(counts)
+        return to_host(kept), to_host(dense)
 
 
 def _keep_mask(kept: dict[tuple[int, int], Any], key: tuple[int, int]) -> None:
@@ -223,45 +180,3 @@ def _clear(entries: Tensor, positions: Tensor | None) -> None:
         entries.zero_()
     else:
         entries.index_fill_(0, positions, 0.0)
-
-
-def _step(
-    parameters: list[torch.nn.Parameter],
-    gradients: tuple[Tensor, ...],
-    masks: list[Tensor | None],
-    momenta: list[Tensor] | None,
-    learning_rate: float,
-    choices: SgdChoices,
-) -> None:
-    for index, (parameter, gradient, mask) in enumerate(
-        zip(parameters, gradients, masks, strict=True)
-    ):
-        if choices.weight_decay:
-            gradient = gradient.add(parameter, alpha=choices.weight_decay)
-        if momenta is not None:
-            gradient = momenta[index].mul_(choices.momentum).add_(gradient)
-        if mask is None:
-            parameter.add_(gradient, alpha=-learning_rate)
-        else:
-            parameter.addcmul_(gradient, mask, value=-learning_rate)
-
-
-def _add_squares(
-    sums: list[Tensor], gradients: tuple[Tensor, ...], masks: list[Tensor | None]
-) -> None:
-    for total, gradient, mask in zip(sums, gradients, masks, strict=True):
-        kept = gradient if mask is None else gradient * mask
-        total.addcmul_(kept, kept)
-
-
-@torch.inference_mode()
-def evaluate(net: Net, batches: Iterable[Batch], loss: Loss) -> tuple[int, float]:
-    """Correct predictions and summed loss over the batches."""
-    device = net.flat.device
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels in _on_device(batches, device):
-        logits = net(images)
-        correct += (logits.argmax(1) == labels).sum()
-        loss_sum += loss(logits, labels).sum(dtype=torch.float64)
-    return int(correct), float(loss_sum)

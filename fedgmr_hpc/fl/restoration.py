@@ -12,7 +12,7 @@ stays below, the lowest density (11); one rule set for all methods (12); the arm
 (13); a client cannot restore again before it has delivered at its new density.
 
 A client that is gone keeps its last density, takes no part in any rule, and does not hold the floor
-down.
+down. A client short of memory or speed never grows beyond its ceiling (not in the paper).
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class Restoration:
 
     Attributes:
         densities: the density each client gets at its next dispatch.
+        ceilings: the highest density of each client; empty for no limits.
         rungs: ascending steps of the ladder, the initial densities and 1.
     """
 
     config: RestorationConfig
     densities: list[float]
+    ceilings: tuple[float, ...] = ()
     rungs: tuple[float, ...] = ()
     floor: float = 0.0
     server: Plateau = field(default_factory=Plateau)
@@ -69,6 +71,8 @@ class Restoration:
 
     def __post_init__(self) -> None:
         self.rungs = tuple(sorted({*self.densities, 1.0}))
+        self.ceilings = self.ceilings or (1.0,) * len(self.densities)
+        self.densities = [min(pair) for pair in zip(self.densities, self.ceilings, strict=True)]
         self.floor = min(self.densities)
         self.clients = [Plateau() for _ in self.densities]
         self.cooldowns = [0] * len(self.densities)
@@ -155,7 +159,7 @@ class Restoration:
 
     def _restore_client(self, client: int) -> None:
         is_ready = self.cooldowns[client] == 0 and client not in self.undelivered
-        if not is_ready or self.densities[client] >= 1.0:
+        if not is_ready or self.densities[client] >= self.ceilings[client]:
             return
         self._set(client, self.next_density(self.densities[client]))
         self.cooldowns[client] = max(1, 2 * self.config.patience)
@@ -166,7 +170,7 @@ class Restoration:
         active = self.active_densities()
         self.floor = max(self.floor, min(active.values()))
         for client, density in active.items():
-            if density < self.floor:
+            if density < min(self.floor, self.ceilings[client]):
                 self._set(client, self.floor)
                 self.clients[client].reset()
                 self.server.reset()
@@ -181,7 +185,7 @@ class Restoration:
         self._lift_to_floor()
 
     def _set(self, client: int, density: float) -> None:
-        self.densities[client] = density
+        self.densities[client] = min(density, self.ceilings[client])
         self.undelivered.add(client)
 
     def next_density(self, density: float) -> float:
@@ -204,5 +208,7 @@ class Restoration:
             if time_s and client not in fastest:
                 step = 1 + self.config.balance_rate * (target_s - time_s) / time_s
                 balanced = round(self.densities[client] * step, 4)
-                self.densities[client] = min(1.0, max(self.config.min_density, balanced))
+                self.densities[client] = min(
+                    self.ceilings[client], max(self.config.min_density, balanced)
+                )
         self.floor = min(self.active_densities().values())

@@ -1,14 +1,18 @@
-"""Sub-models: one ranking of the prunable entries makes every mask (FMP; spec section 3).
+"""Sub-models: one order of the prunable entries makes every mask (spec sections 3 and 7).
 
-A refresh ranks the P prunable entries once: each layer's floor (its largest weights) first, ordered
-by |W| over the layer's maximum, then all others by score over layer cost, ties by index. The mask
-of density d is the first int(d P) of that order, so masks are nested. The order itself is never
-made: `cut_masks` selects each level's entries by their keys and lists every increment by position.
-That *packed order* is the space in which the server keeps weights and in which values travel: every
-sub-model is a prefix of it, every IMS increment a slice, and merging needs no positions.
+* Importance (FMP): a refresh ranks the P prunable entries once: each layer's floor (its largest
+  weights) first, ordered by |W| over the layer's maximum, then all others by score over layer cost,
+  ties by index. The mask of density d is the first int(d P) of that order.
+* Magnitude (FIARSE): each layer's int(d n_l) largest |W|.
+* Widths (HeteroFL, FedRolex, FjORD): what a narrower network keeps, see widths.py.
 
-Deviation from the released code (spec section 11, items 1 and 14): scores wg and g are really
-computed, and the first masks come from the initial model.
+All of them are nested, and the order itself is never made: every level's entries are selected, and
+every increment is listed by position. That *packed order* is the space in which the server keeps
+weights and in which values travel: every sub-model is a prefix of it, every IMS increment a slice,
+and merging needs no positions.
+
+Deviations from the released code (spec section 11): scores wg and g are really computed (1), the
+first masks come from the initial model (14), each client has the threshold of its own density (28).
 
 Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 """
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.fl.widths import Axis, entry_levels
 from fedgmr_hpc.records import Floats, Ints, RunError
 
 Keys = NDArray[np.uint32]
@@ -31,12 +36,14 @@ _BLOCK = 1 << 18  # entries at a time
 
 @dataclass(frozen=True, slots=True)
 class PrunableLayer:
-    """A prunable tensor's place among the P prunable entries, and its cost of one entry (kappa)."""
+    """A prunable tensor's place among the P prunable entries, its cost of one entry (kappa), and
+    its dimensions as the width methods cut them."""
 
     name: str
     start: int
     stop: int
     cost: float
+    axes: tuple[Axis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class MaskSet:
     Attributes:
         mask_id: number of the refresh.
         densities: ascending distinct densities, one per level.
-        counts: kept entries K of each level.
+        counts: kept entries K of each level; those of a width are about its density's share.
         perm: natural position of each packed entry [P]; None when the orders are the same.
         size: P.
     """
@@ -105,6 +112,7 @@ def rank_entries(
     layers: Sequence[PrunableLayer],
     *,
     floor_frac: float,
+    layer_mean: bool = False,
 ) -> Keys:
     """The ranking as keys [P], natural order: a smaller key is more important, ties by index.
 
@@ -116,6 +124,7 @@ def rank_entries(
         scores: [P] non-negative scores, natural order; may be `weights` itself, which ranks by |W|.
         layers: the tensors that make up the P entries.
         floor_frac: share rho of each layer that ranks before everything else.
+        layer_mean: divide scores by the mean of their layer's entries outside the floor, too.
 
     Raises:
         RunError: a weight or score is not finite.
@@ -125,23 +134,41 @@ def rank_entries(
         span = slice(layer.start, layer.stop)
         own = None if scores is weights else scores[span]
         size_of = np.abs(weights[span], out=weights[span])
-        _rank_layer(keys[span], size_of, own, layer, floor_frac)
+        _check_finite(layer.name, size_of, own)
+        _rank_layer(keys[span], size_of, own, layer.cost, floor_frac, layer_mean)
     return keys
 
 
+def _check_finite(name: str, size_of: Floats, scores: Floats | None) -> None:
+    if not np.isfinite(size_of.max()) or (scores is not None and not np.isfinite(scores.max())):
+        raise RunError(f"layer {name}: a weight or score is not finite", stage="merge")
+
+
 def _rank_layer(
-    keys: Keys, size_of: Floats, scores: Floats | None, layer: PrunableLayer, floor_frac: float
+    keys: Keys,
+    size_of: Floats,
+    scores: Floats | None,
+    cost: float,
+    floor_frac: float,
+    layer_mean: bool,
 ) -> None:
     """Fills the keys of one layer [n_l]; they share the memory of `size_of`, which is |W|."""
-    largest = size_of.max()
-    if not np.isfinite(largest) or (scores is not None and not np.isfinite(scores.max())):
-        raise RunError(f"layer {layer.name}: a weight or score is not finite", stage="merge")
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
     floor = _largest(size_of, num_floor)
-    floor_values = size_of[floor] / (largest or np.float32(1))
-    np.divide(size_of if scores is None else scores, np.float32(layer.cost), out=size_of)
+    floor_values = size_of[floor] / (size_of.max() or np.float32(1))
+    scores = size_of if scores is None else scores
+    if layer_mean:
+        cost *= _mean_outside(scores, floor)
+    np.divide(scores, np.float32(cost), out=size_of)
     np.subtract(_ALL_BITS, keys, out=keys)
     keys[floor] = _MAX_BITS - floor_values.view(np.uint32)
+
+
+def _mean_outside(scores: Floats, floor: NDArray[np.int64]) -> float:
+    """Mean score of a layer's entries outside the floor, at least 1e-8 (spec section 3.2)."""
+    num_others = len(scores) - len(floor)
+    total = float(scores.sum(dtype=np.float64) - scores[floor].sum(dtype=np.float64))
+    return max(total / max(num_others, 1), 1e-8)
 
 
 def _largest(values: Floats, count: int) -> NDArray[np.int64]:
@@ -177,11 +204,42 @@ def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSe
         keys: [P] from `rank_entries`; their memory becomes the mask set's.
     """
     levels, size = tuple(sorted(set(densities))), len(keys)
-    counts = tuple(int(density * size) for density in levels)
-    if counts[0] == size:
-        return MaskSet(mask_id, levels, counts, None, size)
-    part = np.full(size, len(levels), np.uint8)  # the level an entry comes with
-    ends = [count for count in counts if 0 < count < size]
+    part = _select(keys, [int(density * size) for density in levels])
+    return _make_masks(mask_id, levels, part, keys.view(np.int32))
+
+
+def magnitude_masks(
+    weights: Floats, layers: Sequence[PrunableLayer], densities: Sequence[float], *, mask_id: int
+) -> MaskSet:
+    """The nested masks that keep each layer's largest weights: int(d n_l), but at least one.
+
+    Args:
+        weights: [P] current prunable weights, natural order; overwritten, its memory is kept.
+    """
+    levels = tuple(sorted(set(densities)))
+    keys = np.abs(weights, out=weights).view(np.uint32)
+    np.subtract(_MAX_BITS, keys, out=keys)
+    part = np.empty(len(keys), np.uint8)
+    for layer in layers:
+        size, span = layer.stop - layer.start, slice(layer.start, layer.stop)
+        part[span] = _select(keys[span], [max(1, int(density * size)) for density in levels])
+    return _make_masks(mask_id, levels, part, keys.view(np.int32))
+
+
+def width_masks(
+    layers: Sequence[PrunableLayer], densities: Sequence[float], *, offset: int, mask_id: int
+) -> MaskSet:
+    """The nested masks of narrower networks (widths.py); `offset` rolls them."""
+    levels = tuple(sorted(set(densities)))
+    part = np.concatenate([entry_levels(layer.axes, levels, offset) for layer in layers])
+    return _make_masks(mask_id, levels, part, np.empty(len(part), np.int32))
+
+
+def _select(keys: Keys, counts: Sequence[int]) -> NDArray[np.uint8]:
+    """The first level whose `counts` smallest keys contain each entry, len(counts) if none does."""
+    size = len(keys)
+    part = np.full(size, len(counts), np.uint8)
+    ends = sorted({count for count in counts if 0 < count < size})
     ordered = np.partition(keys, [end - 1 for end in ends]) if ends else keys
     lasts = {end: ordered[end - 1] for end in ends}
     del ordered
@@ -190,7 +248,18 @@ def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSe
             part -= np.uint8(1)
         elif count:
             part -= _below(keys, count, lasts[count])
-    return MaskSet(mask_id, levels, counts, _list_parts(part, counts, keys.view(np.int32)), size)
+    return part
+
+
+def _make_masks(
+    mask_id: int, levels: tuple[float, ...], part: NDArray[np.uint8], perm: Ints
+) -> MaskSet:
+    """The mask set in which entry i comes with level `part[i]`; `perm` [P] is memory to fill."""
+    sizes = np.bincount(part, minlength=len(levels) + 1)
+    counts = tuple(int(count) for count in sizes.cumsum()[: len(levels)])
+    if counts[0] == len(part):
+        return MaskSet(mask_id, levels, counts, None, len(part))
+    return MaskSet(mask_id, levels, counts, _list_parts(part, counts, perm), len(part))
 
 
 def _list_parts(part: NDArray[np.uint8], counts: Sequence[int], perm: Ints) -> Ints:

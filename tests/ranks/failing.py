@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import fedgmr_hpc.launch as launch
+import fedgmr_hpc.training as training
 import fedgmr_hpc.worker as worker
 from fedgmr_hpc.comm.transport import Tag
 
@@ -51,16 +52,21 @@ def break_stage(stage: str) -> None:
         is_update = lambda self, dest, tag, *parts: tag == Tag.UPDATE  # noqa: E731
         MpiTransport.send = broken(MpiTransport.send, is_update)  # type: ignore[method-assign]
     elif stage == "train":
-        worker.SubModel.train = broken(worker.SubModel.train)  # type: ignore[method-assign]
+        training.SubModel.train = broken(training.SubModel.train)  # type: ignore[method-assign]
     elif stage == "silence":
-        worker.SubModel.train = lambda *a, **k: time.sleep(60)  # type: ignore[method-assign]
+        training.SubModel.train = lambda *a, **k: time.sleep(60)  # type: ignore[method-assign]
     elif stage == "nan":
-        worker.SubModel.entries = not_finite(worker.SubModel.entries)  # type: ignore
+        training.SubModel.entries = not_finite(training.SubModel.entries)  # type: ignore
     elif stage == "death":
-        worker.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
+        training.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
     else:
-        name = {"decode": "decode_frame", "encode": "encode_parts", "evaluate": "evaluate"}[stage]
-        setattr(worker, name, broken(getattr(worker, name)))
+        places = {
+            "decode": (worker, "decode_frame"),
+            "encode": (worker, "encode_parts"),
+            "evaluate": (training, "evaluate"),
+        }
+        module, name = places[stage]
+        setattr(module, name, broken(getattr(module, name)))
 
 
 if __name__ == "__main__":

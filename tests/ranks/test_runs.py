@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROWS = {
     "fedgmr": (),
-    "fedgmr_fixed": ("wire.dtype=fp16",),
+    "wo_gmr": ("wire.dtype=fp16",),
     "fedavg": (),
     "fedasync": ("links.client_sigma=1.0",),
     "fedgmr g": ("submodel.score=g", "transmission=whole"),
@@ -30,7 +30,7 @@ ROWS = {
 
 def run_tiny(path: Path, num_ranks: int, name: str, launcher: str = "mpirun") -> Result:
     words = (f"method={name.split()[0]}", f"results.path={path}", *TINY, *ROWS[name])
-    if name in ("fedavg", "fedasync", "fedgmr_fixed"):
+    if name in ("fedavg", "fedasync", "wo_gmr"):
         words = tuple(word for word in words if not word.startswith("restoration."))
     ended = run_job(num_ranks, *words, launcher=launcher)
     assert ended.code == 0, ended.output

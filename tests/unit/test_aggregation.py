@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgmr_hpc.fl import aggregation
-from fedgmr_hpc.fl.aggregation import BufferEntry, merge, staleness_weight
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge, staleness_weight
 
-RULES = ("mask_aware", "average", "mix")
+RULES = ("mask_aware", "average", "gradient", "mix")  # of values; `fedbuff` is of changes
+
+MASK_AWARE = Merging("mask_aware", 1.0)  # its total does not count
 
 
 def floats(*values: float) -> np.ndarray:
@@ -25,7 +27,9 @@ def entry(client=0, values=(), dense=(), index=None, num_samples=1) -> BufferEnt
 
 
 def merged(packed, entries, weights, rule="mask_aware", rho=1.0, dense=()):
-    new, new_dense = merge(floats(*packed), floats(*dense), entries, weights, rule=rule, rho=rho)
+    new, new_dense = merge(
+        floats(*packed), floats(*dense), entries, weights, Merging(rule, sum(weights), rho)
+    )
     assert new.dtype == new_dense.dtype == np.float32
     return new.tolist(), new_dense.tolist()
 
@@ -42,6 +46,10 @@ def naive(packed, entries, weights, rule, rho) -> np.ndarray:
         weighted = sum(weight * value for weight, value in held)
         if rule == "average":
             new[x] = weighted / sum(weights)
+        elif rule == "gradient":
+            new[x] += (weighted - total * new[x]) / sum(weights)
+        elif rule == "fedbuff":
+            new[x] += weighted / sum(weights)
         elif held:
             share = 1.0 if rule == "mask_aware" else rho
             new[x] = share * weighted / total + (1 - share) * new[x]
@@ -84,7 +92,7 @@ def test_clients_that_return_the_model_never_change_it(rule, index):
     now, now_dense = packed, dense
     for _ in range(50):
         entries = [entry(c, now, now_dense, index) for c in range(4)]
-        now, now_dense = merge(now, now_dense, entries, weights, rule=rule, rho=0.37)
+        now, now_dense = merge(now, now_dense, entries, weights, Merging(rule, sum(weights), 0.37))
     assert now.tolist() == pytest.approx(packed.tolist(), rel=1e-6)
     assert now_dense.tolist() == pytest.approx(dense.tolist(), rel=1e-6)
 
@@ -92,7 +100,7 @@ def test_clients_that_return_the_model_never_change_it(rule, index):
 def test_clients_that_return_the_model_leave_every_bit():
     packed, dense = np.random.default_rng(1).standard_normal((2, 999)).astype(np.float32)
     entries = [entry(c, packed[:n], dense) for c, n in enumerate((999, 500, 200, 50))]
-    new, new_dense = merge(packed, dense, entries, [1, 0.66, 0.52, 3], rule="mask_aware")
+    new, new_dense = merge(packed, dense, entries, [1, 0.66, 0.52, 3], MASK_AWARE)
     assert new.tobytes() == packed.tobytes() and new_dense.tobytes() == dense.tobytes()
 
 
@@ -101,9 +109,9 @@ def test_a_single_holder_counts_exactly(index):
     values = floats(0.1, 1e-8, 3e8)
     others = entry(1, [5], [5, 5], None if index is None else [3])
     alone = entry(0, values, [0.3, 0.7], index)
-    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [alone], [0.123], rule="mask_aware")
+    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [alone], [0.123], MASK_AWARE)
     assert new[:3].tobytes() == values.tobytes()
-    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [others, alone], [0.9, 0.1], rule="mask_aware")
+    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [others, alone], [0.9, 0.1], MASK_AWARE)
     assert new[1:3].tobytes() == values[1:].tobytes()
 
 
@@ -137,7 +145,7 @@ def test_full_models_of_the_current_version_merge_to_the_plain_mean(rule):
     values = np.random.default_rng(2).standard_normal((5, 100)).astype(np.float32)
     entries = [entry(c, v, v[:7]) for c, v in enumerate(values)]
     old = np.ones(100, np.float32)
-    new, dense = merge(old, old[:7], entries, [20] * 5, rule=rule, rho=1.0)
+    new, dense = merge(old, old[:7], entries, [20] * 5, Merging(rule, 100, 1.0))
     mean = values.astype(np.float64).mean(0)
     assert np.allclose(new, mean, rtol=0, atol=3e-7)
     assert np.allclose(dense, mean[:7], rtol=0, atol=3e-7)
@@ -147,9 +155,40 @@ def test_at_full_density_mask_aware_equals_fed_avg_bit_for_bit():
     values = np.random.default_rng(3).standard_normal((4, 200_000)).astype(np.float32)
     entries = [entry(c, v) for c, v in enumerate(values)]
     old, none = np.zeros(200_000, np.float32), floats()
-    one, _ = merge(old, none, entries, [20] * 4, rule="mask_aware")
-    two, _ = merge(old, none, entries, [20] * 4, rule="average")
+    one, _ = merge(old, none, entries, [20] * 4, Merging("mask_aware", 80))
+    two, _ = merge(old, none, entries, [20] * 4, Merging("average", 80))
     assert one.tobytes() == two.tobytes()
+
+
+# --- gradient and fedbuff
+
+
+def test_gradient_counts_absent_entries_as_unchanged():
+    entries = [entry(0, [2, 4], [8]), entry(1, [6, 12, 7], [0])]
+    # the holders' steps from the model times their share: (1 x 1 + 3 x 5) / 4 = 4, ...
+    new, dense = merged([1, 2, 3, 9], entries, [1, 3], "gradient", dense=[10])
+    assert new == [5, 10, 6, 9]  # 1 + 4, 2 + 8, 3 + 3/4 x 4, kept
+    assert dense == [2]  # 10 + (1 x -2 + 3 x -10) / 4
+
+
+def test_fedbuff_adds_the_mean_change():
+    entries = [entry(0, [2, 4], [8]), entry(1, [6, 12, 8], [0])]
+    new, dense = merged([1, 2, 3, 9], entries, [1, 3], "fedbuff", dense=[10])
+    assert new == [6, 12, 9, 9]  # + (2 + 18) / 4, + (4 + 36) / 4, + 24 / 4, + 0
+    assert dense == [12]
+
+
+def test_the_server_learning_rate_and_stale_weights_scale_the_change():
+    half_stale = [entry(0, [8.0])]  # sigma 0.5 of one update of one sample, eta 2
+    new, _ = merge(floats(1), floats(), half_stale, [0.5], Merging("fedbuff", 1 / 2))
+    assert new.tolist() == [1 + 2 * 0.5 * 8]
+
+
+def test_changes_of_nothing_leave_every_bit():
+    packed, dense = np.random.default_rng(4).standard_normal((2, 99)).astype(np.float32)
+    entries = [entry(c, np.zeros(n), np.zeros(99)) for c, n in enumerate((99, 50, 20))]
+    new, new_dense = merge(packed, dense, entries, [1, 2, 3], Merging("fedbuff", 6))
+    assert new.tobytes() == packed.tobytes() and new_dense.tobytes() == dense.tobytes()
 
 
 # --- any arrangement
@@ -173,24 +212,24 @@ def arrangements(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(arrangements(), st.sampled_from(RULES), st.floats(0, 1), st.integers(1, 9))
+@given(arrangements(), st.sampled_from([*RULES, "fedbuff"]), st.floats(0, 1), st.integers(1, 9))
 def test_any_arrangement_equals_the_naive_formulas(arrangement, rule, rho, chunk):
     packed, entries, weights = arrangement
     with mock.patch.object(aggregation, "CHUNK", chunk):
-        new, _ = merge(packed, floats(0, 0, 0), entries, weights, rule=rule, rho=rho)
+        new, _ = merge(packed, floats(0, 0, 0), entries, weights, Merging(rule, sum(weights), rho))
     assert np.allclose(new, naive(packed, entries, weights, rule, rho), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @settings(max_examples=60, deadline=None)
-@given(arrangements(), st.sampled_from(RULES))
+@given(arrangements(), st.sampled_from([*RULES, "fedbuff"]))
 def test_the_inputs_are_never_modified_and_never_returned(arrangement, rule):
     packed, entries, weights = arrangement
     dense = floats(1, 2, 3)
     for array in (packed, dense, *(a for e in entries for a in (e.values, e.dense))):
         array.flags.writeable = False
     before = [a.tobytes() for e in entries for a in (e.values, e.dense)]
-    new, new_dense = merge(packed, dense, entries, weights, rule=rule, rho=0.5)
+    new, new_dense = merge(packed, dense, entries, weights, Merging(rule, sum(weights), 0.5))
     assert [a.tobytes() for e in entries for a in (e.values, e.dense)] == before
     sources = [packed, dense, *(a for e in entries for a in (e.values, e.dense))]
     assert not any(np.shares_memory(a, b) for a in sources for b in (new, new_dense))

@@ -64,7 +64,7 @@ class Driven:
 
     def __init__(self, shares=(1.0, 0.5), layers=None, **sections):
         values = {
-            "method": "fedgmr_fixed",
+            "method": "wo_gmr",
             "clients": {"count": len(shares), "shares": list(shares)},
             "run": {"interval_rounds": 100, "max_rounds": 1000},
             "submodel": {"floor_frac": 0.0},
@@ -341,7 +341,7 @@ def test_an_upload_is_merged_once_before_it_can_be_evicted():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.permutations(range(5)), st.sampled_from(["fedgmr_fixed", "fedasync", "fedavg"]))
+@given(st.permutations(range(5)), st.sampled_from(["wo_gmr", "fedasync", "fedavg"]))
 def test_the_order_of_arrival_changes_no_byte(order, method):
     results = []
     for arrival in (range(5), order):
@@ -376,7 +376,7 @@ def scenario() -> Driven:
 
 def test_replaying_the_events_replays_the_bytes():
     driven = scenario()
-    again = Coordinator(driven.core.config, (1.0, 0.5, 0.2), WEIGHTS, driven.core.layers)
+    again = Coordinator(driven.core.config, (1.0, 0.5, 0.2), WEIGHTS, driven.core.masking.layers)
     for event in driven.log:
         commands = again.handle(event)
     assert driven.core.restoration.restored

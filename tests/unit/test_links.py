@@ -671,7 +671,7 @@ def zeros(a) -> Update:
     ("data", "round_s"),
     [("femnist", 9.05), ("cifar10", 12.3), ("imagenet100", 14.0), ("stackoverflow", 6.5)],
 )
-@pytest.mark.parametrize("method", ["fedgmr_fixed", "fedasync"])
+@pytest.mark.parametrize("method", ["wo_gmr", "fedasync"])
 def test_asynchronous_rounds_of_section_2_3(data, round_s, method):
     run = simulate(data, method, rates=MEAN_RATES)
     assert run.round_s == pytest.approx(round_s, rel=0.03)
@@ -679,7 +679,7 @@ def test_asynchronous_rounds_of_section_2_3(data, round_s, method):
 
 @pytest.mark.parametrize("level", ["high", "medium", "low"])
 def test_an_asynchronous_round_is_download_training_upload_slack_and_merge(level):
-    run = simulate("femnist", "fedgmr_fixed", clients={"level": level})
+    run = simulate("femnist", "wo_gmr", clients={"level": level})
     # S / 10 + .5 + S / 5 + .5 + .5 at nominal speeds; two full clients each have their own 5
     assert run.round_s == pytest.approx(9.29433, rel=1e-6)
     assert run.merges[1] == pytest.approx(9.29433, rel=1e-6)  # the first is an ordinary one
@@ -693,7 +693,7 @@ def test_an_asynchronous_round_is_download_training_upload_slack_and_merge(level
 def test_synchronous_sub_models_without_increments_of_section_2_3(data, round_s, rates):
     run = simulate(
         data,
-        "fedgmr_fixed",
+        "wo_gmr",
         rates=rates,
         admission={"kind": "barrier"},
         transmission="whole",
@@ -728,7 +728,7 @@ def test_a_full_model_client_alone_has_the_same_cycle(share, cycle_s):
 
 def test_random_speeds_keep_the_mean_round():
     noisy = {"client_sigma": 0.3, "server_sigma": 0.1}
-    run = simulate("femnist", "fedgmr_fixed", rounds=60, rates=noisy)
+    run = simulate("femnist", "wo_gmr", rounds=60, rates=noisy)
     assert run.round_s == pytest.approx(9.13, rel=0.03)  # measured on the release
 
 

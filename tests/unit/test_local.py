@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedgmr_hpc.fl.local import GatedBias, SgdChoices, SubModel, evaluate
+from fedgmr_hpc.fl.local import GatedBias, SubModel
+from fedgmr_hpc.fl.sgd import SgdChoices, evaluate
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function, make_layout
 
 DEVICES = [
@@ -37,7 +38,7 @@ class TwoUnits:
     def trainable(self) -> list[nn.Parameter]:
         return self.parameters
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, training: bool = False) -> Tensor:
         weight, bias = self.parameters
         return images @ weight.T + bias
 
@@ -55,13 +56,17 @@ class OneWeight:
     def trainable(self) -> list[nn.Parameter]:
         return [self.parameter]
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, training: bool = False) -> Tensor:
         return images * self.parameter
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     """Gradient w x^2 for target 0."""
     return 0.5 * (outputs - targets) ** 2
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).sum()
 
 
 def sum_square(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -351,7 +356,7 @@ def test_a_device_trains_as_the_cpu(device, positions, choices):
 def test_a_device_evaluates_as_the_cpu(device):
     net = load_two(None, [1.0, 0, 0, 1], bias=(0.0, 0.0), device=device).net
     batches = [(torch.tensor([[2.0, 1], [1, 2]]), torch.tensor([0, 0]))]
-    assert evaluate(net, batches, lambda logits, labels: logits[:, 0] - labels) == (1, 3.0)
+    assert evaluate(net, batches, lambda logits, labels: logits[:, 0] - labels, correct) == (1, 3.0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -385,10 +390,10 @@ def test_evaluate_counts_correct_predictions_and_sums_losses():
         (torch.tensor([[2.0, 1], [1, 2], [5, 0]]), torch.tensor([0, 0, 0])),
         (torch.tensor([[0.0, 1]]), torch.tensor([1])),
     ]
-    correct, loss = evaluate(net, batches, lambda logits, labels: logits[:, 0] - labels)
-    assert (correct, loss) == (3, 2 + 1 + 5 - 1)
-    assert isinstance(correct, int) and isinstance(loss, float)
+    hits, loss = evaluate(net, batches, lambda logits, labels: logits[:, 0] - labels, correct)
+    assert (hits, loss) == (3, 2 + 1 + 5 - 1)
+    assert isinstance(hits, int) and isinstance(loss, float)
 
 
 def test_evaluation_of_nothing_is_zero():
-    assert evaluate(OneWeight(), [], half_square) == (0, 0.0)
+    assert evaluate(OneWeight(), [], half_square, correct) == (0, 0.0)

@@ -1,0 +1,103 @@
+"""How a run's masks are cut: the sub-model axis of its method's row (spec sections 3 and 7).
+
+Shapes: P prunable entries, K kept entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedgmr_hpc.config import WIDTH_KINDS, SubmodelConfig
+from fedgmr_hpc.fl.submodels import (
+    Keys,
+    MaskSet,
+    PrunableLayer,
+    cut_masks,
+    full_masks,
+    magnitude_masks,
+    rank_entries,
+    score_entries,
+    width_masks,
+)
+from fedgmr_hpc.records import Floats
+
+
+class Masking:
+    """Cuts one mask set after the other.
+
+    Attributes:
+        newest: the masks cut last.
+    """
+
+    def __init__(self, config: SubmodelConfig, layers: Sequence[PrunableLayer]) -> None:
+        if not config.use_costs:
+            layers = [replace(layer, cost=1.0) for layer in layers]
+        self.config, self.layers = config, tuple(layers)
+        self.newest = full_masks(self.layers[-1].stop)
+        self._keys: Keys | None = None  # of the current version, between ranking and cutting
+        self._last_refresh: Floats | None = None  # [P] natural, only for score wg
+        self._grad_squares: Floats | None = None  # [P] natural, only for score g
+
+    @property
+    def is_full(self) -> bool:
+        """Whether everybody has the whole model, which no mask changes."""
+        return self.config.kind == "full"
+
+    def add_grad_squares(self, squares: Floats, masks: MaskSet, num_samples: int) -> None:
+        """Adds a client's squared gradients [K] on its masks to those of score g."""
+        if self._grad_squares is None:
+            self._grad_squares = np.zeros(masks.size, np.float32)
+        at = slice(0, len(squares)) if masks.perm is None else masks.perm[: len(squares)]
+        self._grad_squares[at] += squares * np.float32(num_samples)
+
+    def rank(self, packed: Floats) -> None:
+        """Ranks the entries of a version that is to be cut next; densities do not enter, so it can
+        be done ahead of `cut`.
+
+        Args:
+            packed: [P] its weights in the order of the newest masks.
+
+        Raises:
+            RunError: a weight or score is not finite.
+        """
+        if self.config.kind != "importance" or self._keys is not None:
+            return
+        natural, kind = self.newest.unpack(packed), self.config.score
+        scores = score_entries(kind, natural, self._last_refresh, self._grad_squares)
+        self._last_refresh = natural.copy() if kind == "wg" else None
+        self._keys = rank_entries(
+            natural,
+            scores,
+            self.layers,
+            floor_frac=self.config.floor_frac,
+            layer_mean=self.config.layer_mean,
+        )
+        if self._grad_squares is not None:
+            self._grad_squares = np.zeros_like(self._grad_squares)
+
+    def cut(self, packed: Floats, densities: Sequence[float], round_: int) -> MaskSet:
+        """Cuts, keeps and returns the masks of these densities.
+
+        Args:
+            packed: [P] current weights in the order of the newest masks.
+            round_: by which `width_rolling` is rolled.
+
+        Raises:
+            RunError: a weight or score is not finite.
+        """
+        kind, mask_id = self.config.kind, self.newest.mask_id + 1
+        if kind == "importance":
+            self.rank(packed)
+            assert self._keys is not None
+            self.newest = cut_masks(self._keys, densities, mask_id=mask_id)
+            self._keys = None
+        elif kind == "magnitude":
+            natural = self.newest.unpack(packed)
+            self.newest = magnitude_masks(natural, self.layers, densities, mask_id=mask_id)
+        elif kind in WIDTH_KINDS:
+            offset = round_ if kind == "width_rolling" else 0
+            self.newest = width_masks(self.layers, densities, offset=offset, mask_id=mask_id)
+        return self.newest

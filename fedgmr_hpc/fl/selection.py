@@ -1,0 +1,126 @@
+"""Who is sent something next: sampling, and clients that come and go.
+
+A client is idle while it is in the run, has nothing in flight and nothing waits for a merge. With
+`clients.sampled` the idle and available ones are drawn until that many take part; otherwise all of
+them are. Availability decides only who is chosen: a client that has begun finishes, whatever its
+trace says, so a trace models when devices check in, not failures (those are `faults`).
+
+The trace follows the idea of FedScale's device traces (Lai et al. 2022): intervals in which each
+client can be chosen, repeated with a period. Times are seconds of the run's clock.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgmr_hpc.records import make_rng
+
+COLUMNS = ["client", "from_s", "to_s"]
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """When clients can be chosen.
+
+    Attributes:
+        spans: [from, to) of each client named in the trace, ascending and disjoint; others always
+            can be chosen.
+        period_s: after which it begins anew; infinity for never.
+    """
+
+    spans: dict[int, list[Span]]
+    period_s: float = math.inf
+
+    def next_s(self, client: int, now_s: float) -> float:
+        """The earliest time from `now_s` on at which a client can be chosen, infinity if never."""
+        if client not in self.spans:
+            return now_s
+        spans = self.spans[client]
+        base = 0.0 if math.isinf(self.period_s) else now_s // self.period_s * self.period_s
+        found = bisect_right(spans, (now_s - base, math.inf)) - 1
+        if found >= 0 and now_s - base < spans[found][1]:
+            return now_s
+        if found + 1 < len(spans):
+            return base + spans[found + 1][0]
+        return base + self.period_s + spans[0][0]
+
+
+def read_availability(path: str, num_clients: int, period_s: float | None) -> Availability:
+    """Reads a CSV file `client,from_s,to_s`.
+
+    Raises:
+        ValueError: it cannot be read, or says something that cannot be.
+    """
+    try:
+        with Path(path).expanduser().open(newline="") as file:
+            rows = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"clients.availability: {path} cannot be read: {error}") from None
+    if not rows or rows[0] != COLUMNS:
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise ValueError(
+            f"clients.availability: {path} begins with {found}, needed: {','.join(COLUMNS)}"
+        )
+    period = math.inf if period_s is None else period_s
+    spans: dict[int, list[Span]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        client, span = _parse(row, num_clients, period, f"clients.availability: {path}:{number}")
+        spans.setdefault(client, []).append(span)
+    for client, own in spans.items():
+        own.sort()
+        if any(later[0] < earlier[1] for earlier, later in zip(own, own[1:], strict=False)):
+            raise ValueError(f"clients.availability: {path}: intervals of client {client} overlap")
+    return Availability(spans, period)
+
+
+def _parse(row: list[str], num_clients: int, period_s: float, where: str) -> tuple[int, Span]:
+    try:
+        client, begin, end = int(row[0]), float(row[1]), float(row[2])
+    except (ValueError, IndexError):
+        raise ValueError(f"{where}: got {','.join(row)}, needed: client,from_s,to_s") from None
+    if not 0 <= client < num_clients:
+        raise ValueError(f"{where}: got client {client}, allowed: 0 to {num_clients - 1}")
+    if not 0 <= begin < end or begin >= period_s or (end > period_s and math.isfinite(end)):
+        raise ValueError(
+            f"{where}: got {begin:g} to {end:g}, allowed: 0 <= from_s < to_s <= the period"
+        )
+    return client, (begin, end)
+
+
+class Selection:
+    """Draws who takes part.
+
+    Args:
+        sampled: how many at a time at most; None for all.
+        seed: of the draws, which are keyed by version.
+    """
+
+    def __init__(
+        self, sampled: int | None, seed: int, availability: Availability | None = None
+    ) -> None:
+        self.sampled, self.seed = sampled, seed
+        self.availability = availability or Availability({})
+
+    def choose(self, idle: Sequence[int], num_taking: int, now_s: float, version: int) -> list[int]:
+        """The idle clients that are sent this version, ascending.
+
+        Args:
+            idle: ascending.
+            num_taking: clients that take part already.
+        """
+        able = [client for client in idle if self.availability.next_s(client, now_s) <= now_s]
+        if self.sampled is None or len(able) <= self.sampled - num_taking:
+            return able
+        rng = make_rng(self.seed, "sample", step=version)
+        drawn = rng.choice(len(able), max(0, self.sampled - num_taking), replace=False)
+        return [able[index] for index in sorted(drawn)]
+
+    def wake_s(self, idle: Sequence[int], now_s: float) -> float:
+        """The earliest time at which one of them can be chosen, infinity if none ever can."""
+        return min((self.availability.next_s(client, now_s) for client in idle), default=math.inf)

@@ -1,0 +1,124 @@
+"""A rank's local training: the run's model, cut as its method's row says (spec sections 1.3, 7).
+
+Shapes: P prunable entries, K kept entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from fedgmr_hpc.config import WIDTH_KINDS, Config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.local import GatedBias, SubModel
+from fedgmr_hpc.fl.sgd import SgdChoices, Trained, evaluate
+from fedgmr_hpc.fl.sliced import SlicedModel
+from fedgmr_hpc.models import FlatNet, Layout, count_hits, loss_function, make_layout
+from fedgmr_hpc.records import Assignment, make_rng
+
+
+def gated_biases(layout: Layout) -> list[GatedBias]:
+    """The biases that count only while one of their unit's weights is kept."""
+    return [
+        GatedBias(entry.span, layout[entry.gated_by].span, entry.size)
+        for entry in layout.entries
+        if entry.gated_by is not None
+    ]
+
+
+def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedModel:
+    """What trains the sub-models of this run's kind."""
+    model, kind = config.model.name, config.submodel.kind
+    layout = make_layout(model, kind)
+    if kind in WIDTH_KINDS:
+        make_net = partial(_narrow_net, config, device)
+        axes = [entry.axes for entry in layout.entries]
+        return SlicedModel(make_net, axes, layout.num_prunable)
+    spans = [entry.span for entry in layout.entries if entry.prunable]
+    return SubModel(
+        FlatNet(model, device, kind),
+        layout.num_prunable,
+        gated_biases(layout),
+        through_threshold=spans if kind == "magnitude" else (),
+    )
+
+
+def _narrow_net(config: Config, device: str, density: float) -> FlatNet:
+    choices = config.submodel
+    return FlatNet(config.model.name, device, choices.kind, density, choices.scaler)
+
+
+class LocalTraining:
+    """Trains clients' sub-models one after the other, and evaluates models.
+
+    Attributes:
+        layout: of the flat vector [P + D].
+        sub_model: the one loaded last.
+        eval_net: the whole model, for the server's evaluations.
+    """
+
+    def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
+        self.config, self.data = config, data
+        self.layout = make_layout(config.model.name, config.submodel.kind)
+        self.sub_model = make_sub_model(config, device)
+        self.eval_net = FlatNet(config.model.name, device, config.submodel.kind)
+        self.loss = partial(loss_function, config.train.loss)
+        self.hits = partial(count_hits, top_k=data.top_k)
+        self.choices = SgdChoices(config.train.momentum, config.train.weight_decay)
+
+    def train(
+        self,
+        task: Assignment,
+        values: torch.Tensor,
+        dense: torch.Tensor,
+        positions: torch.Tensor | None,
+        after_step: Callable[[], None] = lambda: None,
+    ) -> Trained:
+        """Loads and trains one client's sub-model.
+
+        Args:
+            values: [K] kept entries, at `positions` or, without them, all in natural order.
+            dense: [D] dense part.
+        """
+        model, train = self.sub_model, self.config.train
+        model.load(values, dense, positions, mask_id=task.mask_id, density=task.density)
+        model.net.generator.manual_seed(self._draw_seed(task))
+        return model.train(
+            self.data.train_batches(task.client, task.first_step, train.steps),
+            self.loss,
+            learning_rate=task.learning_rate,
+            choices=self.choices,
+            after_step=after_step,
+            **self._of_kind(task),
+        )
+
+    def _draw_seed(self, task: Assignment) -> int:
+        rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)
+        return int(rng.integers(2**62))
+
+    def _of_kind(self, task: Assignment) -> dict[str, Any]:
+        """What only some kinds of sub-model take."""
+        choices = self.config.submodel
+        if choices.score == "g":
+            return {"sum_grad_squares": True}
+        if choices.kind != "ordered_dropout":
+            return {}
+        rates = sorted({r for r in choices.width_rates if r <= task.density} | {task.density})
+        rng = make_rng(self.config.seed, "width", task.client, task.first_step)
+        drawn = rng.integers(len(rates), size=self.config.train.steps)
+        return {"densities": [rates[index] for index in drawn]}
+
+    def score(self) -> float:
+        """Validation accuracy of the sub-model loaded, on the subset that scores clients."""
+        size = self.data.pool_size("score")
+        batches = self.data.pool_batches("score", 0, size)
+        hits, _ = evaluate(self.sub_model.net, batches, self.loss, self.hits)
+        return hits / self.data.num_scored("score")
+
+    def evaluate(self, pool: Any, start: int, stop: int) -> tuple[int, float]:
+        """Hits and summed loss of the whole model on the samples [start, stop) of a pool."""
+        batches = self.data.pool_batches(pool, start, stop)
+        return evaluate(self.eval_net, batches, self.loss, self.hits)

@@ -1,0 +1,158 @@
+"""Studies under real processes: interrupted, failing and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launchers import MPIRUN, ROOT, TINY, Ended, run_job
+
+from fedgmr_hpc.store import read_result
+from fedgmr_hpc.study.cells import Cell, expand
+from fedgmr_hpc.study.states import is_locked, read_state
+from fedgmr_hpc.study.studyfile import load_study
+
+STUDY: dict[str, Any] = {
+    "title": "tiny",
+    "base": "digits",
+    "set": dict(word.split("=") for word in TINY[1:]),
+    "matrix": {"method": ["fedgmr", "fedavg"], "seed": [0, 1]},
+    "comparison_time_s": 5.0,
+    "last": 1,
+}
+
+
+def write_study(folder: Path, **changes: Any) -> tuple[Path, list[Cell]]:
+    """A study file and its cells; numbers in TINY are text."""
+    numbers = {key: int(value) for key, value in STUDY["set"].items()}
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps({**STUDY, "set": numbers, **changes}))  # JSON is YAML
+    study, words = load_study(path)
+    return path, expand(study, words)
+
+
+def study(action: str, path: Path, *words: str) -> Ended:
+    module = ("-m", "fedgmr_hpc", "study", action, str(path), "--out", str(path.parent))
+    return run_job(1, *words, launcher="none", module=module, timeout_s=240.0)
+
+
+def stamps(cells_dir: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cells_dir.glob("*.h5")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_study_goes_on_where_it_was(number: signal.Signals, tmp_path: Path) -> None:
+    """The second cell is cut short: ended by the study itself, or by whoever killed everything."""
+    path, cells = write_study(tmp_path, matrix={"method": ["fedgmr"], "seed": [0, 1, 2]})
+    slow = tmp_path / "cells"
+    command = [sys.executable, "-m", "fedgmr_hpc", "study", "run", str(path)]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--side-by-side", "1"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+        start_new_session=True,
+    ) as process:
+        wait_for(lambda: any(is_done(slow, cell) for cell in cells))
+        wait_for(lambda: list(slow.glob("*.out")))
+        process.send_signal(number)
+        process.wait(30)
+    done = {cell.name for cell in cells if is_done(slow, cell)}
+    assert done and len(done) < 3
+    before = stamps(slow)
+    ended = study("run", path, "--side-by-side", "1")
+    assert ended.code == 0, ended.output
+    assert all(is_done(slow, cell) for cell in cells)
+    assert all(before[f"{name}.h5"] == stamps(slow)[f"{name}.h5"] for name in done)
+    assert not list(slow.glob("*.out")) and not list(slow.glob("*.error"))
+
+
+def is_done(folder: Path, cell: Cell) -> bool:
+    return folder.is_dir() and read_state(folder, cell).status == "done"
+
+
+def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_half_written_cell_is_run_again(tmp_path: Path) -> None:
+    path, cells = write_study(tmp_path, matrix={"method": ["fedavg"], "seed": [0]})
+    assert study("run", path).code == 0
+    (whole,) = (tmp_path / "cells").glob("*.h5")
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert read_state(tmp_path / "cells", cells[0]).status == "interrupted"
+    assert study("run", path).code == 0
+    assert read_result(whole).status == "finished"
+
+
+def test_one_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Five samples are too few for ten clients, which shows only when the data are dealt."""
+    path, cells = write_study(
+        tmp_path, matrix={"method": ["fedavg"], "data.max_train": [600, 5, 700], "seed": [0]}
+    )
+    folder = tmp_path / "cells"
+    first = study("run", path)
+    assert first.code == 1, first.output
+    assert [read_state(folder, cell).status for cell in cells] == ["done", "failed", "done"]
+    before = stamps(folder)
+    error = (folder / f"{cells[1].name}.error").stat().st_mtime_ns
+    shown = study("status", path)
+    assert shown.code == 0 and "failed" in shown.output and "(exit code 2)" in shown.output
+    assert "2 done, 1 failed of 3 cells" in shown.output
+    assert study("run", path).code == 1
+    assert stamps(folder) == before
+    assert (folder / f"{cells[1].name}.error").stat().st_mtime_ns > error
+
+
+def test_a_report_names_what_failed_and_reads_the_rest(tmp_path: Path) -> None:
+    path, cells = write_study(tmp_path, reference="fedgmr", targets=[0.05])
+    for cell in cells[:1]:
+        (tmp_path / "cells").mkdir()
+        (tmp_path / "cells" / f"{cell.name}.error").write_text("made to fail (exit code 1)\n")
+    assert study("run", path, "seed=[1]").code == 0  # seeds of the command line, remembered
+    remembered = study("report", path)
+    assert remembered.code == 0 and "2 of 2 cells finished" in remembered.output
+    ended = study("report", path, "seed=[0, 1]")
+    assert "2 of 4 cells finished" in ended.output
+    assert f"{cells[0].name} (failed: made to fail (exit code 1))" in ended.output
+    made = {p.relative_to(tmp_path / "tiny").as_posix() for p in (tmp_path / "tiny").rglob("*.*")}
+    assert {
+        "report.md",
+        "report.html",
+        "tables/differences.csv",
+        "tables/test_accuracy.tex",
+    } <= made
+    assert {"figures/accuracy_vs_time.png", "figures/density_vs_time.pdf"} <= made
+    page = (tmp_path / "tiny" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: install mpich")
+def test_cells_run_on_ranks_and_are_not_run_again(tmp_path: Path) -> None:
+    path, cells = write_study(tmp_path, matrix={"method": ["fedavg"], "seed": [0]}, ranks=2)
+    assert study("run", path).code == 0
+    result = read_state(tmp_path / "cells", cells[0]).result
+    assert result is not None and len(result.ranks["rank"]) == 2
+    before = stamps(tmp_path / "cells")
+    again = study("run", path, "--ranks", "1")
+    assert again.code == 0 and "1 cells (1 done)" in again.output
+    assert stamps(tmp_path / "cells") == before
+    assert not is_locked(tmp_path / "cells", cells[0])
+
+
+def test_every_mistake_is_reported_before_anything_starts(tmp_path: Path) -> None:
+    path, _ = write_study(tmp_path)
+    ended = study("run", path, "train.batch=0", "clients.level=odd")
+    assert ended.code == 2 and not (tmp_path / "cells").exists()
+    assert len(ended.errors) == 2 and "(in 4 cells, the first: fedgmr-s0)" in ended.errors[0]
