@@ -13,7 +13,8 @@ What each verb takes:
     agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
     study run|status|report STUDY [--out DIR] [--ranks N] [--side-by-side N] [key=value ...]
                                                  many runs, their state, tables and verdicts
-    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server or memory
+    bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server, ...
+    site [NAME]                                  a site's facts as shell lines for Slurm jobs
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 from fedgmr_hpc.records import RunError
 
 VERBS = ("check", "keys", "methods", "prepare", "report", "replay", "agree", "study", "bench")
-BENCHES = ("codec", "merge", "mask", "round", "links", "server", "memory")
+BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "agree": _agree,
         "study": _study,
         "bench": _bench,
+        "site": _site,
     }
     try:
         return verbs[arguments.verb](arguments.words, arguments)
@@ -85,6 +87,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "agree",
         "study",
         "bench",
+        "site",
     )
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("words", nargs="*", help="see above")
@@ -220,6 +223,13 @@ def _bench(words: list[str], arguments: argparse.Namespace) -> int:
     what = _one(words, "a benchmark", BENCHES)
     ranks = 3 if arguments.ranks is None else arguments.ranks
     return run_bench(what, quick=arguments.quick, ranks=ranks)
+
+
+def _site(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.sites import load_site, render_exports, site_names
+
+    print(render_exports(load_site(_one(words, "a site"))) if words else "\n".join(site_names()))
+    return 0
 
 
 if __name__ == "__main__":

@@ -376,8 +376,9 @@ class LinksConfig(Section):
 class WireConfig(Section):
     """Numbers on the wire."""
 
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Type of the values in frames; training and merging stay in fp32."""
+    dtype: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """Type of the values in frames; training and merging stay in fp32. With int8 the dense part
+    stays in fp32, and what rounding took from an upload is added to the client's next one."""
     max_resends: Annotated[int, Field(ge=0, strict=True)] = 3
     """How often a damaged transfer is sent once more on the wall clock before the run fails."""
     resend_after_s: Positive = 2.0

@@ -1,15 +1,15 @@
 """Real and stand-in data sets, and who holds which sample.
 
-`layouts` finds official files, `formats` reads them, `cache` keeps them decoded and memory-mapped,
-`datasets` hands out normalised batches, `partition` deals samples to clients.
+`layouts` finds official files, `formats`, `imagenet` and `stackoverflow` read them, `cache` keeps
+them decoded and memory-mapped, `datasets` hands out normalised batches, changed at random by
+`augment`, `preparation` tells what is there, `partition` deals samples to clients.
 """
 
+from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.datasets import (
     DATASET_NAMES,
     Dataset,
-    augment_images,
     load_dataset,
-    prepare,
 )
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.layouts import describe_missing
@@ -19,6 +19,7 @@ from fedgmr_hpc.data.partition import (
     cut_validation,
     make_partition,
 )
+from fedgmr_hpc.data.preparation import prepare
 
 __all__ = [
     "DATASET_NAMES",
@@ -27,6 +28,7 @@ __all__ = [
     "augment_images",
     "batch_indices",
     "class_counts",
+    "crop_and_resize",
     "cut_validation",
     "describe_missing",
     "load_dataset",

@@ -3,6 +3,9 @@
 A cache folder holds `{train,test}_{x,y,group}.npy` and `meta.json`. It appears by one rename, so it
 is complete or absent; a lock keeps ranks that start together from decoding the same files at once.
 Where the file system has no locks, each rank builds its own copy and the first rename wins.
+
+A small data set is built in memory and then written. A large one is filled into a private folder
+that belongs to the cache's name, outlives a kill, and is gone on with at the next start.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,10 +31,16 @@ from fedgmr_hpc.records import RunError
 
 CACHE_VERSION = 1
 PARTS = ("train", "test")
-FIELDS = {"x": np.uint8, "y": np.int64, "group": np.int32}
-LOCK_WAIT_S = 900.0  # a full LEAF download takes some minutes to decode
+FIELDS: dict[str, tuple[type, ...]] = {
+    "x": (np.uint8, np.uint16),
+    "y": (np.int64,),
+    "group": (np.int32,),
+}
+LOCK_WAIT_S = 900.0  # without a sign of life; a full LEAF download takes some minutes to decode
 
 Build = Callable[[], tuple[Split, Split]]
+Alive = Callable[[str], None]  # tells the ranks that wait how far this one is
+Fill = Callable[[Path, Alive], None]  # writes the six arrays to a folder that may hold some of them
 
 
 def make_fingerprint(facts: Iterable[object]) -> str:
@@ -51,12 +61,32 @@ def open_or_build(
     folder: Path, build: Build, *, wait_s: float = LOCK_WAIT_S
 ) -> tuple[Split, Split]:
     """The cached (train, test) of `folder`, decoded by `build` first if absent or damaged."""
+
+    def fill(private: Path, _: Alive) -> None:
+        try:
+            train, test = build()
+        except OSError as error:  # told apart from a cache that cannot be written
+            raise ValueError(f"data.root: a file cannot be read ({error})") from error
+        _write(private, {"train": train, "test": test})
+
+    return _open_or_fill(folder, fill, wait_s=wait_s, resumable=False)
+
+
+def open_or_fill(folder: Path, fill: Fill, *, wait_s: float = LOCK_WAIT_S) -> tuple[Split, Split]:
+    """The cached (train, test) of `folder`; `fill` goes on with what an interrupted one left."""
+    return _open_or_fill(folder, fill, wait_s=wait_s, resumable=True)
+
+
+def _open_or_fill(
+    folder: Path, fill: Fill, *, wait_s: float, resumable: bool
+) -> tuple[Split, Split]:
     found = _open(folder)
     if found is None:
-        with _writable(folder.parent), _lock(folder.with_name(folder.name + ".lock"), wait_s):
+        path = folder.with_name(folder.name + ".lock")
+        with _writable(folder.parent), _lock(path, wait_s) as lock:
             found = _open(folder)  # another rank may have built it while this one waited
             if found is None:
-                _build(folder, build)
+                _make(folder, fill, lock, keep=resumable and lock.is_held)
                 found = _open(folder)
     if found is None:
         raise RunError(f"{folder}: the data cache just written cannot be read back")
@@ -77,37 +107,46 @@ def _open(folder: Path) -> tuple[Split, Split] | None:
 
 def _map_split(folder: Path, part: str, shapes: dict[str, list[int]]) -> Split:
     arrays = {}
-    for field, dtype in FIELDS.items():
+    for field, dtypes in FIELDS.items():
         path = folder / f"{part}_{field}.npy"
         array = np.lib.format.open_memmap(path, mode="r")  # np.load would also try other formats
-        if array.dtype != dtype or list(array.shape) != shapes[field]:
+        if array.dtype not in dtypes or list(array.shape) != shapes[field]:
             raise ValueError(f"{path}: {array.dtype} {array.shape} is not what meta.json says")
         arrays[field] = np.asarray(array)  # a plain view of the map indexes faster than np.memmap
     return Split(**arrays)
 
 
-def _build(folder: Path, build: Build) -> None:
-    """Decode into a private folder beside `folder`, then rename it there."""
-    try:
-        train, test = build()
-    except OSError as error:  # told apart from a cache that cannot be written
-        raise ValueError(f"data.root: a file cannot be read ({error})") from error
-    private = folder.with_name(f".{folder.name}.{socket.gethostname()}-{os.getpid()}")
-    shutil.rmtree(private, ignore_errors=True)
-    private.mkdir()
-    try:
-        _write(private, {"train": train, "test": test})
-        _publish(private, folder)
-    finally:
+def _make(folder: Path, fill: Fill, lock: _Lock, *, keep: bool) -> None:
+    """Fill a private folder beside `folder`, then rename it; `keep` leaves it on a failure."""
+    own = "partial" if keep else f"{socket.gethostname()}-{os.getpid()}"
+    private = folder.with_name(f".{folder.name}.{own}")
+    if not keep:
         shutil.rmtree(private, ignore_errors=True)
+    private.mkdir(exist_ok=keep)
+    try:
+        fill(private, lock.tell)
+        _write_meta(private)
+        _publish(private, folder)
+    except BaseException:
+        if not keep:
+            shutil.rmtree(private, ignore_errors=True)
+        raise
+    shutil.rmtree(private, ignore_errors=True)  # still there where another rank was first
 
 
 def _write(folder: Path, splits: dict[str, Split]) -> None:
-    meta: dict[str, object] = {"version": CACHE_VERSION}
     for part, split in splits.items():
         for field in FIELDS:
             np.save(folder / f"{part}_{field}.npy", getattr(split, field), allow_pickle=False)
-        meta[part] = {field: list(getattr(split, field).shape) for field in FIELDS}
+
+
+def _write_meta(folder: Path) -> None:
+    """Last of all: version and the shape of every array."""
+    meta: dict[str, object] = {"version": CACHE_VERSION}
+    for part in PARTS:
+        paths = {field: folder / f"{part}_{field}.npy" for field in FIELDS}
+        arrays = {f: np.lib.format.open_memmap(path, mode="r") for f, path in paths.items()}
+        meta[part] = {field: list(array.shape) for field, array in arrays.items()}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
@@ -135,29 +174,50 @@ def _writable(cache: Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Lock:
+    """An open lock file; it is not held where the file system has no locks."""
+
+    handle: IO[str]
+    is_held: bool
+
+    def tell(self, text: str) -> None:
+        """Puts who holds the lock, and how far the work is, into the file."""
+        self.handle.seek(0)
+        self.handle.truncate()
+        self.handle.write(f"{socket.gethostname()} pid {os.getpid()}{text and ': ' + text}\n")
+        self.handle.flush()
+
+
 @contextmanager
-def _lock(path: Path, wait_s: float) -> Iterator[None]:
+def _lock(path: Path, wait_s: float) -> Iterator[_Lock]:
     with path.open("a+") as handle:
-        _acquire(handle, path, wait_s)
-        yield  # closing the file releases the lock
+        lock = _Lock(handle, _acquire(handle, path, wait_s))
+        if lock.is_held:
+            lock.tell("")
+        yield lock  # closing the file releases the lock
 
 
-def _acquire(handle: IO[str], path: Path, wait_s: float) -> None:
-    """Wait for the lock; a file system without locks counts as locked (`_publish` stays safe)."""
-    deadline_s = time.monotonic() + wait_s
+def _acquire(handle: IO[str], path: Path, wait_s: float) -> bool:
+    """Wait for the lock while its holder gives signs of life; False where there are no locks."""
+    seen_s, deadline_s = 0.0, 0.0
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return True
         except BlockingIOError:
-            if time.monotonic() > deadline_s:
-                holder = path.read_text().strip() or "unknown"
-                raise RunError(
-                    f"{path}: waited {wait_s:g} s for another process ({holder}) to decode the data"
-                ) from None
+            changed_s, now_s = path.stat().st_mtime, time.monotonic()
+            if changed_s != seen_s:
+                seen_s, deadline_s = changed_s, now_s + wait_s
+            elif now_s > deadline_s:
+                raise _waited(path, wait_s) from None
             time.sleep(0.05)
         except OSError:
-            return
-    handle.truncate(0)
-    handle.write(f"{socket.gethostname()} pid {os.getpid()}\n")
-    handle.flush()
+            return False
+
+
+def _waited(path: Path, wait_s: float) -> RunError:
+    holder = path.read_text().strip() or "unknown"
+    return RunError(
+        f"{path}: waited {wait_s:g} s for another process ({holder}) to decode the data"
+    )

@@ -10,7 +10,6 @@ Shapes: B batch, V validation samples, T test samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,13 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.data.datasets import load_dataset
-from fedgmr_hpc.data.partition import batch_indices, cut_validation, make_partition
-from fedgmr_hpc.models import input_shape, num_outputs
+from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
+from fedgmr_hpc.data.formats import Split
+from fedgmr_hpc.data.partition import (
+    LABELLED_KINDS,
+    batch_indices,
+    cut_validation,
+    make_partition,
+)
+from fedgmr_hpc.models import accepts
 from fedgmr_hpc.records import make_rng
 
 Pool = Literal["validation", "score", "test"]
-SUBSET_SEED = 0  # one subset, and one stand-in, for every seed of a study
 
 
 class FederatedData:
@@ -38,15 +42,9 @@ class FederatedData:
     def __init__(self, config: Config) -> None:
         data = config.data
         self.config = config
-        self.dataset = load_dataset(
-            data.name,
-            root=data.root,
-            cache=str(Path(data.cache).expanduser()),
-            max_train=data.max_train,
-            max_test=data.max_test,
-            seed=SUBSET_SEED,
-        )
+        self.dataset = load_dataset(data, seed=SUBSET_SEED)
         self._check_model()
+        self._check_partition()
         train = self.dataset.train
         parts = make_partition(
             data.partition,
@@ -54,25 +52,29 @@ class FederatedData:
             train.group,
             num_clients=config.clients.count,
             alpha=data.alpha,
+            shards_per_client=data.shards_per_client,
             sort_by_size=data.sort_by_size,
             seed=config.seed,
         )
-        self.train_parts, validation = cut_validation(
+        self.train_parts, self.validation_parts = cut_validation(
             parts, frac=data.validation_frac, seed=config.seed
         )
-        self._pools = self._make_pools(np.sort(np.concatenate(validation)))
+        self._pools = self._make_pools(np.sort(np.concatenate(self.validation_parts)))
 
     def _check_model(self) -> None:
         model, dataset = self.config.model.name, self.dataset
-        if tuple(dataset.input_shape) != input_shape(model):
+        wrong = accepts(model, dataset.input_shape, dataset.num_classes)
+        if wrong is not None:
             raise ValueError(
-                f"model.name: got {model!r}, which takes images {input_shape(model)}; "
-                f"data.name = {dataset.name} has images {tuple(dataset.input_shape)}"
+                f"model.name: got {model!r} with data.name = {dataset.name}, but {model} {wrong}"
             )
-        if dataset.num_classes > num_outputs(model):
+
+    def _check_partition(self) -> None:
+        kind = self.config.data.partition
+        if self.dataset.is_text and kind in LABELLED_KINDS:
             raise ValueError(
-                f"model.name: got {model!r} with {num_outputs(model)} outputs, "
-                f"data.name = {dataset.name} has {dataset.num_classes} classes"
+                f"data.partition: got {kind!r}, allowed with data.name = {self.dataset.name}: "
+                "iid, group (sentences belong to no class)"
             )
 
     def _make_pools(self, validation: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
@@ -83,14 +85,25 @@ class FederatedData:
         test = np.arange(len(self.dataset.test.y))
         return {"validation": validation, "score": np.sort(subset), "test": test}
 
+    @property
+    def top_k(self) -> int:
+        """An answer counts as right if it is among the model's so many best guesses."""
+        return self.dataset.top_k
+
     def pool_size(self, pool: Pool) -> int:
         """Samples in a pool."""
         return len(self._pools[pool])
 
+    def num_scored(self, pool: Pool) -> int:
+        """What loss and accuracy of a pool are over: its samples, or its scored target tokens."""
+        return self.dataset.num_scored(self._split(pool), self._pools[pool])
+
     def train_batches(
         self, client: int, first_step: int, steps: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """A client's batches (images [B, ...] float32, labels [B] int64) of some local steps."""
+        """A client's batches of some local steps: images float32 [B,C,H,W] and classes int64 [B],
+        or tokens and their successors int64 [B,T], -1 where a successor is not scored.
+        """
         part, config = self.train_parts[client], self.config
         for step in range(first_step, first_step + steps):
             inside = batch_indices(
@@ -103,14 +116,16 @@ class FederatedData:
 
     def pool_batches(self, pool: Pool, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Samples [start, stop) of a pool in pieces of `eval.chunk`."""
-        split = self.dataset.test if pool == "test" else self.dataset.train
+        split = self._split(pool)
         chunk = self.config.eval.chunk
         for at in range(start, stop, chunk):
             yield self._batch(split, self._pools[pool][at : min(at + chunk, stop)], None)
 
+    def _split(self, pool: Pool) -> Split:
+        return self.dataset.test if pool == "test" else self.dataset.train
+
     def _batch(
-        self, split: object, index: NDArray[np.int64], rng: np.random.Generator | None
+        self, split: Split, index: NDArray[np.int64], rng: np.random.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        images = self.dataset.images(split, index, rng)  # type: ignore[arg-type]
-        labels = self.dataset.labels(split, index)  # type: ignore[arg-type]
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        x, y = self.dataset.batch(split, index, rng)
+        return torch.from_numpy(x), torch.from_numpy(y)

@@ -30,14 +30,22 @@ CIFAR_CLASSES = 10
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples of one split. The arrays are read-only; those of `load_dataset` are memory-mapped."""
+    """Samples of one split. The arrays are read-only; `x` of `load_dataset` is memory-mapped.
 
-    x: Bytes  # [N,C,H,W]
-    y: Longs  # [N]
-    group: NDArray[np.int32]  # [N] writer index
+    In a subset, `rows` are the rows of `x` that belong to it, so that `x` need not be copied.
+    """
+
+    x: Bytes | NDArray[np.uint16]  # images [N,C,H,W], or tokens [N,L] padded with 0
+    y: Longs  # [N] class, or number of scored target tokens
+    group: NDArray[np.int32]  # [N] writer or user
+    rows: Longs | None = None  # [N]
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def take(self, index: Longs) -> NDArray[Any]:
+        """[B,...] copies of the samples at these positions."""
+        return self.x[index if self.rows is None else self.rows[index]]
 
 
 def _refuse(path: Path, found: str, expected: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Where the official files of a data set lie under a root, what is missing, and how to get it.
 
-Nothing is downloaded. A layout is two lists of files, train and test, in reading order.
+Nothing is downloaded. A layout is two lists, train and test, of files in reading order; those of
+ImageNet-100 are its two folders, which hold too many files to ask for each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,20 @@ CIFAR-10 is published at https://www.cs.toronto.edu/~kriz/cifar.html.
 Unpack one of its two archives in ROOT:
   cifar-10-binary.tar.gz  -> ROOT/cifar-10-batches-bin/data_batch_1.bin ... _5.bin, test_batch.bin
   cifar-10-python.tar.gz  -> ROOT/cifar-10-batches-py/data_batch_1 ... _5, test_batch
+(ROOT may also be that folder itself.)""",
+    "imagenet100": """\
+ImageNet (ILSVRC 2012) is published at https://www.image-net.org. ImageNet-100 is 100 of its class
+folders; put (or link) them, or all 1000, at
+  ROOT/imagenet100/train/<wnid>/*.JPEG
+  ROOT/imagenet100/val/<wnid>/*.JPEG
+(ROOT/train and ROOT/val work too.) The validation images must lie in class folders as well; the
+official archive does not sort them. data.class_list names a file with the classes to use, one a
+line; without it the first 100 folders by name are taken.""",
+    "stackoverflow": """\
+StackOverflow is published by TensorFlow Federated, tff.simulation.datasets.stackoverflow: unpack
+https://storage.googleapis.com/tff-datasets-public/stackoverflow.tar.bz2 to
+  ROOT/stackoverflow/stackoverflow_train.h5
+  ROOT/stackoverflow/stackoverflow_test.h5
 (ROOT may also be that folder itself.)""",
 }
 
@@ -56,9 +71,40 @@ def _cifar_files(root: Path) -> Files:
     return next(found, layouts[0])
 
 
+def find_imagenet(root: Path) -> Path:
+    """The folder with `train` and `val`, there or not."""
+    folders = [root / "imagenet100", root]
+    return next((folder for folder in folders if (folder / "train").is_dir()), folders[0])
+
+
+def _imagenet_folders(root: Path) -> Files:
+    """The two folders; a pattern stands for one without class folders."""
+    train, val = (
+        [folder] if any(folder.glob("*/")) else [folder / "<wnid>"]
+        for folder in (find_imagenet(root) / "train", find_imagenet(root) / "val")
+    )
+    return train, val
+
+
+def _stackoverflow_files(root: Path) -> Files:
+    names = "stackoverflow_train.h5", "stackoverflow_test.h5"
+    folders = [root / "stackoverflow", root]
+    has_one = (folder for folder in folders if any((folder / name).is_file() for name in names))
+    folder = next(has_one, folders[0])
+    return [folder / names[0]], [folder / names[1]]
+
+
+_SOURCES = {
+    "femnist": _leaf_files,
+    "cifar10": _cifar_files,
+    "imagenet100": _imagenet_folders,
+    "stackoverflow": _stackoverflow_files,
+}
+
+
 def source_files(name: str, root: Path) -> Files:
     """The files that hold `name`, there or not; a pattern stands for a list that is empty."""
-    return _leaf_files(root) if name == "femnist" else _cifar_files(root)
+    return _SOURCES[name](root)
 
 
 def describe_missing(name: str, root: str | None) -> list[str]:
@@ -68,7 +114,7 @@ def describe_missing(name: str, root: str | None) -> list[str]:
     if root is None:
         return [f"data.root is not set, {name} needs it"]
     train, test = source_files(name, Path(root).expanduser())
-    return [str(path) for path in train + test if not path.is_file()]
+    return [str(path) for path in train + test if not path.exists()]
 
 
 def check_complete(name: str, root: str | None) -> Files:

@@ -2,9 +2,10 @@
 
 Everything here is a pure function of the configuration and the seed (FedGMR experiments, data
 section): IID cuts one permutation in equal slices; `group` deals consecutive writers; `dirichlet`
-cuts every class by its own Dirichlet draw, then gives the smallest share to client 0. The paper has
+cuts every class by its own Dirichlet draw, then gives the smallest share to client 0; `shards` cuts
+the samples sorted by label in equal shards and deals them out (McMahan et al., 2017). The paper has
 no validation split; here each client holds some of its samples back.
-Shapes: C clients, N samples, G writers, B batch.
+Shapes: C clients, N samples, G writers, S shards, B batch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from fedgmr_hpc.records import make_rng
 
 Longs = NDArray[np.int64]
 
-KINDS = ("iid", "group", "dirichlet")
+KINDS = ("iid", "group", "dirichlet", "shards")
+LABELLED_KINDS = ("dirichlet", "shards")  # these need a class of every sample
 MIN_SAMPLES = 2  # one to train on, one to validate with
 MAX_DRAWS = 100
+MAX_MOVED_FRAC = 0.02  # of all samples, to fill up clients that the last draw left too poor
 CACHED_EPOCHS = 256  # of all clients a rank hosts
 
 
@@ -33,10 +36,15 @@ def make_partition(
     *,
     num_clients: int,
     alpha: float,
+    shards_per_client: int,
     sort_by_size: bool,
     seed: int,
 ) -> list[Longs]:
-    """[C] disjoint arrays of sample numbers, at least two each; only `dirichlet` uses `alpha`."""
+    """[C] disjoint arrays of sample numbers, at least two each; only `dirichlet` uses `alpha`.
+
+    With very many clients no Dirichlet draw gives everybody two samples; then those who lack some
+    take them from the richest, up to 2 % of all samples.
+    """
     if kind not in KINDS:
         raise ValueError(f"data.partition: got {kind!r}, allowed: {', '.join(KINDS)}")
     if kind == "group":
@@ -47,6 +55,8 @@ def make_partition(
     _check_count(num_clients, len(y) // MIN_SAMPLES, kind, need)
     if kind == "iid":
         return _cut_iid(len(y), num_clients, seed)
+    if kind == "shards":
+        return _deal_shards(y, num_clients, shards_per_client, seed)
     return _draw_dirichlet(y, num_clients, alpha=alpha, sort_by_size=sort_by_size, seed=seed)
 
 
@@ -78,11 +88,32 @@ def _cut_iid(num_samples: int, num_clients: int, seed: int) -> list[Longs]:
     return [order[client * size : (client + 1) * size] for client in range(num_clients)]
 
 
+def _deal_shards(y: Longs, num_clients: int, shards_per_client: int, seed: int) -> list[Longs]:
+    """Shards of the samples in label order; they are equal, or differ by one sample."""
+    num_shards, most = num_clients * shards_per_client, len(y) // num_clients
+    if num_shards > len(y):
+        raise ValueError(
+            f"data.shards_per_client: got {shards_per_client}, allowed: 1 to {most} with "
+            f"clients.count={num_clients} and the {len(y)} samples that data.max_train admits"
+        )
+    client = np.empty(num_shards, np.int64)
+    dealt = make_rng(seed, "partition").permutation(num_shards)
+    client[dealt] = np.arange(num_shards) // shards_per_client
+    shard = (np.arange(len(y)) * num_shards + num_shards - 1) // len(y)
+    return _split_by_owner(np.argsort(y, kind="stable"), client[shard], num_clients)
+
+
 def _cut_groups(group: NDArray[np.int32], num_clients: int) -> list[Longs]:
     """floor(G/C) consecutive writers each; the last client also takes the remaining ones."""
     writers, rank = np.unique(group, return_inverse=True)
     owner = np.minimum(rank // (len(writers) // num_clients), num_clients - 1)
-    return [np.flatnonzero(owner == client) for client in range(num_clients)]
+    return _split_by_owner(np.arange(len(group)), owner, num_clients)
+
+
+def _split_by_owner(samples: Longs, owner: Longs, num_clients: int) -> list[Longs]:
+    """[C] the samples of each owner, in the order given."""
+    ends = np.bincount(owner, minlength=num_clients).cumsum()
+    return np.split(samples[np.argsort(owner, kind="stable")], ends[:-1])
 
 
 def _draw_dirichlet(
@@ -90,25 +121,44 @@ def _draw_dirichlet(
 ) -> list[Longs]:
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"data.alpha: got {alpha}, allowed: a finite number above 0")
+    labels, class_sizes = np.unique(y, return_counts=True)
     for attempt in range(MAX_DRAWS):
-        parts = _cut_dirichlet(y, num_clients, alpha, make_rng(seed, "partition", step=attempt))
-        if min(map(len, parts)) >= MIN_SAMPLES:
+        rng = make_rng(seed, "partition", step=attempt)
+        counts = _draw_counts(class_sizes, num_clients, alpha, rng)
+        if counts.sum(axis=0).min() >= MIN_SAMPLES:
             break
+    counts = _fill_up(counts, most=int(MAX_MOVED_FRAC * len(y)))
+    owner = np.concatenate([np.repeat(np.arange(num_clients), row) for row in counts])
+    parts = _split_by_owner(np.argsort(y, kind="stable"), owner, num_clients)
     parts = _check_sizes(parts, "dirichlet", alpha)
     return sorted(parts, key=len) if sort_by_size else parts
 
 
-def _cut_dirichlet(
-    y: Longs, num_clients: int, alpha: float, rng: np.random.Generator
-) -> list[Longs]:
-    pieces: list[list[Longs]] = [[] for _ in range(num_clients)]
-    for label in np.unique(y):
-        own = np.flatnonzero(y == label)
+def _draw_counts(
+    class_sizes: Longs, num_clients: int, alpha: float, rng: np.random.Generator
+) -> Longs:
+    """[classes, C] samples of each class, cut at the rounded-down cumulative shares."""
+    counts = np.empty((len(class_sizes), num_clients), np.int64)
+    for row, size in zip(counts, class_sizes, strict=True):
         share = rng.dirichlet(np.full(num_clients, alpha))
-        cuts = np.floor(share.cumsum()[:-1] * len(own)).astype(np.int64)
-        for client, piece in enumerate(np.split(own, cuts)):
-            pieces[client].append(piece)
-    return [np.concatenate(own) for own in pieces]
+        cuts = np.floor(share.cumsum()[:-1] * size).astype(np.int64)
+        row[:] = np.diff(cuts, prepend=0, append=size)
+    return counts
+
+
+def _fill_up(counts: Longs, *, most: int) -> Longs:
+    """Moves single samples from the richest clients to those below two, unless over `most` move."""
+    sizes = counts.sum(axis=0)
+    poor = np.repeat(np.arange(len(sizes)), np.maximum(MIN_SAMPLES - sizes, 0))
+    if len(poor) > most:
+        return counts
+    counts, move = counts.copy(), np.array([-1, 1])
+    for client in poor:
+        richest = int(sizes.argmax())
+        label = int(counts[:, richest].argmax())
+        counts[label, np.array([richest, client])] += move
+        sizes[[richest, client]] += move
+    return counts
 
 
 def cut_validation(

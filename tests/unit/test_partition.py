@@ -1,5 +1,7 @@
 """Partitions, validation cuts and batch streams: literals by hand, laws by hypothesis."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +11,10 @@ from fedgmr_hpc.data import partition
 from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
 
 SEEDS = st.integers(0, 2**31)
+GOLDEN = {"iid": "234ec7fd4a4c", "group": "03995531d1d2", "dirichlet": "d993b93c2b3c"}
 
 
-def deal(kind, y, group=None, *, num_clients, alpha=0.6, sort_by_size=True, seed=0):
+def deal(kind, y, group=None, *, num_clients, alpha=0.6, shards=2, sort_by_size=True, seed=0):
     group = np.zeros(len(y), np.int32) if group is None else np.array(group, np.int32)
     return make_partition(
         kind,
@@ -19,6 +22,7 @@ def deal(kind, y, group=None, *, num_clients, alpha=0.6, sort_by_size=True, seed
         group,
         num_clients=num_clients,
         alpha=alpha,
+        shards_per_client=shards,
         sort_by_size=sort_by_size,
         seed=seed,
     )
@@ -68,6 +72,58 @@ def test_dirichlet_cuts_each_class_in_order_at_the_rounded_down_cumulative_share
     parts = deal("dirichlet", y, num_clients=3, sort_by_size=False)
     assert as_lists(parts) == [[0, 2, 1, 3], [4, 5], [6, 7]]
     assert as_lists(deal("dirichlet", y, num_clients=3)) == [[4, 5], [6, 7], [0, 2, 1, 3]]
+
+
+def test_shards_are_cut_in_label_order_and_dealt_by_a_permutation(monkeypatch):
+    class Fixed:
+        def permutation(self, num):
+            assert num == 4
+            return np.array([2, 0, 3, 1])  # client 0 gets shards 2 and 0, client 1 shards 3 and 1
+
+    monkeypatch.setattr(partition, "make_rng", lambda *key, **named: Fixed())
+    y = [1, 0, 1, 0, 2, 2, 3, 3]  # in label order: 1 3 | 0 2 | 4 5 | 6 7
+    assert as_lists(deal("shards", y, num_clients=2)) == [[1, 3, 4, 5], [0, 2, 6, 7]]
+
+
+def test_shards_differ_by_one_where_they_cannot_be_equal_and_none_is_lost():
+    parts = deal("shards", [0] * 50, num_clients=20, shards=1)
+    assert sorted(map(len, parts)) == [2] * 10 + [3] * 10
+    assert sorted(np.concatenate(parts).tolist()) == list(range(50))
+
+
+def test_a_shard_as_large_as_half_a_class_holds_one_class():
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 20))
+    parts = deal("shards", y, num_clients=10, shards=1)
+    assert [len(set(y[part].tolist())) for part in parts] == [1] * 10
+
+
+def test_too_many_shards_name_the_largest_number():
+    with pytest.raises(ValueError, match=r"data\.shards_per_client: got 6, allowed: 1 to 5 with "):
+        deal("shards", [0] * 11, num_clients=2, shards=6)
+
+
+def test_ten_thousand_clients_of_fifty_thousand_samples_all_get_two():
+    y = np.arange(50_000) % 10
+    parts = deal("dirichlet", y, num_clients=10_000)
+    assert min(map(len, parts)) == 2
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(50_000))
+
+
+def test_poor_clients_are_filled_up_from_the_richest_unless_too_many_lack():
+    counts = np.array([[5, 0, 2], [1, 1, 0]])  # sizes 6, 1, 2
+    assert partition._fill_up(counts, most=1).tolist() == [[4, 1, 2], [1, 1, 0]]
+    assert partition._fill_up(counts, most=0).tolist() == counts.tolist()
+
+
+def test_parts_stay_those_that_published_figures_were_made_with():
+    y, group = np.arange(1000) % 10, np.arange(1000) // 20
+    digests = {}
+    for kind in ("iid", "group", "dirichlet"):
+        parts = deal(kind, y, group, num_clients=10, seed=3)
+        train, val = cut_validation(parts, frac=0.1, seed=3)
+        joined = np.concatenate([*parts, *train, *val])
+        digests[kind] = hashlib.sha256(joined.astype("<i8").tobytes()).hexdigest()[:12]
+    assert digests == GOLDEN
 
 
 def test_dirichlet_redraws_until_every_client_has_two_samples(monkeypatch):
@@ -142,7 +198,7 @@ def test_parts_are_disjoint_and_complete(kind, num_clients, labels, seed, sort):
 
 def test_the_seed_decides_and_nothing_else():
     y = np.arange(100) % 10
-    for kind in ("iid", "dirichlet"):
+    for kind in ("iid", "dirichlet", "shards"):
         first, again = (deal(kind, y, num_clients=4, seed=1) for _ in range(2))
         other = deal(kind, y, num_clients=4, seed=2)
         assert as_lists(first) == as_lists(again) != as_lists(other)

@@ -1,0 +1,224 @@
+"""ImageNet-100: JPEG class folders, decoded once to one size, chunk by chunk.
+
+As in the FedGMR experiments (data section), images are resized once ignoring their aspect ratio.
+What is decoded is appended to the cache's array, so the file's length says how many images are
+done, and an interrupted build goes on there. Neither memory nor an interruption grows with the set.
+Shapes: N images, S the stored edge in pixels; images are bytes [N,3,S,S].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from fedgmr_hpc.data.cache import file_facts
+from fedgmr_hpc.data.formats import Bytes
+from fedgmr_hpc.data.layouts import find_imagenet
+from fedgmr_hpc.data.meter import Meter
+from fedgmr_hpc.records import make_rng
+
+MAX_CLASSES = 100
+SUFFIXES = (".jpeg", ".jpg")
+CHUNK = 256  # images decoded between two writes: 22 MB at 168 pixels
+MAX_THREADS = 16
+PARTS = ("train", "val")
+SUBSET_STEP = 1002  # keeps the stream apart from the attempts of make_partition
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of one split and their classes, in class order, then by name."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def firsts(self) -> list[Path]:
+        """The first image of each class."""
+        return [self.paths[at] for at in np.unique(np.array(self.labels), return_index=True)[1]]
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """The chosen part of a download: nothing is decoded yet."""
+
+    classes: tuple[str, ...]  # WordNet ids; their places are the labels
+    train: ImageList
+    test: ImageList
+    edge: int  # S
+
+    def facts(self) -> list[object]:
+        """What the content of the cache depends on. Of the files, all names and the first of each
+        class count, since asking for every size takes minutes on a shared file system."""
+        parts = (self.train, self.test)
+        names = hashlib.sha256(
+            "\n".join(path.name for part in parts for path in part.paths).encode()
+        )
+        firsts = [path for part in parts for path in part.firsts()]
+        return ["imagenet100", self.edge, names.hexdigest(), *self.classes, *file_facts(firsts)]
+
+
+def list_imagenet(
+    root: Path,
+    *,
+    class_list: str | None,
+    edge: int,
+    max_train: int | None,
+    max_test: int | None,
+    seed: int,
+) -> ImageNet:
+    """Lists the chosen classes of `root`; limits keep a seeded subset of each split.
+
+    Raises:
+        ValueError: a class of `class_list` has no folder, or a folder has no images.
+    """
+    folder = find_imagenet(root)
+    classes = _choose_classes(folder, class_list)
+    train, test = (_list_images(folder / part, classes) for part in PARTS)
+    return ImageNet(
+        classes=classes,
+        train=_keep_some(train, max_train, client=0, seed=seed),
+        test=_keep_some(test, max_test, client=1, seed=seed),
+        edge=edge,
+    )
+
+
+def _choose_classes(folder: Path, class_list: str | None) -> tuple[str, ...]:
+    """The classes of the list in its order, else the first hundred folders by name."""
+    found = sorted(entry.name for entry in (folder / PARTS[0]).iterdir() if entry.is_dir())
+    if class_list is None:
+        return tuple(found[:MAX_CLASSES])
+    wanted = _read_class_list(Path(class_list).expanduser())
+    absent = sorted(set(wanted) - set(found))
+    if absent:
+        raise ValueError(
+            f"data.class_list: got {class_list!r}, whose classes {', '.join(absent[:3])}"
+            f"{f' and {len(absent) - 3} more' if absent[3:] else ''} have no folder; "
+            f"allowed: names of folders in {folder / PARTS[0]}"
+        )
+    return wanted
+
+
+def _read_class_list(path: Path) -> tuple[str, ...]:
+    expected = "allowed: a text file with one class folder a line, each once"
+    try:
+        names = tuple(filter(None, map(str.strip, path.read_text().splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.class_list: got {str(path)!r} ({error}), {expected}") from None
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        found = f"{twice[0]} twice" if twice else "no line"
+        raise ValueError(f"data.class_list: got {str(path)!r} with {found}, {expected}")
+    return names
+
+
+def _list_images(folder: Path, classes: Sequence[str]) -> ImageList:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        own = _image_names(folder / name)
+        paths += [folder / name / image for image in own]
+        labels += [label] * len(own)
+    return ImageList(tuple(paths), tuple(labels))
+
+
+def _image_names(folder: Path) -> list[str]:
+    names = os.listdir(folder) if folder.is_dir() else []
+    names = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+    if not names:
+        raise ValueError(f"{folder}: no images, expected files *.JPEG of this class")
+    return names
+
+
+def _keep_some(images: ImageList, limit: int | None, *, client: int, seed: int) -> ImageList:
+    if limit is None or limit >= len(images):
+        return images
+    rng = make_rng(seed, "partition", client=client, step=SUBSET_STEP)
+    kept = np.sort(rng.choice(len(images), limit, replace=False))
+    return ImageList(
+        tuple(images.paths[at] for at in kept), tuple(images.labels[at] for at in kept)
+    )
+
+
+def decode_image(path: Path, edge: int) -> Bytes:
+    """[3,S,S] RGB bytes of any JPEG; ValueError naming the file where it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (edge, edge))  # decodes at a half or a quarter where that suffices
+            pixels = image.convert("RGB").resize((edge, edge), Image.Resampling.BILINEAR)
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"{path}: cannot be decoded ({error}), expected a JPEG image") from None
+    rgb: Bytes = np.asarray(pixels).transpose(2, 0, 1)
+    return rgb
+
+
+def fill_imagenet(source: ImageNet, folder: Path, alive: Callable[[str], None]) -> None:
+    """Writes the six arrays of the cache; images that are already in `folder` are kept."""
+    parts = {"train": source.train, "test": source.test}
+    for part, images in parts.items():
+        np.save(folder / f"{part}_y.npy", np.array(images.labels, np.int64))
+        np.save(folder / f"{part}_group.npy", np.zeros(len(images), np.int32))
+    done = {part: _begin(folder / f"{part}_x.npy", _shape(parts[part], source)) for part in parts}
+    _check_space(folder, source, sum(done.values()))
+    total = len(source.train) + len(source.test)
+    meter = Meter("imagenet100", total, done=sum(done.values()), alive=alive)
+    try:
+        for part, images in parts.items():
+            with (folder / f"{part}_x.npy").open("ab") as file:
+                _append(file, images.paths[done[part] :], source.edge, meter)
+    finally:
+        meter.close()
+
+
+def _shape(images: ImageList, source: ImageNet) -> tuple[int, int, int, int]:
+    return len(images), 3, source.edge, source.edge
+
+
+def _begin(path: Path, shape: tuple[int, int, int, int]) -> int:
+    """Whole images that `path` holds; writes the array's header, or cuts a torn image off."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with path.open("ab") as file:
+        if not file.tell():
+            np.lib.format.write_array_header_1_0(file, header)
+            return 0
+    with path.open("rb+") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        start, image_bytes = file.tell(), int(np.prod(shape[1:]))
+        done = (file.seek(0, os.SEEK_END) - start) // image_bytes
+        file.truncate(start + done * image_bytes)
+    return done
+
+
+def _check_space(folder: Path, source: ImageNet, done: int) -> None:
+    left = len(source.train) + len(source.test) - done
+    need_bytes, free_bytes = left * 3 * source.edge**2, shutil.disk_usage(folder).free
+    if need_bytes > free_bytes:
+        raise ValueError(
+            f"data.cache: got {str(folder.parent)!r} with {free_bytes / 1e9:.1f} GB free, needed: "
+            f"{need_bytes / 1e9:.1f} GB; choose another folder, or a smaller data.image_size or "
+            "data.max_train"
+        )
+
+
+def _append(file: BinaryIO, paths: Sequence[Path], edge: int, meter: Meter) -> None:
+    """Decodes on all cores of this process and writes in order, a chunk at a time."""
+    num_threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(paths), CHUNK):
+            chunk = paths[start : start + CHUNK]
+            for image in pool.map(lambda path: decode_image(path, edge), chunk):
+                file.write(np.ascontiguousarray(image).data)
+                meter.add(1)
+            file.flush()

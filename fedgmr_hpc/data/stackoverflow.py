@@ -1,0 +1,123 @@
+"""StackOverflow next-word prediction from the HDF5 files of TensorFlow Federated.
+
+As in the FedGMR experiments (data section): the first users by id, so many sentences of each,
+tokens between spaces, at most 128. Corrected there (section 11, item 26): the vocabulary holds the
+most frequent words of the chosen training sentences only, equally frequent ones in the order in
+which they first appear; test words never enter it. Token 0 pads, token 1 is any other word.
+
+Tokens 2..T of a sentence are its targets. Unknown words are inputs but not targets: to guess "some
+rare word" is no prediction, so neither loss nor accuracy counts it (as in the metric of the data
+set's authors; the released code counts it). Sentences without a target are left out.
+Shapes: N sentences, L = 128 tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+
+from fedgmr_hpc.data.formats import Split
+
+PAD, UNKNOWN, FIRST_WORD = 0, 1, 2
+NUM_TOKENS = 10_000  # pad and unknown included
+MAX_TOKENS = 128  # L
+EXPECTED = "a TFF StackOverflow file: examples/<client>/tokens of byte strings"
+
+Words = list[str]
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """Sentences of one file, with the number of the user of each."""
+
+    words: list[Words]
+    users: list[int]
+    names: list[str]  # of the users
+
+
+def read_stackoverflow(
+    train_file: Path,
+    test_file: Path,
+    *,
+    max_train_users: int,
+    max_test_users: int,
+    max_user_samples: int,
+) -> tuple[Split, Split]:
+    """Sentences as uint16 [N,L]; `y` counts their scored targets, `group` is the user."""
+    train = _read_sentences(train_file, max_train_users, max_user_samples)
+    test = _read_sentences(test_file, max_test_users, max_user_samples)
+    numbers = make_vocabulary(train.words, NUM_TOKENS)
+    users = {name: number for number, name in enumerate(dict.fromkeys(train.names + test.names))}
+    pairs = ((train_file, train), (test_file, test))
+    first, second = (_encode(path, part, numbers, users) for path, part in pairs)
+    return first, second
+
+
+def make_vocabulary(sentences: Sequence[Words], num_tokens: int) -> dict[str, int]:
+    """Word -> token, the most frequent first, of equally frequent ones the earlier first."""
+    counts = Counter(word for words in sentences for word in words)
+    ranked = sorted(counts, key=counts.__getitem__, reverse=True)  # stable
+    return {word: FIRST_WORD + rank for rank, word in enumerate(ranked[: num_tokens - FIRST_WORD])}
+
+
+def _read_sentences(path: Path, max_users: int, max_user_samples: int) -> _Sentences:
+    words: list[Words] = []
+    users: list[int] = []
+    names: list[str] = []
+    try:
+        with h5py.File(path, "r") as file:
+            for name, lines in _clients(path, file, max_users, max_user_samples):
+                words += [_words(path, name, line) for line in lines]
+                users += [len(names)] * len(lines)
+                names.append(name)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}), expected {EXPECTED}") from None
+    if not words:
+        raise ValueError(f"{path}: no sentences, expected {EXPECTED}")
+    return _Sentences(words, users, names)
+
+
+def _clients(
+    path: Path, file: h5py.File, max_users: int, max_user_samples: int
+) -> Iterator[tuple[str, Any]]:
+    """(name, first sentences) of the first users by id."""
+    clients = file.get("examples")
+    if not isinstance(clients, h5py.Group):
+        raise ValueError(f'{path}: no group "examples", expected {EXPECTED}')
+    for name in islice(clients, max_users):
+        lines = clients.get(f"{name}/tokens")
+        if not isinstance(lines, h5py.Dataset) or lines.ndim != 1 or lines.dtype.kind not in "OS":
+            raise ValueError(f"{path}: client {name!r} has no list tokens, expected {EXPECTED}")
+        yield name, lines[:max_user_samples]
+
+
+def _words(path: Path, client: str, line: Any) -> Words:
+    try:
+        return bytes(line).decode("utf-8").split()[:MAX_TOKENS]
+    except (TypeError, ValueError) as error:
+        found = f"client {client!r} has a sentence that is no text ({error})"
+        raise ValueError(f"{path}: {found}, expected {EXPECTED}") from None
+
+
+def _encode(
+    path: Path, sentences: _Sentences, numbers: dict[str, int], users: dict[str, int]
+) -> Split:
+    """The sentences that have a target, padded."""
+    x = np.zeros((len(sentences.words), MAX_TOKENS), np.uint16)
+    for row, words in zip(x, sentences.words, strict=True):
+        row[: len(words)] = [numbers.get(word, UNKNOWN) for word in words]
+    num_scored = (x[:, 1:] >= FIRST_WORD).sum(axis=1)
+    kept = num_scored > 0
+    if not kept.any():
+        raise ValueError(
+            f"{path}: no sentence has two words of the vocabulary, expected {EXPECTED}"
+        )
+    group = np.array([users[name] for name in sentences.names], np.int32)
+    return Split(x[kept], num_scored[kept], group[np.array(sentences.users)][kept])
