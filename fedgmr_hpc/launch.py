@@ -47,7 +47,7 @@ from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.replay import ReplayClock, check_versions, replayed_config
-from fedgmr_hpc.server import Server
+from fedgmr_hpc.server import Server, load_availability
 from fedgmr_hpc.store import Result, ResultWriter, read_result
 from fedgmr_hpc.study.report import render_summary
 from fedgmr_hpc.trace import timeline_path, write_timeline
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guard(
         transport,
         lambda: (
-            _lead(config, recorded, transport) if transport.rank == 0 else follow(transport, chosen)
+            lead(config, recorded, transport) if transport.rank == 0 else follow(transport, chosen)
         ),
     )
 
@@ -194,6 +194,7 @@ def prepare_experiment(config: Config, recorded: Result | None = None) -> Experi
     if recorded is not None:
         ReplayClock(config, recorded)
     data = FederatedData(config)
+    load_availability(config)
     links = config.links
     if links.trace is not None:
         load_trace(links.trace, config.clients.count, links.trace_period_s)
@@ -219,7 +220,7 @@ def _default_path(config: Config) -> str:
     )
 
 
-def _lead(config: Config | ValueError, recorded: Result | None, transport: Transport) -> int:
+def lead(config: Config | ValueError, recorded: Result | None, transport: Transport) -> int:
     """Rank 0 of several."""
     try:
         if isinstance(config, ValueError):

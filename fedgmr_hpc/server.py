@@ -65,7 +65,12 @@ def prunable_layers(layout: Layout) -> list[PrunableLayer]:
     ]
 
 
-def _availability(config: Config) -> Availability | None:
+def load_availability(config: Config) -> Availability | None:
+    """The trace of a run's clients, None if there is none.
+
+    Raises:
+        ValueError: it cannot be read, or says something that cannot be.
+    """
     clients = config.clients
     if clients.availability is None:
         return None
@@ -107,7 +112,7 @@ class Server:
         weights = initial_weights(config.model.name, config.seed, kind)
         layers = prunable_layers(make_layout(config.model.name, kind))
         self.num_prunable = layers[-1].stop
-        self.coordinator = Coordinator(config, shares, weights, layers, _availability(config))
+        self.coordinator = Coordinator(config, shares, weights, layers, load_availability(config))
         codes = PositionCodes()
         self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
         self.clock, self.pool = self._make_clock(codes, recorded)

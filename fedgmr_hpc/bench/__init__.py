@@ -4,7 +4,7 @@ Each warms up, checks its answer, repeats, states the ceiling it is measured aga
 run, prints a table and ends in one JSON line. Absolute times depend on the machine; the ratios are
 what to compare.
 
-    codec    encode + decode of frames per density     against a copy of the dense model
+    codec    encode + decode per density and dtype     against a copy of the dense model
     merge    one buffered mask-aware merge             against a copy of as many bytes
     mask     one refresh: rank all entries, cut masks  against one sort of as many keys
     round    FedGMR rounds over real ranks             against the same local steps alone
@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_frame
+from fedgmr_hpc.bench.clients import run_clients
+from fedgmr_hpc.comm.frames import Dtype, Frame, Kind, decode_frame, encode_frame
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
 from fedgmr_hpc.jobs import run_ranks
@@ -46,6 +47,8 @@ def run_bench(what: str, *, quick: bool, ranks: int) -> int:
         rows, summary = {"codec": _codec, "merge": _merge, "mask": _mask}[what](repeats)
     elif what in ("round", "links", "server"):
         rows, summary = _on_ranks(f"fedgmr_hpc.bench.{what}", quick, ranks)
+    elif what == "clients":
+        rows, summary = run_clients(quick, ranks)
     else:
         rows, summary = _memory(200 if quick else 2000, ranks)
     _print_table(rows)
@@ -100,7 +103,10 @@ def _codec(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     weights, masks = _masks()
     ceiling = _copy_gb_per_s(2 * weights.nbytes, repeats)
     rows = []
-    for density, count in zip(masks.densities, masks.counts, strict=True):
+    cases: list[tuple[float, int, Dtype]]
+    cases = [(*level, "fp32") for level in zip(masks.densities, masks.counts, strict=True)]
+    cases += [(1.0, masks.size, dtype) for dtype in ("fp16", "bf16", "int8")]
+    for density, count, dtype in cases:
         positions = np.arange(masks.size, dtype=np.int32)[:count]
         if masks.perm is not None:
             positions = np.sort(masks.perm[:count])
@@ -116,14 +122,17 @@ def _codec(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 num_prunable=masks.size,
                 values=weights[positions],
                 positions=None if is_known else positions,
+                dtype=dtype,
             )
             data = encode_frame(frame)
-            assert decode_frame(data) == frame
+            assert encode_frame(decode_frame(data)) == data
+            assert dtype != "fp32" or decode_frame(data) == frame
             encode_s = _seconds(repeats, partial(encode_frame, frame))
             decode_s = _seconds(repeats, partial(decode_frame, data))
             rows.append(
                 {
                     "density": density,
+                    "dtype": dtype,
                     "positions": "known" if is_known else "sent",
                     "frame bytes": len(data),
                     "encode ms": encode_s * 1e3,

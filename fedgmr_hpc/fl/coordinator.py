@@ -94,7 +94,10 @@ class Coordinator:
         self.base_versions = np.full(len(shares), -1)
         self.packed: Floats = weights[: self.masks.size].copy()
         self.dense: Floats = weights[self.masks.size :].copy()
-        self.buffer = UpdateBuffer(config.aggregation)
+        max_entries = config.aggregation.max_entries or sampled
+        self.buffer = UpdateBuffer(
+            config.aggregation.model_copy(update={"max_entries": max_entries})
+        )
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None

@@ -143,7 +143,9 @@ class SubModel:
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         momentum = torch.zeros_like(self.net.flat) if choices.momentum else None
-        threshold = Threshold(self.net, self.mask, self.spans) if self.spans else None
+        threshold = None
+        if self.spans and self.mask is not None:
+            threshold = Threshold(self.net, self.mask, self.spans)
         step = Step(self.net, loss, learning_rate, choices, self.mask, momentum, squares, threshold)
         done = Done()
         for batch in on_device(batches, self.net.flat.device):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fedgmr_hpc.fl.local import (
+from fedgmr_hpc.fl.sgd import (
     Batch,
     Done,
     Loss,
@@ -27,12 +27,14 @@ from fedgmr_hpc.fl.local import (
 )
 from fedgmr_hpc.fl.widths import Axis, inner_entries
 
+MAX_NETS = 32  # kept at a time; balancing makes new densities at every refresh
+
 
 class SlicedModel:
     """Loads a client's narrower network, trains it, and hands its entries back.
 
     Args:
-        make_net: the network of a density; called once for each.
+        make_net: the network of a density, kept for the next time.
         tensors: axes of every tensor of the whole network, in the order of its flat vector.
         num_prunable: P.
 
@@ -72,6 +74,9 @@ class SlicedModel:
             positions: int64 [K] natural positions of `values`, None if they ascend.
             mask_id: equal ids and K mean equal positions.
         """
+        if len(self._nets) > MAX_NETS:
+            self._nets.clear()
+            self._inner.clear()
         self.net, self._density = self._net(density), density
         self._num_kept = len(values)
         self._order = None if positions is None else self._find_order(positions, mask_id)
@@ -132,12 +137,13 @@ class SlicedModel:
         choices: SgdChoices,
         momentum: Tensor | None,
     ) -> None:
-        """One step on a narrower part of the loaded network."""
+        """One step on a narrower part of the loaded network; the rest keeps value and momentum."""
         inner, at = self._net(density), self._inner_index(density)
         inner.flat.copy_(self.net.flat[at])
-        inner.generator = self.net.generator
+        inner.generator.set_state(self.net.generator.get_state())  # one stream for all widths
         own = None if momentum is None else momentum[at]
         done.add(Step(inner, loss, learning_rate, choices, momentum=own), batch)
+        self.net.generator.set_state(inner.generator.get_state())
         self.net.flat[at] = inner.flat
         if momentum is not None and own is not None:
             momentum[at] = own

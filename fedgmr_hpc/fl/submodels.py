@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgmr_hpc.fl.widths import Axis, entry_levels
+from fedgmr_hpc.fl.widths import Axis, Levels, entry_levels
 from fedgmr_hpc.records import Floats, Ints, RunError
 
 Keys = NDArray[np.uint32]
@@ -219,7 +219,7 @@ def magnitude_masks(
     levels = tuple(sorted(set(densities)))
     keys = np.abs(weights, out=weights).view(np.uint32)
     np.subtract(_MAX_BITS, keys, out=keys)
-    part = np.empty(len(keys), np.uint8)
+    part = np.empty(len(keys), np.min_scalar_type(len(levels)))
     for layer in layers:
         size, span = layer.stop - layer.start, slice(layer.start, layer.stop)
         part[span] = _select(keys[span], [max(1, int(density * size)) for density in levels])
@@ -235,25 +235,23 @@ def width_masks(
     return _make_masks(mask_id, levels, part, np.empty(len(part), np.int32))
 
 
-def _select(keys: Keys, counts: Sequence[int]) -> NDArray[np.uint8]:
+def _select(keys: Keys, counts: Sequence[int]) -> Levels:
     """The first level whose `counts` smallest keys contain each entry, len(counts) if none does."""
     size = len(keys)
-    part = np.full(size, len(counts), np.uint8)
+    part = np.full(size, len(counts), np.min_scalar_type(len(counts)))
     ends = sorted({count for count in counts if 0 < count < size})
     ordered = np.partition(keys, [end - 1 for end in ends]) if ends else keys
     lasts = {end: ordered[end - 1] for end in ends}
     del ordered
     for count in counts:
         if count == size:
-            part -= np.uint8(1)
+            part -= part.dtype.type(1)
         elif count:
             part -= _below(keys, count, lasts[count])
     return part
 
 
-def _make_masks(
-    mask_id: int, levels: tuple[float, ...], part: NDArray[np.uint8], perm: Ints
-) -> MaskSet:
+def _make_masks(mask_id: int, levels: tuple[float, ...], part: Levels, perm: Ints) -> MaskSet:
     """The mask set in which entry i comes with level `part[i]`; `perm` [P] is memory to fill."""
     sizes = np.bincount(part, minlength=len(levels) + 1)
     counts = tuple(int(count) for count in sizes.cumsum()[: len(levels)])
@@ -262,7 +260,7 @@ def _make_masks(
     return MaskSet(mask_id, levels, counts, _list_parts(part, counts, perm), len(part))
 
 
-def _list_parts(part: NDArray[np.uint8], counts: Sequence[int], perm: Ints) -> Ints:
+def _list_parts(part: Levels, counts: Sequence[int], perm: Ints) -> Ints:
     """Fills `perm` [P] with the positions of part 0, ascending, then those of part 1, ..."""
     begins = [0, *counts]
     for span in _blocks(len(part)):

@@ -1,10 +1,11 @@
 """Gradients through the threshold that cut a mask (FIARSE, Wu et al. 2024; spec section 7.2).
 
 A sub-model keeps what is at or above theta in size, M(w) = [|w| >= theta], with one theta for each
-tensor of each client: the smallest |w| that its mask keeps. Training sees w M(w), so a kept weight
-that shrinks below theta leaves the forward pass, and comes back when it grows. Its gradient is that
-of w M(w) times (M + |w| dM/d|w|), with 2 theta / (|w| + theta)^2 in place of the derivative of the
-step: kept weights get the factor 1 + 2 theta |w| / (|w| + theta)^2, hidden ones none.
+tensor of each client: the smallest |w| that its mask keeps. The whole model has no threshold.
+Training sees w M(w), so a kept weight that shrinks below theta leaves the forward pass, and comes
+back only if momentum makes it grow. Its gradient is that of w M(w) times (M + |w| dM/d|w|), with
+2 theta / (|w| + theta)^2 in place of the derivative of the step: kept weights get the factor
+1 + 2 theta |w| / (|w| + theta)^2, hidden ones none.
 
 Shapes: P prunable entries, D dense entries.
 """
@@ -29,14 +30,14 @@ class Threshold:
     """The thresholds of a sub-model that has just been loaded.
 
     Args:
-        mask: [P + D] of 0 and 1, None for everything.
+        mask: [P + D] of 0 and 1.
         spans: of the prunable tensors, the first ones of the flat vector.
     """
 
-    def __init__(self, net: _Net, mask: Tensor | None, spans: Sequence[slice]) -> None:
+    def __init__(self, net: _Net, mask: Tensor, spans: Sequence[slice]) -> None:
         self.prunable = net.flat[: spans[-1].stop]
         self.spans, self.whole = spans, torch.empty_like(self.prunable)
-        self.thetas = [_smallest(net.flat[s], None if mask is None else mask[s]) for s in spans]
+        self.thetas = [_smallest(net.flat[s], mask[s]) for s in spans]
         self.hidden: list[Tensor] = []
 
     @torch.no_grad()
@@ -55,15 +56,13 @@ class Threshold:
         passed = []
         rows = zip(self.spans, self.thetas, self.hidden, gradients, strict=False)
         for span, theta, hidden, gradient in rows:
-            size = self.whole[span].abs()
-            factor = size.mul(2 * theta).div_(size.add_(theta).square_()).add_(1.0)
+            ratio = theta / self.whole[span].abs()  # at most 1 where kept: no square underflows
+            factor = ratio.mul(2).div_(ratio.add_(1.0).square_()).add_(1.0)
             passed.append(factor.masked_fill_(hidden, 0.0).view(gradient.shape).mul_(gradient))
         return [*passed, *gradients[len(passed) :]]
 
 
-def _smallest(weights: Tensor, mask: Tensor | None) -> Tensor:
+def _smallest(weights: Tensor, mask: Tensor) -> Tensor:
     """The smallest |w| of the kept entries, at least the smallest positive float."""
-    size = weights.abs()
-    if mask is not None:
-        size = size.masked_fill(mask == 0, torch.inf)
+    size = weights.abs().masked_fill(mask == 0, torch.inf)
     return size.min().clamp_min(torch.finfo(size.dtype).tiny)

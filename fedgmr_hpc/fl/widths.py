@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Cut = Literal["whole", "ceil", "fours", "parts"]
+Levels = NDArray[np.unsignedinteger[Any]]  # 8 bits each where they suffice
 PARTS = 24  # of each head's or layer's units, for the transformer
 
 
@@ -62,14 +63,14 @@ def narrowed(axis: Axis, density: float) -> Axis:
     return Axis(kept_units(axis, density), axis.inner, axis.heads, axis.cut)
 
 
-def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> NDArray[np.uint8]:
+def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> Levels:
     """[U] the first of the ascending densities that keeps each unit, len(densities) if none does.
 
     Args:
         offset: the unit with which the kept ones begin, modulo the units (of each head).
     """
     per_head = axis.units // axis.heads
-    levels = np.full(per_head, len(densities), np.uint8)
+    levels = np.full(per_head, len(densities), np.min_scalar_type(len(densities)))
     for level in range(len(densities) - 1, -1, -1):
         kept = kept_units(axis, densities[level]) // axis.heads
         levels[(np.arange(kept) + offset) % per_head] = level
@@ -78,9 +79,7 @@ def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> NDArray[
     return np.tile(levels, axis.heads)
 
 
-def entry_levels(
-    axes: Sequence[Axis], densities: Sequence[float], offset: int = 0
-) -> NDArray[np.uint8]:
+def entry_levels(axes: Sequence[Axis], densities: Sequence[float], offset: int = 0) -> Levels:
     """The first of the ascending densities that keeps each entry of a tensor, in its order.
 
     A tensor without axes, or with whole ones only, is kept by every density.
