@@ -14,7 +14,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from fedgmr_hpc.config import Config, Section
+from fedgmr_hpc.axes import Section
+from fedgmr_hpc.config import Config
 from fedgmr_hpc.methods import configs_dir, load_method, merged, read_yaml
 
 

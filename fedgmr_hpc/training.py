@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fedgmr_hpc.config import WIDTH_KINDS, Config
+from fedgmr_hpc.axes import WIDTH_KINDS
+from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.local import GatedBias, SubModel
 from fedgmr_hpc.fl.sgd import SgdChoices, Trained, evaluate

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedgmr_hpc.config import AggregationConfig
+from fedgmr_hpc.axes import AggregationConfig
 from fedgmr_hpc.fl.aggregation import BufferEntry
 from fedgmr_hpc.fl.submodels import MaskSet, repack
 from fedgmr_hpc.records import Update

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedgmr_hpc.config import WIDTH_KINDS, SubmodelConfig
+from fedgmr_hpc.axes import WIDTH_KINDS, SubmodelConfig
 from fedgmr_hpc.fl.submodels import (
     Keys,
     MaskSet,

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedgmr_hpc.config import RestorationConfig
+from fedgmr_hpc.axes import RestorationConfig
 
 TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of total_time_s, spec section 5.4
 

@@ -81,8 +81,9 @@ def read_availability(path: str, num_clients: int, period_s: float | None) -> Av
 
 def _parse(row: list[str], num_clients: int, period_s: float, where: str) -> tuple[int, Span]:
     try:
-        client, begin, end = int(row[0]), float(row[1]), float(row[2])
-    except (ValueError, IndexError):
+        number, from_s, to_s = row
+        client, begin, end = int(number), float(from_s), float(to_s)
+    except ValueError:
         raise ValueError(f"{where}: got {','.join(row)}, needed: client,from_s,to_s") from None
     if not 0 <= client < num_clients:
         raise ValueError(f"{where}: got client {client}, allowed: 0 to {num_clients - 1}")

@@ -89,6 +89,15 @@ TABLES: dict[str, tuple[tuple[int, int, int], tuple[Layer, ...]]] = {
             _output("fc2", 2048, 62, "relu_out"),
         ),
     ),
+    "conv2_small": (
+        (1, 28, 28),
+        (
+            _conv("conv1", 1, 8, 5, True, 5.56e-6),
+            _conv("conv2", 8, 16, 5, True, 4.106e-5),
+            _linear("fc1", 784, 128, "relu_out", 6.525e-6),
+            _output("fc2", 128, 62, "relu_out"),
+        ),
+    ),
     "vgg11": (
         (3, 32, 32),
         (

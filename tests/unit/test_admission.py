@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedgmr_hpc.config import AdmissionConfig
+from fedgmr_hpc.axes import AdmissionConfig
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.fl.admission import Admission, closing_slack_s, pacing_clients
 

@@ -64,7 +64,7 @@ def test_numbers_must_be_finite(value):
 
 
 def test_all_errors_come_at_once():
-    found = errors("run.max_rounds=0", "train.momentum=1", "wire.dtype=int8", "seed=-1", "foo=1")
+    found = errors("run.max_rounds=0", "train.momentum=1", "wire.dtype=int4", "seed=-1", "foo=1")
     assert [line.split(":")[0] for line in found] == [
         "foo",
         "run.max_rounds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedgmr_hpc.config import RestorationConfig
+from fedgmr_hpc.axes import RestorationConfig
 from fedgmr_hpc.fl.restoration import Plateau, Restoration
 
 RUNGS = (1.0, 0.5, 0.2, 0.1, 0.05)

@@ -1,0 +1,174 @@
+"""The sections of the configuration that make up a method's row: its five axes (DESIGN idea 1).
+
+`transmission`, a word, stands in config.py. Units stand in the names: `_s` seconds, `_frac` 0 to 1.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Sigma = Annotated[float, Field(ge=0, le=5)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Density = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+SubmodelKind = Literal[
+    "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout", "full"
+]
+MergeRule = Literal["mask_aware", "gradient", "average", "mix", "fedbuff"]
+WIDTH_KINDS = ("width_prefix", "width_rolling", "ordered_dropout")
+
+
+class Section(BaseModel):
+    """A frozen group of keys that refuses unknown ones; attribute docstrings are the reference."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class SubmodelConfig(Section):
+    """Which part of the model a client holds (spec section 3)."""
+
+    kind: SubmodelKind = "importance"
+    """`importance` cuts nested masks by score (FMP), `magnitude` by |W| in each layer (FIARSE);
+    `width_prefix` (HeteroFL), `width_rolling` (FedRolex) and `ordered_dropout` (FjORD) keep some
+    units of each layer; `full` gives everybody the whole model."""
+    refresh: Literal["interval", "round"] = "interval"
+    """Cut masks every `run.interval_rounds`, or in every round as well."""
+    scaler: bool = False
+    """Width methods: divide what a layer gives in training by its share of kept units, so that it
+    is as large as the whole network's (HeteroFL's scaler)."""
+    width_rates: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """`ordered_dropout`: each local step trains one of these densities up to the client's own,
+    drawn uniformly."""
+    score: Literal["w", "wg", "g"] = "w"
+    """|W|, |W times its change since the last refresh|, or summed squared client gradients."""
+    floor_frac: Fraction = 0.02
+    """Share of each layer, its largest weights, that ranks before everything else."""
+    use_costs: bool = True
+    """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
+    layer_mean: bool = False
+    """Divide them by the mean score of the layer's entries outside the floor, too."""
+
+
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        if self.kind != "importance" and self.score != "w":
+            found.append(
+                f"submodel.score: got '{self.score}', allowed with submodel.kind = {self.kind}: w"
+            )
+        if self.scaler and self.kind not in WIDTH_KINDS:
+            found.append(
+                f"submodel.scaler: got true, allowed with submodel.kind = {self.kind}: false"
+            )
+        return found
+
+
+class RestorationConfig(Section):
+    """Gradual model restoration: when densities grow, and to what (spec section 5)."""
+
+    trigger: Literal["none", "plateau", "time", "both"] = "none"
+    """Grow on stagnating validation scores, at fixed times, on either, or never."""
+    step: Literal["ladder", "fixed", "factor"] = "ladder"
+    """Next rung of the bandwidth shares, plus `fixed_step`, or times `factor`."""
+    fixed_step: Density = 0.1
+    """Density added by a `fixed` step."""
+    factor: Annotated[float, Field(gt=1)] = 2.0
+    """Density multiplier of a `factor` step."""
+    patience: Count = 5
+    """Evaluations without a new best score that make a plateau."""
+    arm_after_first_plateau: bool = False
+    """Let the server's first plateau only arm the trigger, as the released code does."""
+    total_time_s: Positive = 70_000.0
+    """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6 and 0.8 of it."""
+    balance: bool = False
+    """Stage 1: move densities towards equal cycle times until the first restoration (formula 4)."""
+    balance_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """lambda of formula (4)."""
+    min_density: Density = 0.02
+    """Lowest density that the balance may choose."""
+
+
+class AggregationConfig(Section):
+    """How delivered sub-models become the next version (spec section 6)."""
+
+    rule: MergeRule = "mask_aware"
+    """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA) or as unchanged
+    (GA, `gradient`), MA mixed into the old model (FedAsync), or the old model plus the mean of what
+    local training changed (`fedbuff`)."""
+    mix_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """`mix`: alpha, times the arrivals' mean staleness weight; null: their share of all clients'
+    staleness weights."""
+    server_learning_rate: Positive = 1.0
+    """`fedbuff`: factor of the mean change."""
+    buffered: bool = False
+    """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
+    max_entries: Count | None = None
+    """With `buffered`: evict the oldest update beyond this many; null for one per client."""
+    staleness: Literal["constant", "poly", "hinge"] = "constant"
+    """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling.
+    """
+    exponent: NonNegative = 0.6
+    """a of the polynomial and hinge weights."""
+    hinge_delay: NonNegative = 2.0
+    """Versions without a penalty under `hinge`."""
+    max_norm_ratio: Positive | None = None
+    """Shut out a client whose update has a root mean square over this many times the model's on
+    the same entries; null for no limit. NaN and infinite updates always shut their client out."""
+
+
+    def contradictions(self) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        if self.max_entries is not None and not self.buffered:
+            found.append(
+                f"aggregation.max_entries: got {self.max_entries}, allowed with "
+                "aggregation.buffered = false: null"
+            )
+        if self.rule == "fedbuff" and self.buffered:
+            found.append(
+                "aggregation.buffered: got true, allowed with aggregation.rule = fedbuff: false "
+                "(a change is added once)"
+            )
+        if self.rule != "mix" and self.mix_share is not None:
+            found.append(
+                f"aggregation.mix_share: got {self.mix_share:g}, allowed with "
+                f"aggregation.rule = {self.rule}: null"
+            )
+        if self.rule != "fedbuff" and self.server_learning_rate != 1.0:
+            found.append(
+                f"aggregation.server_learning_rate: got {self.server_learning_rate:g}, allowed "
+                f"with aggregation.rule = {self.rule}: 1"
+            )
+        return found
+
+
+class AdmissionConfig(Section):
+    """When the server stops waiting and merges (spec section 2.3)."""
+
+    kind: Literal["window", "barrier", "count", "each"] = "window"
+    """`window` closes after the full-bandwidth clients' arrival, `barrier` waits for everybody,
+    `count` (FedBuff) for so many updates, `each` (FedAsync) for one."""
+    slack_s: NonNegative = 0.5
+    """Time a window stays open after the clients that pace it have arrived."""
+    count: Count | None = None
+    """With `count`: updates since the last merge that make the next one."""
+
+    def contradictions(self, key: str, at_a_time: int) -> list[str]:
+        """One line for every value that another one rules out; `key` says how many clients take
+        part at a time."""
+        if self.kind != "count":
+            allowed = f"allowed with admission.kind = {self.kind}: null"
+            return [] if self.count is None else [f"admission.count: got {self.count}, {allowed}"]
+        if self.count is not None and self.count <= at_a_time:
+            return []
+        got = "null" if self.count is None else self.count
+        return [
+            f"admission.count: got {got}, allowed with admission.kind = count: "
+            f"1 to {key} = {at_a_time}"
+        ]
