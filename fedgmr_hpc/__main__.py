@@ -30,7 +30,6 @@ from fedgmr_hpc.config import Config, DataName
 from fedgmr_hpc.configfile import describe_keys, load_config, render_config
 from fedgmr_hpc.records import RunError
 
-VERBS = ("check", "keys", "methods", "prepare", "report", "replay", "agree", "study", "bench")
 BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory")
 
 

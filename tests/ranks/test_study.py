@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 
+from fedgmr_hpc.configfile import render_config
 from fedgmr_hpc.store import read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import is_locked, read_state
@@ -87,13 +88,19 @@ def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
 
 
 def test_a_half_written_cell_is_run_again(tmp_path: Path) -> None:
-    path, cells = write_study(tmp_path, matrix={"method": ["fedavg"], "seed": [0]})
-    assert study("run", path).code == 0
-    (whole,) = (tmp_path / "cells").glob("*.h5")
-    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    """Its process was killed with the study's, so its file says that it still runs."""
+    rounds = {"run.max_rounds": 60}
+    path, cells = write_study(tmp_path, matrix={"method": ["fedavg"], "seed": [0]}, set=rounds)
+    half = tmp_path / "cells" / f"{cells[0].name}.h5"
+    (tmp_path / "run.yaml").write_text(render_config(cells[0].config))
+    command = [sys.executable, "-m", "fedgmr_hpc.launch", "--config", str(tmp_path / "run.yaml")]
+    words = [f"results.path={half}", "results.flush_s=0.01", "progress=quiet"]
+    with subprocess.Popen([*command, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: read_state(half.parent, cells[0]).progress_frac > 0)
+        process.kill()
     assert read_state(tmp_path / "cells", cells[0]).status == "interrupted"
     assert study("run", path).code == 0
-    assert read_result(whole).status == "finished"
+    assert read_result(half).status == "finished"
 
 
 def test_one_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -104,6 +104,19 @@ def test_every_attempt_draws_anew():
     assert 200 < len(set(first) & set(second)) < 300  # a quarter of 1000
 
 
+def test_many_attempts_repeat_no_draw_of_another_transfer():
+    plan = make_plan({"kind": "drop", "probability": 0.5})
+
+    def course(direction: str, number: int) -> list[bool]:
+        return [bool(hits(plan, 0, direction, number, attempt)) for attempt in range(64)]
+
+    courses = [course(way, number) for number in (1, 2) for way in ("down", "up")]
+    for index, one in enumerate(courses):
+        for shift in range(0, 64, 16):
+            assert all(other[shift:] != one[: 64 - shift] for other in courses[:index])
+    assert all(16 < sum(one) < 48 for one in courses)
+
+
 def test_both_directions_draw_independently():
     found = hit_transfers(make_plan({"kind": "drop", "probability": 0.5}))
     down, up = ({(c, n) for c, way, n in found if way == w} for w in ("down", "up"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,15 @@ def test_positions_round_trip(n, density, seed, clustered):
     assert np.array_equal(decoded, positions)
 
 
+def draw_integers(rng: np.random.Generator, count: int) -> np.ndarray:
+    """[count] that are exact in all types: with int8 every block's scale is 1."""
+    values = rng.integers(-127, 128, count).astype(np.float32)
+    values[::256] = 127
+    return values
+
+
 @settings(max_examples=150, deadline=None)
-@given(sizes, densities, st.integers(0, 2**32), st.sampled_from(["fp32", "fp16", "bf16"]),
+@given(sizes, densities, st.integers(0, 2**32), st.sampled_from(["fp32", "fp16", "bf16", "int8"]),
        st.booleans(), st.booleans(), st.sampled_from(list(Kind)))  # fmt: skip
 def test_frame_round_trip(n, density, seed, dtype, known, with_extra, kind):
     positions = draw_positions(n, density, seed, False)
@@ -129,7 +137,7 @@ def test_frame_round_trip(n, density, seed, dtype, known, with_extra, kind):
         kind=kind,
         num_prunable=n,
         positions=None if known else positions,
-        values=rng.integers(-128, 128, count).astype(np.float32),  # exact in all three types
+        values=draw_integers(rng, count),
         dense=rng.integers(-128, 128, int(rng.integers(0, 9))).astype(np.float32),
         extra=rng.random(count, dtype=np.float32) if with_extra else NO_FLOATS,
         dtype=dtype,
@@ -151,7 +159,8 @@ def test_frames_differ_when_a_bit_does():
 
 def test_strided_values_are_sent():
     values = np.arange(10, dtype=np.float32)[::2]
-    for dtype in ("fp32", "fp16", "bf16"):
+    for dtype in ("fp32", "fp16", "bf16", "int8"):
+        values[-1] = 127  # with int8 a scale of 1
         decoded = decode_frame(encode_frame(make_frame(values=values, dtype=dtype)))
         assert np.array_equal(decoded.values, values)
 
@@ -278,6 +287,37 @@ def test_every_cut_and_every_extension_is_detected():
         decode_frame(wire + b"\0")
 
 
+def test_int8_layout_with_the_dense_part_in_fp32():
+    values = np.array([127, -3, 0.25], np.float32)  # a scale of 1, then three codes and a zero
+    dense = np.array([0.1, -1], np.float32)
+    frame = make_frame(values=values, dense=dense, positions=np.array([1, 2, 3], np.int32))
+    wire = bytes(encode_frame(replace(frame, dtype="int8")))
+    assert wire[7] == 3 and struct.unpack("<4Q", wire[80:112]) == (0, 8, 8, 2)
+    sections = struct.pack("<f3b1x2f", 1, 127, -3, 0, *dense) + bytes([1, 2])
+    assert wire[120:] == sections
+    assert len(wire) == frame_bytes(3, 2, dtype="int8", positions_bytes=2) == 138
+    decoded = decode_frame(wire)
+    assert decoded.values.tolist() == [127, -3, 0]
+    assert decoded.dense.tobytes() == dense.tobytes() and decoded.dense.flags.aligned
+    assert decoded.dtype == "int8" and encode_frame(decoded) == wire
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+def test_what_is_not_finite_arrives_so(dtype, wrong):
+    values = np.array([1, wrong, -1], np.float32)
+    decoded = decode_frame(encode_frame(make_frame(values=values, dtype=dtype)))
+    assert not np.isfinite(decoded.values[1])
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_a_decoded_frame_is_encoded_as_the_same_bytes(dtype):
+    values = np.random.default_rng(0).normal(size=700).astype(np.float32)
+    wire = encode_frame(make_frame(values=values, dtype=dtype))
+    assert encode_frame(decode_frame(wire)) == wire
+    assert len(wire) == frame_bytes(700, 2, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     ("at", "data", "message"),
     [
@@ -285,7 +325,8 @@ def test_every_cut_and_every_extension_is_detected():
         (4, b"\x02", r"format version: got 2, allowed \[1\]"),
         (5, b"\x04", r"kind: got 4, allowed \[1, 2, 3\]"),
         (6, b"\x05", "codec: got 5"),
-        (7, b"\x03", "dtype: got 3"),
+        (7, b"\x04", "dtype: got 4"),
+        (7, b"\x03", "contradict"),  # int8 would need eight bytes
         (7, b"\x01", "contradict"),  # fp16 would need half the bytes
         (28, b"\x04", "contradict"),  # K = 4 of three values
         (80, struct.pack("<2Q", 8, 4), "contradict"),  # extra is neither 0 nor 4 K

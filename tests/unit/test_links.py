@@ -66,7 +66,7 @@ def drain(fluid: FluidLinks, stop_s=math.inf) -> dict[str, float]:
 
 def make_fluid(server_up=math.inf, server_down=math.inf, **options) -> FluidLinks:
     fluid = FluidLinks(**options)
-    fluid.server_up, fluid.server_down = server_up, server_down
+    fluid.set_server(server_up, server_down)
     return fluid
 
 
@@ -165,7 +165,7 @@ def test_a_listener_catches_up_when_the_server_slows_down():
     fluid = make_fluid(server_up=10)
     start_broadcast(fluid, 100, {0: 8.0})
     fluid.advance(5.0)  # sent 50, taken 40
-    fluid.server_up = 4
+    fluid.set_server(4, math.inf)
     # 8 against 4: level at 60 after 2.5 s; 40 more at 4
     check_times(fluid, {"down 0": 17.5})
 
@@ -174,7 +174,7 @@ def test_a_listener_that_caught_up_falls_behind_when_the_server_speeds_up():
     fluid = make_fluid(server_up=4)
     start_broadcast(fluid, 100, {0: 8.0})
     fluid.advance(5.0)  # 20, waiting for the server
-    fluid.server_up = 20
+    fluid.set_server(20, math.inf)
     # 80 more at its own 8, the server being done after 4 s
     check_times(fluid, {"down 0": 15.0})
 
@@ -183,11 +183,27 @@ def test_a_listener_left_behind_catches_up_again():
     fluid = make_fluid(server_up=4)
     start_broadcast(fluid, 100, {0: 8.0})
     fluid.advance(5.0)  # 20, waiting for the server
-    fluid.server_up = 20
+    fluid.set_server(20, math.inf)
     fluid.advance(7.0)  # sent 60, taken 36
-    fluid.server_up = 4
+    fluid.set_server(4, math.inf)
     # 8 against 4: level at 84 after 6 s; 16 more at 4
     check_times(fluid, {"down 0": 17.0})
+
+
+def test_a_speed_that_changes_between_two_looks_counts_from_now_on():
+    """Asking when something changes, or how far it is, settles nothing."""
+    fluid = make_fluid(server_up=10)
+    start_broadcast(fluid, 100, {0: 8.0})
+    assert fluid.next_change_s() == 10.0  # the server has sent everything
+    fluid.advance(5.0)
+    assert [each.rate for each in fluid.progress()] == [8.0]
+    assert fluid.next_change_s() == 10.0
+    fluid.set_server(5.0, math.inf)
+    assert fluid.next_change_s() == pytest.approx(5.0 + 10 / 3)  # 40 has caught up with 50 at 8 - 5
+    fluid.start_upload(1, 6, 3.0)
+    assert fluid.next_change_s() == 7.0
+    fluid.cancel(1)
+    assert fluid.next_change_s() == pytest.approx(5.0 + 10 / 3)
 
 
 def test_a_slow_listener_goes_on_after_the_server_is_done():
@@ -343,7 +359,7 @@ def test_a_listener_that_waits_for_the_server_leaves_its_ranks_cap_to_the_others
     fluid = make_fluid(server_up=1000, rank_of=RANKS, rank_down=10)
     start_broadcast(fluid, 100, {1: 20.0})
     fluid.advance(0.1)  # all sent, 1 taken
-    fluid.server_up = 3
+    fluid.set_server(3, math.inf)
     start_broadcast(fluid, 30, {0: 20.0})
     # 3 and 7 until 10.1 s; then client 1 has 29 left at 10
     check_times(fluid, {"down 0": 10.1, "down 1": 13.0})

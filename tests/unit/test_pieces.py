@@ -28,18 +28,18 @@ def put(payload: Incoming, begin: int, piece: bytes, end: int | None = None) -> 
 
 
 def test_a_mark_survives_the_wire():
-    mark = Mark(client=3, number=2**40, begin=0, end=2**40 + 1)
-    assert len(mark.pack()) == SIZE == 32
+    mark = Mark(client=3, number=2**40, begin=0, end=2**40 + 1, attempt=2)
+    assert len(mark.pack()) == SIZE == 40
     assert read_mark(memoryview(mark.pack())) == mark
 
 
 def test_a_mark_is_read_from_the_head_of_a_message():
-    assert read_mark(memoryview(Mark(1, 2, 3, 4).pack() + b"piece")) == (1, 2, 3, 4)
+    assert read_mark(memoryview(Mark(1, 2, 3, 4, 5).pack() + b"piece")) == (1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize("length", [0, 31])
+@pytest.mark.parametrize("length", [0, 39])
 def test_a_message_too_short_for_a_mark_is_refused(length):
-    with pytest.raises(WireError, match=f"{length} bytes are shorter than a mark of 32"):
+    with pytest.raises(WireError, match=f"{length} bytes are shorter than a mark of 40"):
         read_mark(memoryview(bytes(length)))
 
 

@@ -114,6 +114,11 @@ def test_the_start_needs_no_row_and_leaves_the_chain():
     assert [log.row(event) for event in EVENTS] == ROWS
 
 
+def test_clients_are_lost_one_by_one():
+    with pytest.raises(ValueError, match=r"Lost.clients: got \(1, 2\), allowed: one client"):
+        EventLog(CONFIG).row(Lost(3.0, (1, 2), "silent"))
+
+
 def test_equal_runs_have_equal_chains():
     assert log_rows() == ROWS
     assert len({row.chain_xxh3 for row in ROWS}) == len(ROWS)

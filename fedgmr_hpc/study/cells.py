@@ -1,0 +1,195 @@
+"""The cells of a study: every combination of its values as one checked configuration.
+
+A cell's name is a readable slug and the hash of its configuration without the keys that say where
+results go and what is shown. Cells of several studies that agree in it share one
+file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.data import describe_missing
+from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
+
+NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
+MAX_SLUG = 80
+Labels = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. `labels`: the varied keys that it names, with its values."""
+
+    labels: Labels
+    row: str
+    column: str
+    seed: int
+    config: Config
+    slug: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The stem of its files."""
+        return f"{self.slug}-{self.digest}"
+
+
+def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Every cell, resolved and checked, in the file's order.
+
+    Raises:
+        ValueError: one line for each different mistake, with how many cells have it.
+    """
+    cells: list[Cell] = []
+    wrong: dict[str, list[str]] = {}
+    for labels in label_sets(study):
+        try:
+            cells.append(_make_cell(study, labels, overrides))
+        except ValueError as error:
+            for line in str(error).splitlines():
+                wrong.setdefault(line, []).append(_slug(labels))
+    for line, names in _missing_data(cells).items():
+        wrong.setdefault(line, []).extend(names)
+    if wrong:
+        raise ValueError("\n".join(_counted(line, names) for line, names in wrong.items()))
+    if not cells:
+        raise ValueError("exclude: got every cell, allowed: leaving at least one")
+    for place, row in _named_rows(study):
+        find_row(cells, row, place)
+    return cells
+
+
+def label_sets(study: StudyFile) -> list[Labels]:
+    """The varied keys and values of every cell: matrix, then `cells`, without `exclude`."""
+    found: dict[str, Labels] = {}
+    for block in [study.matrix, *study.cells]:
+        lists = [v if isinstance(v, list) else [v] for v in block.values()]
+        for values in itertools.product(*lists) if block else ():
+            labels = dict(zip(block, values, strict=True))
+            if not any(matches(labels, excluded) for excluded in study.exclude):
+                found[json.dumps(labels, sort_keys=True)] = labels
+    return list(found.values())
+
+
+def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether `labels` has every wanted value; a list allows any of its values."""
+    return all(
+        key in labels and labels[key] in (value if isinstance(value, list) else [value])
+        for key, value in wanted.items()
+    )
+
+
+def find_row(cells: Sequence[Cell], row: Row, place: str) -> str:
+    """The one row that a method's name, a row's label or some of its values stand for.
+
+    Raises:
+        ValueError: none fits, or several do.
+    """
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    wanted = row if isinstance(row, dict) else {"method": row}
+    fitting = [row] if isinstance(row, str) and row in rows else _fitting(cells, wanted)
+    if len(fitting) != 1:
+        found = f"fits {len(fitting)} rows" if fitting else "fits no row"
+        raise ValueError(f"{place}: got {row!r}, which {found}, allowed: one of {'; '.join(rows)}")
+    return fitting[0]
+
+
+def _fitting(cells: Sequence[Cell], wanted: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(cell.row for cell in cells if matches(cell.labels, wanted)))
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same run: everything but `NOT_IDENTITY`."""
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def digest_of(config: Config) -> str:
+    """Ten hexadecimal digits of the configuration's identity."""
+    text = json.dumps(identity(config.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def label_of(labels: Labels, keys: Sequence[str]) -> str:
+    """`high, iid` or `fedgmr, patience 5`: words by themselves, numbers with their key."""
+    parts = [
+        str(labels[key]) if isinstance(labels[key], str) else f"{_short(key)} {_text(labels[key])}"
+        for key in keys
+        if key in labels
+    ]
+    return ", ".join(parts) or "all"
+
+
+def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Cell:
+    words = [as_override(key, value) for key, value in {**study.settings, **labels}.items()]
+    config = load_config(study.base, [*words, *overrides])
+    return Cell(
+        labels=labels,
+        row=label_of(labels, study.row_keys()),
+        column=label_of(labels, study.column_keys()),
+        seed=config.seed,
+        config=config,
+        slug=_slug(labels),
+        digest=digest_of(config),
+    )
+
+
+def _slug(labels: Labels) -> str:
+    words = [
+        f"s{value}" if key == "seed" else label_of({key: value}, [key])
+        for key, value in labels.items()
+    ]
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words))[:MAX_SLUG] or "run"
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Data sets whose files are not there: a line each, and the cells that need them."""
+    wrong: dict[str, list[str]] = {}
+    seen: dict[tuple[str, str | None], str | None] = {}
+    for cell in cells:
+        data = cell.config.data
+        where = (data.name, data.root)
+        if where not in seen:
+            seen[where] = _missing_line(data.name, data.root)
+        if line := seen[where]:
+            wrong.setdefault(line, []).append(cell.slug)
+    return wrong
+
+
+def _missing_line(name: str, root: str | None) -> str | None:
+    missing = describe_missing(name, root)
+    if not missing:
+        return None
+    shown = f"{missing[0]} and {len(missing) - 1} more" if missing[1:] else missing[0]
+    return f"data.root: got {root!r}, allowed: the folder of {name}; missing: {shown}"
+
+
+def _counted(line: str, names: Sequence[str]) -> str:
+    return f"{line} (in {len(names)} cells, the first: {names[0]})"
+
+
+def _named_rows(study: StudyFile) -> Iterator[tuple[str, Row]]:
+    """Where the study names a row."""
+    if study.reference is not None:
+        yield "reference", study.reference
+    for index, claim in enumerate(study.claims):
+        for row in (claim.a, *claim.opponents()):
+            yield f"claims.{index}", row
+        if claim.full is not None:
+            yield f"claims.{index}.full", claim.full

@@ -1,0 +1,185 @@
+"""Claims of a study and what its runs say of them: SUPPORTED, NOT SUPPORTED or INCONCLUSIVE.
+
+    kind           paired value, positive where the claim holds                    unit
+    difference     accuracy of a minus accuracy of b at T                          points
+    gap_narrowing  shortfall of b to `full` minus shortfall of a, each at least 0  points
+    stability      std of the last `window` evaluations up to T, b minus a         points
+    time_ratio     log2(time of b to `target` / time of a)                         halvings
+
+Pairs share column and seed. A claim is supported where the 95 % interval over the pairs lies above
+zero, not supported where it lies below, else inconclusive. The interval is the percentile bootstrap
+of the mean, widened to Student's t for 2 to 5 pairs, where a bootstrap is too narrow; of the median
+for time_ratio, whose values may be infinite (only one of the two gets there) and which leaves out
+pairs where neither does. A stability claim is not supported where a run of `a` ends more than
+`max_drop` under its best moving mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedgmr_hpc.study.cells import matches
+from fedgmr_hpc.study.measures import Run, pairs, select_runs
+from fedgmr_hpc.study.statistics import (
+    bootstrap_interval,
+    drop_from_best,
+    medians,
+    std_last,
+    summarize,
+)
+from fedgmr_hpc.study.studyfile import ClaimSpec
+
+Verdict = Literal["SUPPORTED", "NOT SUPPORTED", "INCONCLUSIVE"]
+UNITS = {
+    "difference": "points",
+    "gap_narrowing": "points",
+    "stability": "points",
+    "time_ratio": "halvings of time",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say of one claim; `value` and `interval` are in UNITS of its kind."""
+
+    name: str
+    kind: str
+    verdict: Verdict
+    value: float  # NaN without a pair
+    interval: tuple[float, float] | None
+    num_pairs: int
+    num_missing: int  # pairs planned and not there, or without a value
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A claim about two rows, on the study's scale: T in s and m evaluations."""
+
+    spec: ClaimSpec
+    a: str
+    b: str
+    full: str | None
+    at_s: float
+    last: int
+
+
+def judge(contest: Contest, runs: Sequence[Run], num_planned: int) -> Finding:
+    """The finding on a claim.
+
+    Args:
+        runs: the finished runs of the study.
+        num_planned: pairs that the study plans for this claim.
+    """
+    values = paired_values(contest, runs)
+    value, interval = _estimate(values, contest.spec.kind)
+    verdict = decide(interval)
+    note = _collapses(contest, _inside(contest, runs)) if contest.spec.kind == "stability" else ""
+    return Finding(
+        name=f"{contest.spec.name}: {contest.a} against {contest.b}",
+        kind=contest.spec.kind,
+        verdict="NOT SUPPORTED" if note else verdict,
+        value=value,
+        interval=interval,
+        num_pairs=len(values),
+        num_missing=num_planned - len(values),
+        note=note or _note(values),
+    )
+
+
+def decide(interval: tuple[float, float] | None) -> Verdict:
+    """The verdict of a 95 % interval of a value that the claim wants above zero."""
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "INCONCLUSIVE"
+    return "SUPPORTED" if interval[0] > 0 else "NOT SUPPORTED"
+
+
+def paired_values(contest: Contest, runs: Sequence[Run]) -> list[float]:
+    """One value for every pair that has one, in the order of the runs; see the module docstring."""
+    runs = _inside(contest, runs)
+    measure = {
+        "difference": _difference,
+        "time_ratio": _time_ratio,
+        "stability": _steadiness,
+    }
+    if contest.spec.kind == "gap_narrowing":
+        values = _narrowings(contest, runs)
+    else:
+        values = [
+            measure[contest.spec.kind](contest, *p) for p in pairs(runs, contest.a, contest.b)
+        ]
+    return [value for value in values if not math.isnan(value)]
+
+
+def _inside(contest: Contest, runs: Sequence[Run]) -> list[Run]:
+    """The runs under the conditions of the claim."""
+    return [run for run in runs if matches(run.labels, contest.spec.where)]
+
+
+def _accuracy(contest: Contest, run: Run) -> float:
+    return 100 * run.accuracy_at(contest.at_s, contest.last)
+
+
+def _difference(contest: Contest, a: Run, b: Run) -> float:
+    return _accuracy(contest, a) - _accuracy(contest, b)
+
+
+def _time_ratio(contest: Contest, a: Run, b: Run) -> float:
+    """log2 of how many times longer `b` takes; NaN where neither gets there."""
+    target = contest.spec.target or math.nan
+    times = [run.cost_to("times_s", target, contest.last) for run in (a, b)]
+    if math.isinf(times[0]) and math.isinf(times[1]):
+        return math.nan
+    with np.errstate(divide="ignore"):
+        return float(np.log2(times[1]) - np.log2(times[0]))
+
+
+def _steadiness(contest: Contest, a: Run, b: Run) -> float:
+    stds = [std_last(r.times_s, r.test, contest.at_s, contest.spec.window) for r in (a, b)]
+    return 100 * (stds[1] - stds[0])
+
+
+def _narrowings(contest: Contest, runs: Sequence[Run]) -> list[float]:
+    full = contest.full or ""
+    best = {(r.column, r.seed): _accuracy(contest, r) for r in select_runs(runs, full)}
+    values = []
+    for a, b in pairs(runs, contest.a, contest.b):
+        top = best.get((a.column, a.seed), math.nan)
+        shortfalls = [top - _accuracy(contest, run) for run in (a, b)]
+        if not any(math.isnan(shortfall) for shortfall in shortfalls):
+            values.append(max(0.0, shortfalls[1]) - max(0.0, shortfalls[0]))
+    return values
+
+
+def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, float] | None]:
+    if not values:
+        return math.nan, None
+    if kind == "time_ratio":
+        array = np.array(values)
+        return float(medians(array)), bootstrap_interval(array, statistic="median")
+    summary = summarize(values)
+    return (summary.mean, summary.widest) if summary else (math.nan, None)
+
+
+def _collapses(contest: Contest, runs: Sequence[Run]) -> str:
+    """The runs of `a` that end far under their best, in words; empty for none."""
+    allowed = contest.spec.max_drop
+    fallen = [
+        f"{run.name} by {100 * drop:.1f} points"
+        for run in select_runs(runs, contest.a)
+        if (drop := drop_from_best(run.times_s, run.test, contest.at_s, contest.last)) > allowed
+    ]
+    return f"collapse under the best moving mean: {', '.join(fallen)}" if fallen else ""
+
+
+def _note(values: Sequence[float]) -> str:
+    if not values:
+        return "no pair with a value"
+    if len(values) == 1:
+        return "one pair has no interval"
+    return ""

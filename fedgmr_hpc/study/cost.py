@@ -1,0 +1,91 @@
+"""How long cells will take: from finished cells of the study, or from short timed runs.
+
+A pace is measured for each method, since their rounds differ: wall seconds and virtual seconds of
+one round. A cell runs to `run.max_rounds` or `run.max_time_s`, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.store import Result
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.series import end_s
+
+START_S = 4.0  # a process, its imports and its data
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What one round takes, in wall and in virtual seconds."""
+
+    wall_s: float
+    virtual_s: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Wall seconds of the cells that are left, and where the figure comes from."""
+
+    wall_s: float
+    source: str
+
+
+def pace_of(result: Result) -> Pace | None:
+    """The mean pace of a run from its first merge on; None before its second round."""
+    merges = result.merges
+    rounds = int(merges["round"][-1] - merges["round"][0]) if len(merges["round"]) else 0
+    if not rounds:
+        return None
+    wall_s, now_s = (end_s(result, name) - float(merges[name][0]) for name in ("wall_s", "now_s"))
+    return Pace(wall_s / rounds, now_s / rounds)
+
+
+def mean_paces(runs: Iterable[tuple[str, Result]]) -> dict[str, Pace]:
+    """The mean pace of each method over (method, result)."""
+    found: dict[str, list[Pace]] = {}
+    for method, result in runs:
+        if pace := pace_of(result):
+            found.setdefault(method, []).append(pace)
+    return {
+        method: Pace(fmean(p.wall_s for p in paces), fmean(p.virtual_s for p in paces))
+        for method, paces in found.items()
+    }
+
+
+def cell_wall_s(config: Config, paces: Mapping[str, Pace]) -> float:
+    """Wall seconds of a whole cell; the mean pace stands in for a method without one."""
+    pace = paces.get(config.method) or _mean(paces.values())
+    rounds = float(config.run.max_rounds)
+    if config.run.max_time_s is not None and pace.virtual_s > 0:
+        rounds = min(rounds, config.run.max_time_s / pace.virtual_s)
+    return START_S + rounds * pace.wall_s
+
+
+def remaining_s(
+    cells: Sequence[tuple[Cell, float]], paces: Mapping[str, Pace], side_by_side: int
+) -> float:
+    """Wall seconds until all (cell, part done) are through; NaN without any pace."""
+    if not paces:
+        return math.nan
+    each = [cell_wall_s(cell.config, paces) * (1 - part) for cell, part in cells]
+    return max(max(each, default=0.0), sum(each) / side_by_side)
+
+
+def _mean(paces: Iterable[Pace]) -> Pace:
+    known = list(paces)
+    return Pace(fmean(p.wall_s for p in known), fmean(p.virtual_s for p in known))
+
+
+def describe_s(seconds: float) -> str:
+    """`3 h 12 min`, `4 min 10 s` or `8 s`; `unknown` for NaN."""
+    if math.isnan(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

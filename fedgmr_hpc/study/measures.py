@@ -1,0 +1,110 @@
+"""What a study measures in one run: series over its evaluations, as plain arrays.
+
+Shapes: E evaluations with a test accuracy, N densities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedgmr_hpc.store import Result
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.series import Values, mean_density
+from fedgmr_hpc.study.statistics import cost_to_reach, mean_last
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished cell. Accuracies are 0 to 1; bytes and client-steps are since the start."""
+
+    row: str
+    column: str
+    seed: int
+    name: str
+    times_s: Values  # [E] virtual
+    test: Values  # [E]
+    val: Values  # [E]
+    bytes: Values  # [E] server's links, both directions
+    client_steps: Values  # [E] local steps behind the updates delivered so far
+    density_times_s: Values  # [N] virtual
+    densities: Values  # [N] means over the clients
+    labels: dict[str, object]
+
+    def accuracy_at(self, at_s: float, last: int) -> float:
+        """Test accuracy at `at_s`; NaN where the run ended more than an evaluation before it."""
+        return mean_last(self.times_s, self.test, at_s, last) if self.covers(at_s) else np.nan
+
+    def validation_at(self, at_s: float, last: int) -> float:
+        """Validation accuracy at `at_s`, as `accuracy_at`."""
+        return mean_last(self.times_s, self.val, at_s, last) if self.covers(at_s) else np.nan
+
+    def covers(self, at_s: float) -> bool:
+        """Whether the next evaluation would have come after `at_s`."""
+        if len(self.times_s) < 2:
+            return False
+        return bool(self.times_s[-1] + np.diff(self.times_s).max() >= at_s)
+
+    def cost_to(self, cost: str, target: float, last: int) -> float:
+        """`times_s`, `bytes` or `client_steps` until `target`; infinite where it is not reached."""
+        return cost_to_reach(self.test, getattr(self, cost), target, last)
+
+
+def measure(cell: Cell, result: Result) -> Run:
+    """The series of a cell's result."""
+    evaluations, merges = result.evaluations, result.merges
+    known = np.isfinite(evaluations["test_accuracy"])
+    versions = evaluations["version"][known]
+    num_merged = np.searchsorted(merges["version"], versions, side="right")
+    moved = merges["server_up_bytes"] + merges["server_down_bytes"]
+    times, densities = mean_density(result)
+    return Run(
+        row=cell.row,
+        column=cell.column,
+        seed=cell.seed,
+        name=cell.name,
+        times_s=evaluations["now_s"][known],
+        test=evaluations["test_accuracy"][known],
+        val=evaluations["val_accuracy"][known],
+        bytes=np.concatenate([[0], moved])[num_merged],
+        client_steps=_client_steps(result, evaluations["now_s"][known]),
+        density_times_s=times,
+        densities=densities,
+        labels=dict(cell.labels),
+    )
+
+
+def _client_steps(result: Result, times_s: Values) -> Values:
+    """Local steps of the updates that had arrived at each time: samples over the batch."""
+    batch = int(result.config["train"]["batch"])
+    order = np.argsort(result.updates["now_s"], kind="stable")
+    steps = np.cumsum(result.updates["num_samples"][order] / batch)
+    arrived = np.searchsorted(result.updates["now_s"][order], times_s, side="right")
+    return np.concatenate([[0.0], steps])[arrived]
+
+
+def rows_of(runs: Sequence[Run]) -> list[str]:
+    """The rows, in order of appearance."""
+    return list(dict.fromkeys(run.row for run in runs))
+
+
+def columns_of(runs: Sequence[Run]) -> list[str]:
+    """The columns, in order of appearance."""
+    return list(dict.fromkeys(run.column for run in runs))
+
+
+def select_runs(runs: Sequence[Run], row: str, column: str | None = None) -> list[Run]:
+    """The runs of a row, in one column or in all."""
+    return [run for run in runs if run.row == row and column in (None, run.column)]
+
+
+def pairs(runs: Sequence[Run], a: str, b: str) -> list[tuple[Run, Run]]:
+    """Runs of rows `a` and `b` with the same column and seed."""
+    second = {(run.column, run.seed): run for run in select_runs(runs, b)}
+    return [
+        (run, second[run.column, run.seed])
+        for run in select_runs(runs, a)
+        if (run.column, run.seed) in second
+    ]

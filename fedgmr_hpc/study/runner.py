@@ -1,0 +1,209 @@
+"""Runs a study's missing and failed cells, several side by side, each a job of its own.
+
+Every cell is a process (or mpirun's ranks) with one thread each, in a session of its own, so that
+Ctrl-C reaches this process, which ends them. A cell whose lock somebody else holds, another
+`study run` or the orphan of a killed one, is waited for. Nothing of a finished cell is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedgmr_hpc.configfile import render_config
+from fedgmr_hpc.store import read_result
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.cost import Pace, mean_paces
+from fedgmr_hpc.study.states import (
+    CellLock,
+    read_state,
+    remove_leftovers,
+    result_path,
+    take_lock,
+    write_error,
+)
+from fedgmr_hpc.study.studyfile import as_override
+
+POLL_S = 0.1
+GRACE_S = 10.0  # what a job gets to close its file after SIGTERM
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell's run: its processes, its files and its lock."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    path: Path
+    lock: CellLock
+
+    @property
+    def output(self) -> Path:
+        """Where it prints."""
+        return _output(self.path)
+
+
+@dataclass
+class Queue:
+    """What is left, what runs and what came of the rest; `on_change` sees every change."""
+
+    folder: Path
+    num_ranks: int
+    side_by_side: int
+    on_change: Callable[[Queue], None] = lambda queue: None
+    waiting: list[Cell] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    done: list[Cell] = field(default_factory=list)
+    failed: list[Cell] = field(default_factory=list)
+
+    def run(self, cells: Sequence[Cell]) -> bool:
+        """Runs `cells` to their end; whether all are done.
+
+        Raises:
+            KeyboardInterrupt: after SIGINT or SIGTERM, with every job ended.
+        """
+        self.waiting += _one_each(cells)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            while self.waiting or self.jobs:
+                self._collect()
+                self._start_jobs()
+                self.on_change(self)
+                time.sleep(POLL_S)
+        finally:
+            self._end_jobs()
+            signal.signal(signal.SIGTERM, previous)
+        return not self.failed
+
+    def _start_jobs(self) -> None:
+        """Fills the free places; cells that somebody else runs stay in the queue."""
+        for cell in list(self.waiting):
+            if len(self.jobs) >= self.side_by_side:
+                return
+            lock = take_lock(self.folder, cell)
+            if lock is None:
+                continue
+            self.waiting.remove(cell)
+            if read_state(self.folder, cell, held=True).status == "done":
+                _output(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
+                lock.release()
+                self.done.append(cell)
+            else:
+                self.jobs.append(_start(self.folder, cell, self.num_ranks, lock))
+
+    def _collect(self) -> None:
+        for job in [job for job in self.jobs if job.process.poll() is not None]:
+            self.jobs.remove(job)
+            (self.done if _conclude(self.folder, job) else self.failed).append(job.cell)
+
+    def _end_jobs(self) -> None:
+        """Ends what still runs; its half-written files are run again the next time."""
+        for job in self.jobs:
+            _signal(job.process, signal.SIGTERM)
+        for job in self.jobs:
+            try:
+                job.process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                _signal(job.process, signal.SIGKILL)
+                job.process.wait()
+            job.output.unlink(missing_ok=True)
+            job.lock.release()
+        self.jobs.clear()
+
+
+def probe(cells: Sequence[Cell], num_ranks: int, side_by_side: int) -> dict[str, Pace]:
+    """Paces of the methods of `cells` from runs up to the first evaluation, one for each method."""
+    first = {cell.config.method: cell for cell in reversed(cells)}
+    with tempfile.TemporaryDirectory() as folder:
+        queue = Queue(Path(folder), num_ranks, side_by_side)
+        short = [_shortened(cell) for cell in first.values()]
+        queue.run(short)
+        return mean_paces(
+            (cell.config.method, read_result(result_path(queue.folder, cell)))
+            for cell in queue.done
+        )
+
+
+def _shortened(cell: Cell) -> Cell:
+    run = cell.config.run
+    short = run.model_copy(update={"max_rounds": min(run.max_rounds, run.interval_rounds)})
+    config = cell.config.model_copy(update={"run": short})
+    return Cell(**{**vars(cell), "config": config})
+
+
+def _output(path: Path) -> Path:
+    """What the run of a result prints, while it runs."""
+    return path.with_suffix(".out")
+
+
+def _one_each(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells without those that mean the same run."""
+    return list({cell.digest: cell for cell in cells}.values())
+
+
+def _start(folder: Path, cell: Cell, num_ranks: int, lock: CellLock) -> Job:
+    path = result_path(folder, cell)
+    remove_leftovers(path)
+    config_path = path.with_suffix(".yaml")
+    config_path.write_text(render_config(cell.config))
+    command = _command(num_ranks, str(config_path), as_override("results.path", str(path)))
+    with _output(path).open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **dict.fromkeys(THREADS, "1")},
+            start_new_session=True,
+            pass_fds=(lock.fd,),
+        )
+    return Job(cell, process, path, lock)
+
+
+def _command(num_ranks: int, config: str, *words: str) -> list[str]:
+    python = [sys.executable, "-m", "fedgmr_hpc.launch", "--config", config, *words]
+    python.append("progress=quiet")
+    if num_ranks == 1:
+        return python
+    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
+    return [str(mpirun) if mpirun.exists() else "mpirun", "-n", str(num_ranks), *python]
+
+
+def _conclude(folder: Path, job: Job) -> bool:
+    """Keeps the error of a job that has ended otherwise than done; whether it is done."""
+    code = job.process.returncode
+    is_done = code == 0 and read_state(folder, job.cell, held=True).status == "done"
+    if not is_done:
+        write_error(job.path, job.output.read_text(errors="replace"), code)
+    job.output.unlink()
+    job.lock.release()
+    return is_done
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt("terminated")
+
+
+def known_paces(folder: Path, cells: Sequence[Cell]) -> Mapping[str, Pace]:
+    """Paces of the methods that have finished cells."""
+    states = [(cell, read_state(folder, cell)) for cell in cells]
+    return mean_paces(
+        (cell.config.method, state.result)
+        for cell, state in states
+        if state.status == "done" and state.result is not None
+    )

@@ -1,0 +1,138 @@
+"""The files of a study's cells, and what they say: done, running, failed, interrupted or missing.
+
+    cells/NAME.h5       the result; NAME is slug-digest, found again by its digest alone
+    cells/NAME.log      the run's log
+    cells/NAME.yaml     its configuration: python -m fedgmr_hpc.launch --config NAME.yaml
+    cells/NAME.error    what it printed, where it failed; the first line says what went wrong
+    cells/.locks/DIGEST held by whoever runs the cell, and inherited by its processes
+
+A lock is an advisory file lock, so it is gone with its last holder, however that ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.study.cells import Cell, identity
+
+Status = Literal["done", "running", "failed", "interrupted", "missing"]
+
+
+@dataclass(frozen=True)
+class CellState:
+    """What is known of a cell. `progress_frac`: of its rounds or virtual time; `error`: a line."""
+
+    status: Status
+    path: Path
+    progress_frac: float = 0.0
+    error: str = ""
+    result: Result | None = None
+
+
+class CellLock:
+    """A held lock; closing its descriptor gives it up here, not in processes that inherited it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def release(self) -> None:
+        """Gives the lock up in this process."""
+        os.close(self.fd)
+
+
+def take_lock(folder: Path, cell: Cell) -> CellLock | None:
+    """The lock of a cell, or None where somebody holds it."""
+    path = folder / ".locks" / cell.digest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return CellLock(fd)
+
+
+def is_locked(folder: Path, cell: Cell) -> bool:
+    """Whether somebody runs the cell now."""
+    if not (folder / ".locks" / cell.digest).exists():
+        return False
+    lock = take_lock(folder, cell)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def result_path(folder: Path, cell: Cell) -> Path:
+    """The cell's result file: the one with its digest where there is one."""
+    return next(iter(sorted(folder.glob(f"*-{cell.digest}.h5"))), folder / f"{cell.name}.h5")
+
+
+def read_state(folder: Path, cell: Cell, held: bool = False) -> CellState:
+    """The state of a cell from its files.
+
+    Args:
+        held: its lock is known to be held for a run that has ended or not begun.
+    """
+    path = result_path(folder, cell)
+    result = _try_read(path)
+    if not held and is_locked(folder, cell):
+        return CellState("running", path, _progress(cell, result), result=result)
+    if result is not None and is_done(cell, result):
+        return CellState("done", path, 1.0, result=result)
+    error = path.with_suffix(".error")
+    if error.exists():
+        first = error.read_text(errors="replace").partition("\n")[0]
+        return CellState("failed", path, _progress(cell, result), first, result)
+    if path.exists():
+        return CellState("interrupted", path, _progress(cell, result), result=result)
+    return CellState("missing", path)
+
+
+def is_done(cell: Cell, result: Result) -> bool:
+    """Whether a result is this cell's, and whole."""
+    wanted = identity(cell.config.model_dump(mode="json"))
+    return result.status == "finished" and identity(result.config) == wanted
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes the files of a run that failed or was killed."""
+    for suffix in (".h5", ".log", ".error", ".trace.json"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def write_error(path: Path, output: str, code: int) -> None:
+    """Keeps what a failed run printed beside its result, under the line that says most."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    own = [line for line in lines if "fedgmr_hpc: error: " in line]
+    first = own[0].partition("fedgmr_hpc: error: ")[2] if own else (lines or ["no output"])[-1]
+    path.with_suffix(".error").write_text(f"{first} (exit code {code})\n\n{output}")
+
+
+def _try_read(path: Path) -> Result | None:
+    """The result, or None while the file is missing, just being made or damaged."""
+    try:
+        return read_result(path)
+    except ValueError:
+        return None
+
+
+def _progress(cell: Cell, result: Result | None) -> float:
+    """The part that is done of its rounds, or of its virtual time where that is more."""
+    if result is None or not len(result.merges["round"]):
+        return 0.0
+    return progress_of(cell, int(result.merges["round"][-1]), float(result.merges["now_s"][-1]))
+
+
+def progress_of(cell: Cell, num_rounds: int, now_s: float) -> float:
+    """`_progress` of a run at a round and a virtual time."""
+    run = cell.config.run
+    parts = [num_rounds / run.max_rounds]
+    if run.max_time_s is not None:
+        parts.append(now_s / run.max_time_s)
+    return min(1.0, max(parts))

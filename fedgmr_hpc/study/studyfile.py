@@ -1,0 +1,205 @@
+"""A study's YAML file: which cells, compared with what, when and at which accuracies.
+
+    title: ...                             one line
+    base: femnist                          a named run, a file, or its content
+    set: {run.max_time_s: 70000}           dotted keys, for every cell
+    matrix: {method: [...], seed: [...]}   dotted key -> values; all combinations are cells
+    cells: [{method: fedasync, seed: [0]}] more cells; lists are combined as in the matrix
+    exclude: [{method: fjord, seed: 2}]    cells left out, where all of these values fit
+    rows: [method]                         keys that make a table's row; the others make columns
+    reference: fedgmr                      the row (or its values) that differences refer to
+    comparison_time_s: 70000               T; accuracies are compared there
+    last: 5                                m: evaluations averaged, and window of moving means
+    targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
+    ranks: 1, side_by_side: 2              ranks of a cell, cells at a time (default: cores / ranks)
+    select: restoration.patience           key whose value is chosen on validation accuracy
+    claims: [...]                          see claims.py
+
+On the command line `key=value` sets a key in every cell; a key that the cells vary takes a list
+and replaces its values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from fedgmr_hpc.axes import Count, Positive, Section
+from fedgmr_hpc.methods import configs_dir
+
+Accuracy = Annotated[float, Field(gt=0, le=1)]
+Row = str | dict[str, Any]
+Kind = Literal["difference", "time_ratio", "gap_narrowing", "stability"]
+
+
+class ClaimSpec(Section):
+    """One claim about row `a` against each row `b`; claims.py says what each kind compares."""
+
+    name: str
+    kind: Kind
+    a: Row
+    b: Row | list[Row]
+    full: Row | None = None
+    where: dict[str, Any] = {}
+    at_s: Positive | None = None
+    target: Accuracy | None = None
+    window: Annotated[int, Field(ge=2, strict=True)] = 10
+    max_drop: Accuracy = 0.05
+
+    def opponents(self) -> list[Row]:
+        """The rows `b`: one claim each."""
+        return self.b if isinstance(self.b, list) else [self.b]
+
+
+class StudyFile(Section):
+    """The content of a study file; see the module docstring."""
+
+    title: str
+    base: str | dict[str, Any] = "digits"
+    settings: dict[str, Any] = Field(default={}, alias="set")
+    matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    cells: tuple[dict[str, Any], ...] = ()
+    exclude: tuple[dict[str, Any], ...] = ()
+    rows: tuple[str, ...] | None = None
+    reference: Row | None = None
+    comparison_time_s: Positive
+    last: Count = 3
+    targets: tuple[Accuracy, ...] = ()
+    ranks: Count = 1
+    side_by_side: Count | None = None
+    select: str | None = None
+    claims: tuple[ClaimSpec, ...] = ()
+
+    def varied(self) -> list[str]:
+        """The dotted keys that the cells vary, in the file's order."""
+        blocks = [self.matrix, *self.cells]
+        return list(dict.fromkeys(key for block in blocks for key in block))
+
+    def row_keys(self) -> tuple[str, ...]:
+        """The keys of a table's row: `rows`, else the method, else the first key but the seed."""
+        keys = [key for key in self.varied() if key != "seed"]
+        return self.rows or (("method",) if "method" in keys else tuple(keys[:1]))
+
+    def column_keys(self) -> tuple[str, ...]:
+        """The keys of a table's column: what is varied beyond rows and seed."""
+        return tuple(key for key in self.varied() if key not in (*self.row_keys(), "seed"))
+
+
+def find_study(source: str | Path) -> Path:
+    """The file of a study: a path, or the name of one in configs/studies.
+
+    Raises:
+        ValueError: there is none.
+    """
+    named = configs_dir() / "studies" / f"{source}.yaml"
+    for path in (Path(source), named):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
+    raise ValueError(f"study: got '{source}', allowed: a file, or one of {names}")
+
+
+def load_study(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[StudyFile, list[str]]:
+    """A study, its varied keys replaced where `overrides` name them, and the other overrides.
+
+    Raises:
+        ValueError: one line for every wrong key or value.
+    """
+    values = dict(source) if isinstance(source, Mapping) else _read(find_study(source))
+    try:
+        study = StudyFile.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_line(item) for item in error.errors())) from None
+    study, others = _replace_varied(study, overrides)
+    if wrong := _contradictions(study):
+        raise ValueError("\n".join(wrong))
+    return study, others
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` as configfile reads it; JSON is YAML."""
+    return f"{key}={json.dumps(value)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got a {type(values).__name__}, allowed: a mapping of keys")
+    return values
+
+
+def _line(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = [f.alias or n for n, f in StudyFile.model_fields.items()]
+        if error["loc"][0] == "claims":
+            known = list(ClaimSpec.model_fields)
+        return f"{key}: unknown key; known keys here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key}: got nothing, allowed: a value (there is no default)"
+    allowed = error.get("ctx", {}).get("expected") or error["msg"].lower()
+    return f"{key}: got {error['input']!r}, allowed: {str(allowed).replace(' or ', ', ')}"
+
+
+def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFile, list[str]]:
+    """Values of varied keys go into the matrix and the cells that name them."""
+    varied, new, others = study.varied(), {}, []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if equals and key in varied:
+            new[key] = _parse(key, text)
+        else:
+            others.append(override)
+    if not new:
+        return study, others
+    change = {
+        "matrix": {key: new.get(key, old) for key, old in study.matrix.items()},
+        "cells": tuple({k: new.get(k, old) for k, old in cell.items()} for cell in study.cells),
+    }
+    return study.model_copy(update=change), others
+
+
+def _parse(key: str, text: str) -> list[Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{key}: got {text!r}, allowed: a YAML value or list") from None
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError(f"{key}: got {text!r}, allowed: at least one value")
+    return values
+
+
+def _contradictions(study: StudyFile) -> list[str]:
+    """Keys that no cell varies, where only varied ones make sense."""
+    named = {f"exclude.{i}": list(cell) for i, cell in enumerate(study.exclude)}
+    named |= {"rows": list(study.rows or ()), "select": [study.select] if study.select else []}
+    named |= {f"claims.{i}.where": list(claim.where) for i, claim in enumerate(study.claims)}
+    varied = study.varied()
+    wrong = [
+        f"{place}: got {key}, allowed: {', '.join(varied)}"
+        for place, keys in named.items()
+        for key in keys
+        if key not in varied
+    ]
+    if not varied:
+        wrong.append("matrix: got no keys, allowed: at least one key with values")
+    return wrong + [line for i, c in enumerate(study.claims) for line in _lacking(i, c)]
+
+
+def _lacking(index: int, claim: ClaimSpec) -> list[str]:
+    needs = {"time_ratio": "target", "gap_narrowing": "full"}
+    key = needs.get(claim.kind)
+    if key is None or getattr(claim, key) is not None:
+        return []
+    return [f"claims.{index}.{key}: got nothing, allowed with kind = {claim.kind}: a value"]

@@ -1,0 +1,303 @@
+"""The tables of a study: rows are its methods, columns its conditions, values over seeds.
+
+Accuracies are test accuracies in percent unless they say validation; differences are in points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fedgmr_hpc.study.claims import UNITS, Finding
+from fedgmr_hpc.study.measures import Run, columns_of, pairs, rows_of, select_runs
+from fedgmr_hpc.study.statistics import Summary, medians, summarize, window_around
+from fedgmr_hpc.study.tables import Table
+
+LEGACY_NUM = 10  # evaluations on either side of T, spec section 10.2
+INTERVALS = (
+    "In brackets: 95 % percentile bootstrap of the mean (10,000 seeded resamples); t: half of "
+    "Student's interval, given for 2 to 5 seeds, where a bootstrap is too narrow (over 3 seeds it "
+    "stays inside their range). One seed has no interval. n: seeds with a value."
+)
+COSTS = {"times_s": ("virtual s", 1.0), "bytes": ("MB", 1e-6), "client_steps": ("steps", 1.0)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where accuracies are compared: T in s, m evaluations, targets 0 to 1, reference row."""
+
+    at_s: float
+    last: int
+    targets: tuple[float, ...]
+    reference: str | None
+    command: str
+
+    @property
+    def when(self) -> str:
+        """In words."""
+        return f"mean of the last {self.last} evaluations at or before T = {self.at_s:g} s"
+
+
+def accuracy_table(runs: Sequence[Run], scale: Scale, validation: bool = False) -> Table:
+    """Accuracy at the comparison time."""
+    what = "Validation" if validation else "Test"
+
+    def summary(row: str, column: str) -> Summary | None:
+        read = Run.validation_at if validation else Run.accuracy_at
+        cells = select_runs(runs, row, column)
+        return summarize([100 * read(run, scale.at_s, scale.last) for run in cells])
+
+    return _grid(
+        runs,
+        summary,
+        name=f"{what.lower()}_accuracy",
+        title=f"{what} accuracy (%) at {scale.at_s:g} s of virtual time",
+        notes=[f"Each run: {scale.when}; a run that ended before T has no value.", INTERVALS],
+        command=scale.command,
+    )
+
+
+def difference_table(runs: Sequence[Run], scale: Scale) -> Table | None:
+    """Paired differences to the reference row; None without one or without its runs."""
+    reference = scale.reference
+    if reference is None or reference not in rows_of(runs):
+        return None
+
+    def summary(row: str, column: str) -> Summary | None:
+        inside = [run for run in runs if run.column == column]
+        both = [
+            [100 * run.accuracy_at(scale.at_s, scale.last) for run in pair]
+            for pair in pairs(inside, row, reference)
+        ]
+        return summarize([a - b for a, b in both])
+
+    others = [run for run in runs if run.row != reference]
+    return _grid(
+        others,
+        summary,
+        name="differences",
+        title=f"Test accuracy minus that of {reference} (points) at {scale.at_s:g} s",
+        notes=["Paired: same seed and condition; n: pairs.", INTERVALS],
+        command=scale.command,
+        sign="+",
+    )
+
+
+def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
+    """Time, bytes and client-steps to the targets; None without targets."""
+    if not scale.targets:
+        return None
+    heads = ["condition", "method", "n"]
+    heads += [f"{unit} to {t:.1%}" for t in scale.targets for unit, _ in COSTS.values()]
+    rows, records = [], []
+    for column in columns_of(runs):
+        for row in rows_of(select_column(runs, column)):
+            cells = select_runs(runs, row, column)
+            costs = [
+                (t, cost, _median([run.cost_to(cost, t, scale.last) for run in cells]))
+                for t in scale.targets
+                for cost in COSTS
+            ]
+            rows.append([column, row, str(len(cells)), *(_cost(c, v) for _, c, v in costs)])
+            records += [
+                {
+                    "condition": column,
+                    "method": row,
+                    "n": len(cells),
+                    "target": t,
+                    "cost": cost,
+                    "median": value,
+                }
+                for t, cost, value in costs
+            ]
+    return Table(
+        name="cost_to_accuracy",
+        title="Time, traffic and client-steps to a test accuracy",
+        heads=heads,
+        rows=rows,
+        notes=[
+            f"Median over seeds of the first evaluation whose mean over {scale.last} evaluations "
+            "reaches the target; a seed that does not reach it counts as infinite. MB: 10^6 bytes "
+            "on the server's links, both directions; steps: local SGD steps behind the updates "
+            "delivered by then."
+        ],
+        num_seeds=_seeds(runs),
+        command=scale.command,
+        records=records,
+    )
+
+
+def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
+    """The number that the release reports (spec section 10.2); None where no run goes past T."""
+    lowest = min((run.seed for run in runs), default=0)
+    shown: dict[tuple[str, str], tuple[float, float]] = {}
+    for run in runs:
+        if run.seed == lowest:
+            value = window_around(run.times_s, run.test, scale.at_s, LEGACY_NUM)
+            shown[run.row, run.column] = value
+    if all(math.isnan(mean) for mean, _ in shown.values()):
+        return None
+    columns = columns_of(runs)
+    rows = [
+        [row, *(_plus_minus(shown.get((row, column))) for column in columns)]
+        for row in rows_of(runs)
+    ]
+    return Table(
+        name="legacy",
+        title=f"Test accuracy (%) as the release reports it, around {scale.at_s:g} s",
+        heads=["method", *columns],
+        rows=rows,
+        notes=[
+            f"Seed {lowest} alone: mean and standard deviation over {LEGACY_NUM} evaluations "
+            "before and after T; the deviation is over time, not over seeds. The release also "
+            "takes the greater of two models' accuracies; only the server's is recorded here."
+        ],
+        num_seeds="1",
+        command=scale.command,
+    )
+
+
+def claims_table(findings: Sequence[Finding], command: str) -> Table:
+    """The verdicts, with their figures."""
+    rows = [
+        [
+            f.name,
+            f.verdict,
+            f"{f.value:+.2f} {UNITS[f.kind]}" if f.num_pairs else "-",
+            _interval(f.interval, "+"),
+            str(f.num_pairs),
+            str(f.num_missing),
+            f.note,
+        ]
+        for f in findings
+    ]
+    return Table(
+        name="claims",
+        title="Claims",
+        heads=["claim", "verdict", "value", "95 % interval", "pairs", "missing pairs", "note"],
+        rows=rows,
+        notes=[
+            "Values are positive where the claim holds; SUPPORTED: the paired 95 % interval lies "
+            "above zero, NOT SUPPORTED: below it (or a collapse), else INCONCLUSIVE. Intervals: "
+            "percentile bootstrap, widened to Student's t for 2 to 5 pairs; median for times. "
+            "Pairs share seed and condition; those of several conditions are pooled."
+        ],
+        command=command,
+    )
+
+
+def choose(runs: Sequence[Run], key: str, scale: Scale) -> Any:
+    """The value of `key` with the greatest mean validation accuracy at T over all its runs, the
+    first of equals; None where no run has one.
+    """
+    values: dict[Any, list[float]] = {}
+    for run in runs:
+        accuracy = run.validation_at(scale.at_s, scale.last)
+        if key in run.labels and math.isfinite(accuracy):
+            values.setdefault(run.labels[key], []).append(accuracy)
+    means = {value: float(np.mean(found)) for value, found in values.items()}
+    return max(means, key=lambda value: means[value]) if means else None
+
+
+def kept_runs(runs: Sequence[Run], key: str, scale: Scale) -> list[Run]:
+    """The runs with the chosen value of `key`, and those without the key."""
+    chosen = choose(runs, key, scale)
+    return [run for run in runs if run.labels.get(key, chosen) == chosen]
+
+
+def choice_tables(runs: Sequence[Run], key: str, scale: Scale) -> list[Table]:
+    """Validation accuracies of all values of `key`, and the test accuracy of the chosen one."""
+    chosen = choose(runs, key, scale)
+    if chosen is None:
+        return []
+    searched = [run for run in runs if key in run.labels]
+    kept = kept_runs(runs, key, scale)
+    validation = accuracy_table(searched, scale, validation=True)
+    rule = f"Chosen on validation accuracy alone, over all conditions and seeds: {key} = {chosen}."
+    test = accuracy_table(kept, scale)
+    return [
+        replace(validation, notes=[rule, *validation.notes]),
+        replace(test, title=f"{test.title}, {key} = {chosen}", notes=[rule, *test.notes]),
+    ]
+
+
+def select_column(runs: Sequence[Run], column: str) -> list[Run]:
+    """The runs of one condition."""
+    return [run for run in runs if run.column == column]
+
+
+def _grid(
+    runs: Sequence[Run],
+    summary: Callable[[str, str], Summary | None],
+    *,
+    name: str,
+    title: str,
+    notes: Sequence[str],
+    command: str,
+    sign: str = "",
+) -> Table:
+    rows, records, columns = [], [], columns_of(runs)
+    for row in rows_of(runs):
+        found = [summary(row, column) for column in columns]
+        rows.append([row, *(_shown(each, sign) for each in found)])
+        records += [
+            {"method": row, "condition": column, **_numbers(each)}
+            for column, each in zip(columns, found, strict=True)
+        ]
+    heads = ["method", *columns]
+    return Table(name, title, heads, rows, notes, command, _seeds(runs), records)
+
+
+def _shown(summary: Summary | None, sign: str) -> str:
+    if summary is None:
+        return "-"
+    interval = f" {_interval(summary.bootstrap, sign)}" if summary.bootstrap else ""
+    half = summary.student[1] - summary.mean if summary.student else 0.0
+    student = f"t \u00b1{half:.2f}, " if summary.student else ""
+    return f"{summary.mean:{sign}.2f}{interval} ({student}n={summary.num_values})"
+
+
+def _numbers(summary: Summary | None) -> dict[str, Any]:
+    if summary is None:
+        return {"n": 0}
+    low, high = summary.bootstrap or ("", "")
+    t_low, t_high = summary.student or ("", "")
+    return {
+        "n": summary.num_values,
+        "mean": summary.mean,
+        "min": summary.minimum,
+        "max": summary.maximum,
+        "bootstrap_low": low,
+        "bootstrap_high": high,
+        "t_low": t_low,
+        "t_high": t_high,
+    }
+
+
+def _interval(interval: tuple[float, float] | None, sign: str) -> str:
+    return "-" if interval is None else f"[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+
+
+def _plus_minus(value: tuple[float, float] | None) -> str:
+    if value is None or math.isnan(value[0]):
+        return "-"
+    return f"{100 * value[0]:.2f} \u00b1 {100 * value[1]:.2f}"
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(medians(np.array(values))) if values else math.nan
+
+
+def _cost(cost: str, value: float) -> str:
+    if math.isinf(value):
+        return "not reached"
+    return f"{value * COSTS[cost][1]:,.0f}" if math.isfinite(value) else "-"
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    seeds = sorted({run.seed for run in runs})
+    return f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "0"

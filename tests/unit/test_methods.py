@@ -1,0 +1,210 @@
+"""The method table, its wrappers, and what its files must be (DESIGN idea 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedgmr_hpc import methods
+from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.methods import (
+    explain_method,
+    load_method,
+    merged,
+    method_names,
+    read_yaml,
+    render_methods,
+    wrapper_names,
+)
+
+FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff"}
+
+
+# --- wrappers
+
+
+@pytest.mark.parametrize("row", method_names())
+def test_aux_makes_any_row_an_asynchronous_buffered_one(row):
+    config = load_config(None, [f"method={row}+aux", "restoration.trigger=none"])
+    choices = config.aggregation
+    assert (choices.rule, choices.buffered, choices.staleness) == ("mask_aware", True, "poly")
+    assert (config.admission.kind, config.admission.count) == ("window", None)
+    assert config.transmission == "increments"
+    assert config.submodel == load_config(None, [f"method={row}"]).submodel
+
+
+@pytest.mark.parametrize("row", sorted(set(method_names()) - FULL))
+def test_gmr_restores_any_partial_sub_model(row):
+    config = load_config(None, [f"method={row}+gmr"])
+    assert (config.restoration.trigger, config.restoration.step) == ("plateau", "ladder")
+    assert config.aggregation == load_config(None, [f"method={row}"]).aggregation
+
+
+@pytest.mark.parametrize("row", sorted(FULL))
+def test_gmr_has_nothing_to_restore_in_full_models(row):
+    with pytest.raises(ValueError, match="restoration.trigger: .* a full model cannot grow"):
+        load_config(None, [f"method={row}+aux+gmr"])
+
+
+def test_heterofl_with_both_wrappers_is_fedgmr_with_widths():
+    """Section 11, item 30: Aux is asynchrony, increments and MA, whatever the sub-model."""
+    wrapped, own = load_method("heterofl+aux+gmr").axes, load_method("fedgmr").axes
+    assert wrapped["submodel"] == {"kind": "width_prefix", "scaler": True}
+    for axis in ("restoration", "transmission"):
+        assert wrapped[axis] == own[axis]
+    assert wrapped["aggregation"] == own["aggregation"] | {"mix_share": None}
+    assert wrapped["admission"] == own["admission"] | {"count": None}
+
+
+def test_wrappers_are_said_and_lie_in_their_order():
+    method = load_method("fiarse+aux+gmr")
+    assert method.name == "fiarse+aux+gmr"
+    assert method.about.index("+Aux") < method.about.index("+GMR")
+    assert method.section == "7.2; 7, 11.1 item 30; 5, 7"
+    assert method.source == "Wu et al. 2024"
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("fedgrm", "allowed: fa, fedasync"),
+        ("heterofl+axu", "allowed behind a row: +aux, +gmr"),
+        ("heterofl+", "allowed behind a row: +aux, +gmr"),
+        ("+aux", "allowed: fa, fedasync"),
+        ("aux", "allowed: fa, fedasync"),
+        ("", "allowed: fa, fedasync"),
+    ],
+)
+def test_an_unknown_row_or_wrapper_is_named_with_those_there_are(name, allowed):
+    with pytest.raises(ValueError) as error:
+        load_method(name)
+    assert str(error.value).startswith(f"method: got {name!r}, {allowed}")
+
+
+# --- rows that are like another one but for something
+
+
+@pytest.mark.parametrize(
+    ("row", "base", "differing"),
+    [
+        ("wo_gmr", "fedgmr", {"restoration.trigger": "none"}),
+        ("wo_asyn", "fedgmr", {"admission.kind": "barrier"}),
+        ("wo_ims", "fedgmr", {"transmission": "whole"}),
+        ("wo_buff", "fedgmr", {"aggregation.rule": "mix", "aggregation.buffered": False}),
+        ("wo_buff_ims", "wo_buff", {"transmission": "whole"}),
+        ("fedgmr_timed", "fedgmr", {"restoration.trigger": "time"}),
+        ("gmr_ga", "fedgmr", {"aggregation.rule": "gradient", "aggregation.buffered": False}),
+        ("gmr_fa", "fedgmr", {"aggregation.rule": "average", "aggregation.buffered": False}),
+        ("ga", "gmr_ga", {"restoration.trigger": "none"}),
+        ("fa", "gmr_fa", {"restoration.trigger": "none"}),
+        ("fedrolex", "heterofl", {"submodel.kind": "width_rolling", "submodel.refresh": "round"}),
+        ("fedasync_seq", "fedasync", {"aggregation.mix_share": 0.6, "aggregation.exponent": 0.5,
+                                      "admission.kind": "each"}),
+    ],
+)  # fmt: skip
+def test_an_ablation_differs_in_what_its_name_says_only(row, base, differing):
+    own, other = (flat(load_config(None, [f"method={name}"]).model_dump()) for name in (row, base))
+    found = {key: value for key, value in own.items() if value != other[key]}
+    assert found == {"method": row} | differing
+
+
+def flat(values, prefix="") -> dict:
+    found = {}
+    for key, value in values.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{key}": value} if inner is None else inner
+    return found
+
+
+@pytest.mark.parametrize(
+    ("row", "paper"),
+    [
+        ("fedavg", "not by the size of their data"),
+        ("fedasync_seq", "no proximal term"),
+        ("fedbuff", "secure aggregation"),
+        ("heterofl", "masked cross-entropy"),
+        ("fedrolex", "masked cross-entropy"),
+        ("fjord", "self-distillation"),
+        ("fiarse", "a threshold for each tensor"),
+    ],
+)
+def test_a_baseline_says_how_it_differs_from_its_paper(row, paper):
+    text = " ".join(explain_method(row).split())
+    assert paper in text[text.index("differs from its paper") : text.index("the release")]
+
+
+def test_values_are_laid_over_key_by_key():
+    base = {"a": {"x": 1, "y": 2}, "b": 3, "c": {"z": 4}}
+    assert merged(base, {"a": {"y": 5}, "b": {"w": 6}, "c": 7}) == {
+        "a": {"x": 1, "y": 5},
+        "b": {"w": 6},
+        "c": 7,
+    }
+    assert base == {"a": {"x": 1, "y": 2}, "b": 3, "c": {"z": 4}}
+
+
+def test_the_table_has_a_line_for_every_row_and_wrapper():
+    lines = render_methods().splitlines()
+    assert [line.split()[0] for line in lines[2 : 2 + len(method_names())]] == method_names()
+    assert [line.split(":")[0].strip() for line in lines[-len(wrapper_names()) :]] == [
+        f"+{name}" for name in wrapper_names()
+    ]
+    (fedrolex,) = [line for line in lines if line.startswith("fedrolex ")]
+    assert "width_rolling scaler round" in fedrolex and "Alam et al. 2022" in fedrolex
+
+
+# --- files
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> Path:
+    for folder in ("methods", "wrappers"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(methods, "configs_dir", lambda: tmp_path)
+    return tmp_path / "methods"
+
+
+def test_a_new_file_is_a_new_row(table):
+    (table / "old.yaml").write_text("about: Old.\nsubmodel: {kind: full, scaler: false}\n")
+    (table / "new.yaml").write_text("about: New.\nbase: old\nsubmodel: {kind: magnitude}\n")
+    (table.parent / "wrappers" / "late.yaml").write_text("about: Late.\nadmission: {kind: each}\n")
+    method = load_method("new+late")
+    assert method.about == "New. Late."
+    assert method.axes == {
+        "submodel": {"kind": "magnitude", "scaler": False},
+        "admission": {"kind": "each"},
+    }
+
+
+def test_a_key_that_is_no_axis_is_refused_with_its_file(table):
+    (table / "odd.yaml").write_text("about: Odd.\naggregaton: {rule: mix}\n")
+    with pytest.raises(ValueError) as error:
+        load_method("odd")
+    assert str(error.value) == (
+        "configs/methods/odd.yaml: got aggregaton, allowed: about, source, section, differs, "
+        "base, submodel, restoration, aggregation, admission, transmission"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "got a list, need a mapping of keys"),
+        ("word\n", "got a str, need a mapping of keys"),
+        ("a: [1\n", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, said):
+    path = tmp_path / "row.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_an_empty_file_has_no_keys_and_a_missing_one_is_named(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_yaml(tmp_path / "empty.yaml") == {}
+    with pytest.raises(ValueError, match="gone.yaml: cannot be read"):
+        read_yaml(tmp_path / "gone.yaml")
