@@ -1,8 +1,9 @@
 """The client ranks as a pool of hands: queues of work, what each holds and owes, what came back.
 
 Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and
-the frames it uses go ahead of it, once per rank and version. Validation chunks come first (the
-server waits for them), then training, and test chunks fill the time a rank would be idle.
+the frames it uses go ahead of it, once per rank and version. With int8 on the wire all tasks of a
+client go to one rank, which keeps its error feedback. Validation chunks come first (the server
+waits for them), then training, and test chunks fill the time a rank would be idle.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Outgoing:
                 coded,
             )
         return self._encoded[key]
+
+
+def host_rank(client: int, num_ranks: int) -> int:
+    """The rank of a client that must stay on one: dealt out in turn, as on the wall clock."""
+    return 1 + client % (num_ranks - 1)
 
 
 @dataclass
@@ -134,6 +140,7 @@ class RankPool:
         self.config, self.transport, self.run_id = config, transport, run_id
         self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
+        self.is_placed = config.wire.dtype == "int8"  # whether a client must stay on one rank
         self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
         self.urgent: deque[Chunk] = deque()
@@ -178,21 +185,30 @@ class RankPool:
         """Gives ranks with room their next piece of work."""
         for depth in range(1, PREFETCH + 1):
             for rank, state in self.ranks.items():
-                if state.owes < depth and not self._feed_rank(rank, state, is_idle=not state.owes):
-                    return
+                is_fed = state.owes >= depth or self._feed_rank(rank, state, is_idle=not state.owes)
+                if not is_fed and not self.is_placed:
+                    return  # nothing waits for any other rank either
 
     def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> bool:
         """Sends one task; False if none is waiting. Test chunks only fill idle time."""
         if self.urgent:
             self._send_chunk(rank, state, self.urgent.popleft())
-        elif self.tasks:
-            self._send_task(rank, state, *self.tasks.popleft())
+        elif (index := self._find_task(rank)) is not None:
+            outgoing, task = self.tasks[index]
+            del self.tasks[index]
+            self._send_task(rank, state, outgoing, task)
         elif self.idle_time and is_idle:
             self._send_chunk(rank, state, self.idle_time.popleft())
         else:
             return False
         state.owes += 1
         return True
+
+    def _find_task(self, rank: int) -> int | None:
+        """The first waiting task that the rank may take."""
+        hosts = (host_rank(task.client, self.transport.size) for _, task in self.tasks)
+        own = (index for index, host in enumerate(hosts) if not self.is_placed or host == rank)
+        return next(own, None)
 
     def _send_task(self, rank: int, state: RankState, outgoing: Outgoing, task: Assignment) -> None:
         if state.version != task.base_version:

@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.feedback import ErrorFeedback
 from fedgmr_hpc.fl.local import SubModel
 from fedgmr_hpc.fl.sgd import Trained
 from fedgmr_hpc.process import resident_bytes
@@ -80,10 +82,13 @@ class ReceivedModel:
 
     def sub_model(self, num_kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """(values [K], dense [D], positions [K] or None when all entries are in natural order)."""
-        values = torch.from_numpy(self.packed[:num_kept])
-        is_natural = self.ends[0] == len(self.packed)
-        positions = None if is_natural else torch.from_numpy(self.positions[:num_kept])
-        return values, torch.from_numpy(self.dense), positions
+        values, positions = torch.from_numpy(self.packed[:num_kept]), self.kept(num_kept)
+        at = None if positions is None else torch.from_numpy(positions)
+        return values, torch.from_numpy(self.dense), at
+
+    def kept(self, num_kept: int) -> NDArray[np.int64] | None:
+        """Natural positions [K] of the first entries, None when all are in natural order."""
+        return None if self.ends[0] == len(self.packed) else self.positions[:num_kept]
 
 
 class Worker:
@@ -102,6 +107,7 @@ class Worker:
         self.training = LocalTraining(config, data, device)
         self.num_prunable = self.training.layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
+        self.feedback = ErrorFeedback(self.num_prunable)
         self.eval_version = -1
         self.stage: Stage = "receive"
         self.client: int | None = None
@@ -193,6 +199,9 @@ class Worker:
         if self.config.aggregation.rule == "fedbuff":  # what has changed since the version sent
             values -= received.packed[: task.num_kept]
             dense -= received.dense
+        if self.config.wire.dtype == "int8":
+            positions = received.kept(task.num_kept)
+            values = self.feedback.round(task.client, values, task.mask_id, positions)
         return Frame(
             kind=Kind.UPDATE,
             run=self.run_id,

@@ -8,7 +8,7 @@ position space).
          4      1  u8    format version, 1
          5      1  u8    kind: 1 increment, 2 update, 3 model
          6      1  u8    position codec, see positions.py
-         7      1  u8    dtype of values and dense: 0 fp32, 1 fp16, 2 bf16
+         7      1  u8    dtype of values and dense: 0 fp32, 1 fp16, 2 bf16, 3 int8
          8      8  u64   run
         16      4  i32   client, -1 = all
         20      4  i32   mask id
@@ -21,15 +21,15 @@ position space).
         64      8  f64   score, updates only
         72      8  u64   number of samples, updates only
         80      8  u64   bytes of extra: 4 K or 0
-        88      8  u64   bytes of values: 4 K, or 2 K for fp16 and bf16
-        96      8  u64   bytes of dense: 4 D or 2 D
+        88      8  u64   bytes of values: 4 K, 2 K for fp16 and bf16, see int8.py for int8
+        96      8  u64   bytes of dense: 4 D, 2 D for fp16 and bf16
        104      8  u64   bytes of positions
        112      8  u64   xxh3_64 of the whole frame with this field zero
        120               extra (float32), values, dense, positions
 
 The widest numbers come first and the byte-wise positions last, so every section is aligned without
 padding. fp16 and bf16 round to the nearest, ties to even; too large becomes infinite, NaN stays
-NaN.
+NaN. With int8 the dense part, which is small and sensitive, stays in fp32.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedgmr_hpc.comm import int8
 from fedgmr_hpc.comm.positions import (
     MAX_ENTRIES,
     Codec,
@@ -59,9 +61,9 @@ HEADER = struct.Struct("<4s4BQ3iIqdQ2dQ5Q")
 _CHECKSUM = struct.Struct("<Q")  # the header's last field
 _CHECKSUM_AT = HEADER.size - _CHECKSUM.size
 
-Dtype = Literal["fp32", "fp16", "bf16"]
-_DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16")
-_ITEM_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]
+_DTYPES: tuple[Dtype, ...] = ("fp32", "fp16", "bf16", "int8")
+_ITEM_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2, "bf16": 2}  # of types without blocks
 
 
 class Kind(IntEnum):
@@ -70,6 +72,9 @@ class Kind(IntEnum):
     INCREMENT = 1  # server to client: one slice of the packed order
     UPDATE = 2  # client to server: a trained sub-model
     MODEL = 3  # a whole model, for evaluation
+
+
+_KINDS, _CODECS = tuple(Kind), tuple(Codec)
 
 
 def _no_floats() -> Floats:
@@ -144,9 +149,17 @@ def frame_bytes(
     positions_bytes: int | None = None,
 ) -> int:
     """Exact length of a frame without its contents; `positions_bytes` None: the receiver knows."""
-    item_bytes = _ITEM_BYTES[dtype]
-    body = 4 * num_extra + item_bytes * (num_values + num_dense) + (positions_bytes or 0)
-    return HEADER.size + body
+    dense_bytes = _section_bytes(num_dense, _dense_dtype(dtype))
+    body = 4 * num_extra + _section_bytes(num_values, dtype) + dense_bytes
+    return HEADER.size + body + (positions_bytes or 0)
+
+
+def _section_bytes(count: int, dtype: Dtype) -> int:
+    return int8.section_bytes(count) if dtype == "int8" else _ITEM_BYTES[dtype] * count
+
+
+def _dense_dtype(dtype: Dtype) -> Dtype:
+    return "fp32" if dtype == "int8" else dtype
 
 
 def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[memoryview, ...]:
@@ -168,7 +181,7 @@ def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[mem
     sections = (
         _as_wire(frame.extra, "fp32"),
         _as_wire(frame.values, frame.dtype),
-        _as_wire(frame.dense, frame.dtype),
+        _as_wire(frame.dense, _dense_dtype(frame.dtype)),
         as_bytes(packed),
     )
     header = bytearray(HEADER.pack(*_make_header(frame, codec, len(packed))))
@@ -202,9 +215,9 @@ def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
         level=header.level,
         density=header.density,
         num_prunable=n,
-        values=_read_floats(values, dtype),
+        values=_read_floats(values, dtype, count),
         positions=None if known else decode_positions(codec, positions.data, n, count),
-        dense=_read_floats(dense, dtype),
+        dense=_read_floats(dense, _dense_dtype(dtype)),
         extra=extra.view(np.float32),
         dtype=dtype,
         train_loss=header.train_loss,
@@ -215,7 +228,7 @@ def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
 
 def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
     """The header of `frame` with the checksum still zero."""
-    item_bytes = _ITEM_BYTES[frame.dtype]
+    num_values, num_dense = len(frame.values), len(frame.dense)
     return _Header(
         magic=MAGIC,
         version=FORMAT_VERSION,
@@ -226,7 +239,7 @@ def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
         client=frame.client,
         mask_id=frame.mask_id,
         level=frame.level,
-        num_values=len(frame.values),
+        num_values=num_values,
         base_version=frame.base_version,
         density=frame.density,
         num_prunable=frame.num_prunable,
@@ -234,8 +247,8 @@ def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
         score=frame.score,
         num_samples=frame.num_samples,
         extra_bytes=4 * len(frame.extra),
-        values_bytes=item_bytes * len(frame.values),
-        dense_bytes=item_bytes * len(frame.dense),
+        values_bytes=_section_bytes(num_values, frame.dtype),
+        dense_bytes=_section_bytes(num_dense, _dense_dtype(frame.dtype)),
         positions_bytes=positions_bytes,
         checksum=0,
     )
@@ -249,8 +262,8 @@ def _read_header(view: memoryview) -> _Header:
     if header.magic != MAGIC:
         raise _damaged(f"magic: got {header.magic!r}, allowed {MAGIC!r}")
     _check_code("format version", header.version, (FORMAT_VERSION,))
-    _check_code("kind", header.kind, tuple(Kind))
-    _check_code("codec", header.codec, tuple(Codec))
+    _check_code("kind", header.kind, _KINDS)
+    _check_code("codec", header.codec, _CODECS)
     _check_code("dtype", header.dtype, range(len(_DTYPES)))
     _check_lengths(header, len(view))
     if header.checksum != _checksum(view):
@@ -266,10 +279,10 @@ def _check_code(name: str, got: int, allowed: tuple[int, ...] | range) -> None:
 def _check_lengths(header: _Header, num_bytes: int) -> None:
     if num_bytes != header.frame_bytes:
         raise _damaged(f"got {num_bytes} bytes, the header says {header.frame_bytes}")
-    item_bytes = _ITEM_BYTES[_DTYPES[header.dtype]]
+    dtype = _DTYPES[header.dtype]
     fits = (
-        header.values_bytes == item_bytes * header.num_values
-        and header.dense_bytes % item_bytes == 0
+        header.values_bytes == _section_bytes(header.num_values, dtype)
+        and header.dense_bytes % _ITEM_BYTES[_dense_dtype(dtype)] == 0
         and header.extra_bytes in (0, 4 * header.num_values)
         and (header.positions_bytes == 0 or header.codec != Codec.NONE)
         and (header.num_prunable <= MAX_ENTRIES or header.codec == Codec.NONE)
@@ -292,8 +305,9 @@ def _check_arrays(frame: Frame) -> None:
 
 def _split(body: NDArray[np.uint8], header: _Header) -> list[NDArray[np.uint8]]:
     """The four sections as views of the frame's bytes."""
-    lengths = (header.extra_bytes, header.values_bytes, header.dense_bytes)
-    return np.split(body[HEADER.size :], np.cumsum(lengths))
+    lengths = (header.extra_bytes, header.values_bytes, header.dense_bytes, header.positions_bytes)
+    ends = list(accumulate(lengths, initial=HEADER.size))
+    return [body[begin:end] for begin, end in pairwise(ends)]
 
 
 def _checksum(header: memoryview, *sections: memoryview) -> int:
@@ -306,7 +320,9 @@ def _checksum(header: memoryview, *sections: memoryview) -> int:
 
 
 def _as_wire(values: Floats, dtype: Dtype) -> memoryview:
-    """The values in their type on the wire; fp32 without a copy."""
+    """The values as they are on the wire; fp32 without a copy."""
+    if dtype == "int8":
+        return as_bytes(int8.encode_values(values)).toreadonly()
     on_wire: NDArray[np.generic] = np.ascontiguousarray(values)
     if dtype == "bf16":
         on_wire = _to_bf16(values)
@@ -316,7 +332,10 @@ def _as_wire(values: Floats, dtype: Dtype) -> memoryview:
     return as_bytes(on_wire).toreadonly()
 
 
-def _read_floats(section: NDArray[np.uint8], dtype: Dtype) -> Floats:
+def _read_floats(section: NDArray[np.uint8], dtype: Dtype, count: int = 0) -> Floats:
+    """The floats of a section; `count` of them, which only int8 does not show."""
+    if dtype == "int8":
+        return int8.decode_values(section, count)
     if dtype == "fp32":
         return section.view(np.float32)
     if dtype == "fp16":

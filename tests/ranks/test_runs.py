@@ -24,6 +24,8 @@ ROWS = {
     "fedavg": (),
     "fedasync": ("links.client_sigma=1.0",),
     "fedgmr g": ("submodel.score=g", "transmission=whole"),
+    "fedgmr int8": ("wire.dtype=int8",),
+    "fedbuff int8": ("wire.dtype=int8", "links.client_sigma=1.0"),
     "fedgmr wg": ("submodel.score=wg", "links.client_sigma=1.0", "aggregation.max_entries=4"),
 }
 
