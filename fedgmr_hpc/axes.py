@@ -109,7 +109,8 @@ class AggregationConfig(Section):
     buffered: bool = False
     """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
     max_entries: Count | None = None
-    """With `buffered`: evict the oldest update beyond this many; null for one per client."""
+    """With `buffered`: evict the oldest update beyond this many; null for one per client, or with
+    `clients.sampled` for that many."""
     staleness: Literal["constant", "poly", "hinge"] = "constant"
     """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling.
     """

@@ -42,7 +42,12 @@ from fedgmr_hpc.configfile import load_config, make_config, render_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.liveworker import LiveWorker
 from fedgmr_hpc.models import make_layout
-from fedgmr_hpc.process import keep_large_blocks, return_large_blocks
+from fedgmr_hpc.process import (
+    describe_cores,
+    keep_large_blocks,
+    pin_core,
+    return_large_blocks,
+)
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.records import RunError
@@ -78,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind, device = "auto", "cpu"
         if isinstance(config, Config):
             kind, device = config.transport, config.device
+            if config.run.pin_cores:
+                pin_core(launch.local_rank, launch.local_size)
         transport = make_transport(kind, launch, device)
         chosen = choose_device(launch, torch.cuda.device_count(), device)
     except ValueError as error:
@@ -154,7 +161,7 @@ def _print_identity(launch: Launch, transport: Transport, device: str) -> None:
         threads=torch.get_num_threads(),
         requested=device,
     )
-    say(str(identity))
+    say(f"{identity}, cores {describe_cores()}")
 
 
 def say(text: str) -> None:
@@ -184,6 +191,19 @@ class Experiment:
     recorded: Result | None = None  # the run to replay
 
 
+def check_inputs(config: Config) -> FederatedData:
+    """Reads the files that a configuration names; returns its data.
+
+    Raises:
+        ValueError: one is missing or damaged, or does not fit the clients.
+    """
+    data, links = FederatedData(config), config.links
+    load_availability(config)
+    if links.trace is not None:
+        load_trace(links.trace, config.clients.count, links.trace_period_s)
+    return data
+
+
 def prepare_experiment(config: Config, recorded: Result | None = None) -> Experiment:
     """Checks what can be checked before any rank works.
 
@@ -193,11 +213,7 @@ def prepare_experiment(config: Config, recorded: Result | None = None) -> Experi
     """
     if recorded is not None:
         ReplayClock(config, recorded)
-    data = FederatedData(config)
-    load_availability(config)
-    links = config.links
-    if links.trace is not None:
-        load_trace(links.trace, config.clients.count, links.trace_period_s)
+    data = check_inputs(config)
     path = Path(config.results.path or _default_path(config)).expanduser()
     if path.exists():
         raise ValueError(f"results.path: {path} exists and is never overwritten")
@@ -307,6 +323,7 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
         layout_json=layout.to_json(),
         num_ranks=transport.size,
         flush_s=config.results.flush_s,
+        locking=config.results.locking,
     )
     with writer, make_progress(experiment) as progress:
         server = Server(

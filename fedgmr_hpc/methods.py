@@ -84,7 +84,8 @@ def _read_row(name: str) -> dict[str, Any]:
     if "base" not in own:
         return own
     base = _read_row(own["base"])
-    return merged(base, own) | {"about": own["about"], "differs": own.get("differs", {})}
+    own_words = {"about": own["about"], "differs": own.get("differs", base.get("differs", {}))}
+    return merged(base, own) | own_words
 
 
 def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:

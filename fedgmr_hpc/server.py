@@ -187,7 +187,9 @@ class Server:
             return self._deliver(happened)
         if isinstance(happened, Lost):
             return happened
-        self.now_s = self.clock.merge_end_s(happened.now_s)
+        self.now_s = happened.now_s
+        if self.coordinator.buffer.arrived:  # else nobody took part, and somebody can now
+            self.now_s = self.clock.merge_end_s(happened.now_s)
         return Closed(happened.now_s, self.now_s)
 
     def _deliver(self, arrival: Arrival) -> Delivered:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal
+from typing import Any, Literal
 
 from fedgmr_hpc.axes import AdmissionConfig
 
@@ -109,6 +109,22 @@ class Admission:
         self.awaited.difference_update(clients)
         if not self.awaited and not arrived:
             self.awaited = set(self._pacing())
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        sets = {"active": self.active, "taking": self.taking, "awaited": self.awaited}
+        return {
+            **{name: sorted(clients) for name, clients in sets.items()},
+            "is_closing": self.is_closing,
+            "round": self.round,
+            "num_updates": self._num_updates,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.active, self.taking = set(state["active"]), set(state["taking"])
+        self.awaited, self.is_closing = set(state["awaited"]), state["is_closing"]
+        self.round, self._num_updates = state["round"], state["num_updates"]
 
     def merge(self, num_updates: int) -> None:
         """The window has closed: counts its updates into rounds and opens the next window."""

@@ -9,12 +9,14 @@ Shapes: C clients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fedgmr_hpc.axes import AggregationConfig
 from fedgmr_hpc.fl.aggregation import BufferEntry
 from fedgmr_hpc.fl.submodels import MaskSet, repack
-from fedgmr_hpc.records import Update
+from fedgmr_hpc.records import Update, fields_of
 
 
 class UpdateBuffer:
@@ -64,6 +66,23 @@ class UpdateBuffer:
         if not self.is_kept:
             self._merged = {}
         return entries
+
+    @property
+    def masks(self) -> list[MaskSet]:
+        """The masks that what is held is packed for."""
+        return list(self._masks.values())
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back, but for the masks."""
+        held = {"arrived": self.arrived, "merged": self._merged}
+        return {name: [fields_of(e) for e in entries.values()] for name, entries in held.items()}
+
+    def restore(self, state: dict[str, Any], masks: Mapping[int, MaskSet]) -> None:
+        """Goes back to a saved state; `masks` by id."""
+        self.arrived = {entry["client"]: BufferEntry(**entry) for entry in state["arrived"]}
+        self._merged = {entry["client"]: BufferEntry(**entry) for entry in state["merged"]}
+        held = [*self.arrived.values(), *self._merged.values()]
+        self._masks = {entry.mask_id: masks[entry.mask_id] for entry in held}
 
     def _evict(self, num_new: int) -> None:
         """Drops what was delivered longest ago, but nothing that was never merged."""

@@ -40,6 +40,13 @@ class Client:
         self.in_flight = self.masks = None
         self.cycle_times_s.append(now_s - self.dispatched_s)
 
+    def recall(self, num_steps: int) -> None:
+        """What it owes will not come, and counts as never sent."""
+        if self.in_flight is not None:
+            self.steps -= num_steps
+            self.is_scored &= not self.in_flight.measure
+        self.in_flight = self.masks = None
+
     def leave(self) -> None:
         """It is gone: it owes nothing."""
         self.in_flight = self.masks = None

@@ -1,6 +1,6 @@
 """The server's state machine: events in, commands out; no rank, socket, clock or file.
 
-    Started, Delivered, Closed, Evaluated, Lost
+    Started, Delivered, Closed, Evaluated, Lost, Resumed
         -> Coordinator.handle -> CloseAt, Evaluate, Merged, Dispatch, Quarantined, Finish
 
 One merge: `Dispatch` sends sub-models, every update comes back as `Delivered`, the arrivals that
@@ -50,6 +50,7 @@ from fedgmr_hpc.fl.events import (
     Lost,
     Merged,
     Quarantined,
+    Resumed,
 )
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
@@ -123,6 +124,8 @@ class Coordinator:
             return self._close(event)
         if isinstance(event, Evaluated):
             return self._refresh(event)
+        if isinstance(event, Resumed):
+            return self._resume(event.now_s)
         self._report = self._make_report(0, ())
         return [self._evaluate()]
 
@@ -339,6 +342,12 @@ class Coordinator:
             raise RunError("no client will be available again", version=self.version)
         self.admission.is_closing = True
         return [CloseAt(max(wake_s, now_s))]
+
+    def _resume(self, now_s: float) -> list[Command]:
+        """Sends the current version to those whose updates are lost with the process before."""
+        for client in self.clients:
+            client.recall(self.config.train.steps)
+        return [*self._dispatch(now_s), *self._close_if_complete(now_s)]
 
     def _assign(self, client_id: int, now_s: float) -> Assignment:
         client, train = self.clients[client_id], self.config.train

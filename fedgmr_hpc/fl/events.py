@@ -54,7 +54,14 @@ class Lost:
     reason: str
 
 
-Event = Started | Delivered | Closed | Evaluated | Lost
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A run on the wall clock goes on from a checkpoint: nothing is in flight any more."""
+
+    now_s: float
+
+
+Event = Started | Delivered | Closed | Evaluated | Lost | Resumed
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,16 @@ class Masking:
             self._grad_squares = np.zeros(masks.size, np.float32)
         at = slice(0, len(squares)) if masks.perm is None else masks.perm[: len(squares)]
         self._grad_squares[at] += squares * np.float32(num_samples)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back, but for the newest masks; not between ranking and cutting."""
+        assert self._keys is None
+        return {"last_refresh": self._last_refresh, "grad_squares": self._grad_squares}
+
+    def restore(self, state: dict[str, Any], newest: MaskSet) -> None:
+        """Goes back to a saved state."""
+        self.newest = newest
+        self._last_refresh, self._grad_squares = state["last_refresh"], state["grad_squares"]
 
     def rank(self, packed: Floats) -> None:
         """Ranks the entries of a version that is to be cut next; densities do not enter, so it can

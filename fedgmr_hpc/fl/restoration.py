@@ -18,7 +18,8 @@ down. A client short of memory or speed never grows beyond its ceiling (not in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from fedgmr_hpc.axes import RestorationConfig
 
@@ -77,6 +78,21 @@ class Restoration:
         self.clients = [Plateau() for _ in self.densities]
         self.cooldowns = [0] * len(self.densities)
         self.armed = not self.config.arm_after_first_plateau
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back: all that ever changes."""
+        changing = asdict(self)
+        for name in ("config", "ceilings", "rungs"):
+            del changing[name]
+        return changing | {"undelivered": sorted(self.undelivered), "lost": sorted(self.lost)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.server = Plateau(**state["server"])
+        self.clients = [Plateau(**plateau) for plateau in state["clients"]]
+        self.undelivered, self.lost = set(state["undelivered"]), set(state["lost"])
 
     @property
     def watches_scores(self) -> bool:

@@ -59,17 +59,19 @@ def read_availability(path: str, num_clients: int, period_s: float | None) -> Av
     """
     try:
         with Path(path).expanduser().open(newline="") as file:
-            rows = list(csv.reader(file))
+            rows = [[field.strip() for field in row] for row in csv.reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"clients.availability: {path} cannot be read: {error}") from None
     if not rows or rows[0] != COLUMNS:
-        found = ",".join(rows[0]) if rows else "nothing"
+        found = ",".join(rows[0]) if rows and rows[0] else "nothing"
         raise ValueError(
             f"clients.availability: {path} begins with {found}, needed: {','.join(COLUMNS)}"
         )
     period = math.inf if period_s is None else period_s
     spans: dict[int, list[Span]] = {}
     for number, row in enumerate(rows[1:], 2):
+        if not row:
+            continue
         client, span = _parse(row, num_clients, period, f"clients.availability: {path}:{number}")
         spans.setdefault(client, []).append(span)
     for client, own in spans.items():

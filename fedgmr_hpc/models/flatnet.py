@@ -22,8 +22,9 @@ class FlatNet:
         device: where the vector lies; samples must lie there too.
         kind: how sub-models are cut, on which the layout depends.
         density: of the narrower network that this is; below 1 only for width kinds.
-        scaler: in training divide each layer's output by its kept share of units, as HeteroFL does,
-            so that a narrow layer's output is of the size of the whole one's.
+        scaler: divide each layer's output by its kept share of units, as HeteroFL does in training,
+            so that a narrow layer's output is of the size of the whole one's; in evaluation too,
+            since the running statistics are those of scaled outputs.
 
     Attributes:
         layout: names, shapes and offsets in `flat`.
@@ -50,7 +51,7 @@ class FlatNet:
         self._logits = architecture(model).logits
         shares = _kept_shares(model, density) if scaler else {}
         self._passes = {
-            training: Forward(self.tensors, training, self.generator, shares if training else {})
+            training: Forward(self.tensors, training, self.generator, shares)
             for training in (False, True)
         }
 
@@ -67,7 +68,7 @@ class FlatNet:
         int64 tokens [B, T] in their place.
 
         Args:
-            training: use dropout, the scaler and batch statistics, and update the running ones.
+            training: use dropout and batch statistics, and update the running ones.
         """
         return self._logits(self._passes[training], images)
 

@@ -196,3 +196,64 @@ def test_a_count_goes_with_its_kind_and_the_number_of_clients(choices, line):
 def test_a_count_up_to_the_number_of_clients_is_taken(count):
     config = make_config({"clients": {"count": 3}, "admission": {"kind": "count", "count": count}})
     assert config.admission.count == count
+
+
+# --- clients that take part, of those there are
+
+
+def test_a_window_is_paced_by_the_fastest_who_take_part():
+    window = admission((1.0, 0.5, 0.5, 0.1))
+    window.open({1, 2, 3})
+    assert window.close_s(7.0, {1, 3}) is None
+    assert window.close_s(8.0, {1, 2}) == 8.5
+
+
+def test_a_barrier_waits_for_those_who_take_part():
+    window = admission((1.0, 0.5, 0.5, 0.1), kind="barrier")
+    window.open({1, 3})
+    assert window.close_s(7.0, {1}) is None
+    assert window.close_s(8.0, {1, 3}) == 8.0
+
+
+def test_a_count_is_at_most_the_number_who_take_part():
+    window = admission((1.0,) * 5, kind="count", count=3)
+    window.open({0, 4})
+    assert window.close_s(7.0, {0}) is None
+    assert window.close_s(8.0, {0, 4}) == 8.0
+
+
+@pytest.mark.parametrize("kind", ["window", "barrier", "each"])
+def test_a_window_without_anybody_does_not_close_by_itself(kind):
+    window = admission(kind=kind)
+    window.open(())
+    assert window.awaited == set()
+    assert window.close_s(7.0, set()) is None
+
+
+def test_a_merge_keeps_who_takes_part_until_others_are_chosen():
+    window = admission((1.0, 0.5, 0.5), kind="barrier")
+    window.open({1, 2})
+    window.merge(2)
+    assert (window.taking, window.awaited) == ({1, 2}, {1, 2})
+
+
+def test_a_round_of_updates_is_as_long_as_the_sample_or_those_left():
+    config = AdmissionConfig(kind="each")
+    window = Admission(config, (1.0,) * 6, sampled=3)
+    for _ in range(5):
+        window.merge(1)
+    assert window.round == 1
+    window.merge(1)
+    assert window.round == 2
+    window.lose([0, 1, 2, 3], set())  # two are left, fewer than the sample
+    window.merge(1)
+    window.merge(1)
+    assert window.round == 3
+
+
+def test_losing_the_pacing_client_of_a_sample_leaves_the_others_of_it():
+    window = admission((1.0, 0.5, 0.2, 0.5))
+    window.open({0, 2})
+    window.lose([0], set())
+    assert (window.awaited, window.active) == ({2}, {1, 2, 3})
+    assert window.close_s(9.0, {2}) == 9.5

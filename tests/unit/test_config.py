@@ -149,6 +149,44 @@ def test_a_full_model_has_nothing_to_restore(override):
             ("admission.kind=count", "admission.count=4", "clients.count=3"),
             "admission.count: got 4, allowed with admission.kind = count: 1 to clients.count = 3",
         ),
+        (
+            ("admission.kind=count", "admission.count=4", "clients.sampled=3"),
+            "admission.count: got 4, allowed with admission.kind = count: 1 to clients.sampled = 3",
+        ),
+        (
+            ("clients.sampled=11",),
+            "clients.sampled: got 11, allowed: 1 to clients.count = 10",
+        ),
+        (
+            ("clients.availability_period_s=5",),
+            "clients.availability_period_s: got 5, allowed with clients.availability = null: null",
+        ),
+        (
+            ("clients.count=3", "clients.max_densities=[1, 0.5]"),
+            "clients.max_densities: got 2 values, allowed: clients.count = 3 of them",
+        ),
+        (
+            ("method=fedbuff", "aggregation.buffered=true"),
+            "aggregation.buffered: got true, allowed with aggregation.rule = fedbuff: false "
+            "(a change is added once)",
+        ),
+        (
+            ("aggregation.mix_share=0.5",),
+            "aggregation.mix_share: got 0.5, allowed with aggregation.rule = mask_aware: null",
+        ),
+        (
+            ("aggregation.server_learning_rate=0.5",),
+            "aggregation.server_learning_rate: got 0.5, allowed with "
+            "aggregation.rule = mask_aware: 1",
+        ),
+        (
+            ("method=fiarse", "submodel.score=g"),
+            "submodel.score: got 'g', allowed with submodel.kind = magnitude: w",
+        ),
+        (
+            ("submodel.scaler=true",),
+            "submodel.scaler: got true, allowed with submodel.kind = importance: false",
+        ),
     ],
 )
 def test_a_value_that_another_one_rules_out_is_named(overrides, line):

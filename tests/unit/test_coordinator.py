@@ -29,6 +29,7 @@ from fedgmr_hpc.fl.events import (
     Started,
 )
 from fedgmr_hpc.fl.submodels import PrunableLayer
+from fedgmr_hpc.fl.widths import Axis
 from fedgmr_hpc.records import RunError, Update
 
 NAN = float("nan")
@@ -954,3 +955,86 @@ def test_an_assignment_is_frozen():
     assignment = Driven().start().in_flight[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         assignment.base_version = 5
+
+
+# --- rows whose masks change in every round, or whose clients are limited
+
+
+def test_masks_are_cut_anew_in_every_round_where_the_row_says_so():
+    driven = Driven((0.5, 0.5), method="fiarse").start()
+    assert driven.dispatch.masks.mask_id == 1
+    assert driven.dispatch.masks.positions(0).tolist() == [0, 1, 2]
+    driven.round(0, 1, values=[0.5, 9, 0.25])
+    assert driven.dispatch.masks.mask_id == 2
+    assert driven.weights() == [0.5, 9, 0.25, 3, 2, 1]
+    assert driven.dispatch.masks.positions(0).tolist() == [1, 3, 4]
+
+
+def test_a_rolling_window_moves_by_one_a_round():
+    layers = [PrunableLayer("a", 0, 6, 1.0, (Axis(6),))]
+    driven = Driven((0.25, 0.25), layers, method="fedrolex").start()  # 3 of 6 units
+    windows = []
+    for _ in range(7):
+        windows.append(sorted(driven.dispatch.masks.positions(0).tolist()))
+        driven.round(0, 1)
+    assert windows == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [0, 4, 5], [0, 1, 5], [0, 1, 2]]
+
+
+def test_a_window_of_single_updates_rolls_when_a_round_of_them_is_full():
+    layers = [PrunableLayer("a", 0, 6, 1.0, (Axis(6),))]
+    driven = Driven((0.25, 0.25), layers, method="fedrolex", admission={"kind": "each"}).start()
+    ids = []
+    for client in (0, 0, 1, 1):
+        driven.round(client)
+        ids.append(driven.dispatch.masks.mask_id)
+    assert ids == [1, 2, 2, 3]
+
+
+def test_buffered_updates_of_past_windows_count_where_they_were_held():
+    """Client 1 holds units 0 to 2 of version 0; then client 0 holds 1 to 3."""
+    layers = [PrunableLayer("a", 0, 6, 1.0, (Axis(6),))]
+    driven = Driven((0.25, 0.25), layers, method="fedrolex+aux",
+                    admission={"kind": "each"}, aggregation={"staleness": "constant"})  # fmt: skip
+    driven.start()
+    driven.round(1, values=[4, 4, 4])
+    driven.round(0, values=[8, 8, 8])  # both of version 0: the mean, 6, on units 0 to 2
+    assert driven.weights() == [6, 6, 6, 3, 2, 1]
+    driven.round(0, values=[10, 10, 10])  # of units 1 to 3; client 1's 4 still counts
+    assert driven.weights() == [4, 7, 7, 10, 2, 1]
+
+
+def test_ceilings_reach_the_dispatch_and_hold_through_restorations():
+    driven = Driven(
+        (0.5, 0.5, 0.5),
+        method="fedgmr",
+        clients={"count": 3, "shares": [0.5] * 3, "max_densities": [1.0, 0.7, 0.2]},
+        run={"interval_rounds": 1},
+        restoration={"patience": 1},
+    ).start()
+    assert [a.density for a in driven.dispatch.assignments] == [0.5, 0.5, 0.2]
+    assert [a.num_kept for a in driven.dispatch.assignments] == [3, 3, 1]
+    for _ in range(4):
+        driven.round(0, 1, 2, accuracy=0.0)
+    assert [a.density for a in driven.dispatch.assignments] == [1.0, 0.7, 0.2]
+    assert [a.num_kept for a in driven.dispatch.assignments] == [6, 4, 1]
+
+
+def test_a_fixed_alpha_is_scaled_by_the_mean_staleness_weight_of_the_arrivals():
+    driven = Driven((1.0, 1.0), method="fedasync_seq", aggregation={"staleness": "poly"}).start()
+    driven.round(0, values=1.0)  # alpha .6 at age 1
+    assert driven.weights() == pytest.approx([0.4 * w + 0.6 for w in (6, 5, 4, 3, 2, 1)])
+    before = driven.weights()
+    driven.round(1, values=0.0)  # age 2: .6 / sqrt(2)
+    assert driven.weights() == pytest.approx([(1 - 0.6 / 2**0.5) * w for w in before])
+
+
+def test_fed_buff_adds_changes_with_their_own_staleness_over_the_number_of_updates():
+    """Client 2's change was made on version 0, and counts 2^-.5 on version 1."""
+    driven = Driven((1.0, 1.0, 1.0), method="fedbuff", admission={"kind": "count", "count": 2},
+                    aggregation={"staleness": "poly"}).start()  # fmt: skip
+    driven.round(0, 1, values=1.0, dense=(0, 0))
+    assert driven.weights() == [7, 6, 5, 4, 3, 2]
+    driven.round(0, 2, values=1.0, dense=(2, 0))
+    step = (1 + 2**-0.5) / 2
+    assert driven.weights() == pytest.approx([w + step for w in (7, 6, 5, 4, 3, 2)])
+    assert driven.dispatch.dense.tolist() == pytest.approx([10 + 2 * step, 20])

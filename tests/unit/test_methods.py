@@ -43,7 +43,7 @@ def test_gmr_restores_any_partial_sub_model(row):
 
 @pytest.mark.parametrize("row", sorted(FULL))
 def test_gmr_has_nothing_to_restore_in_full_models(row):
-    with pytest.raises(ValueError, match="restoration.trigger: .* a full model cannot grow"):
+    with pytest.raises(ValueError, match="restoration.trigger: .*full model cannot grow"):
         load_config(None, [f"method={row}+aux+gmr"])
 
 

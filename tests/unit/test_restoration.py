@@ -387,3 +387,62 @@ def test_the_time_trigger_goes_on_without_a_lost_client():
     driven.rules.lose(2)
     assert driven.refresh(now_s=20) == [1.0, 0.5, 0.1]  # the floor, .1, climbs to .5
     assert driven.refresh(now_s=40) == [1.0, 1.0, 0.1]
+
+
+# --- clients short of memory or speed
+
+
+def limited(ceilings, densities=RUNGS, **choices) -> Driven:
+    driven = Driven(densities, **choices)
+    driven.rules = Restoration(driven.rules.config, list(densities), tuple(ceilings))
+    return driven
+
+
+def test_a_client_begins_at_its_ceiling_if_that_is_lower():
+    rules = limited((0.7, 1.0, 0.1, 0.1, 1.0)).rules
+    assert rules.densities == [0.7, 0.5, 0.1, 0.1, 0.05]
+    assert rules.rungs == (0.05, 0.1, 0.2, 0.5, 1.0)  # of the shares, whatever the ceilings
+    assert rules.floor == 0.05
+
+
+def test_a_client_climbs_to_its_ceiling_between_two_rungs_and_stays():
+    found = limited((1.0, 1.0, 0.3, 1.0, 1.0), patience=1).series([None] * 12, {2: 0.3})
+    climbed = [found[0][2], *(new[2] for old, new in zip(found, found[1:], strict=False)
+                              if new != old)]  # fmt: skip
+    assert climbed == [0.2, 0.3]
+
+
+def test_the_floor_lifts_everybody_up_to_their_ceilings():
+    driven = limited((1.0, 0.6, 1.0, 0.15, 0.05), patience=1)
+    found = driven.series([0.5] * 20)
+    assert found[1] == [1.0, 0.5, 0.2, 0.1, 0.05]  # the floor, .1, is above the last's ceiling
+    assert found[-1] == [1.0, 0.6, 1.0, 0.15, 0.05]
+    assert driven.rules.floor == 1.0
+
+
+def test_a_client_at_its_ceiling_does_not_reset_the_server():
+    driven = limited((1.0, 1.0, 0.2, 1.0, 1.0), patience=1)
+    driven.refresh(0.5, {2: 0.3})
+    driven.refresh(0.6, {2: 0.3})
+    assert driven.rules.densities == list(RUNGS)
+    assert driven.rules.server.best == 0.6
+
+
+def test_the_balance_ends_at_the_ceiling_even_below_the_lowest_density():
+    driven = limited((1.0, 0.52, 0.01), (1.0, 0.5, 0.1), balance=True)
+    assert driven.rules.densities == [1.0, 0.5, 0.01]
+    # .5 (1 + .5 x 2 / 8) = .5625; .01 (1 + .5 x 9 / 1) = .055
+    assert driven.refresh(times=[10, 8, 1]) == [1.0, 0.52, 0.01]
+
+
+@pytest.mark.parametrize("trigger", ["plateau", "time", "both"])
+@pytest.mark.parametrize("step", [{"step": "ladder"}, {"step": "fixed", "fixed_step": 0.3},
+                                  {"step": "factor", "factor": 3.0}])  # fmt: skip
+def test_ceilings_are_never_exceeded(trigger, step):
+    ceilings = (0.9, 0.5, 0.35, 0.1, 0.61)
+    driven = limited(ceilings, trigger=trigger, patience=1, total_time_s=20, balance=True, **step)
+    for _ in range(40):
+        driven.deliver_all()
+        found = driven.refresh(0.5, dict.fromkeys(range(5), 0.3), times=[9, 8, 7, 6, 5])
+        assert all(d <= c for d, c in zip(found, ceilings, strict=True))
+    assert found == list(ceilings)

@@ -197,7 +197,7 @@ def test_the_scaler_divides_each_layer_but_the_last_by_its_kept_share(density, f
     scaled = scaled_logits(density, scaler=True, training=True)
     assert torch.allclose(scaled, factor * plain, rtol=1e-5)
     assert float(plain.min()) > 0
-    assert torch.equal(scaled_logits(density, scaler=True, training=False), plain)
+    assert torch.equal(scaled_logits(density, scaler=True, training=False), scaled)
 
 
 def test_the_scaler_by_hand():
