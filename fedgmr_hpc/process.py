@@ -27,6 +27,22 @@ def private_bytes() -> int:
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
+def pin_core(local_rank: int, num_local: int | None) -> None:
+    """Keeps this process on one of the cores it may use, another for each rank of the node; nothing
+    where the node has fewer cores than ranks, or the system has no such call (outside Linux)."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if num_local is not None and num_local <= len(cores):
+        os.sched_setaffinity(0, {cores[local_rank]})
+
+
+def describe_cores() -> str:
+    """The cores that this process may use, `0 1`; `any` where the system does not tell."""
+    known = hasattr(os, "sched_getaffinity")
+    return " ".join(map(str, sorted(os.sched_getaffinity(0)))) if known else "any"
+
+
 def return_large_blocks() -> None:
     """Makes the C library give freed model-sized blocks back at once: for a server's memory.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgmr_hpc.liveness import age_s, shown_status
 from fedgmr_hpc.store import Result, read_result
 from fedgmr_hpc.study.series import Values, end_s, mean_density
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
@@ -44,7 +45,7 @@ RUN_HEADS = (
 COURSE_HEADS = ("round", "virtual\ns", "val\n%", "test\n%", "density", "up\nMB", "down\nMB")
 LEGEND = (
     "up: clients to server, down: server to clients, 10^6 bytes on the server's links; "
-    "test, mean of 3: over the last 3 evaluations"
+    "test, mean of 3: over the last 3 evaluations; dead?: it says running, but is silent"
 )
 
 
@@ -117,7 +118,7 @@ def _run_cells(name: str, result: Result) -> list[str]:
         f"{density[0]:.3f} -> {density[-1]:.3f}" if len(density) else "-",
         f"{up[-1]:.1f}",
         f"{down[-1]:.1f}",
-        result.status.split(":")[0],
+        shown_status(result.status, age_s(result.path), result.merges["wall_s"], result.config),
     ]
 
 

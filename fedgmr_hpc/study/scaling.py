@@ -1,0 +1,308 @@
+"""The verb `scale`: how a configuration scales over ranks, and where its server saturates.
+
+    scale strong|weak [CONFIG] --ranks 2,3,5,9 [--repeats N] [--warmup ROUNDS] [--out DIR]
+                                                  [key=value ...]
+    scale sweep [CONFIG] --ranks 3 --sweep clients-per-rank|density|bandwidth --values 1,2,4 ...
+    scale report DIR                              the report again, from a study's folder
+
+`strong` keeps the clients, `weak` the clients of a rank (those that CONFIG has with the fewest
+ranks). `density` gives all clients one density, `bandwidth` multiplies all rates. Points run in
+turn, all of them once before any a second time, with one thread a rank and, where cores suffice, a
+core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
+
+from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.store import read_result
+from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
+from fedgmr_hpc.study.scalingmodel import (
+    Demand,
+    Saturation,
+    System,
+    fit_amdahl,
+    fit_gustafson,
+    karp_flatt,
+    saturation,
+    throughput_bound,
+    variants,
+)
+from fedgmr_hpc.study.scalingruns import (
+    KINDS,
+    Kind,
+    Plan,
+    Point,
+    RankIdentity,
+    check_plan,
+    make_points,
+    read_identities,
+    read_plan,
+    run_path,
+    run_plan,
+)
+from fedgmr_hpc.study.scalingsim import simulate
+from fedgmr_hpc.study.statistics import Summary, summarize
+from fedgmr_hpc.trace import read_timeline, timeline_path
+
+Number = TypeVar("Number", int, float)
+MAX_SIMULATED_RANKS = 4096
+MAX_SIMULATED_CLIENTS = 20_000
+
+
+@dataclass(frozen=True)
+class PointSummary:
+    """A point over its repeats. Speed-up and efficiency are against the first point of the same
+    repeat; `predicted` is from the first point's demands."""
+
+    point: Point
+    runs: tuple[Measured, ...]
+    identities: tuple[RankIdentity, ...]
+    q: float  # times the client ranks of the first point
+    rounds_per_s: Summary
+    speedup: Summary
+    efficiency: Summary
+    serial_frac: float  # of Karp and Flatt
+    predicted_per_s: float
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One variant of the measured system at many ranks of one clients-per-rank."""
+
+    name: str
+    num_ranks: tuple[int, ...]
+    rounds_per_s: tuple[float, ...]
+    saturation: Saturation
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Everything that the report shows."""
+
+    plan: Plan
+    points: tuple[PointSummary, ...]
+    amdahl_frac: float  # NaN where it is no strong scaling
+    gustafson_frac: float  # NaN where it is no weak scaling
+    clients_per_rank: int  # of the simulations
+    simulations: tuple[Simulation, ...]
+
+
+def analyse(plan: Plan, folder: Path) -> Scaling:
+    """Reads all runs of a study and predicts what it did not run.
+
+    Raises:
+        ValueError: a result or timeline is missing, unfinished or too short.
+    """
+    runs = [_measure_point(plan, point, folder) for point in plan.points]
+    base = runs[0]
+    points = tuple(
+        _summarize(plan, point, measured, base, read_identities(_output(folder, point)))
+        for point, measured in zip(plan.points, runs, strict=True)
+    )
+    qs, speedups = [p.q for p in points], [p.speedup.mean for p in points]
+    per_rank = max(1, round(base[0].num_clients / base[0].num_workers))
+    if plan.kind == "strong":
+        per_rank = max(1, round(runs[-1][0].num_clients / runs[-1][0].num_workers))
+    return Scaling(
+        plan=plan,
+        points=points,
+        amdahl_frac=fit_amdahl(qs, speedups) if plan.kind == "strong" else float("nan"),
+        gustafson_frac=fit_gustafson(qs, speedups) if plan.kind == "weak" else float("nan"),
+        clients_per_rank=per_rank,
+        simulations=tuple(_simulate_variants(make_system(base[0]), per_rank)),
+    )
+
+
+def _measure_point(plan: Plan, point: Point, folder: Path) -> tuple[Measured, ...]:
+    paths = [run_path(folder, point, repeat) for repeat in range(plan.repeats)]
+    return tuple(
+        measure(read_result(path), read_timeline(timeline_path(path)), plan.warmup_rounds)
+        for path in paths
+    )
+
+
+def _output(folder: Path, point: Point) -> Path:
+    return run_path(folder, point, 0).with_suffix(".out")
+
+
+def _summarize(
+    plan: Plan,
+    point: Point,
+    runs: Sequence[Measured],
+    base: Sequence[Measured],
+    identities: Sequence[RankIdentity],
+) -> PointSummary:
+    q = runs[0].num_workers / base[0].num_workers
+    speedups = [run.rounds_per_s / b.rounds_per_s for run, b in zip(runs, base, strict=True)]
+    speedup = ratio_summary(speedups)
+    system = _predicted_system(plan, runs[0], base)
+    return PointSummary(
+        point=point,
+        runs=tuple(runs),
+        identities=tuple(identities),
+        q=q,
+        rounds_per_s=ratio_summary([run.rounds_per_s for run in runs]),
+        speedup=speedup,
+        efficiency=ratio_summary([each / q for each in speedups]),
+        serial_frac=karp_flatt(speedup.mean, q),
+        predicted_per_s=simulate(system, runs[0].num_workers, runs[0].num_clients).rounds_per_s,
+        bound_by=throughput_bound(system, runs[0].num_workers, runs[0].num_clients).by,
+    )
+
+
+def ratio_summary(values: Sequence[float]) -> Summary:
+    """Geometric mean of rates or ratios, all above 0, with intervals taken of their logarithms.
+
+    Raises:
+        ValueError: there is none.
+    """
+    logs = summarize([math.log(value) for value in values])
+    if logs is None:
+        raise ValueError("rates: got none, allowed: one or more")
+    return Summary(
+        num_values=len(values),
+        mean=math.exp(logs.mean),
+        minimum=min(values),
+        maximum=max(values),
+        bootstrap=_exponentials(logs.bootstrap),
+        student=_exponentials(logs.student),
+    )
+
+
+def _exponentials(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+
+
+def _predicted_system(plan: Plan, run: Measured, base: Sequence[Measured]) -> System:
+    """A run's links and bytes with the core times of the first point, the mean over repeats.
+
+    Ranks of a strong or weak study move the first point's bytes; a sweep changes the bytes itself.
+    """
+    source = run if plan.kind not in ("strong", "weak") else base[0]
+    demand = _mean_cores(source, base)
+    return make_system(run, demand, plan.num_cores if run.num_hosts == 1 else 0)
+
+
+def _mean_cores(source: Measured, base: Sequence[Measured]) -> Demand:
+    """A run's demand with the mean core times of `base`."""
+    names = ("core_s", "service_s", "train_s")
+    means = {name: fmean(getattr(each.demand, name) for each in base) for name in names}
+    return replace(source.demand, **means)
+
+
+def _simulate_variants(system: System, per_rank: int) -> list[Simulation]:
+    largest = min(MAX_SIMULATED_RANKS, MAX_SIMULATED_CLIENTS // per_rank)
+    workers = [2**i for i in range(largest.bit_length())]
+    return [
+        Simulation(
+            name=name,
+            num_ranks=tuple(n + 1 for n in workers),
+            rounds_per_s=tuple(simulate(each, n, n * per_rank).rounds_per_s for n in workers),
+            saturation=saturation(each, per_rank),
+        )
+        for name, each in variants(system).items()
+    ]
+
+
+def scale(
+    kind: Kind,
+    source: str | None,
+    overrides: Sequence[str],
+    ranks: Sequence[int],
+    values: Sequence[float],
+    repeats: int,
+    warmup_rounds: int,
+    out: Path,
+) -> str:
+    """Runs a study and writes its report; returns what to say on the terminal.
+
+    Raises:
+        ValueError: what is asked for is wrong.
+        RunError: a run failed.
+    """
+    for key, number, least in (("--repeats", repeats, 1), ("--warmup", warmup_rounds, 1)):
+        if number < least:
+            raise ValueError(f"{key}: got {number}, allowed: at least {least}")
+    points = make_points(kind, load_config(source, overrides), ranks, values)
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    plan = Plan(kind, source, tuple(overrides), repeats, warmup_rounds, num_cores or 1, points)
+    check_plan(plan, out)
+    run_plan(plan, out)
+    return report(out)
+
+
+def report(folder: Path) -> str:
+    """Writes the report of a study's folder again; returns what to say on the terminal.
+
+    Raises:
+        ValueError: the folder holds no complete study.
+    """
+    from fedgmr_hpc.study.scalingpage import write_report
+
+    return write_report(analyse(read_plan(folder), folder), folder)
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the verb.
+
+    Raises:
+        ValueError: what is asked for is wrong.
+        RunError: a run failed.
+    """
+    parser = _make_parser()
+    given = parser.parse_intermixed_args(words)
+    if given.action == "report":
+        print(report(Path(_only(given.words, "a study's folder"))))
+        return 0
+    sources = [word for word in given.words if "=" not in word]
+    source = _only(sources, "one configuration") if sources else None
+    if (given.action == "sweep") != (given.sweep is not None):
+        raise ValueError(f"--sweep: got {given.sweep}, allowed with sweep: {', '.join(KINDS[2:])}")
+    kind: Kind = given.sweep if given.action == "sweep" else given.action
+    out = Path(given.out or f"results/scaling-{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    overrides = [word for word in given.words if "=" in word]
+    ranks = _numbers(int, "--ranks", given.ranks)
+    values = _numbers(float, "--values", given.values)
+    print(scale(kind, source, overrides, ranks, values, given.repeats, given.warmup, out))
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m fedgmr_hpc scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("strong", "weak", "sweep", "report"))
+    parser.add_argument("words", nargs="*", help="CONFIG and key=value overrides")
+    parser.add_argument("--ranks", default="2,3", help="comma-separated, the server included")
+    parser.add_argument("--sweep", choices=KINDS[2:], help="what a sweep varies")
+    parser.add_argument("--values", default="", help="comma-separated values of a sweep")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of every point")
+    parser.add_argument("--warmup", type=int, default=3, help="rounds left out of all rates")
+    parser.add_argument("--out", help="new folder for runs and report")
+    return parser
+
+
+def _only(words: Sequence[str], what: str) -> str:
+    if len(words) != 1:
+        raise ValueError(f"got {' '.join(words) or 'nothing'}, need {what}")
+    return words[0]
+
+
+def _numbers(read: Callable[[str], Number], key: str, text: str) -> list[Number]:
+    try:
+        return [read(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{key}: got {text}, allowed: numbers with commas between") from None

@@ -1,0 +1,228 @@
+"""Scaling laws and the capacity model behind the predicted curves: pure functions.
+
+Speed-ups are relative to the smallest run: q is how many times its client ranks a run has, S how
+many times its client-rounds per second. A client-round is one download, local training, upload and
+service at the server.
+
+The model is a closed queueing network. A client-round visits these stations, and the bounds of
+Denning and Buzen hold for any order of service: with M clients X <= M / (cycle without queues), and
+X <= 1 / D of the busiest station, D its seconds per client-round over its number of copies.
+
+    station              copies    seconds per client-round
+    client cores         ranks     core_s (or the machine's cores, where it has fewer)
+    rank download        ranks     down_bytes / rank_down
+    rank upload          ranks     up_bytes / rank_up
+    server upload        1         server_up_bytes / server_up    (one broadcast serves many)
+    server download      1         server_down_bytes / server_down
+    server core          1         service_s
+
+Modelled compute time and the clients' own links are delays without a queue. Clients are equal, with
+the means of the measured ones. All times are wall seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SERVER_STATIONS = ("server upload", "server download", "server core")
+
+BY_BYTES = (
+    "own_down_s", "own_up_s", "down_bytes", "up_bytes", "server_up_bytes", "server_down_bytes"
+)  # fmt: skip
+
+
+def karp_flatt(speedup: float, q: float) -> float:
+    """Serial fraction that a speed-up S at q means: (1/S - 1/q) / (1 - 1/q); NaN for q = 1."""
+    return math.nan if q == 1 else (1 / speedup - 1 / q) / (1 - 1 / q)
+
+
+def amdahl(serial_frac: float, q: float) -> float:
+    """Speed-up of a fixed problem of which a part is serial."""
+    return 1 / (serial_frac + (1 - serial_frac) / q)
+
+
+def gustafson(serial_frac: float, q: float) -> float:
+    """Scaled speed-up of a problem that grows with q."""
+    return q - serial_frac * (q - 1)
+
+
+def fit_amdahl(qs: Sequence[float], speedups: Sequence[float]) -> float:
+    """Serial fraction by least squares of 1/S - 1/q = f (1 - 1/q); NaN without any q above 1.
+    Below 0 where the speed-up is more than q.
+    """
+    inverse, measured = 1 / np.asarray(qs, float), 1 / np.asarray(speedups, float)
+    return _slope(1 - inverse, measured - inverse)
+
+
+def fit_gustafson(qs: Sequence[float], speedups: Sequence[float]) -> float:
+    """Serial fraction by least squares of q - S = s (q - 1); NaN without any q above 1."""
+    many = np.asarray(qs, float)
+    return _slope(many - 1, many - np.asarray(speedups, float))
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    square = float(x @ x)
+    return float(x @ y) / square if square else math.nan
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one client-round takes, as a mean.
+
+    Attributes:
+        core_s: of a client rank's core.
+        service_s: of the server's core, merging and masks included.
+        train_s: the part of `core_s` that is local training.
+        delay_s: least time from the model's arrival to the update's departure.
+        own_down_s, own_up_s: least time on the client's own link.
+        down_bytes, up_bytes: on the rank's link.
+        server_up_bytes, server_down_bytes: on the server's link.
+        round_s: modelled merge time and slack of a window, once a synchronous round.
+    """
+
+    core_s: float
+    service_s: float
+    train_s: float = 0.0
+    delay_s: float = 0.0
+    own_down_s: float = 0.0
+    own_up_s: float = 0.0
+    down_bytes: float = 0.0
+    up_bytes: float = 0.0
+    server_up_bytes: float = 0.0
+    server_down_bytes: float = 0.0
+    round_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes per wall second; infinite where bytes take no time."""
+
+    rank_down: float = math.inf
+    rank_up: float = math.inf
+    server_up: float = math.inf
+    server_down: float = math.inf
+
+
+@dataclass(frozen=True)
+class System:
+    """A job to predict.
+
+    Attributes:
+        is_synchronous: whether a round waits for all its clients.
+        is_placed: whether a client stays on its rank, else any free rank takes it.
+        num_cores: of the machine that all ranks share; None for a core of its own for each.
+    """
+
+    demand: Demand
+    rates: Rates = Rates()
+    is_synchronous: bool = True
+    is_placed: bool = False
+    num_cores: int | None = None
+
+
+def stations(system: System, num_workers: int) -> dict[str, float]:
+    """D of each station of the module's table: seconds per client-round over its copies."""
+    d, r = system.demand, system.rates
+    cores = num_workers if system.num_cores is None else min(num_workers, system.num_cores)
+    return {
+        "client cores": d.core_s / cores,
+        "rank download": d.down_bytes / r.rank_down / num_workers,
+        "rank upload": d.up_bytes / r.rank_up / num_workers,
+        "server upload": d.server_up_bytes / r.server_up,
+        "server download": d.server_down_bytes / r.server_down,
+        "server core": d.service_s,
+    }
+
+
+def cycle_s(system: System) -> float:
+    """Time of a client-round that meets no queue; the links of a transfer work side by side."""
+    d, r = system.demand, system.rates
+    down_s = max(d.own_down_s, d.down_bytes / r.rank_down, d.server_up_bytes / r.server_up)
+    up_s = max(d.own_up_s, d.up_bytes / r.rank_up, d.server_down_bytes / r.server_down)
+    round_s = d.round_s if system.is_synchronous else 0.0
+    return down_s + max(d.core_s, d.delay_s) + up_s + d.service_s + round_s
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The most client-rounds per second, and what sets it."""
+
+    rounds_per_s: float
+    by: str
+
+
+def throughput_bound(system: System, num_workers: int, num_clients: int) -> Bound:
+    """The asymptotic bound of the closed network; `cycle` means that clients are too few."""
+    name, demand_s = max(stations(system, num_workers).items(), key=lambda item: item[1])
+    limits = [(1 / demand_s if demand_s else math.inf, name)]
+    limits.append((num_clients / cycle_s(system), "cycle"))
+    return Bound(*min(limits))
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Where the server's busiest station is busy all the time.
+
+    Attributes:
+        num_workers: client ranks from which on it is: its seconds per client-round times the
+            client-rounds per second that so many ranks can ask for is 1.
+        rounds_per_s: what it can take at most.
+        station: which it is.
+    """
+
+    num_workers: float
+    rounds_per_s: float
+    station: str
+
+
+def saturation(system: System, clients_per_rank: float) -> Saturation:
+    """The server's limit for ranks with cores and links of their own."""
+    alone = stations(replace(system, num_cores=None), 1)
+    station = max(SERVER_STATIONS, key=lambda name: alone[name])
+    busiest_s = max(alone[name] for name in alone if name not in SERVER_STATIONS)
+    asked_per_s = clients_per_rank / max(cycle_s(system), clients_per_rank * busiest_s)
+    if not alone[station]:
+        return Saturation(math.inf, math.inf, station)
+    return Saturation(1 / (alone[station] * asked_per_s), 1 / alone[station], station)
+
+
+def with_aggregators(system: System, fan_in: int) -> System:
+    """A level of aggregators between ranks and server: it meets one update in `fan_in`."""
+    d = system.demand
+    return replace(
+        system,
+        demand=replace(
+            d,
+            service_s=d.service_s / fan_in,
+            server_up_bytes=d.server_up_bytes / fan_in,
+            server_down_bytes=d.server_down_bytes / fan_in,
+        ),
+    )
+
+
+def with_smaller_frames(system: System, factor: float) -> System:
+    """Frames of `factor` times the bytes; the server's time for one is taken to stay."""
+    d = system.demand
+    return replace(system, demand=replace(d, **{n: factor * getattr(d, n) for n in BY_BYTES}))
+
+
+def with_more_steps(system: System, factor: float) -> System:
+    """`factor` times the local steps E of a client-round."""
+    d = system.demand
+    more_s = (factor - 1) * d.train_s
+    return replace(system, demand=replace(d, core_s=d.core_s + more_s, delay_s=factor * d.delay_s))
+
+
+def variants(system: System) -> dict[str, System]:
+    """What would move the server's limit, by name; the system itself first."""
+    return {
+        "as measured": system,
+        "aggregators, 8 ranks each": with_aggregators(system, 8),
+        "two levels, 8 x 8": with_aggregators(system, 64),
+        "frames of half the size": with_smaller_frames(system, 0.5),
+        "4 times the local steps": with_more_steps(system, 4.0),
+    }
