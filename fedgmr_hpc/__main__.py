@@ -9,10 +9,18 @@ What each verb takes:
     prepare DATASET --root DIR [data.key=value]  what is missing, where to put it; build the cache
     partition [CONFIG] [key=value ...] [--out D] table and picture of which client holds what
     report RESULT... [--out DIR]                 tables and plots of runs
+    watch RESULT... [--every S] [--once]         a live table of runs: files, a pattern, a folder
+    results verify|repair|merge|export FILE...   check and save result files; see results --help
     replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
     agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
     study run|status|report STUDY [--out DIR] [--ranks N] [--side-by-side N] [key=value ...]
                                                  many runs, their state, tables and verdicts
+    feasibility RESULT... [--out DIR]            optimal density by accuracy, of runs with one each
+    probe error CONFIG|RESULT... [key=value ...] aggregation error against density, and of masks
+                                                 that change in flight; [--out DIR]
+    scale strong|weak|sweep [CONFIG] --ranks 2,3,5,9 [...]
+                                                 speed-up, efficiency, time split and the server's
+                                                 limit, measured and predicted; see scale --help
     bench WHAT [--quick] [--ranks N]             codec, merge, mask, round, links, server, ...
     site [NAME]                                  a site's facts as shell lines for Slurm jobs
 """
@@ -22,7 +30,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -44,6 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fedgmr_hpc.launch import main as launch
 
         return launch(["--replay", *words[1:]])
+    if words[:1] == ["scale"]:
+        from fedgmr_hpc.study.scaling import main as scale
+
+        return _reported(lambda: scale(words[1:]))
+    if words[:1] == ["results"]:
+        from fedgmr_hpc.resultverbs import main as results
+
+        return _reported(lambda: results(words[1:]))
+    if words[:1] == ["watch"]:
+        from fedgmr_hpc.watch import main as watch
+
+        return _reported(lambda: watch(words[1:]))
     parser = _make_parser()
     arguments = parser.parse_intermixed_args(words)
     verbs = {
@@ -55,11 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "agree": _agree,
         "study": _study,
+        "feasibility": _feasibility,
+        "probe": _probe,
         "bench": _bench,
         "site": _site,
     }
+    return _reported(lambda: verbs[arguments.verb](arguments.words, arguments))
+
+
+def _reported(verb: Callable[[], int]) -> int:
+    """The exit code of a verb; what a user can mend is said without a traceback."""
     try:
-        return verbs[arguments.verb](arguments.words, arguments)
+        return verb()
     except RunError as error:
         print(f"fedgmr_hpc: error: {error}", file=sys.stderr)
         return 1
@@ -82,9 +109,14 @@ def _make_parser() -> argparse.ArgumentParser:
         "prepare",
         "partition",
         "report",
+        "watch",
+        "results",
         "replay",
         "agree",
         "study",
+        "feasibility",
+        "probe",
+        "scale",
         "bench",
         "site",
     )
@@ -114,11 +146,11 @@ def _load(words: list[str]) -> Config:
 
 
 def _check(words: list[str], arguments: argparse.Namespace) -> int:
-    from fedgmr_hpc.data.federated import FederatedData
+    from fedgmr_hpc.experiment import check_inputs
 
     config = _load(words)
     ranks = "" if arguments.ranks is None else _describe_ranks(config, arguments.ranks)
-    lines = [_describe(config, FederatedData(config)), _describe_shares(config), ranks]
+    lines = [_describe(config, check_inputs(config)), _describe_shares(config), ranks]
     print(render_config(config), end="")
     print("\n".join(f"# {line}" for line in lines if line))
     return 0
@@ -214,6 +246,21 @@ def _study(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.study.verb import main as study
 
     return study(words, arguments.out, arguments.ranks, arguments.side_by_side)
+
+
+def _feasibility(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.feasibilityreport import report_files
+
+    print(report_files(words, arguments.out or "results/feasibility"))
+    return 0
+
+
+def _probe(words: list[str], arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.study.errors import probe_error
+
+    _one(words[:1], "a probe", ("error",))
+    print(probe_error(words[1:], arguments.out or "results/probe"))
+    return 0
 
 
 def _bench(words: list[str], arguments: argparse.Namespace) -> int:

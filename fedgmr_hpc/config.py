@@ -57,6 +57,8 @@ class RunConfig(Section):
     """k: evaluation, restoration and mask refresh happen every k rounds (spec section 1.3)."""
     timeout_s: Positive = 600.0
     """Longest silence of a rank that owes an answer before the run fails, naming it."""
+    pin_cores: bool = False
+    """Give every rank of a node one core of its own, where the node has enough of them."""
 
 
 class DataConfig(Section):
@@ -242,6 +244,16 @@ class ResultsConfig(Section):
     """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
     flush_s: Positive = 2.0
     """Longest time a row waits before it is on disk."""
+    locking: Literal["auto", "on", "off"] = "auto"
+    """Whether the file is locked while it is made: `auto` where the file system has locks, `off`
+    for Lustre, NFS or BeeGFS mounts that refuse or hang on them, `on` to fail without them."""
+
+
+class CheckpointConfig(Section):
+    """State on disk, from which `launch --resume` goes on; see resume.py."""
+
+    every_s: NonNegative | None = 300.0
+    """Wall time between two checkpoints beside the results; null for none but at a signal."""
 
 
 class FaultConfig(Section):
@@ -299,6 +311,7 @@ class Config(Section):
     faults: tuple[FaultConfig, ...] = ()
     """Faults on purpose, for tests of what a run survives."""
     results: ResultsConfig = ResultsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     def contradictions(self) -> list[str]:
         """One line for every value that another one rules out."""

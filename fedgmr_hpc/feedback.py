@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.comm.int8 import round_values
-from fedgmr_hpc.records import Floats, Ints
+from fedgmr_hpc.records import Floats, Ints, fields_of
 
 Positions = NDArray[np.integer[Any]]
 
@@ -55,6 +55,17 @@ class ErrorFeedback:
     def __init__(self, num_prunable: int) -> None:
         self.num_prunable = num_prunable
         self._remainders: dict[int, Remainder] = {}  # by client
+
+    def state(self) -> list[dict[str, Any]]:
+        """What `restore` takes back: one entry a client, with the arrays themselves."""
+        return [{"client": c, **fields_of(each)} for c, each in self._remainders.items()]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Takes saved remainders in place of its own."""
+        self._remainders = {
+            each["client"]: Remainder(each["mask_id"], each["positions"], each["lost"])
+            for each in state
+        }
 
     def round(
         self,

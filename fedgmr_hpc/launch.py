@@ -1,11 +1,13 @@
 """One rank from start to finish: who am I, which configuration, serve or work, tear down.
 
-    python -m fedgmr_hpc.launch [--config FILE | --replay RESULT] [dotted.key=value ...]
+    python -m fedgmr_hpc.launch [--config FILE | --replay RESULT] [--resume] [dotted.key=value ...]
 
 The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0
 alone reads and checks the configuration and the data, and hands the resolved configuration to the
 others, so a mistake is reported once and every rank ends with exit code 2. A failure while running
-ends every rank with exit code 1.
+ends every rank with exit code 1. USR1, USR2 and TERM end every rank with exit code 75 once the run
+is checkpointed; `--resume` then goes on with the result file that `results.path` names, begins it
+where there is no checkpoint yet, and does nothing where it is finished (resume.py).
 """
 
 from __future__ import annotations
@@ -17,18 +19,14 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import xxhash
 
-from fedgmr_hpc.comm.linktrace import load_trace
+from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.comm.ranks import (
     Launch,
     check_world,
@@ -38,24 +36,15 @@ from fedgmr_hpc.comm.ranks import (
 )
 from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config, make_config, render_config
+from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.experiment import SIGNALS, Experiment, prepare_experiment, serve
 from fedgmr_hpc.liveworker import LiveWorker
-from fedgmr_hpc.models import make_layout
-from fedgmr_hpc.process import (
-    describe_cores,
-    keep_large_blocks,
-    pin_core,
-    return_large_blocks,
-)
-from fedgmr_hpc.progress import Progress
-from fedgmr_hpc.provenance import collect_provenance
+from fedgmr_hpc.process import describe_cores, keep_large_blocks, pin_core
 from fedgmr_hpc.records import RunError
-from fedgmr_hpc.replay import ReplayClock, check_versions, replayed_config
-from fedgmr_hpc.server import Server, load_availability
-from fedgmr_hpc.store import Result, ResultWriter, read_result
+from fedgmr_hpc.replay import check_versions, replayed_config
+from fedgmr_hpc.store import Result, read_result
 from fedgmr_hpc.study.report import render_summary
-from fedgmr_hpc.trace import timeline_path, write_timeline
 from fedgmr_hpc.worker import Worker, report_failure
 
 # Received arrays are read-only on purpose; torch only reads them.
@@ -72,10 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", help="YAML file, or the name of one in configs/runs (default: digits)"
     )
     parser.add_argument("--replay", metavar="RESULT", help="do over the events of a result file")
+    parser.add_argument("--resume", action="store_true", help="go on with results.path, if begun")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, _interrupt)  # what schedulers send before they kill
+    if arguments.replay:
+        signal.signal(signal.SIGTERM, _interrupt)  # what schedulers send before they kill
+    else:
+        SIGNALS.install()
     logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
     try:
         launch = detect_launch(os.environ)
@@ -90,13 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         _print_error(str(error))
         return EXIT_BAD_INPUT
+    if arguments.resume and arguments.replay:
+        config = ValueError("--resume: allowed without --replay (a replay has no checkpoints)")
     if transport is None:
-        return _run_alone(config, recorded)
+        return _run_alone(config, recorded, arguments.resume)
     _print_identity(launch, transport, device)
     return guard(
         transport,
         lambda: (
-            lead(config, recorded, transport) if transport.rank == 0 else follow(transport, chosen)
+            lead(config, recorded, transport, arguments.resume)
+            if transport.rank == 0
+            else follow(transport, chosen)
         ),
     )
 
@@ -180,83 +177,59 @@ def _print_error(text: str) -> None:
         sys.stderr.flush()
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A checked run: configuration, data, and where the results go."""
-
-    config: Config
-    data: FederatedData
-    path: Path
-    run_id: int
-    recorded: Result | None = None  # the run to replay
-
-
-def check_inputs(config: Config) -> FederatedData:
-    """Reads the files that a configuration names; returns its data.
-
-    Raises:
-        ValueError: one is missing or damaged, or does not fit the clients.
-    """
-    data, links = FederatedData(config), config.links
-    load_availability(config)
-    if links.trace is not None:
-        load_trace(links.trace, config.clients.count, links.trace_period_s)
-    return data
-
-
-def prepare_experiment(config: Config, recorded: Result | None = None) -> Experiment:
-    """Checks what can be checked before any rank works.
-
-    Raises:
-        ValueError: data missing, damaged or too small for the clients, the results file exists, or
-            the log to replay is damaged or of another configuration.
-    """
-    if recorded is not None:
-        ReplayClock(config, recorded)
-    data = check_inputs(config)
-    path = Path(config.results.path or _default_path(config)).expanduser()
-    if path.exists():
-        raise ValueError(f"results.path: {path} exists and is never overwritten")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"results.path: cannot make {path.parent}: {error.strerror}") from None
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"results.path: cannot write in {path.parent}")
-    text = render_config(config)
-    run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
-    return Experiment(config, data, path, run_id, recorded)
-
-
-def _default_path(config: Config) -> str:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return (
-        f"results/{config.data.name}-{config.method}-{config.clients.level}"
-        f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
-    )
-
-
-def lead(config: Config | ValueError, recorded: Result | None, transport: Transport) -> int:
+def lead(
+    config: Config | ValueError,
+    recorded: Result | None,
+    transport: Transport,
+    resumes: bool = False,
+) -> int:
     """Rank 0 of several."""
-    try:
-        if isinstance(config, ValueError):
-            raise config
-        experiment = prepare_experiment(config, recorded)
-    except (ValueError, OSError, RunError) as error:
-        _print_error(str(error))
+    experiment = _try_prepare(config, recorded, resumes)
+    if isinstance(experiment, int):
         for rank in range(1, transport.size):
-            transport.send(rank, Tag.STOP, json.dumps({"code": EXIT_BAD_INPUT}).encode())
+            transport.send(rank, Tag.STOP, json.dumps({"code": experiment}).encode())
         transport.flush(START_TIMEOUT_S)
-        return EXIT_BAD_INPUT
+        return experiment
     for rank in range(1, transport.size):
         hello = {
-            "config": config.model_dump(mode="json"),
+            "config": experiment.config.model_dump(mode="json"),
             "run_id": experiment.run_id,
             "is_replay": experiment.recorded is not None,
         }
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
-    say(render_summary(serve(experiment, transport)))
-    return 0
+    return _report(experiment, serve(experiment, transport))
+
+
+def _try_prepare(
+    config: Config | ValueError, recorded: Result | None, resumes: bool
+) -> Experiment | int:
+    """The run, or the exit code if there is nothing to run."""
+    try:
+        if isinstance(config, ValueError):
+            raise config
+        if resumes and config.results.path is None:
+            raise ValueError("results.path: got none, needed with --resume: the result file")
+        experiment = prepare_experiment(config, recorded, resumes)
+    except (ValueError, OSError, RunError) as error:
+        _print_error(str(error))
+        return EXIT_BAD_INPUT
+    if experiment.start is None:
+        return experiment
+    for note in experiment.start.notes:
+        say(note)
+    return 0 if experiment.start.is_finished else experiment
+
+
+def _report(experiment: Experiment, result: Result) -> int:
+    """Says how a run has ended; returns the exit code."""
+    if experiment.recorded is not None:
+        say(check_versions(experiment.recorded, result))
+    say(render_summary(result))
+    if result.status == "finished":
+        return 0
+    say("it is not at its end: the same words with --resume go on with it")
+    SIGNALS.ignore()
+    return EXIT_CHECKPOINTED
 
 
 def guard(transport: Transport, part: Callable[[], int]) -> int:
@@ -287,8 +260,10 @@ def follow(transport: Transport, device: str = "cpu") -> int:
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
-    work(config, transport, run_id, content["is_replay"], device)
-    return 0
+    code = work(config, transport, run_id, content["is_replay"], device)
+    if code:
+        SIGNALS.ignore()
+    return code
 
 
 def work(
@@ -297,90 +272,38 @@ def work(
     run_id: int,
     is_replay: bool = False,
     device: str = "cpu",
-) -> None:
-    """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had."""
+) -> int:
+    """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had.
+
+    Returns:
+        The exit code that the server gave.
+    """
     torch.set_num_threads(1)
     try:
         data = FederatedData(config)
     except Exception as error:
         report_failure(transport, error, "receive")
-        return
+        return 0
     kind = LiveWorker if config.clock == "wall" and not is_replay else Worker
-    kind(config, transport, data, run_id, device).run()
+    worker = kind(config, transport, data, run_id, device)
+    worker.run()
+    return worker.exit_code
 
 
-def serve(experiment: Experiment, transport: Transport) -> Result:
-    """Runs the server; returns what it wrote."""
-    config = experiment.config
-    layout = make_layout(config.model.name, config.submodel.kind)
-    return_large_blocks()
-    writer = ResultWriter(
-        experiment.path,
-        config_yaml=render_config(config),
-        provenance=collect_provenance(Path(__file__).resolve().parent.parent),
-        num_clients=config.clients.count,
-        num_weights=layout.num_weights,
-        layout_json=layout.to_json(),
-        num_ranks=transport.size,
-        flush_s=config.results.flush_s,
-        locking=config.results.locking,
-    )
-    with writer, make_progress(experiment) as progress:
-        server = Server(
-            config,
-            transport,
-            experiment.data,
-            writer,
-            progress,
-            experiment.run_id,
-            experiment.recorded,
-        )
-        weights = server.run()
-        if config.trace:
-            write_timeline(timeline_path(experiment.path), server.pool.rank_traces())
-        writer.finish("finished", weights=weights, ranks=server.rank_rows())
-    result = read_result(experiment.path)
-    if experiment.recorded is not None:
-        say(check_versions(experiment.recorded, result))
-    return result
-
-
-def make_progress(experiment: Experiment) -> Progress:
-    """Shows the run on the terminal and in the log file beside the results."""
-    config = experiment.config
-    return Progress(
-        config.progress,
-        total_rounds=config.run.max_rounds,
-        total_s=config.run.max_time_s,
-        log_path=log_path(experiment.path),
-    )
-
-
-def log_path(results: Path) -> Path:
-    """The log beside a result file: run.h5 -> run.log, any other name -> name.log."""
-    stem = results.stem if results.suffix == ".h5" else results.name
-    return results.with_name(f"{stem}.log")
-
-
-def _run_alone(config: Config | ValueError, recorded: Result | None) -> int:
+def _run_alone(config: Config | ValueError, recorded: Result | None, resumes: bool) -> int:
     """Server and clients in one process."""
-    try:
-        if isinstance(config, ValueError):
-            raise config
-        experiment = prepare_experiment(config, recorded)
-    except (ValueError, OSError, RunError) as error:
-        _print_error(str(error))
-        return EXIT_BAD_INPUT
+    experiment = _try_prepare(config, recorded, resumes)
+    if isinstance(experiment, int):
+        return experiment
     server_side, client_side = make_inproc(2)
     say(
         f"one process: server and clients, pid {os.getpid()}, {torch.get_num_threads()} thread each"
     )
 
-    def part() -> int:
-        say(render_summary(_run_threads(experiment, server_side, client_side)))
-        return 0
-
-    return guard(server_side, part)
+    return guard(
+        server_side,
+        lambda: _report(experiment, _run_threads(experiment, server_side, client_side)),
+    )
 
 
 def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:

@@ -8,6 +8,8 @@ Shapes: C clients, D dense entries.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedgmr_hpc.comm.fluid import Listener
@@ -116,6 +118,27 @@ class Ledger:
         return frame_bytes(
             assignment.num_kept, self.num_dense, num_extra=extra, dtype=self.config.wire.dtype
         )
+
+    def forget_positions(self) -> None:
+        """Every client has been started anew, and knows no positions."""
+        self._known = [(-1, -1)] * len(self._known)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        return {
+            "up_bytes": self.up_bytes,
+            "down_bytes": self.down_bytes,
+            "server_bytes": [self.server_up_bytes, self.server_down_bytes],
+            "last_down_bytes": self.last_down_bytes,
+            "known": self._known,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.up_bytes, self.down_bytes = state["up_bytes"], state["down_bytes"]
+        self.server_up_bytes, self.server_down_bytes = state["server_bytes"]
+        self.last_down_bytes = state["last_down_bytes"]
+        self._known = [(mask_id, level) for mask_id, level in state["known"]]
 
     def charge_upload(self, assignment: Assignment) -> int:
         """Charges an upload that has arrived; returns its bytes."""

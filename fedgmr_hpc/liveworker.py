@@ -49,7 +49,7 @@ class _Download:
     number: int
     lengths: list[int]  # bytes of each frame
     payload: Incoming
-    is_asked_again: bool = False  # what comes before the first byte is of a former attempt
+    attempt: int = 0  # the least that can still get through
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class LiveWorker(Worker):
         """One message, if there is one, and whatever has become ready; False after STOP."""
         message = self._next_message()
         if message is not None and message.tag == Tag.STOP:
-            self._say_goodbye()
+            self._say_goodbye(message.payload)
             return False
         if message is not None:
             self._take(message)
@@ -157,9 +157,10 @@ class LiveWorker(Worker):
         download = self.downloads.get(mark.client)
         if download is None or download.number != mark.number:
             return  # of a transfer that is complete: a duplicate
-        if download.is_asked_again and mark.begin:
-            return
-        download.is_asked_again = False
+        if mark.attempt < download.attempt:
+            return  # of an attempt that failed
+        if mark.attempt > download.attempt:  # the server has given up the one before
+            download.payload, download.attempt = Incoming(download.payload.size), mark.attempt
         try:
             download.payload.put(mark, piece)
         except WireError:
@@ -193,8 +194,9 @@ class LiveWorker(Worker):
 
     def _ask_again(self, download: _Download) -> None:
         """Has a dispatch sent once more that came damaged."""
-        download.payload, download.is_asked_again = Incoming(sum(download.lengths)), True
-        mark = Mark(download.task.client, download.number, 0, len(download.payload.buffer))
+        size, attempt = download.payload.size, download.attempt
+        mark = Mark(download.task.client, download.number, 0, size, attempt)
+        download.payload, download.attempt = Incoming(size), attempt + 1
         self.transport.send(SERVER_RANK, Tag.RETRY, mark.pack())
 
     def _send_piece(self, mark: Mark) -> None:

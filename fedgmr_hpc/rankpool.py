@@ -14,10 +14,11 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fedgmr_hpc.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
@@ -151,6 +152,7 @@ class RankPool:
         self.tracer = Tracer(config.trace)
         self.offsets: dict[int, list[ClockOffset]] = {rank: [] for rank in self.ranks}
         self.traces: dict[int, Tracer] = {}
+        self.remainders: dict[int, list[dict[str, Any]]] = {}  # by rank, once asked for
         self.wait_s = 0.0
         self.pinged_s = time.perf_counter()
 
@@ -292,6 +294,9 @@ class RankPool:
         if message.tag == Tag.STOP:
             self.goodbyes[message.source] = json.loads(bytes(message.payload))
             return
+        if message.tag == Tag.REMAINDERS:
+            self.remainders[message.source] = unpack_tree(message.payload)["remainders"]
+            return
         self.ranks[message.source].owes -= 1
         if message.tag == Tag.UPDATE:
             self._take_update(message)
@@ -356,10 +361,34 @@ class RankPool:
             for rank, trace in sorted(self.traces.items())
         ]
 
-    def stop(self) -> None:
-        """Ends all ranks once they have served what they hold, and collects their goodbyes."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether the ranks have done all that they were and all that they are to be given."""
+        is_owed = any(state.owes for state in self.ranks.values())
+        return not (is_owed or self.tasks or self.urgent or self.idle_time)
+
+    def collect_remainders(self) -> list[dict[str, Any]]:
+        """Asks idle ranks for their clients' error feedback (feedback.py)."""
+        self.remainders = {}
+        for rank in self.ranks:
+            self.transport.send(rank, Tag.REMAINDERS, b"")
+        while len(self.remainders) < len(self.ranks):
+            self.pump("the ranks' error feedback")
+        return [each for _, own in sorted(self.remainders.items()) for each in own]
+
+    def give_remainders(self, remainders: Sequence[dict[str, Any]]) -> None:
+        """Has every rank take those of its clients in place of its own."""
+        for rank in self.ranks:
+            own = [r for r in remainders if host_rank(r["client"], self.transport.size) == rank]
+            self.transport.send(rank, Tag.REMAINDERS, *pack_tree({"remainders": own}))
+        self._hand_over()
+
+    def stop(self, code: int = 0) -> None:
+        """Ends all ranks, with an exit code, once they have served what they hold, and collects
+        their goodbyes.
+        """
         self.tasks.clear()
         for rank in self.ranks:
-            self.transport.send(rank, Tag.STOP, b"")
+            self.transport.send(rank, Tag.STOP, json.dumps({"code": code}).encode())
         while len(self.goodbyes) < len(self.ranks):
             self.pump("the ranks' goodbyes")

@@ -9,8 +9,8 @@ placement of clients on ranks; every other field of a row is a function of the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,11 @@ def make_rng(seed: int, role: str, client: int = 0, step: int = 0) -> np.random.
     """
     key = np.random.SeedSequence([seed, ROLES.index(role), client, step])
     return np.random.Generator(np.random.Philox(key))
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """A dataclass's fields by name, as they are: nothing is copied."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 class RunError(Exception):
@@ -199,7 +204,7 @@ class EventRow:
     `chain_xxh3` covers the configuration, every row before this one and this one.
     """
 
-    kind: int  # 0 delivered, 1 closed, 2 evaluated, 3 lost
+    kind: int  # 0 delivered, 1 closed, 2 evaluated, 3 lost, 4 resumed
     now_s: float
     ready_s: float  # when the merge of a closed window is done, else now_s
     client: int  # delivered, lost; else -1
@@ -219,3 +224,16 @@ class TransferRow:
     achieved_bytes_per_s: float
     queue_wait_s: float  # from being ready to go until its links took it up
     num_resent: int  # how often it was sent before and came damaged
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """One checkpoint that was written, or one from which the run went on."""
+
+    version: int  # the newest that it holds
+    now_s: float  # when that version existed
+    is_resume: int
+    bytes: int  # size of the file
+    wall_wait_s: float  # until the ranks had done what they were given
+    wall_write_s: float
+    wall_s: float

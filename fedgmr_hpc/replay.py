@@ -21,15 +21,16 @@ import xxhash
 from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost
+from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost, Resumed
 from fedgmr_hpc.records import EventRow, RunError
 from fedgmr_hpc.store import Result
 
-DELIVERED, CLOSED, EVALUATED, LOST = range(4)
+DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
 _LINK = struct.Struct("<Qqddq")
 _NOT_HASHED: dict[str, Any] = {  # what changes no event
-    **dict.fromkeys(("results", "progress", "transport", "device", "trace"), True),
+    **dict.fromkeys(("results", "progress", "transport", "device", "trace", "checkpoint"), True),
     "data": {"root", "cache"},
+    "run": {"max_rounds", "max_time_s", "timeout_s", "pin_cores"},  # a resumed run may change them
 }
 
 
@@ -41,7 +42,11 @@ class EventLog:
         self._chain = xxhash.xxh3_64_intdigest(json.dumps(content, sort_keys=True).encode())
 
     def row(self, event: Event) -> EventRow | None:
-        """The row of an event; None for the start, which needs none."""
+        """The row of an event; None for the start, which needs none.
+
+        Raises:
+            ValueError: several clients are lost at once, for which a row has no room.
+        """
         if isinstance(event, Delivered):
             return self.link(DELIVERED, event.now_s, event.now_s, event.update.client)
         if isinstance(event, Closed):
@@ -49,8 +54,20 @@ class EventLog:
         if isinstance(event, Evaluated):
             return self.link(EVALUATED, event.now_s, event.now_s, -1)
         if isinstance(event, Lost):
+            if len(event.clients) != 1:
+                raise ValueError(f"Lost.clients: got {event.clients}, allowed: one client an event")
             return self.link(LOST, event.now_s, event.now_s, event.clients[0])
+        if isinstance(event, Resumed):
+            return self.link(RESUMED, event.now_s, event.now_s, -1)
         return None
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        return {"chain": self._chain}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on with a chain."""
+        self._chain = state["chain"]
 
     def link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
         """The next row of the chain."""
@@ -93,14 +110,16 @@ class ReplayClock:
         self._next += 1
         return row
 
-    def next(self) -> Arrival | WindowEnd | Lost:
+    def next(self) -> Arrival | WindowEnd | Lost | Resumed:
         """The next logged event."""
-        row = self._take(DELIVERED, CLOSED, LOST)
+        row = self._take(DELIVERED, CLOSED, LOST, RESUMED)
         self._ready_s = row.ready_s
         if row.kind == DELIVERED:
             return Arrival(row.now_s, row.client)
         if row.kind == LOST:
             return Lost(row.now_s, (row.client,), "as logged")
+        if row.kind == RESUMED:
+            return Resumed(row.now_s)
         return WindowEnd(row.now_s)
 
     def merge_end_s(self, now_s: float) -> float:

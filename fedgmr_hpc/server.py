@@ -10,14 +10,14 @@ Shapes: C clients, P prunable entries, D dense entries.
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import xxhash
 
+from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.comm.links import Arrival, VirtualClock
 from fedgmr_hpc.comm.throttle import WallClock
@@ -38,6 +38,7 @@ from fedgmr_hpc.fl.events import (
     Lost,
     Merged,
     Quarantined,
+    Resumed,
     Started,
 )
 from fedgmr_hpc.fl.selection import Availability, read_availability
@@ -50,7 +51,7 @@ from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import Evaluation, RankPool
 from fedgmr_hpc.records import Assignment, EvaluationRow, Floats, MergeRow, UpdateRow
 from fedgmr_hpc.replay import EventLog, ReplayClock
-from fedgmr_hpc.store import RankRow, Result, ResultWriter
+from fedgmr_hpc.store import Result, ResultWriter
 from fedgmr_hpc.trace import SpanName
 
 log = logging.getLogger("fedgmr_hpc")
@@ -123,6 +124,8 @@ class Server:
         self.now_s = 0.0  # virtual time at which the current version exists
         self.weights: Floats | None = None
         self.began_s = time.perf_counter()
+        self.base_bytes = [0, 0]  # sent and received before this process resumed the run
+        self.first_event: Event | None = Started(0.0)
 
     def _make_clock(
         self, codes: PositionCodes, recorded: Result | None
@@ -148,31 +151,55 @@ class Server:
             return ReplayClock(config, recorded), pool
         return VirtualClock(config.links, shares, config.seed), pool
 
-    def run(self) -> Floats:
-        """Runs to the end; returns the final weights [P + D], natural order."""
+    def run(self, ends_here: Callable[[Server], bool] | None = None) -> Floats | None:
+        """Runs to the end; returns the final weights [P + D], natural order.
+
+        Args:
+            ends_here: asked between events; when it says so, the ranks end with exit code 75, and
+                there are no weights.
+        """
         if self.config.trace:
             self.pool.measure_offsets()
-        follow_up = self._handle(Started(0.0))
+        event = self.first_event and self._handle(self.first_event)
         while self.weights is None:
-            follow_up = self._handle(follow_up or self._next_event())
+            if event is None and ends_here is not None and ends_here(self):
+                break
+            event = self._handle(event or self._next_event())
         while self.pending:
             self._pump("the test evaluation")
         if self.config.trace:
             self.pool.measure_offsets()
-        self.pool.stop()
+        self.pool.stop(EXIT_CHECKPOINTED if self.weights is None else 0)
         return self.weights
+
+    def settle(self) -> None:
+        """Waits until the ranks have done all that they were given, and rows of it are written."""
+        while not self.pool.is_idle:
+            self._pump("the work under way, for a checkpoint")
 
     def _handle(self, event: Event) -> Event | None:
         """Has an event handled and the commands carried out; returns the event that one answers
         with. Commands hold versions of the model, so none outlives this.
         """
         follow_up: Event | None = None
+        if isinstance(event, Resumed):
+            self._forget_in_flight(event.now_s)
         row = self.log.row(event)
         if row is not None:
             self.writer.append(row)
         for command in self._decide(event):
             follow_up = self._execute(command) or follow_up
         return follow_up
+
+    def _forget_in_flight(self, now_s: float) -> None:
+        """What was under way is lost, with the clients' memories; a replay has to wait for it."""
+        self.settle()
+        self.pool.updates.clear()
+        self.in_flight.clear()
+        self.ledger.forget_positions()
+        if self.pool.is_placed:
+            self.pool.give_remainders([])
+        self.now_s = now_s
 
     def _decide(self, event: Event) -> list[Command]:
         spans: dict[type[Event], SpanName] = {Closed: "merge", Evaluated: "density"}
@@ -185,7 +212,7 @@ class Server:
         happened = self.clock.next()
         if isinstance(happened, Arrival):
             return self._deliver(happened)
-        if isinstance(happened, Lost):
+        if isinstance(happened, Lost | Resumed):
             return happened
         self.now_s = happened.now_s
         if self.coordinator.buffer.arrived:  # else nobody took part, and somebody can now
@@ -348,28 +375,8 @@ class Server:
             wall_s=time.perf_counter() - self.began_s,
         )
 
-    def rank_rows(self) -> list[RankRow]:
-        """What each rank did, after the run."""
-        mine: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "device": "cpu",
-            "num_tasks": self.coordinator.version,
-            "train_s": 0.0,
-            "wait_s": self.pool.wait_s,
-            "rss_bytes": resident_bytes(),
-            "sent_bytes": self.transport.sent_bytes,
-            "received_bytes": self.transport.received_bytes,
-        }
-        charged = self.ledger.server_up_bytes + self.ledger.server_down_bytes
-        overhead = self.transport.sent_bytes + self.transport.received_bytes - charged
-        if self.config.links.size == "nominal":
-            overhead = 0  # charges are no frame lengths, so a difference means nothing
-        rows = {0: mine, **dict(sorted(self.pool.goodbyes.items()))}
-        return [
-            RankRow(
-                rank=rank,
-                overhead_bytes=0 if rank else overhead,
-                **stats,
-            )
-            for rank, stats in rows.items()
-        ]
+    @property
+    def moved_bytes(self) -> list[int]:
+        """Bytes that this rank has sent and received, before a resume too."""
+        moved = (self.transport.sent_bytes, self.transport.received_bytes)
+        return [base + more for base, more in zip(self.base_bytes, moved, strict=True)]

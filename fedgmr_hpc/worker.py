@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedgmr_hpc.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
@@ -114,6 +115,7 @@ class Worker:
         self.version: int | None = None
         self.num_tasks, self.train_s, self.wait_s = 0, 0.0, 0.0
         self.tracer = Tracer(config.trace)
+        self.exit_code = 0  # with which the server wants this rank to end
 
     def run(self) -> None:
         """Serves until STOP; a failure is reported to the server and ends the loop."""
@@ -141,8 +143,10 @@ class Worker:
             self._evaluate(json.loads(bytes(message.payload)))
         elif message.tag == Tag.CLOCK:
             self._tell_time()
+        elif message.tag == Tag.REMAINDERS:
+            self._exchange_remainders(message.payload)
         elif message.tag == Tag.STOP:
-            self._say_goodbye()
+            self._say_goodbye(message.payload)
             return False
         return True  # HELLO only says that the server lives
 
@@ -241,7 +245,15 @@ class Worker:
     def _tell_time(self) -> None:
         self.transport.send(SERVER_RANK, Tag.CLOCK, struct.pack("<d", time.perf_counter()))
 
-    def _say_goodbye(self) -> None:
+    def _exchange_remainders(self, payload: memoryview) -> None:
+        if len(payload):
+            self.feedback.restore(unpack_tree(payload)["remainders"])
+        else:
+            parts = pack_tree({"remainders": self.feedback.state()})
+            self.transport.send(SERVER_RANK, Tag.REMAINDERS, *parts)
+
+    def _say_goodbye(self, payload: memoryview) -> None:
+        self.exit_code = json.loads(bytes(payload))["code"]
         if self.config.trace:
             self.transport.send(SERVER_RANK, Tag.TRACE, self.tracer.to_bytes())
         self._send_json(

@@ -25,8 +25,9 @@ from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.launch import guard, make_transport
 from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.livepool import Cycle, LivePool, place_clients
+from fedgmr_hpc.livepool import LivePool, place_clients
 from fedgmr_hpc.records import Assignment, TransferRow
+from fedgmr_hpc.transfers import Cycle
 
 MB_PER_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0)
 LONG_S, SHORT_S = 0.5, 0.04
@@ -110,7 +111,7 @@ def transfer_bytes(rate: float, length_s: float) -> int:
 def measure(pool: EchoPool, rates: list[float], length_s: float) -> Iterable[dict[str, Any]]:
     """All links at once, down and then up."""
     transfers: list[TransferRow] = []
-    pool.record = transfers.append
+    pool.transfers.record = transfers.append
     for client, rate in enumerate(rates):
         begin(pool, client, transfer_bytes(rate, length_s))
     deadline_s = time.monotonic() + TIMEOUT_S
@@ -126,7 +127,7 @@ def begin(pool: EchoPool, client: int, num_bytes: int) -> None:
     task = Assignment(client, 0, 0, 0, 1.0, num_bytes, 0, 1.0, False)
     payload = Outgoing([memoryview(bytes(num_bytes))])
     pool.num_dispatched += 1
-    pool.cycles[client] = Cycle(task, pool.num_dispatched, payload, 0.0)
+    pool.transfers.cycles[client] = Cycle(task, pool.num_dispatched, payload, 0.0)
     content = {"client": client, "number": pool.num_dispatched, "bytes": num_bytes}
     pool.transport.send(pool.rank_of[client], Tag.TASK, json.dumps(content).encode())
     listener = Listener(client, 0, num_bytes, num_bytes)

@@ -27,7 +27,8 @@ from fedgmr_hpc.comm.ranks import detect_launch
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.launch import guard, make_progress, make_transport, prepare_experiment
+from fedgmr_hpc.experiment import make_progress, prepare_experiment
+from fedgmr_hpc.launch import guard, make_transport
 from fedgmr_hpc.livepool import LivePool
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.records import TransportTimeout

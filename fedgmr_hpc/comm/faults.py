@@ -19,6 +19,8 @@ from fedgmr_hpc.comm.linktrace import Direction
 from fedgmr_hpc.config import FaultConfig
 from fedgmr_hpc.records import make_rng
 
+_TRANSFER_BITS = 48  # more than a run has transfers, so that no two attempts share a draw
+
 
 class FaultPlan:
     """Which faults hit a transfer."""
@@ -32,7 +34,7 @@ class FaultPlan:
         """Indices of the faults that hit an attempt which begins now."""
         if not self.faults:
             return frozenset()
-        step = 16 * (2 * number + (direction == "up")) + attempt
+        step = (attempt << _TRANSFER_BITS) + 2 * number + (direction == "up")
         draws = make_rng(self.seed, "fault", client, step).random(len(self.faults))
         return frozenset(
             index
@@ -45,7 +47,7 @@ class FaultPlan:
 
     def has(self, hits: frozenset[int], kind: str) -> bool:
         """Whether a fault of this kind is among those that hit."""
-        return any(self.faults[index].kind == kind for index in hits)
+        return bool(hits) and any(self.faults[index].kind == kind for index in hits)
 
     def is_held(self, hits: frozenset[int], began_s: float, now_s: float) -> bool:
         """Whether nothing passes now."""

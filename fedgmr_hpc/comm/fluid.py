@@ -11,7 +11,8 @@ sub-models the distinct sizes are sent one after the other in ascending order (s
 step 8).
 
 Rates are bytes per second, times seconds, sizes bytes. A flow's state is exact between two changes
-of rates, so time may jump from one to the next, or follow a real clock.
+of rates, so time may jump from one to the next, or follow a real clock. Rates are set anew only
+when the transfers in progress or a traced speed have changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from fedgmr_hpc.comm.linktrace import SERVER, Direction, LinkTrace
 
@@ -79,6 +81,21 @@ class _Upload:
     rate: float = 0.0  # its share of all links now
 
 
+_STATE = (  # of the links, beside the transfers
+    *("now_s", "_server_up", "_server_down", "_emission", "_are_rates_set", "_rates_until_s"),
+    "_change_s",
+)
+
+
+def _make_broadcast(downloads: list[dict[str, Any]], **fields: Any) -> _Broadcast:
+    return _Broadcast(
+        **fields,
+        downloads=[
+            _Download(**{**each, "listener": Listener(**each["listener"])}) for each in downloads
+        ],
+    )
+
+
 class FluidLinks:
     """Transfers in progress. `advance` moves them to a time; `next_change_s` is when a rate
     changes.
@@ -98,13 +115,40 @@ class FluidLinks:
         trace: LinkTrace | None = None,
     ) -> None:
         self.now_s = 0.0
-        self.server_up = self.server_down = math.inf
+        self._server_up = self._server_down = math.inf
         self.broadcasts: list[_Broadcast] = []
         self.uploads: list[_Upload] = []
         self.rank_of = rank_of or {}
         self.rank_down = rank_down if rank_of else math.inf
         self.rank_up = rank_up if rank_of else math.inf
         self.trace = trace or LinkTrace({})
+        self._emission = math.inf  # rate of a broadcast that is sent
+        self._are_rates_set = False
+        self._rates_until_s = math.inf  # then the trace changes them
+        self._change_s: float | None = None  # the next change, once somebody asked for it
+
+    def set_server(self, up: float, down: float) -> None:
+        """Sets the rates of the server's links from now on."""
+        self._server_up, self._server_down = up, down
+        self._forget_rates()
+
+    def _forget_rates(self) -> None:
+        self._are_rates_set, self._change_s = False, None
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back; cached rates too, so that time goes on in the same steps."""
+        return {
+            **{name: getattr(self, name) for name in _STATE},
+            "broadcasts": [asdict(broadcast) for broadcast in self.broadcasts],
+            "uploads": [asdict(upload) for upload in self.uploads],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.broadcasts = [_make_broadcast(**fields) for fields in state["broadcasts"]]
+        self.uploads = [_Upload(**fields) for fields in state["uploads"]]
 
     def start_broadcast(
         self, size: int, listeners: Sequence[Listener], rate_of: Callable[[int], float]
@@ -112,10 +156,12 @@ class FluidLinks:
         """Starts a stream of `size` bytes now; `rate_of(client)` is the client's own link."""
         downloads = [_Download(each, rate_of(each.client), float(each.begin)) for each in listeners]
         self.broadcasts.append(_Broadcast(size, downloads=downloads))
+        self._forget_rates()
 
     def start_upload(self, client: int, size: int, rate: float) -> None:
         """Starts an upload of `size` bytes now over a link of `rate`."""
         self.uploads.append(_Upload(client, size, rate, float(size)))
+        self._forget_rates()
 
     def cancel(self, client: int) -> None:
         """Removes a client's transfers. A broadcast goes on up to what the others need."""
@@ -126,12 +172,15 @@ class FluidLinks:
                 broadcast.size = max((d.listener.end for d in others), default=0)
                 broadcast.downloads = others
         self.broadcasts = [b for b in self.broadcasts if b.downloads or b.sent < b.size]
+        self._forget_rates()
 
     def progress(self) -> list[Progress]:
         """Every transfer in flight: downloads as they began, then uploads."""
-        emission = self._set_rates()
+        if not self.broadcasts and not self.uploads:
+            return []
+        emission, tolerance_s = self._set_rates(), self.tolerance_s
         found = [
-            _download_progress(download, broadcast, emission, self.tolerance_s)
+            _download_progress(download, broadcast, emission, tolerance_s)
             for broadcast in self.broadcasts
             for download in broadcast.downloads
         ]
@@ -149,7 +198,12 @@ class FluidLinks:
         """Earliest time at which a transfer ends or changes its rate; infinity when idle."""
         if not self.broadcasts and not self.uploads:
             return math.inf
-        emission = self._set_rates()
+        if self._change_s is None:
+            self._change_s = self._find_change_s()
+        return self._change_s
+
+    def _find_change_s(self) -> float:
+        emission, tolerance_s = self._set_rates(), self.tolerance_s
         waits = [upload.left / upload.rate for upload in self.uploads]
         for broadcast in self.broadcasts:
             is_sending = broadcast.sent < broadcast.size
@@ -157,28 +211,40 @@ class FluidLinks:
                 waits.append((broadcast.size - broadcast.sent) / emission)
             for download in broadcast.downloads:
                 rate = emission if is_sending else 0.0
-                waits += _download_waits(download, broadcast, rate, self.tolerance_s)
-        change_s = self.now_s + max(min(waits, default=math.inf), self.tolerance_s / 2)
-        return min(change_s, self.trace.next_change_s(self.now_s))
+                waits += _download_waits(download, broadcast, rate, tolerance_s)
+        change_s = self.now_s + max(min(waits, default=math.inf), tolerance_s / 2)
+        return min(change_s, self._rates_until_s)
 
     def advance(self, to_s: float) -> tuple[list[int], list[int]]:
         """Moves every transfer to `to_s`, at most the next change; returns clients that have
         finished (downloads, uploads), in client order."""
+        if not self.broadcasts and not self.uploads:
+            self.now_s = to_s
+            return [], []
         emission = self._set_rates()
-        step_s, self.now_s = to_s - self.now_s, to_s
+        step_s, self.now_s, self._change_s = to_s - self.now_s, to_s, None
+        tolerance_s = self.tolerance_s
         for upload in self.uploads:
             upload.left -= upload.rate * step_s
         for broadcast in self.broadcasts:
-            _move_broadcast(broadcast, emission, step_s, self.tolerance_s)
-        return self._finished_downloads(), self._finished_uploads()
+            was_sending = broadcast.sent < broadcast.size
+            _move_broadcast(broadcast, emission, step_s, tolerance_s)
+            if was_sending and broadcast.sent == broadcast.size:
+                self._forget_rates()
+        return self._finish_downloads(tolerance_s), self._finish_uploads(tolerance_s)
 
     def _set_rates(self) -> float:
         """Sets what every transfer may have now; returns the rate of a broadcast that is sent."""
+        if self._are_rates_set and self.now_s < self._rates_until_s:
+            return self._emission
         sending = sum(broadcast.sent < broadcast.size for broadcast in self.broadcasts)
-        emission = self._link_rate(SERVER, "up", self.server_up) / max(sending, 1)
-        self._set_download_rates(emission)
+        self._emission = self._link_rate(SERVER, "up", self._server_up) / max(sending, 1)
+        self._set_download_rates(self._emission)
         self._set_upload_rates()
-        return emission
+        self._rates_until_s = self.trace.next_change_s(self.now_s)
+        # A rank's cap is shared by what its downloads can use, which changes as they move.
+        self._are_rates_set = math.isinf(self.rank_down)
+        return self._emission
 
     def _link_rate(self, link: int, direction: Direction, drawn: float) -> float:
         traced = self.trace.rate(link, direction, self.now_s)
@@ -191,7 +257,8 @@ class FluidLinks:
             download.rate = own_rate * download.scale
         if math.isinf(self.rank_down):
             return
-        wanted = [_own_rate(d, b, emission, self.tolerance_s) for d, b in downloads]
+        tolerance_s = self.tolerance_s
+        wanted = [_own_rate(d, b, emission, tolerance_s) for d, b in downloads]
         ranks = [self.rank_of[download.listener.client] for download, _ in downloads]
         shares = share_fairly(wanted, math.inf, ranks, self.rank_down)
         for (download, _), want, share in zip(downloads, wanted, shares, strict=True):
@@ -204,26 +271,29 @@ class FluidLinks:
             upload.limit = self._link_rate(upload.client, "up", upload.drawn)
         limits = [upload.limit for upload in uploads]
         ranks = [self.rank_of.get(upload.client, 0) for upload in uploads]
-        capacity = self._link_rate(SERVER, "down", self.server_down)
+        capacity = self._link_rate(SERVER, "down", self._server_down)
         rates = share_fairly(limits, capacity, ranks, self.rank_up)
         for upload, rate in zip(uploads, rates, strict=True):
             upload.rate = rate
 
-    def _finished_downloads(self) -> list[int]:
-        finished = []
+    def _finish_downloads(self, tolerance_s: float) -> list[int]:
+        finished: list[int] = []
         for broadcast in self.broadcasts:
-            for download in broadcast.downloads:
-                if download.listener.end - download.taken <= download.rate * self.tolerance_s:
-                    finished.append(download.listener.client)
-            broadcast.downloads = [
-                d for d in broadcast.downloads if d.listener.client not in finished
-            ]
+            done = [d for d in broadcast.downloads if _is_done(d, tolerance_s)]
+            if done:
+                finished += [download.listener.client for download in done]
+                broadcast.downloads = [
+                    d for d in broadcast.downloads if not _is_done(d, tolerance_s)
+                ]
+                self._forget_rates()
         self.broadcasts = [b for b in self.broadcasts if b.downloads or b.sent < b.size]
         return sorted(finished)
 
-    def _finished_uploads(self) -> list[int]:
-        finished = sorted(u.client for u in self.uploads if u.left <= u.limit * self.tolerance_s)
-        self.uploads = [u for u in self.uploads if u.left > u.limit * self.tolerance_s]
+    def _finish_uploads(self, tolerance_s: float) -> list[int]:
+        finished = sorted(u.client for u in self.uploads if u.left <= u.limit * tolerance_s)
+        if finished:
+            self.uploads = [u for u in self.uploads if u.left > u.limit * tolerance_s]
+            self._forget_rates()
         return finished
 
 
@@ -296,6 +366,10 @@ def _download_waits(
     if backlog > 0 and download.rate > emission:
         waits.append(backlog / (download.rate - emission))
     return waits
+
+
+def _is_done(download: _Download, tolerance_s: float) -> bool:
+    return download.listener.end - download.taken <= download.rate * tolerance_s
 
 
 def _is_ahead(download: _Download, broadcast: _Broadcast, tolerance_bytes: float) -> bool:

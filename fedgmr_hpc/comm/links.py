@@ -13,7 +13,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fedgmr_hpc.comm.fluid import FluidLinks, Listener
 from fedgmr_hpc.comm.linktrace import SERVER, Direction, load_trace
@@ -77,6 +78,15 @@ class Broadcast:
     upload_bytes: dict[int, int]
 
 
+def _read_broadcast(fields: dict[str, Any] | None) -> Broadcast | None:
+    """A broadcast from `asdict` by way of JSON, whose keys are words."""
+    if fields is None:
+        return None
+    listeners = tuple(Listener(**listener) for listener in fields["listeners"])
+    uploads = {int(client): size for client, size in fields["upload_bytes"].items()}
+    return Broadcast(fields["size"], listeners, uploads)
+
+
 _START, _UPLOAD, _ARRIVED, _CLOSE = range(4)
 
 
@@ -108,7 +118,7 @@ class LinkClock:
             links.rank_up_bytes_per_s or math.inf,
             load_trace(links.trace, len(shares), links.trace_period_s) if links.trace else None,
         )
-        self.fluid.server_down = self.speeds.server("down", 0)
+        self.fluid.set_server(math.inf, self.speeds.server("down", 0))
         self._uploads: dict[int, int] = {}  # bytes of the next upload of a client
         self._num_transfers = [0] * len(shares)
 
@@ -120,9 +130,23 @@ class LinkClock:
         """When the validation that could begin at `ready_s` was done: it takes no modelled time."""
         return ready_s
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        return {
+            "fluid": self.fluid.state(),
+            "uploads": list(self._uploads.items()),
+            "num_transfers": self._num_transfers,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.fluid.restore(state["fluid"])
+        self._uploads = {client: size for client, size in state["uploads"]}
+        self._num_transfers = state["num_transfers"]
+
     def _start_broadcast(self, broadcast: Broadcast, number: int) -> None:
-        self.fluid.server_up = self.speeds.server("up", number)
-        self.fluid.server_down = self.speeds.server("down", number)
+        up, down = self.speeds.server("up", number), self.speeds.server("down", number)
+        self.fluid.set_server(up, down)
         for listener in broadcast.listeners:
             self._num_transfers[listener.client] += 1
         self._uploads.update(broadcast.upload_bytes)
@@ -150,6 +174,20 @@ class VirtualClock(LinkClock):
         self._num_broadcasts += 1
         begin_s = at_s + self.links.latency_s
         heapq.heappush(self._queue, (begin_s, _START, self._num_broadcasts, broadcast))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        queue = [(*head, broadcast and asdict(broadcast)) for *head, broadcast in self._queue]
+        return super().state() | {"queue": queue, "num_broadcasts": self._num_broadcasts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        super().restore(state)
+        self._num_broadcasts = state["num_broadcasts"]
+        self._queue = [
+            (at_s, kind, number, _read_broadcast(broadcast))
+            for at_s, kind, number, broadcast in state["queue"]
+        ]
 
     def close_at(self, at_s: float) -> None:
         """Schedules a `WindowEnd`."""

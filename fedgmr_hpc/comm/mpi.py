@@ -127,7 +127,8 @@ class MpiTransport(Transport):
             self._post(dest, tag, views[0])
         else:
             self._send_pieces(dest, tag, views)
-        self._advance()
+        if self._sending:
+            self._advance()
 
     def _send_pieces(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
         step = self._chunk_bytes
@@ -139,10 +140,11 @@ class MpiTransport(Transport):
 
     def _post(self, dest: int, mpi_tag: int, view: memoryview) -> None:
         request = self._comm.Isend([view, MPI.BYTE], dest, mpi_tag)
-        self._sending.setdefault(dest, deque()).append(_Sending(request, view))
+        if not request.Test():  # a short message has left already
+            self._sending.setdefault(dest, deque()).append(_Sending(request, view))
 
     def _recv(self, deadline_s: float) -> Message | None:
-        return self._wait(self._inbox.pop, deadline_s)
+        return self._inbox.pop() or self._wait(self._inbox.pop, deadline_s)
 
     def _flush(self, deadline_s: float) -> list[int]:
         self._wait(lambda: not self._sending, deadline_s)
@@ -163,8 +165,8 @@ class MpiTransport(Transport):
     def _advance(self) -> bool:
         """One look at everything under way; whether anything moved."""
         accepted = self._accept_arrivals()
-        delivered = self._deliver_complete()
-        released = self._release_sent()
+        delivered = bool(self._arriving) and self._deliver_complete()
+        released = bool(self._sending) and self._release_sent()
         return accepted or delivered or released
 
     def _accept_arrivals(self) -> bool:

@@ -10,6 +10,9 @@ of a transfer are one `Mark`:
     PIECE   either way              the bytes of the payload from `begin` to `end` follow
     GOT     client rank to server   a dispatch is complete
     RETRY   either way              what came was damaged or incomplete: once more, please
+
+Grants, pieces and requests to send again belong to an attempt at their transfer. What comes of an
+attempt that was given up is ignored.
 """
 
 from __future__ import annotations
@@ -23,17 +26,20 @@ import numpy as np
 from fedgmr_hpc.comm.transport import as_bytes
 from fedgmr_hpc.records import WireError
 
-_MARK = struct.Struct("<qqqq")
+_MARK = struct.Struct("<qqqqq")
 SIZE = _MARK.size
 
 
 class Mark(NamedTuple):
-    """Which client's transfer, the number of the assignment it belongs to, and a span of bytes."""
+    """Which client's transfer, the number of the assignment it belongs to, a span of bytes, and how
+    often the transfer was sent before.
+    """
 
     client: int
     number: int
     begin: int
     end: int
+    attempt: int = 0
 
     def pack(self) -> bytes:
         """The mark on the wire."""
@@ -79,13 +85,13 @@ class Incoming:
     """A payload being put together. Pieces come in order; one that came before is ignored."""
 
     def __init__(self, size: int) -> None:
+        self.size, self.filled = size, 0
         self.buffer = np.empty(size, np.uint8)
-        self.filled = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether every byte is there."""
-        return self.filled == len(self.buffer)
+        return self.filled == self.size
 
     def put(self, mark: Mark, piece: memoryview) -> None:
         """Takes the bytes of one piece.
@@ -94,7 +100,7 @@ class Incoming:
             WireError: bytes between the last piece and this one are missing, or the piece does not
                 have the length its mark says, or is no part of the payload.
         """
-        is_part = 0 <= mark.begin and mark.end <= len(self.buffer)
+        is_part = 0 <= mark.begin and mark.end <= self.size
         if len(piece) != mark.end - mark.begin or not is_part:
             raise WireError(f"a piece of {len(piece)} bytes is marked {mark}", stage="receive")
         if mark.begin > self.filled:

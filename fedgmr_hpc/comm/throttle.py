@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedgmr_hpc.comm.links import Broadcast, LinkClock
 from fedgmr_hpc.comm.linktrace import Direction
@@ -65,6 +66,20 @@ class WallClock(LinkClock):
         """Unscaled seconds since the start."""
         return (time.perf_counter() - self._began_s) / self.time_scale
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back: the time and the transfers' numbers, none of them under way."""
+        return {
+            "now_s": self.now_s(),
+            "num_transfers": self._num_transfers,
+            "num_broadcasts": self._count,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved time, now."""
+        self._began_s = time.perf_counter() - state["now_s"] * self.time_scale
+        self.fluid.now_s = state["now_s"]
+        self._num_transfers, self._count = state["num_transfers"], state["num_broadcasts"]
+
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
         """Lets a dispatch's bytes go from `at_s` on, or from now if that is past."""
         self._count += 1
@@ -102,11 +117,9 @@ class WallClock(LinkClock):
         """Moves the links to now."""
         moved = Moved(self.now_s())
         while (at_s := self._next_event_s()) <= moved.now_s:
+            self._step(at_s, moved)
             if self._queue and self._queue[0][0] <= at_s:
-                self._step(at_s, moved)
                 self._start(*heapq.heappop(self._queue), moved)
-            else:
-                self._step(at_s, moved)
         self._step(moved.now_s, moved)
         for progress in self.fluid.progress():
             moved.frac[progress.client, progress.direction] = progress.frac

@@ -40,6 +40,7 @@ class Tag(IntEnum):
     RETRY = 13
     CLOCK = 14  # what time is it there?
     TRACE = 15
+    REMAINDERS = 16  # of the clients' error feedback, to be told or, with a content, to be taken
 
 
 class Message(NamedTuple):

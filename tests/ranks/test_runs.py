@@ -149,8 +149,8 @@ def test_a_terminated_run_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
                 break
         process.terminate()
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and error.decode() == "fedgmr_hpc: error: interrupted\n"
-    assert read_result(path).status == "failed: KeyboardInterrupt: terminated"
+    assert process.returncode == 75 and error.decode() == ""
+    assert read_result(path).status.endswith(", at SIGTERM")
 
 
 def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:

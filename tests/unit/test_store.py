@@ -129,7 +129,7 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         assert file.attrs["format"] == b"fedgmr_hpc results 2"
     number, each_client = (0,), (0, 3)
     assert {name: kind for name, kind in found.items() if kind[1].kind != "S"} == {
-        "committed": ((5,), I8),
+        "committed": ((6,), I8),
         "merges/version": (number, I8),
         "merges/round": (number, I8),
         "merges/now_s": (number, F8),
@@ -180,6 +180,13 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         "transfers/achieved_bytes_per_s": (number, F8),
         "transfers/queue_wait_s": (number, F8),
         "transfers/num_resent": (number, I8),
+        "checkpoints/version": (number, I8),
+        "checkpoints/now_s": (number, F8),
+        "checkpoints/is_resume": (number, I8),
+        "checkpoints/bytes": (number, I8),
+        "checkpoints/wall_wait_s": (number, F8),
+        "checkpoints/wall_write_s": (number, F8),
+        "checkpoints/wall_s": (number, F8),
         "ranks/rank": (number, I8),
         "ranks/sent_bytes": (number, I8),
         "ranks/received_bytes": (number, I8),

@@ -1,0 +1,185 @@
+"""A checked run: what is looked at before any rank works, and the server's part from start to end.
+
+Where a run is resumed (resume.py), its result file is begun anew, with the rows up to the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from fedgmr_hpc.checkpoint import Tree, checkpoint_path, has_checkpoint, remove_checkpoints
+from fedgmr_hpc.comm.linktrace import load_trace
+from fedgmr_hpc.comm.transport import Transport
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configfile import render_config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.process import return_large_blocks
+from fedgmr_hpc.progress import Progress
+from fedgmr_hpc.provenance import collect_provenance
+from fedgmr_hpc.rankrows import rank_rows
+from fedgmr_hpc.replay import ReplayClock
+from fedgmr_hpc.resume import Keeper, StopSignals
+from fedgmr_hpc.server import Server, load_availability
+from fedgmr_hpc.start import (
+    Start,
+    find_start,
+    resumed_provenance,
+    set_aside,
+    take_newest,
+)
+from fedgmr_hpc.store import Result, ResultWriter, kept_rows, read_result
+from fedgmr_hpc.trace import timeline_path, write_timeline
+
+SIGNALS = StopSignals()  # of this process
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked run: configuration, data, and where the results go."""
+
+    config: Config
+    data: FederatedData
+    path: Path
+    run_id: int
+    recorded: Result | None = None  # the run to replay
+    start: Start | None = None  # of a run that may be a resumed one
+
+
+def check_inputs(config: Config) -> FederatedData:
+    """Reads the files that a configuration names; returns its data.
+
+    Raises:
+        ValueError: one is missing or damaged, or does not fit the clients.
+    """
+    data, links = FederatedData(config), config.links
+    load_availability(config)
+    if links.trace is not None:
+        load_trace(links.trace, config.clients.count, links.trace_period_s)
+    return data
+
+
+def prepare_experiment(
+    config: Config, recorded: Result | None = None, resumes: bool = False
+) -> Experiment:
+    """Checks what can be checked before any rank works.
+
+    Args:
+        resumes: whether the run goes on with its result file, where that was begun.
+
+    Raises:
+        ValueError: data missing, damaged or too small for the clients, the results file exists
+            or its checkpoint does not fit, or the log to replay is damaged or of another
+            configuration.
+    """
+    if recorded is not None:
+        ReplayClock(config, recorded)
+    data = check_inputs(config)
+    path = Path(config.results.path or _default_path(config)).expanduser()
+    start = find_start(path, config) if resumes else None
+    if path.exists() and start is None:
+        hint = "; --resume goes on with it" if has_checkpoint(checkpoint_path(path)) else ""
+        raise ValueError(f"results.path: {path} exists and is never overwritten{hint}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"results.path: cannot make {path.parent}: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"results.path: cannot write in {path.parent}")
+    text = render_config(config)
+    run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
+    return Experiment(config, data, path, run_id, recorded, start)
+
+
+def _default_path(config: Config) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return (
+        f"results/{config.data.name}-{config.method}-{config.clients.level}"
+        f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
+    )
+
+
+def serve(experiment: Experiment, transport: Transport) -> Result:
+    """Runs the server; returns what it wrote. The run may end before its end, checkpointed."""
+    config, path = experiment.config, experiment.path
+    return_large_blocks()
+    saved = _saved_state(experiment)
+    writer = _make_writer(experiment, transport.size, saved)
+    keeper = Keeper(path, config, SIGNALS)
+    with writer, make_progress(experiment) as progress:
+        server = Server(
+            config,
+            transport,
+            experiment.data,
+            writer,
+            progress,
+            experiment.run_id,
+            experiment.recorded,
+        )
+        if saved is not None:
+            keeper.restore(server, saved)
+        weights = server.run(None if experiment.recorded is not None else keeper.ends_here)
+        if config.trace:
+            write_timeline(timeline_path(path), server.pool.rank_traces())
+        status = "finished" if weights is not None else keeper.describe_end()
+        writer.finish(status, weights=weights, ranks=rank_rows(server))
+    if weights is not None:
+        remove_checkpoints(checkpoint_path(path))
+    return read_result(path)
+
+
+def _saved_state(experiment: Experiment) -> Tree | None:
+    """The checkpoint to go on from; without one, what an earlier try left is moved away."""
+    path, start = experiment.path, experiment.start
+    if start is not None and start.is_resumed:
+        return take_newest(path)
+    remove_checkpoints(checkpoint_path(path))
+    if start is not None:
+        set_aside(path)
+    return None
+
+
+def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> ResultWriter:
+    """The result file, of a resumed run with the rows up to its checkpoint."""
+    config, kept = experiment.config, None
+    layout = make_layout(config.model.name, config.submodel.kind)
+    provenance = collect_provenance(Path(__file__).resolve().parent.parent)
+    if saved is not None:
+        before = read_result(experiment.path)
+        kept = kept_rows(before, saved["num_rows"])
+        provenance = resumed_provenance(before, provenance, saved["version"])
+    return ResultWriter(
+        experiment.path,
+        config_yaml=render_config(config),
+        provenance=provenance,
+        num_clients=config.clients.count,
+        num_weights=layout.num_weights,
+        layout_json=layout.to_json(),
+        num_ranks=num_ranks,
+        flush_s=config.results.flush_s,
+        locking=config.results.locking,
+        kept=kept,
+    )
+
+
+def make_progress(experiment: Experiment) -> Progress:
+    """Shows the run on the terminal and in the log file beside the results."""
+    config = experiment.config
+    return Progress(
+        config.progress,
+        total_rounds=config.run.max_rounds,
+        total_s=config.run.max_time_s,
+        log_path=log_path(experiment.path),
+    )
+
+
+def log_path(results: Path) -> Path:
+    """The log beside a result file: run.h5 -> run.log, any other name -> name.log."""
+    stem = results.stem if results.suffix == ".h5" else results.name
+    return results.with_name(f"{stem}.log")

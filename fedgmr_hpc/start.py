@@ -1,0 +1,134 @@
+"""How a run with a result file of its own begins: from the beginning, from a checkpoint, or not.
+
+    result file   checkpoint   what `launch --resume` does
+    none          none         starts from the beginning
+    unfinished    none         starts from the beginning; the file becomes NAME.old
+    unfinished    whole        goes on from the newest whole generation
+    finished      any          nothing, with exit code 0
+    none          any          an error: its rows are missing
+
+A configuration that differs in more than `MAY_DIFFER` is an error that names the keys.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fedgmr_hpc.checkpoint import (
+    Tree,
+    checkpoint_path,
+    has_checkpoint,
+    older,
+    read_newest,
+    remove_checkpoints,
+)
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.store import Result, kept_rows, read_result
+
+log = logging.getLogger("fedgmr_hpc")
+MAY_DIFFER = (  # keys, or groups of them, between a run and its resumption
+    *("run.max_rounds", "run.max_time_s", "run.timeout_s", "run.pin_cores", "data.cache"),
+    *("checkpoint.", "results.", "progress", "transport", "device"),
+)
+_SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins that may be a resumed one. `notes`: what its user should know."""
+
+    is_finished: bool = False
+    is_resumed: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_start(results: Path, config: Config) -> Start:
+    """Looks for what `results` and its checkpoint say; what a kill left of a finished run's
+    checkpoints goes.
+
+    Raises:
+        ValueError: no whole checkpoint, or of another configuration, or without its rows.
+    """
+    path = checkpoint_path(results)
+    if results.exists() and _is_finished(results):
+        remove_checkpoints(path)
+        return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+    if not has_checkpoint(path):
+        return Start(notes=(f"no checkpoint {path} yet: starts from the beginning",))
+    if not results.exists():
+        raise ValueError(
+            f"results.path: got {results}, which is not there, but its checkpoint is: "
+            f"bring it back, or remove {path}*"
+        )
+    saved, file, wrong = read_newest(path)
+    _check_config(saved["config"], config, file)
+    kept_rows(read_result(results), saved["num_rows"])
+    note = f"{wrong}; goes on from the older {file}"
+    return Start(is_resumed=True, notes=(note,) if wrong else ())
+
+
+def _is_finished(results: Path) -> bool:
+    try:
+        return read_result(results).status == "finished"
+    except ValueError:
+        return False  # killed while it was made
+
+
+def _check_config(saved: Mapping[str, Any], config: Config, file: Path) -> None:
+    then, now = dict(_leaves(saved)), dict(_leaves(config.model_dump(mode="json")))
+    wrong = [
+        f"{key}: got {now.get(key)!r}, allowed with the checkpoint {file}: {then.get(key)!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)
+    ]
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested values, dotted, with its value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def take_newest(results: Path) -> Tree:
+    """The newest whole checkpoint, which is the newest by name too from now on.
+
+    Raises:
+        ValueError: none is whole.
+    """
+    path = checkpoint_path(results)
+    saved, file, _ = read_newest(path)
+    if file != path:
+        if path.exists():
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        os.replace(older(path), path)
+    return saved
+
+
+def set_aside(results: Path) -> None:
+    """Moves an unfinished result file without a checkpoint out of the way, to NAME.old."""
+    if results.exists():
+        os.replace(results, results.with_name(f"{results.name}.old"))
+
+
+def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> dict[str, str]:
+    """The provenance of a resumed run: that of its start, and what was different since."""
+    then = before.provenance
+    number = 1 + sum(key.startswith("resume_") for key in then)
+    different = {key: value for key, value in now.items() if then.get(key) != value}
+    if other := [key for key in _SAME_BITS if key in different]:
+        log.warning("resumed with another %s: the last bits may differ", ", ".join(other))
+    at_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry = {"version": version, "utc": at_utc, **different}
+    return {**then, f"resume_{number}": json.dumps(entry)}

@@ -1,0 +1,225 @@
+"""Runs that are killed or told to end, and go on: the same bytes, exit codes, one clear error."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import killing
+import numpy as np
+import pytest
+from launchers import MPIRUN, ROOT, TINY, run_job
+
+import fedgmr_hpc
+import fedgmr_hpc.checkpoint as checkpoint
+import fedgmr_hpc.experiment as experiment
+import fedgmr_hpc.resume as resume
+from fedgmr_hpc.store import Result, differing_columns, read_result
+
+SMALL = (*TINY, "clients.count=5", "run.max_rounds=8", "checkpoint.every_s=0")
+ROWS = {
+    "fedgmr": (),
+    "int8": ("wire.dtype=int8", "links.client_sigma=1.0"),
+    "sampled": ("submodel.score=g", "transmission=whole", "clients.sampled=3"),
+}
+RUN = (  # told to end before it begins
+    "import sys, fedgmr_hpc.experiment as experiment, fedgmr_hpc.launch as launch; "
+    "experiment.SIGNALS.install = lambda: setattr(experiment.SIGNALS, 'name', 'SIGUSR1'); "
+    "sys.exit(launch.main(sys.argv[1:]))"
+)
+needs_mpirun = pytest.mark.skipif(
+    not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
+)
+
+
+def words_of(path: Path, name: str = "fedgmr") -> tuple[str, ...]:
+    return (*SMALL, *ROWS[name], f"results.path={path}", "progress=plain")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Every row without a break and without a checkpoint."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    for name in ROWS:
+        words = (*words_of(folder / f"{name}.h5", name), "checkpoint.every_s=null")
+        assert killing.wait(killing.start(folder, 1, *words)) == [0]
+    return {name: read_result(folder / f"{name}.h5") for name in ROWS}
+
+
+def kill_and_resume(
+    folder: Path, name: str, num_ranks: int, num_kills: int, longest_s: float, seed: int
+) -> Result:
+    """Kills a rank at random moments, starts all again; a run that ends in between begins anew."""
+    rng, path, done = random.Random(seed), folder / "run.h5", 0
+    words = (*words_of(path, name), "--resume")
+    while done < num_kills:
+        pids = killing.start(folder, num_ranks, *words)
+        time.sleep(rng.uniform(0.05, longest_s))
+        if killing.kill(pids, rng.randrange(num_ranks)):
+            done += 1
+        else:
+            path.unlink()
+    codes = killing.wait(killing.start(folder, num_ranks, *words))
+    assert codes == [0] * num_ranks, (folder / "ranks.log").read_text()[-3000:]
+    return read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_ranks", "num_kills", "longest_s"),
+    [("fedgmr", 1, 10, 1.5), ("sampled", 1, 4, 2.0), ("int8", 3, 6, 3.0)],
+)
+def test_a_run_killed_at_random_moments_gives_the_same_bytes(
+    name: str,
+    num_ranks: int,
+    num_kills: int,
+    longest_s: float,
+    unbroken: dict[str, Result],
+    tmp_path: Path,
+) -> None:
+    """SIGKILL of the server's or a client rank's process, 20 times in all."""
+    result = kill_and_resume(tmp_path, name, num_ranks, num_kills, longest_s, seed=num_kills)
+    assert differing_columns(result, unbroken[name]) == []
+    assert result.status == "finished" and len(result.merges["version"]) == 8
+    assert not (tmp_path / "run.ckpt").exists() and not (tmp_path / "run.ckpt.old").exists()
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run on two ranks that USR2 has ended early, twice, with an exit code that says so."""
+    path = tmp_path / "run.h5"
+    pids = killing.start(tmp_path, 2, *words_of(path), "checkpoint.every_s=null")
+    killing.await_text(tmp_path / "ranks.log", "evaluation | round 0")
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR2)
+        os.kill(pid, signal.SIGTERM)  # changes nothing
+    assert killing.wait(pids) == [75, 75], (tmp_path / "ranks.log").read_text()
+    return path
+
+
+def test_a_signal_checkpoints_and_a_resume_on_other_ranks_goes_on(
+    stopped: Path, unbroken: dict[str, Result]
+) -> None:
+    before = read_result(stopped)
+    assert re.fullmatch(r"checkpointed: version \d+, at SIG(USR2|TERM)", before.status)
+    assert len(before.merges["version"]) < 8 and before.checkpoints["version"].size == 1
+    words = (*words_of(stopped), "--resume")
+    assert killing.wait(killing.start(stopped.parent, 1, *words)) == [0]
+    after = read_result(stopped)
+    assert differing_columns(after, unbroken["fedgmr"]) == []
+    assert after.checkpoints["is_resume"].tolist()[:2] == [0, 1]
+    assert '"version"' in after.provenance["resume_1"]
+    assert after.ranks["overhead_bytes"][0] > 0
+    assert killing.wait(killing.start(stopped.parent, 1, *words)) == [0]
+    assert "is finished: nothing to resume" in (stopped.parent / "ranks.log").read_text()
+
+
+def test_a_resumed_run_that_makes_no_version_fails(stopped: Path) -> None:
+    """Too short a time limit must not requeue for ever."""
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN, *words_of(stopped), "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert ended.returncode == 1
+    assert "before any version was made since the run was resumed" in ended.stderr
+
+
+@needs_mpirun
+def test_another_configuration_ends_every_rank_with_2_naming_keys(stopped: Path) -> None:
+    ended = run_job(3, *words_of(stopped), "--resume", "seed=5", "train.steps=4")
+    assert ended.code == 2
+    assert [line.split("error: ")[1].split(",")[0] for line in ended.errors] == [
+        "seed: got 5",
+        "train.steps: got 4",
+    ]
+
+
+@needs_mpirun
+def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
+    words = (*TINY, f"results.path={tmp_path / 'run.h5'}", "run.max_rounds=100000")
+    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
+    output = tmp_path / "output.txt"
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        killing.await_text(output, "evaluation | round 3 ")
+        for pid in re.findall(r"pid (\d+)", output.read_text()):
+            os.kill(int(pid), signal.SIGTERM)
+        assert process.wait(60) == 75, output.read_text()
+    assert read_result(tmp_path / "run.h5").status.endswith("at SIGTERM")
+
+
+def test_resume_needs_to_be_told_what(tmp_path: Path) -> None:
+    ended = run_job(1, *TINY, "--resume", launcher="none")
+    assert ended.code == 2
+    assert ended.errors == [
+        "fedgmr_hpc: error: results.path: got none, needed with --resume: the result file"
+    ]
+
+
+# --- checkpoints that fail
+
+
+def run_here(path: Path, *words: str) -> Result:
+    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, [*words_of(path), "progress=quiet", *words]))
+
+
+def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    unbroken: dict[str, Result],
+) -> None:
+    real: Callable[..., int] = resume.write_checkpoint
+    calls = iter(range(100))
+
+    def fails_at_first(path: Path, tree: dict[str, object]) -> int:
+        if next(calls) < 2:
+            raise OSError(28, "No space left on device")
+        return real(path, tree)
+
+    monkeypatch.setattr(resume, "write_checkpoint", fails_at_first)
+    result = run_here(tmp_path / "run.h5")
+    assert differing_columns(result, unbroken["fedgmr"]) == []
+    assert capfd.readouterr().err.count("No space left on device; the run goes on") == 2
+    assert result.checkpoints["version"].tolist() == [2, 3, 4, 5, 6, 7]
+    assert np.all(result.checkpoints["bytes"] > 100_000)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for the results and one checkpoint, not for two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3500k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_generation_that_is_there(
+    small_disk: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    real = experiment.remove_checkpoints
+
+    def look(path: Path) -> None:
+        if path.exists():
+            kept.append(checkpoint.read_checkpoint(path)["version"])
+        real(path)
+
+    monkeypatch.setattr(experiment, "remove_checkpoints", look)
+    result = run_here(small_disk / "run.h5")
+    assert "No space left on device; the run goes on" in capfd.readouterr().err
+    assert result.status == "finished" and len(result.checkpoints["version"]) < 8
+    assert kept == [result.checkpoints["version"][-1]]
