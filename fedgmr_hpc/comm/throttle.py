@@ -67,7 +67,7 @@ class WallClock(LinkClock):
         return (time.perf_counter() - self._began_s) / self.time_scale
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back: the time and the transfers' numbers, none of them under way."""
+        """What `restore` takes back: the time and the numbers of transfers; none is under way."""
         return {
             "now_s": self.now_s(),
             "num_transfers": self._num_transfers,

@@ -20,7 +20,10 @@ OWNERS = {  # module: the only files or folders that import it
     "matplotlib": ("study/",),
     "pickle": ("data/formats.py",),
 }
-ALLOWED_INSIDE = {"fl/": ("records", "axes", "config", "fl"), "comm/": ("records", "config", "comm")}
+ALLOWED_INSIDE = {
+    "fl/": ("records", "axes", "config", "fl"),
+    "comm/": ("records", "config", "comm"),
+}
 
 
 def absolute(node: ast.ImportFrom, path: Path) -> str:

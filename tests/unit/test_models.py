@@ -181,7 +181,10 @@ def test_which_data_fit(model, shape, num_classes, wrong):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vgg16",), "model.name: got 'vgg16', allowed digits_cnn, cifar_cnn, conv2, conv2_small, vgg11, "),
+        (
+            ("vgg16",),
+            "model.name: got 'vgg16', allowed digits_cnn, cifar_cnn, conv2, conv2_small, vgg11, ",
+        ),
         (("conv2", "width"), "submodel.kind: got 'width', allowed full, importance, magnitude, "),
         (("conv2", "width_prefix", 0.0), "density: got 0.0, allowed above 0 to 1"),
         (("conv2", "full", 0.5), "density: got 0.5, allowed 1 with submodel.kind = full"),
