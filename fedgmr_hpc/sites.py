@@ -1,0 +1,165 @@
+"""Facts of a computing site: a YAML file of configs/sites, turned into what a job's shell needs.
+
+    eval "$(python -m fedgmr_hpc site NAME)"     then: sbatch slurm/femnist.sh
+
+The lines it prints set the options that sbatch itself reads from the environment (partition,
+account, ...) and the FEDGMR_* variables that slurm/common.sh reads. What a site's file leaves out
+stays as the environment has it, so a variable set by hand does instead of a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from fedgmr_hpc.axes import Count, Section
+from fedgmr_hpc.methods import configs_dir
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Limit = Annotated[int, Field(ge=0, strict=True)]
+
+VARIABLES = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "time_limit": "SBATCH_TIMELIMIT",
+    "gpus_per_node": "SBATCH_GPUS_PER_NODE",
+    "modules": "FEDGMR_MODULES",
+    "venv": "FEDGMR_VENV",
+    "mpi": "FEDGMR_MPI",
+    "master_addr": "FEDGMR_MASTER_ADDR",
+    "data": "FEDGMR_DATA",
+    "scratch": "FEDGMR_SCRATCH",
+    "results": "FEDGMR_RESULTS",
+    "max_requeues": "FEDGMR_MAX_REQUEUES",
+}
+PATHS = ("venv", "data", "scratch", "results")
+
+
+class Site(Section):
+    """One site; configs/sites/example.yaml explains the keys. None and () say nothing."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_limit: str | None = None
+    """Slurm's words for a time, such as 12:00:00 or 1-00:00:00."""
+    gpus_per_node: Count | None = None
+    modules: tuple[str, ...] = ()
+    venv: str | None = None
+    mpi: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+    """`auto`, `mpirun`, `torch`, or a plugin that `srun --mpi=list` names."""
+    master_addr: str | None = None
+    data: str | None = None
+    scratch: str | None = None
+    results: str | None = None
+    max_requeues: Limit | None = None
+    env: dict[Name, str | int | float] = {}
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _check_env(cls, env: Any) -> Any:
+        for name, value in env.items() if isinstance(env, dict) else ():
+            if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+                allowed = "text or a number (quote what YAML reads as true or false)"
+                raise ValueError(f"env.{name}: got {value!r}, allowed: {allowed}")
+        return env
+
+
+def site_names() -> list[str]:
+    """The sites of configs/sites."""
+    return sorted(path.stem for path in (configs_dir() / "sites").glob("*.yaml"))
+
+
+def load_site(source: str | Path) -> Site:
+    """A site by name or by its file.
+
+    Raises:
+        ValueError: no such site, or wrong keys or values, one line for each.
+    """
+    path = _find(source)
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: got {type(values).__name__}, allowed: a group of keys")
+    try:
+        return Site.model_validate(values)
+    except ValidationError as error:
+        lines = [_render_error(item) for item in error.errors()]
+        raise ValueError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
+    """Shell lines `export NAME=value`, quoted, in the order of the keys; "" for an empty site.
+
+    Args:
+        site: its paths may begin with ~ and hold $NAME.
+        environ: where $NAME and ~ are looked up.
+
+    Raises:
+        ValueError: a path holds a variable that `environ` lacks.
+    """
+    values = {key: _as_text(site, key, environ) for key in VARIABLES}
+    exports = {VARIABLES[key]: text for key, text in values.items() if text}
+    exports |= {name: str(value) for name, value in site.env.items()}
+    return "\n".join(f"export {name}={shlex.quote(text)}" for name, text in exports.items())
+
+
+def _find(source: str | Path) -> Path:
+    named = configs_dir() / "sites" / f"{source}.yaml"
+    for path in (Path(source), named):
+        if path.is_file():
+            return path
+    raise ValueError(f"site: got '{source}', allowed: a file, or one of {', '.join(site_names())}")
+
+
+def _as_text(site: Site, key: str, environ: Mapping[str, str]) -> str:
+    value = getattr(site, key)
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return _expand(key, value, environ) if key in PATHS else str(value)
+
+
+def _expand(key: str, path: str, environ: Mapping[str, str]) -> str:
+    """`path` with ~ and $NAME filled in."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in environ:
+            raise ValueError(f"{key}: got {path}, but ${name} is not set here")
+        return environ[name]
+
+    whole = re.sub(r"^~(?=/|$)", "${HOME}", path)
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, whole)
+
+
+def _render_error(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key, allowed: {', '.join(Site.model_fields)}"
+    if key == "mpi":
+        allowed = "auto, mpirun, torch, or a plugin of `srun --mpi=list`"
+        return f"mpi: got {error['input']!r}, allowed: {allowed}"
+    return f"{key}: got {error['input']!r}, allowed: {_allowed(error)}"
+
+
+def _allowed(error: Any) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return "a variable's name"
+    text = str(error["msg"]).lower().removeprefix("input should be ").removeprefix("a valid ")
+    return "a list" if text == "tuple" else text
