@@ -40,8 +40,9 @@ class SubmodelConfig(Section):
     refresh: Literal["interval", "round"] = "interval"
     """Cut masks every `run.interval_rounds`, or in every round as well."""
     scaler: bool = False
-    """Width methods: divide what a layer gives in training by its share of kept units, so that it
-    is as large as the whole network's (HeteroFL's scaler)."""
+    """Width methods: divide what a layer gives by its share of kept units, so that it is as large
+    as the whole network's (HeteroFL's scaler); only in models with normalisation layers, since
+    without them it makes training diverge (spec section 7.3 has it off there too)."""
     width_rates: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
     """`ordered_dropout`: each local step trains one of these densities up to the client's own,
     drawn uniformly."""
@@ -53,7 +54,6 @@ class SubmodelConfig(Section):
     """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
     layer_mean: bool = False
     """Divide them by the mean score of the layer's entries outside the floor, too."""
-
 
     def contradictions(self) -> list[str]:
         """One line for every value that another one rules out."""
@@ -121,7 +121,6 @@ class AggregationConfig(Section):
     max_norm_ratio: Positive | None = None
     """Shut out a client whose update has a root mean square over this many times the model's on
     the same entries; null for no limit. NaN and infinite updates always shut their client out."""
-
 
     def contradictions(self) -> list[str]:
         """One line for every value that another one rules out."""

@@ -17,7 +17,14 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.local import GatedBias, SubModel
 from fedgmr_hpc.fl.sgd import SgdChoices, Trained, evaluate
 from fedgmr_hpc.fl.sliced import SlicedModel
-from fedgmr_hpc.models import FlatNet, Layout, count_hits, loss_function, make_layout
+from fedgmr_hpc.models import (
+    FlatNet,
+    Layout,
+    count_hits,
+    has_norms,
+    loss_function,
+    make_layout,
+)
 from fedgmr_hpc.records import Assignment, make_rng
 
 
@@ -48,8 +55,9 @@ def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedMode
 
 
 def _narrow_net(config: Config, device: str, density: float) -> FlatNet:
-    choices = config.submodel
-    return FlatNet(config.model.name, device, choices.kind, density, choices.scaler)
+    model, choices = config.model.name, config.submodel
+    scaler = choices.scaler and has_norms(model)
+    return FlatNet(model, device, choices.kind, density, scaler)
 
 
 class LocalTraining:

@@ -12,6 +12,7 @@ from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, loss_function
 from fedgmr_hpc.models.registry import (
     MODELS,
     accepts,
+    has_norms,
     initial_weights,
     input_shape,
     make_layout,
@@ -30,6 +31,7 @@ __all__ = [
     "Layout",
     "accepts",
     "count_hits",
+    "has_norms",
     "initial_weights",
     "input_shape",
     "loss_function",

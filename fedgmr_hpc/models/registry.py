@@ -82,6 +82,11 @@ def make_layout(model: str, kind: Kind = "importance", density: float = 1.0) -> 
     return lay_out(architecture(model).layers, kind, density)
 
 
+def has_norms(model: str) -> bool:
+    """Whether a model has normalisation layers."""
+    return any("norm" in layer.name for layer in architecture(model).layers)
+
+
 def input_shape(model: str) -> tuple[int, ...]:
     """[channels, height, width] of the model's images, or the most tokens [T] it takes."""
     return architecture(model).input_shape
