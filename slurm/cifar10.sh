@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# CIFAR-10, Dirichlet(0.6), VGG-11: 1 server and 10 client ranks.
+#     sbatch slurm/cifar10.sh [key=value ...]
+# With 4 GPUs a node each client rank has one: 3 + 4 + 3 beside the server on the first node.
+#SBATCH --job-name=cifar10
+#SBATCH --nodes=3
+#SBATCH --ntasks=11
+#SBATCH --cpus-per-task=1
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
+enter_site
+run_job cifar10 "$@"

@@ -1,0 +1,128 @@
+# Sourced by the job scripts. The site's facts come from the environment: see README, "On a cluster".
+set -euo pipefail
+
+: "${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}"
+readonly CHECKPOINTED=75 # launch ended early with its state on disk
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID} # the same after a requeue
+scripts=${SLURM_SUBMIT_DIR:-.}/slurm
+results=${FEDGMR_RESULTS:-results}/$SLURM_JOB_NAME-$job
+flag=$results.checkpointed # see rank.sh
+
+enter_site() { # modules, Python, one thread a rank, where torch.distributed meets
+  set +u # modules' scripts are not written for it
+  [[ -z ${FEDGMR_MODULES:-} ]] || declare -F module >/dev/null || source /etc/profile
+  for name in ${FEDGMR_MODULES:-}; do module load "$name"; done
+  set -u
+  export PATH=${FEDGMR_VENV:+$FEDGMR_VENV/bin:}$PATH
+  export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+  local nodes
+  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  export MASTER_ADDR=${FEDGMR_MASTER_ADDR:-${nodes[0]}}
+  export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that Linux gives away
+  export FEDGMR_MPI=${FEDGMR_MPI:-auto}
+  [[ $FEDGMR_MPI != auto ]] || FEDGMR_MPI=$(choose_mpi)
+  # MPICH names its shared memory after job and step number, which begin anew after a requeue: what
+  # ranks of an earlier start left when they were killed would hang this one. So skip their numbers.
+  for ((i = 0; i < ${steps_per_start:-2} * ${SLURM_RESTART_COUNT:-0}; i++)); do
+    srun --nodes=1 --ntasks=1 --mpi=none true
+  done
+  echo "job $job on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1)): mpi $FEDGMR_MPI"
+}
+
+choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch without an MPI
+  local library plugin=pmi2
+  library=$(python -c 'import mpi4py; mpi4py.rc.initialize = False
+from mpi4py import MPI; print(MPI.Get_library_version())' 2>/dev/null) || { echo torch; return; }
+  [[ $library != "Open MPI"* ]] || plugin=pmix
+  if srun --mpi=list 2>&1 | grep -w "$plugin" >/dev/null; then
+    echo "$plugin"
+  elif command -v mpirun >/dev/null; then
+    echo mpirun
+  else
+    echo torch
+  fi
+}
+
+find_data() { # words=(...): where the files of run $1 are, for launch
+  local folder
+  words=()
+  case $1 in
+    femnist*) folder=femnist ;;
+    cifar10*) folder=cifar-10-batches-bin ;;
+    imagenet100*) folder=imagenet100 ;;
+    stackoverflow*) folder=stackoverflow ;;
+    *) return 0 ;;
+  esac
+  words+=("data.root=${FEDGMR_DATA:?is not set: the folder with $folder/}/$folder")
+  [[ -z ${FEDGMR_SCRATCH:-} ]] || words+=("data.cache=$FEDGMR_SCRATCH/fedgmr_hpc")
+}
+
+start_ranks() { # start_ranks NUM WORD...: launch with these words, in the background
+  local ranks=$1 num_nodes=$((SLURM_JOB_NUM_NODES < $1 ? SLURM_JOB_NUM_NODES : $1))
+  shift
+  local run=("$scripts/rank.sh" "$flag" python -m fedgmr_hpc.launch "$@")
+  # Ranks see all GPUs of their node: no --gpus-per-task, which isolates them, and no
+  # --gpu-bind=none, with which Slurm 22.05 shows none at all to several ranks of a node.
+  local step=(srun --nodes="$num_nodes" --ntasks="$ranks" --kill-on-bad-exit=1
+    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+  case $FEDGMR_MPI in
+    mpirun) mpirun -n "$ranks" "${run[@]}" & ;;
+    torch) "${step[@]}" --mpi=none "${run[@]}" & ;; # torchrun would swallow signals
+    *) "${step[@]}" --mpi="$FEDGMR_MPI" "${run[@]}" & ;;
+  esac
+  launcher=$!
+}
+
+pass_on() { # Slurm's USR1 becomes USR2 of the ranks: NCCL may take USR1 for itself
+  signalled=yes
+  echo "job $job: time is nearly over, the ranks are told to checkpoint"
+  if [[ $FEDGMR_MPI == mpirun ]]; then # MPICH's mpirun would die of it
+    srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --mpi=none \
+      bash -c '
+      for pid in $(scontrol listpids "$SLURM_JOB_ID" "$SLURMD_NODENAME" | tail -n +2 |
+          cut -d " " -f 1); do
+        if [[ $(cat /proc/$pid/comm 2>/dev/null) == python* ]]; then kill -USR2 "$pid"; fi
+      done'
+  else
+    kill -USR2 "$launcher"
+  fi
+}
+
+run_ranks() { # run_ranks NUM WORD...: to the end; 75 where a rank says so, else the launcher's code
+  local code
+  mkdir -p "$(dirname "$flag")"
+  rm -f "$flag"
+  start_ranks "$@"
+  trap pass_on USR1
+  while :; do # a signal ends `wait` early
+    signalled=
+    code=0
+    wait "$launcher" || code=$?
+    [[ -n $signalled ]] || break
+  done
+  ((code != 0)) || [[ ! -e $flag ]] || code=$CHECKPOINTED
+  rm -f "$flag"
+  return "$code"
+}
+
+finish() { # finish CODE: requeue a job that has checkpointed, so that it goes on; else end it
+  local code=$1 starts=$((${SLURM_RESTART_COUNT:-0})) most=${FEDGMR_MAX_REQUEUES:-20}
+  ((code == CHECKPOINTED)) || exit "$code"
+  if ((starts >= most)); then
+    echo "job $job: checkpointed, but requeued $starts times already (max_requeues); not again" >&2
+  else
+    echo "job $job: checkpointed, requeued"
+    scontrol requeue "$job"
+  fi
+  exit "$code"
+}
+
+run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
+  local config=$1 code=0
+  shift
+  find_data "$config"
+  run_ranks "$SLURM_NTASKS" --config "$config" --resume "${words[@]}" \
+    results.path="$results.h5" "$@" || code=$?
+  finish "$code"
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# FEMNIST by writer, Conv2: 1 server and 10 client ranks.
+#     sbatch slurm/femnist.sh [key=value ...]
+#SBATCH --job-name=femnist
+#SBATCH --nodes=1
+#SBATCH --ntasks=11
+#SBATCH --cpus-per-task=1
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
+enter_site
+run_job femnist "$@"
