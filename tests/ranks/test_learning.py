@@ -71,7 +71,7 @@ def test_resnet18_learns_five_classes_of_imagenet(tmp_path: Path) -> None:
         *("data.name=imagenet100", f"data.class_list={tmp_path}/classes.txt"),
         *("data.image_size=32", "model.name=resnet18", "data.max_test=150", *FOUR),
         *("train.learning_rate=0.05", "train.momentum=0.9"),
-        *("run.max_rounds=8", "run.interval_rounds=8", f"data.cache={tmp_path}"),
+        *("run.max_rounds=8", "run.interval_rounds=4", f"data.cache={tmp_path}"),
     )
     assert min(best.values()) > 0.28, best
 

@@ -89,7 +89,11 @@ def test_rows_of_a_run_agree_with_one_another(alone: dict[str, Result]) -> None:
     """Weights sum to one, every update is merged once, bytes add up, virtual time never falls."""
     for name, result in alone.items():
         merges, updates = result.merges, result.updates
-        np.testing.assert_allclose(merges["weight"].sum(axis=1), 1.0, err_msg=name)
+        sums = merges["weight"].sum(axis=1)
+        if name.startswith("fedbuff"):  # weights of changes shrink with their age
+            assert ((sums > 0) & (sums < 1 + 1e-9)).all(), name
+        else:
+            np.testing.assert_allclose(sums, 1.0, err_msg=name)
         assert merges["num_merged"].sum() == len(updates["client"]), name
         assert (np.diff(merges["now_s"]) > 0).all() and (np.diff(updates["now_s"]) >= 0).all()
         assert merges["server_down_bytes"][-1] >= updates["up_bytes"].sum(), name

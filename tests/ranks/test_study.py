@@ -48,6 +48,11 @@ def stamps(cells_dir: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cells_dir.glob("*.h5")}
 
 
+def _hear_interrupts() -> None:
+    """Jobs in a script's background ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_killed_study_goes_on_where_it_was(number: signal.Signals, tmp_path: Path) -> None:
     """The second cell is cut short: ended by the study itself, or by whoever killed everything."""
@@ -61,6 +66,7 @@ def test_a_killed_study_goes_on_where_it_was(number: signal.Signals, tmp_path: P
         stderr=subprocess.DEVNULL,
         env=os.environ,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     ) as process:
         wait_for(lambda: any(is_done(slow, cell) for cell in cells))
         wait_for(lambda: list(slow.glob("*.out")))
