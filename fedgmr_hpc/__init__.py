@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "read_result":
-        from fedgmr_hpc.store import read_result
+        from fedgmr_hpc.result import read_result
 
         return read_result
     raise AttributeError(f"module 'fedgmr_hpc' has no attribute {name!r}")

@@ -25,6 +25,7 @@ from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
 from fedgmr_hpc.rankrows import rank_rows
 from fedgmr_hpc.replay import ReplayClock
+from fedgmr_hpc.result import Result, kept_rows, read_result
 from fedgmr_hpc.resume import Keeper, StopSignals
 from fedgmr_hpc.server import Server, load_availability
 from fedgmr_hpc.start import (
@@ -34,7 +35,7 @@ from fedgmr_hpc.start import (
     set_aside,
     take_newest,
 )
-from fedgmr_hpc.store import Result, ResultWriter, kept_rows, read_result
+from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.trace import timeline_path, write_timeline
 
 SIGNALS = StopSignals()  # of this process

@@ -43,7 +43,7 @@ from fedgmr_hpc.liveworker import LiveWorker
 from fedgmr_hpc.process import describe_cores, keep_large_blocks, pin_core
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.replay import check_versions, replayed_config
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.report import render_summary
 from fedgmr_hpc.worker import Worker, report_failure
 

@@ -6,8 +6,8 @@ import socket
 from typing import Any
 
 from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.schema import RankRow
 from fedgmr_hpc.server import Server
-from fedgmr_hpc.store import RankRow
 
 
 def rank_rows(server: Server) -> list[RankRow]:

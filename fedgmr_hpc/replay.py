@@ -23,7 +23,7 @@ from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost, Resumed
 from fedgmr_hpc.records import EventRow, RunError
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 
 DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
 _LINK = struct.Struct("<Qqddq")

@@ -22,8 +22,9 @@ import xxhash
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.hdf5file import UNREADABLE, describe_error, open_for_reading
 from fedgmr_hpc.replay import EventLog
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.resultfiles import read_runs
-from fedgmr_hpc.store import FORMAT, TABLES, RankRow, Result, columns_of
+from fedgmr_hpc.schema import FORMAT, TABLES, RankRow, columns_of
 
 NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_bytes", "down_bytes")
 

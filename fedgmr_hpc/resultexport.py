@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.resultfiles import read_runs
-from fedgmr_hpc.store import TABLES, Columns, RankRow, Result, columns_of
+from fedgmr_hpc.schema import TABLES, Columns, RankRow, columns_of
 
 EXTRA = "pip install 'fedgmr_hpc[export]'"
 SCALARS = {

@@ -35,20 +35,17 @@ from fedgmr_hpc.hdf5file import (
     open_marked,
     read_superblock,
 )
-from fedgmr_hpc.store import (
-    DAMAGE,
+from fedgmr_hpc.result import DAMAGE, Result, read_group, read_result
+from fedgmr_hpc.schema import (
     FORMAT,
     MERGED_FORMAT,
     NAME_BYTES,
-    STATUS_BYTES,
     TABLES,
     Columns,
     RankRow,
-    Result,
     columns_of,
-    read_group,
-    read_result,
 )
+from fedgmr_hpc.store import STATUS_BYTES
 
 Paths = Sequence[str | os.PathLike[str]]
 

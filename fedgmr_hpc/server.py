@@ -51,7 +51,8 @@ from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import Evaluation, RankPool
 from fedgmr_hpc.records import Assignment, EvaluationRow, Floats, MergeRow, UpdateRow
 from fedgmr_hpc.replay import EventLog, ReplayClock
-from fedgmr_hpc.store import Result, ResultWriter
+from fedgmr_hpc.result import Result
+from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.trace import SpanName
 
 log = logging.getLogger("fedgmr_hpc")

@@ -30,7 +30,7 @@ from fedgmr_hpc.checkpoint import (
     remove_checkpoints,
 )
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.store import Result, kept_rows, read_result
+from fedgmr_hpc.result import Result, kept_rows, read_result
 
 log = logging.getLogger("fedgmr_hpc")
 MAY_DIFFER = (  # keys, or groups of them, between a run and its resumption

@@ -1,4 +1,4 @@
-"""One HDF5 file a run: schema, append, provenance, read back (how it is opened: hdf5file.py).
+"""One HDF5 file a run: what is in it, and its writer (columns: schema.py, reading: result.py).
 
 Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units stand in the names.
 
@@ -15,7 +15,7 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /events/COL       int64 float64  (N,)      each flush of records.EventRow, what a replay follows
     /transfers/COL    int64 float64  (N,)      each flush of records.TransferRow, wall clock only
     /checkpoints/COL  int64 float64  (N,)      each flush of records.CheckpointRow
-    /ranks/COL        int64 float64, (R,)      at the end of RankRow, below
+    /ranks/COL        int64 float64, (R,)      at the end of schema.RankRow
                       utf-8 fixed
     /model/weights    float32        (P,)      at the end final weights, natural order; (0,) before
     /model/layout     utf-8, fixed   ()        at start   JSON: names, shapes, offsets
@@ -37,14 +37,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from fedgmr_hpc.hdf5file import (
@@ -52,87 +51,22 @@ from fedgmr_hpc.hdf5file import (
     clip_text,
     describe_error,
     fixed_text,
-    num_missing_bytes,
-    num_readable_rows,
-    open_for_reading,
 )
-from fedgmr_hpc.records import (
-    CheckpointRow,
-    EvaluationRow,
-    EventRow,
-    Floats,
-    MergeRow,
-    TransferRow,
-    UpdateRow,
+from fedgmr_hpc.records import Floats, MergeRow
+from fedgmr_hpc.schema import (
+    FORMAT,
+    NAME_BYTES,
+    TABLE_OF,
+    TABLES,
+    Column,
+    Columns,
+    RankRow,
+    Row,
+    columns_of,
 )
 
-FORMAT = "fedgmr_hpc results 2"
-MERGED_FORMAT = "fedgmr_hpc merged results 1"  # one group a run, see resultfiles.py
-DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError)
 STATUS_BYTES = 2048
-NAME_BYTES = 256  # host and device names of /ranks
 CHUNK_BYTES = 1 << 14
-
-Row = MergeRow | EvaluationRow | UpdateRow | EventRow | TransferRow | CheckpointRow
-Columns = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class RankRow:
-    """What one rank did in the whole run. `overhead_bytes`: traffic that only placement caused."""
-
-    rank: int
-    host: str
-    device: str
-    sent_bytes: int
-    received_bytes: int
-    overhead_bytes: int
-    num_tasks: int
-    train_s: float
-    wait_s: float
-    rss_bytes: int
-
-
-TABLES: dict[str, type[Any]] = {
-    "merges": MergeRow,
-    "evaluations": EvaluationRow,
-    "updates": UpdateRow,
-    "events": EventRow,
-    "transfers": TransferRow,
-    "checkpoints": CheckpointRow,
-}
-_TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
-_LATER_TABLES = {"checkpoints"}  # that older files lack
-REQUIRED = (
-    *("status", "committed", "config", "provenance"),
-    *(table for table in TABLES if table not in _LATER_TABLES),
-    *("ranks", "model/weights"),
-)
-
-
-class Column(NamedTuple):
-    """One dataset: its type, and whether a row holds one value a client."""
-
-    name: str
-    dtype: np.dtype[Any]
-    per_client: bool
-
-
-def columns_of(row_type: type[Any]) -> list[Column]:
-    """The columns of a row dataclass, from its annotations, in field order."""
-    hints = get_type_hints(row_type)
-    return [_column(field.name, hints[field.name]) for field in fields(row_type)]
-
-
-def _column(name: str, hint: Any) -> Column:
-    if get_args(hint):  # NDArray[scalar] is ndarray[shape, dtype[scalar]]
-        (scalar,) = get_args(get_args(hint)[1])
-        return Column(name, np.dtype(scalar), True)
-    if name.endswith("_xxh3"):
-        return Column(name, np.dtype(np.uint64), False)
-    name_type = h5py.string_dtype("utf-8", NAME_BYTES)
-    kinds = {int: np.dtype(np.int64), float: np.dtype(np.float64), str: name_type}
-    return Column(name, kinds[hint], False)
 
 
 class ResultWriter:
@@ -237,7 +171,7 @@ class ResultWriter:
             OSError: the flush failed.
         """
         copy = self._copied(row) if isinstance(row, MergeRow) else row
-        self._rows[_TABLE_OF[type(row)]].append(copy)
+        self._rows[TABLE_OF[type(row)]].append(copy)
         if time.monotonic() - self._flushed_s >= self._flush_s:
             self.flush()
 
@@ -361,156 +295,8 @@ def _create(path: Path, locking: str) -> h5py.File:
         raise OSError(f"results {path}: cannot create the file ({reason})") from error
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run, read back. A table maps column name to [N] or [N, C]; text columns hold str."""
-
-    path: Path
-    status: str
-    config_yaml: str
-    config: dict[str, Any]
-    provenance: dict[str, str]
-    merges: Columns
-    evaluations: Columns
-    updates: Columns
-    events: Columns
-    transfers: Columns
-    ranks: Columns
-    weights: Floats  # [P], or [0] when the run has not finished
-    layout_json: str
-    checkpoints: Columns = field(default_factory=dict)
-
-
-def read_result(path: str | os.PathLike[str]) -> Result:
-    """Read a finished, running or killed run, up to its last flush.
-
-    Raises:
-        ValueError: `path` is missing, unreadable or no result file; says what is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"results {path}: no such file")
-    try:
-        with open_for_reading(path) as file:
-            result = read_group(path, file)
-            if missing_bytes := num_missing_bytes(path):
-                _check_whole(path, file, missing_bytes)
-            return result
-    except DAMAGE as error:
-        reason, missing_bytes = describe_error(error), num_missing_bytes(path)
-        cut = f"cut off, the last {missing_bytes} bytes are missing: " * bool(missing_bytes)
-        raise ValueError(f"results {path}: {cut}cannot be read ({reason})") from error
-
-
-def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
-    """Fails unless all that counts lies before the end of a file that is too short."""
-    file_bytes = path.stat().st_size
-    committed = zip(TABLES, file["committed"][...].tolist(), strict=False)  # older ones have fewer
-    rows = {table: num_rows for table, num_rows in committed if table in file}
-    for name in ("status", "committed", "config", "model/layout", "model/weights"):
-        rows[name] = len(file[name]) if file[name].ndim else 1
-    for name, num_rows in rows.items():
-        for place in [name] if name not in TABLES else [f"{name}/{c}" for c in file[name]]:
-            if num_readable_rows(file[place], num_rows, file_bytes) < num_rows:
-                raise ValueError(
-                    f"results {path}: cut off, the last {missing_bytes} bytes are missing, with "
-                    f"part of /{place}; `python -m fedgmr_hpc results repair` keeps the rest"
-                )
-
-
-def read_group(path: Path, file: h5py.Group) -> Result:
-    """One run, from a file or from its group in a file of several (`resultfiles.merge`).
-
-    Raises:
-        ValueError: something is missing; says what.
-        OSError, RuntimeError: HDF5 cannot read it.
-    """
-    missing = [name for name in REQUIRED if name not in file]
-    if missing:
-        lacks = ", ".join(f"/{name}" for name in missing)
-        if file.attrs.get("format") == MERGED_FORMAT.encode():
-            raise ValueError(f"results {path}: holds several runs; `results export` reads them")
-        raise ValueError(f"results {path}: not a fedgmr_hpc result, it lacks {lacks}")
-    committed = file["committed"][...].tolist()  # before the columns, which may grow meanwhile
-    num_rows = dict(zip(TABLES, committed, strict=False))
-    tables = {
-        table: _read_columns(file[table], num_rows[table]) if table in file else _no_rows(row_type)
-        for table, row_type in TABLES.items()
-    }
-    config_yaml = file["config"][()].decode()
-    return Result(
-        path=path,
-        status=file["status"][()].decode(),
-        config_yaml=config_yaml,
-        config=yaml.safe_load(config_yaml) or {},
-        provenance={key: value.decode() for key, value in file["provenance"].attrs.items()},
-        ranks=_read_columns(file["ranks"], min(len(file["ranks"][name]) for name in file["ranks"])),
-        weights=file["model/weights"][...],
-        layout_json=file["model/layout"][()].decode(),
-        **tables,
-    )
-
-
-def _no_rows(row_type: type[Any]) -> Columns:
-    return {column.name: np.zeros(0, column.dtype) for column in columns_of(row_type)}
-
-
-def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]:
-    """The first rows of each table as `ResultWriter` takes them back; checkpoints are all kept.
-
-    Raises:
-        ValueError: a table has fewer.
-    """
-    kept = {"checkpoints": result.checkpoints}
-    for table in TABLES.keys() - kept.keys():
-        columns, wanted = getattr(result, table), num_rows[table]
-        if (found := min(len(values) for values in columns.values())) < wanted:
-            raise ValueError(
-                f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
-            )
-        kept[table] = {name: values[:wanted] for name, values in columns.items()}
-    return kept
-
-
 def _fresh_part(path: Path) -> Path:
     """Where a file is made that is to replace the one at `path`; what a kill left there goes."""
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
     return part
-
-
-def _read_columns(group: h5py.Group, num_rows: int) -> Columns:
-    columns = {name: group[name][:num_rows] for name in group}  # items() gives None for damage
-    return {
-        name: np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
-        for name, values in columns.items()
-    }
-
-
-def deterministic_columns(result: Result) -> Columns:
-    """Every dataset that must not depend on ranks or machine, by its path in the file."""
-    tables = {
-        "merges": result.merges,
-        "evaluations": result.evaluations,
-        "updates": result.updates,
-        "events": result.events,
-    }
-    columns = {
-        f"{table}/{name}": values
-        for table, by_name in tables.items()
-        for name, values in by_name.items()
-        if not name.startswith("wall_")
-    }
-    return columns | {"model/weights": result.weights}
-
-
-def differing_columns(a: Result, b: Result) -> list[str]:
-    """Paths of the deterministic datasets that differ anywhere or in length; NaN equals NaN."""
-    left, right = deterministic_columns(a), deterministic_columns(b)
-    return sorted(
-        name
-        for name in left.keys() | right.keys()
-        if name not in left
-        or name not in right
-        or not np.array_equal(left[name], right[name], equal_nan=True)
-    )

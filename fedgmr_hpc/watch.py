@@ -35,7 +35,8 @@ import yaml
 
 from fedgmr_hpc.hdf5file import describe_error, open_for_reading
 from fedgmr_hpc.liveness import DEAD, age_s, shown_status
-from fedgmr_hpc.store import DAMAGE, TABLES
+from fedgmr_hpc.result import DAMAGE
+from fedgmr_hpc.schema import TABLES
 from fedgmr_hpc.study.cost import describe_s
 from fedgmr_hpc.study.tables import as_text
 

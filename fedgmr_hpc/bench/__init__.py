@@ -32,7 +32,7 @@ from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
 from fedgmr_hpc.jobs import run_ranks
 from fedgmr_hpc.models import initial_weights, make_layout
-from fedgmr_hpc.store import read_result
+from fedgmr_hpc.result import read_result
 
 DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)
 HIGH = (1.0, 0.5, 0.2, 0.1) + (0.05,) * 6

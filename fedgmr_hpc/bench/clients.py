@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.jobs import run_ranks
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 
 SAMPLED = 100
 CASE = (

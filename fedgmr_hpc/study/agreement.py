@@ -18,7 +18,7 @@ import numpy as np
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.jobs import run_ranks
 from fedgmr_hpc.records import RunError
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.pairs import (
     MAX_OVERRUN_FRAC,
     bytes_error,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.series import end_s
 

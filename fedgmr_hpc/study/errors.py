@@ -33,7 +33,7 @@ from fedgmr_hpc.probe import (
     slowest,
 )
 from fedgmr_hpc.records import Floats
-from fedgmr_hpc.store import read_result
+from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.errortables import ErrorRow, MismatchRow, make_tables, verdicts
 from fedgmr_hpc.study.tables import as_csv, as_markdown, as_text
 

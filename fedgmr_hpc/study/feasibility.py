@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.series import Values
 
 WINDOW = 5  # evaluations of a moving mean (spec section 12)

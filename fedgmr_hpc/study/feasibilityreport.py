@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.feasibility import (
     Growth,
     is_monotone,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.series import Values, mean_density
 from fedgmr_hpc.study.statistics import cost_to_reach, mean_last

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.store import Columns, Result
+from fedgmr_hpc.result import Result
+from fedgmr_hpc.schema import Columns
 from fedgmr_hpc.study.series import Values
 
 MAY_DIFFER = ("clock", "time_scale", "transport", "results", "progress", "trace", "faults")

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgmr_hpc.liveness import age_s, shown_status
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.series import Values, end_s, mean_density
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedgmr_hpc.configfile import render_config
-from fedgmr_hpc.store import read_result
+from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (

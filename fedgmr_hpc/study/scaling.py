@@ -24,7 +24,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.store import read_result
+from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
 from fedgmr_hpc.study.scalingmodel import (
     Demand,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import make_config
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.scalingmodel import Demand, Rates, System
 from fedgmr_hpc.trace import RankTrace, breakdown
 

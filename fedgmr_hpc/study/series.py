@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 
 Values = NDArray[Any]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedgmr_hpc.store import Result, read_result
+from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.cells import Cell, identity
 
 Status = Literal["done", "running", "failed", "interrupted", "missing"]

@@ -21,7 +21,7 @@ import fedgmr_hpc
 import fedgmr_hpc.checkpoint as checkpoint
 import fedgmr_hpc.experiment as experiment
 import fedgmr_hpc.resume as resume
-from fedgmr_hpc.store import Result, differing_columns, read_result
+from fedgmr_hpc.result import Result, differing_columns, read_result
 
 SMALL = (*TINY, "clients.count=5", "run.max_rounds=8", "checkpoint.every_s=0")
 ROWS = {

@@ -9,7 +9,7 @@ import pytest
 from launchers import MPIRUN, TINY, run_job
 
 from fedgmr_hpc.methods import method_names
-from fedgmr_hpc.store import Result, differing_columns, read_result
+from fedgmr_hpc.result import Result, differing_columns, read_result
 
 SCRIPT = str(Path(__file__).with_name("many.py"))
 WRAPPED = ("heterofl+aux+gmr", "fedrolex+aux+gmr", "fjord+aux+gmr", "fiarse+aux+gmr")

@@ -15,7 +15,7 @@ import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 
 from fedgmr_hpc.configfile import render_config
-from fedgmr_hpc.store import read_result
+from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import is_locked, read_state
 from fedgmr_hpc.study.studyfile import load_study

@@ -16,7 +16,7 @@ import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 
 import fedgmr_hpc
-from fedgmr_hpc.store import Result, differing_columns, read_result
+from fedgmr_hpc.result import Result, differing_columns, read_result
 from fedgmr_hpc.trace import read_timeline
 
 HERE = Path(__file__).parent

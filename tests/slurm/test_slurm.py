@@ -15,8 +15,8 @@ from pathlib import Path
 import cluster as slurm
 import pytest
 
+from fedgmr_hpc.result import Result, differing_columns, read_result
 from fedgmr_hpc.sites import load_site, render_exports
-from fedgmr_hpc.store import Result, differing_columns, read_result
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

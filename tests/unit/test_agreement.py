@@ -11,7 +11,9 @@ import pytest
 from matplotlib.image import imread
 
 from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
-from fedgmr_hpc.store import Result, ResultWriter, columns_of
+from fedgmr_hpc.result import Result
+from fedgmr_hpc.schema import columns_of
+from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.study.agreement import agree, compare, plot_agreement, render_agreement
 
 CONFIG = {"seed": 0, "time_scale": 1.0, "faults": [], "links": {"compute_s": 0.5, "trace": None}}

@@ -40,8 +40,9 @@ from fedgmr_hpc.fl.events import (
 from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Update
+from fedgmr_hpc.result import kept_rows, read_result
 from fedgmr_hpc.start import find_start, resumed_provenance, set_aside, take_newest
-from fedgmr_hpc.store import ResultWriter, kept_rows, read_result
+from fedgmr_hpc.store import ResultWriter
 
 TREE: Tree = {
     "name": "ü",

@@ -15,7 +15,8 @@ from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Lost, Started
 from fedgmr_hpc.records import EventRow, RunError, Update
 from fedgmr_hpc.replay import EventLog, ReplayClock, check_versions
-from fedgmr_hpc.store import Result, ResultWriter, read_result
+from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.store import ResultWriter
 
 CONFIG = make_config({"clients": {"count": 3}})
 COLUMNS = [field.name for field in fields(EventRow)]

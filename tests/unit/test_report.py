@@ -10,7 +10,8 @@ import pytest
 from matplotlib.image import imread
 
 from fedgmr_hpc.records import EvaluationRow, MergeRow
-from fedgmr_hpc.store import Result, ResultWriter, read_result
+from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.study.report import make_report, render_summary
 from fedgmr_hpc.study.series import mean_density
 

@@ -20,10 +20,10 @@ from fedgmr_hpc.__main__ import main
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.hdf5file import num_missing_bytes, read_superblock
 from fedgmr_hpc.launch import run
+from fedgmr_hpc.result import deterministic_columns, differing_columns, read_result
 from fedgmr_hpc.resultchecks import verify
 from fedgmr_hpc.resultexport import export
 from fedgmr_hpc.resultfiles import merge, read_runs, repair
-from fedgmr_hpc.store import deterministic_columns, differing_columns, read_result
 
 WORDS = [
     *("clients.count=2", "run.max_rounds=12", "run.interval_rounds=5", "progress=quiet"),

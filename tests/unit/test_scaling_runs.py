@@ -13,7 +13,7 @@ import pytest
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.process import describe_cores, pin_core
-from fedgmr_hpc.store import Result
+from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.scaling import main, ratio_summary
 from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
 from fedgmr_hpc.study.scalingruns import (

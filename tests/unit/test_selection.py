@@ -19,7 +19,7 @@ from fedgmr_hpc.fl.events import CloseAt, Closed, Delivered, Dispatch, Evaluated
 from fedgmr_hpc.fl.selection import Availability, Selection, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.records import RunError, Update
-from fedgmr_hpc.store import Result, differing_columns, read_result
+from fedgmr_hpc.result import Result, differing_columns, read_result
 
 DAY = Availability({1: [(2.0, 4.0), (7.0, 8.0)], 3: [(0.0, 1.0)]}, 10.0)
 ONCE = Availability({1: [(2.0, 4.0), (7.0, 8.0)]})

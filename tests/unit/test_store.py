@@ -15,13 +15,9 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
-from fedgmr_hpc.store import (
-    RankRow,
-    ResultWriter,
-    deterministic_columns,
-    differing_columns,
-    read_result,
-)
+from fedgmr_hpc.result import deterministic_columns, differing_columns, read_result
+from fedgmr_hpc.schema import RankRow
+from fedgmr_hpc.store import ResultWriter
 
 SIZES = {"num_clients": 3, "num_weights": 4, "num_ranks": 2, "layout_json": '{"names": ["w"]}'}
 TEXTS = {"config_yaml": "seed: 7\ndata: {name: digits}\n", "provenance": {"hostname": "näme"}}
@@ -247,7 +243,7 @@ def test_wrong_sizes_are_refused_by_name(tmp_path: Path) -> None:
 
 def read_elsewhere(path: Path) -> str:
     code = (
-        "import sys; from fedgmr_hpc.store import read_result; r = read_result(sys.argv[1]);"
+        "import sys; from fedgmr_hpc.result import read_result; r = read_result(sys.argv[1]);"
         "print(r.status, r.merges['version'].tolist(), r.merges['density'].shape, r.weights.size)"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)

@@ -134,7 +134,7 @@ def test_a_damaged_update_is_asked_for_once_and_late_pieces_of_it_are_ignored(be
     assert asked == [Mark(CLIENT, NUMBER, 0, 10, attempt=1)]
     bench.damaged = False
     tell(bench, Tag.OFFER, 0)
-    tell(bench, Tag.PIECE, 0, b"XXXXXXXXXX")
+    tell(bench, Tag.PIECE, 0, b"?" * 10)
     assert bench.updates == [] and bench.cycle.num_resent == 1
     tell(bench, Tag.PIECE, 1, b"abcdefghij")
     assert bench.updates == [b"abcdefghij"] and CLIENT not in bench.transfers.cycles
