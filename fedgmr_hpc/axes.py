@@ -66,6 +66,12 @@ class SubmodelConfig(Section):
             found.append(
                 f"submodel.scaler: got true, allowed with submodel.kind = {self.kind}: false"
             )
+        default = type(self).model_fields["width_rates"].default
+        if self.kind != "ordered_dropout" and self.width_rates != default:
+            found.append(
+                f"submodel.width_rates: got {list(self.width_rates)}, allowed with "
+                f"submodel.kind = {self.kind}: {list(default)}, which it does not use"
+            )
         return found
 
 

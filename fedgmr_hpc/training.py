@@ -124,7 +124,8 @@ class LocalTraining:
         """Validation accuracy of the sub-model loaded, on the subset that scores clients."""
         size = self.data.pool_size("score")
         batches = self.data.pool_batches("score", 0, size)
-        hits, _ = evaluate(self.sub_model.net, batches, self.loss, self.hits)
+        with self.sub_model.in_use() as net:
+            hits, _ = evaluate(net, batches, self.loss, self.hits)
         return hits / self.data.num_scored("score")
 
     def evaluate(self, pool: Any, start: int, stop: int) -> tuple[int, float]:

@@ -15,6 +15,7 @@ Shapes: P prunable entries, K kept, D dense entries, B batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,7 @@ class SubModel:
         self._masked: Tensor | None = None  # natural positions at which the mask memory is 1
         self._masked_as: tuple[int, int] | None = None  # (mask id, K) of the mask memory
         self._held_back: list[tuple[slice, Tensor, Tensor]] = []
+        self._threshold: Threshold | None = None  # of the entries loaded and trained
         self._dead: dict[tuple[int, int], list[Tensor]] = {}  # by (mask id, K)
         self._moved: dict[tuple[int, int], Tensor] = {}  # positions on the device, likewise
 
@@ -90,6 +92,7 @@ class SubModel:
                 _clear(prunable, self._kept)
             prunable.scatter_(0, positions, values.to(prunable.device))
         self._kept, self._loaded, self.mask, self._held_back = positions, key, None, []
+        self._threshold = None
         if positions is not None and len(positions) < self.num_prunable:
             self._cut(positions, key)
 
@@ -143,15 +146,26 @@ class SubModel:
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         momentum = torch.zeros_like(self.net.flat) if choices.momentum else None
-        threshold = None
         if self.spans and self.mask is not None:
-            threshold = Threshold(self.net, self.mask, self.spans)
-        step = Step(self.net, loss, learning_rate, choices, self.mask, momentum, squares, threshold)
+            self._threshold = Threshold(self.net, self.mask, self.spans)
+        step = Step(
+            self.net, loss, learning_rate, choices, self.mask, momentum, squares, self._threshold
+        )
         done = Done()
         for batch in on_device(batches, self.net.flat.device):
             done.add(step, batch)
             after_step()
         return done.trained(squares)
+
+    @contextmanager
+    def in_use(self) -> Iterator[Net]:
+        """The net as the client uses it: without what has fallen below its threshold."""
+        if self._threshold is None:
+            yield self.net
+            return
+        self._threshold.hide()
+        yield self.net
+        self._threshold.restore(())
 
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector on

@@ -37,6 +37,12 @@ class Availability:
     spans: dict[int, list[Span]]
     period_s: float = math.inf
 
+    def able(self, clients: Sequence[int], now_s: float) -> list[int]:
+        """Those of them that can be chosen now, in the same order."""
+        if not self.spans:  # spares thousands of clients a look each
+            return list(clients)
+        return [client for client in clients if self.next_s(client, now_s) <= now_s]
+
     def next_s(self, client: int, now_s: float) -> float:
         """The earliest time from `now_s` on at which a client can be chosen, infinity if never."""
         if client not in self.spans:
@@ -117,7 +123,7 @@ class Selection:
             idle: ascending.
             num_taking: clients that take part already.
         """
-        able = [client for client in idle if self.availability.next_s(client, now_s) <= now_s]
+        able = self.availability.able(idle, now_s)
         if self.sampled is None or len(able) <= self.sampled - num_taking:
             return able
         rng = make_rng(self.seed, "sample", step=version)

@@ -10,6 +10,7 @@ Shapes: P prunable entries, K kept, D dense entries.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -154,6 +155,10 @@ class SlicedModel:
             index = torch.from_numpy(inner_entries(self.tensors, *key))
             self._inner[key] = index.to(self.net.flat.device)
         return self._inner[key]
+
+    def in_use(self) -> AbstractContextManager[Net]:
+        """The net as the client uses it."""
+        return nullcontext(self.net)
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """The sub-model's entries (values [K], dense [D]) as copies in host memory."""

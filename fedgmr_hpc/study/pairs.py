@@ -20,7 +20,7 @@ import numpy as np
 
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.schema import Columns
-from fedgmr_hpc.study.series import Values
+from fedgmr_hpc.study.series import Values, merged_ages
 
 MAY_DIFFER = ("clock", "time_scale", "transport", "results", "progress", "trace", "faults")
 MAX_OVERRUN_FRAC = 0.05
@@ -155,10 +155,7 @@ def staleness_shares(virtual: Result, wall: Result) -> Values:
     """[2, S] for each run, the share of the merged updates whose version at their first merge was
     0, 1, ... above their base version; a fresh update has 1.
     """
-    ages = [
-        (run.updates["version"] - run.updates["base_version"])[run.updates["version"] > 0]
-        for run in (virtual, wall)
-    ]
+    ages = [merged_ages(run) for run in (virtual, wall)]
     size = max(int(age.max()) for age in ages) + 1
     return np.array([np.bincount(age, minlength=size) / len(age) for age in ages])
 

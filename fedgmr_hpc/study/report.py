@@ -21,7 +21,7 @@ import numpy as np
 
 from fedgmr_hpc.liveness import age_s, shown_status
 from fedgmr_hpc.result import Result, read_result
-from fedgmr_hpc.study.series import Values, end_s, mean_density
+from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 
 COURSE_ROWS = 8
@@ -88,7 +88,7 @@ def render_summary(result: Result) -> str:
         "moved": f"{up[-1]:.1f} MB up to the server, {down[-1]:.1f} MB down to the clients",
         "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
         "time": f"{end_s(result, 'now_s'):.1f} s virtual, {end_s(result, 'wall_s'):.1f} s wall",
-        "staleness": _staleness(merges["staleness"]),
+        "staleness": _staleness(result),
         "results": str(result.path),
     }
     title = f"{config.get('method', '-')} on {_data_name(result)}, seed {config.get('seed', '-')}"
@@ -195,10 +195,10 @@ def _density_course(result: Result) -> str:
     return f"{start} -> {', '.join(middle)} -> {end}  (after 0 -> 25, 50, 75 -> 100 % of the time)"
 
 
-def _staleness(ages: Values) -> str:
-    """`ages` [N, C] in versions, 0 where a client has delivered nothing yet."""
-    known = ages[ages > 0]
-    return f"mean {known.mean():.2f}, max {known.max()} versions" if known.size else "-"
+def _staleness(result: Result) -> str:
+    """Of the merged updates, when they were first merged; a fresh one has 1."""
+    ages = merged_ages(result)
+    return f"mean {ages.mean():.2f}, max {ages.max()} versions" if ages.size else "-"
 
 
 def _accuracies(result: Result) -> list[str]:

@@ -1,6 +1,6 @@
 """Series that tables and plots share, read off a result.
 
-Shapes: N merges.
+Shapes: N merges, M merged updates.
 """
 
 from __future__ import annotations
@@ -27,3 +27,11 @@ def end_s(result: Result, name: str) -> float:
     """The latest time in column `name`."""
     columns = [result.merges[name], result.evaluations[name]]
     return max((float(column[-1]) for column in columns if len(column)), default=0.0)
+
+
+def merged_ages(result: Result) -> Values:
+    """[M] staleness of the merged updates, when they were first merged: versions since the one that
+    they began with; a fresh one has 1.
+    """
+    version, base = result.updates["version"], result.updates["base_version"]
+    return (version - base)[version > 0]

@@ -187,6 +187,11 @@ def test_a_full_model_has_nothing_to_restore(override):
             ("submodel.scaler=true",),
             "submodel.scaler: got true, allowed with submodel.kind = importance: false",
         ),
+        (
+            ("submodel.width_rates=[0.5]",),
+            "submodel.width_rates: got [0.5], allowed with submodel.kind = importance: "
+            "[0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0], which it does not use",
+        ),
     ],
 )
 def test_a_value_that_another_one_rules_out_is_named(overrides, line):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fedgmr_hpc.records import EvaluationRow, MergeRow
+from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.study.report import make_report, render_summary
@@ -54,6 +54,15 @@ def evaluation(version: int, val: float, test: float, density: float) -> Evaluat
     )
 
 
+def update(version: int, age: int) -> UpdateRow:
+    """Merged into `version`, 0 for none."""
+    counts = {"client": 0, "mask_id": 0, "down_bytes": 1, "up_bytes": 1, "num_samples": 1}
+    numbers = {"now_s": 1.0, "density": 1.0, "train_loss": 1.0, "score": NAN}
+    own = {"base_version": version - age, "version": version}
+    return UpdateRow(**own, **counts, **numbers, wall_overrun=0, wall_rank=1)
+
+
+UPDATES = [update(1, 1), update(2, 1), update(4, 4), update(0, -2)]  # the last was lost
 EVALUATIONS = [
     evaluation(0, 0.1, 0.11, 0.625),
     evaluation(2, 0.5, 0.4, 0.625),
@@ -73,7 +82,7 @@ def write(
     with ResultWriter(path, **sizes, **texts) as writer:
         for version in range(1, num_merges + 1):
             writer.append(merge(version))
-        for row in evaluations:
+        for row in [*evaluations, *UPDATES[: num_merges + 1]]:
             writer.append(row)
         writer.finish(status)
     return path
@@ -183,7 +192,7 @@ def test_summary(result: Result) -> None:
         "  moved          2.0 MB up to the server, 16.0 MB down to the clients",
         "  merged         rounds 4, versions 4",
         "  time           40.0 s virtual, 2.1 s wall",
-        "  staleness      mean 1.86, max 4 versions",
+        "  staleness      mean 2.00, max 4 versions",
         f"  results        {result.path}",
         f"next: python -m fedgmr_hpc report '{result.path}'",
     ]

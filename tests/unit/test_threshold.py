@@ -182,3 +182,15 @@ def test_each_receipt_makes_its_own_thresholds(mask_id):
     # factors depend on |w| / theta alone: 1 + 2 x 2 / 3^2 and 1.5
     assert found[0] == pytest.approx([0.01 * (1 + 4 / 9), 0.015], rel=1e-3)
     assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_client_uses_its_model_without_what_fell_below_the_threshold():
+    model = SubModel(Linear(), 6, [], through_threshold=SPANS)
+    kept = torch.tensor([0, 1, 4])
+    model.load(torch.tensor([2.0, 1.0, 1.0]), torch.zeros(1), kept)
+    batches = iter([(torch.ones(1, 7), torch.zeros(1))])
+    model.train(batches, identity, learning_rate=0.01, choices=SgdChoices())
+    trained = model.net.flat.clone()  # 1 - 0.015 is below its threshold of 1 now
+    with model.in_use() as net:
+        assert net.flat[1] == 0.0 and net.flat[0] == trained[0] > 1.0
+    assert torch.equal(model.net.flat, trained)
