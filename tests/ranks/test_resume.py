@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import killing
@@ -195,16 +196,30 @@ def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
     assert np.all(result.checkpoints["bytes"] > 100_000)
 
 
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A file system of its own."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for the results and one checkpoint, not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3500k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=3500k") as folder:
+        yield folder
+
+
+@needs_mpirun
+def test_a_read_only_results_folder_ends_every_rank_with_2(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=1m,ro") as folder:
+        job = run_job(3, *TINY, f"results.path={folder}/run.h5")
+        (line,) = job.errors
+        assert job.code == 2 and f"results.path: cannot write in {folder}" in line
 
 
 def test_a_full_disk_leaves_the_generation_that_is_there(
