@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fedgmr_hpc.axes import (
     AdmissionConfig,
@@ -237,6 +237,11 @@ class WireConfig(Section):
     """Wall time after which a transfer that should be through is taken for lost."""
 
 
+def _unquoted(value: object) -> object:
+    """YAML reads a bare on or off as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class ResultsConfig(Section):
     """Where results go."""
 
@@ -244,7 +249,7 @@ class ResultsConfig(Section):
     """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
     flush_s: Positive = 2.0
     """Longest time a row waits before it is on disk."""
-    locking: Literal["auto", "on", "off"] = "auto"
+    locking: Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted)] = "auto"
     """Whether the file is locked while it is made: `auto` where the file system has locks, `off`
     for Lustre, NFS or BeeGFS mounts that refuse or hang on them, `on` to fail without them."""
 

@@ -480,3 +480,10 @@ def test_a_choice_without_effect_is_refused(overrides, key):
 def test_an_unknown_key_inside_a_fault_lists_the_known_ones():
     (line,) = errors("faults=[{kind: drop, foo: 1}]")
     assert line.startswith("faults.0.foo: unknown key; known keys here: kind, client, direction")
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_words_that_yaml_reads_as_truth_values_may_come_unquoted(word):
+    config = load_config(None, [f"results.locking={word}"])
+    assert config.results.locking == word
+    assert f"locking: {word}" in render_config(config).replace("'", "")

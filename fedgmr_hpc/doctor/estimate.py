@@ -1,0 +1,209 @@
+"""What a run will need, before it is run: link rates, disk, memory and time. Pure functions.
+
+Estimates lean to the high side: every client delivers in every round, and densities are those to
+which restoration may take them. W weights of a model, C clients, M dense models of 4 W bytes:
+
+    server's memory    6 M and the buffer                  (README, Figures: 7.7 M measured with a
+                                                           buffer of 2.1 M, 13 to 15 M with 10 M)
+    worker's memory    20 bytes a weight beside what training has taken: the packed values and
+                       their positions, a frame that comes and one that goes
+    a checkpoint       the version, its order and, for each client, values and positions; three
+                       files may exist at a time
+    results            every row of every table, and the final weights
+    time               training and evaluation shared by the client ranks, at 0.75 of what the ranks
+                       measured alone (README, Figures)
+
+Times are wall seconds where the name does not say virtual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from fedgmr_hpc.comm.frames import frame_bytes
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.livepool import place_clients
+from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
+from fedgmr_hpc.schema import columns_of
+
+EFFICIENCY = 0.75
+SERVER_MODELS = 6
+WORKER_BYTES_PER_WEIGHT = 20
+FILE_BYTES = 1 << 20  # of a result file without rows: chunks are written whole
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a rank measured alone. `train_s`: a client's local training at `densities`."""
+
+    densities: tuple[float, float]  # lowest, highest
+    train_s: tuple[float, float]
+    sample_s: float  # one sample of an evaluation
+
+    def at(self, density: float) -> float:
+        """Seconds of a client's local training, on the line between the two measured."""
+        (low, high), (low_s, high_s) = self.densities, self.train_s
+        part = (density - low) / (high - low) if high > low else 1.0
+        return low_s + part * (high_s - low_s)
+
+
+def first_densities(config: Config) -> list[float]:
+    """[C] with which clients begin."""
+    shares = config.clients.bandwidth_shares()
+    if config.submodel.kind == "full":
+        return [1.0] * len(shares)
+    return [min(pair) for pair in zip(shares, _ceilings(config), strict=True)]
+
+
+def highest_densities(config: Config) -> list[float]:
+    """[C] that clients may reach."""
+    grows = config.restoration.trigger != "none" or config.restoration.balance
+    return list(_ceilings(config)) if grows else first_densities(config)
+
+
+def _ceilings(config: Config) -> Sequence[float]:
+    return config.clients.max_densities or (1.0,) * config.clients.count
+
+
+def num_active(config: Config) -> int:
+    """Clients that take part at a time."""
+    return config.clients.sampled or config.clients.count
+
+
+def _active_sum(config: Config, values: Sequence[float]) -> float:
+    """Over the clients that take part at a time, on average."""
+    return sum(values) * num_active(config) / config.clients.count
+
+
+def needed_rates(config: Config, num_ranks: int) -> dict[int, tuple[float, float]]:
+    """Real bytes per second (to, from) that the clients of each rank may ask for on the wall clock.
+
+    Nominal rates of their tiers, `links.trace` aside; a client is no faster than the server's link.
+    """
+    links, rates = config.links, dict[int, tuple[float, float]]()
+    rank_of = place_clients(config.clients.count, num_ranks)
+    for client, share in enumerate(config.clients.bandwidth_shares()):
+        down, up = rates.get(rank_of[client], (0.0, 0.0))
+        down += min(links.client_down_bytes_per_s * share, links.server_up_bytes_per_s)
+        up += min(links.client_up_bytes_per_s * share, links.server_down_bytes_per_s)
+        rates[rank_of[client]] = (down, up)
+    cap_down = links.rank_down_bytes_per_s or math.inf
+    cap_up = min(links.rank_up_bytes_per_s or math.inf, links.server_down_bytes_per_s)
+    return {
+        rank: (min(down, cap_down) / config.time_scale, min(up, cap_up) / config.time_scale)
+        for rank, (down, up) in rates.items()
+    }
+
+
+def round_s(config: Config, num_prunable: int, num_dense: int) -> float:
+    """Virtual seconds of a round at least: the fastest client's cycle by itself, and the merge."""
+    links, shares = config.links, config.clients.bandwidth_shares()
+    density, share = max(zip(first_densities(config), shares, strict=True), key=lambda p: p[1])
+    size = float(frame_bytes(int(density * num_prunable), num_dense, dtype=config.wire.dtype))
+    if links.size == "nominal":
+        size = links.nominal_mb * 1e6 * density
+    down_s = size / min(links.client_down_bytes_per_s * share, links.server_up_bytes_per_s)
+    up_s = size / min(links.client_up_bytes_per_s * share, links.server_down_bytes_per_s)
+    return 2 * links.latency_s + down_s + links.compute_s + up_s + links.merge_s
+
+
+def num_rounds(config: Config, least_round_s: float) -> int:
+    """Rounds at most."""
+    limit_s = config.run.max_time_s
+    rounds = config.run.max_rounds
+    return rounds if limit_s is None else min(rounds, math.ceil(limit_s / least_round_s))
+
+
+def compute_s(
+    config: Config, paces: Sequence[Pace], rounds: int, num_samples: int, num_scored: int
+) -> float:
+    """Seconds for the training and evaluation of a whole run, shared by the ranks.
+
+    Args:
+        paces: of the ranks that train.
+        num_samples: in the validation and test sets.
+        num_scored: that score each client at a refresh.
+    """
+    densities = highest_densities(config)
+    train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
+    refreshes = rounds // config.run.interval_rounds + 1
+    samples = num_samples + num_active(config) * num_scored
+    evaluate_s = refreshes * samples * fmean(pace.sample_s for pace in paces)
+    return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY
+
+
+def whole_run_s(config: Config, computing_s: float, rounds: int, least_round_s: float) -> float:
+    """Seconds of a run: on the wall clock links take their time, too."""
+    if config.clock == "virtual":
+        return computing_s
+    return max(computing_s, rounds * least_round_s * config.time_scale)
+
+
+def least_time_scale(config: Config, paces: Mapping[int, Pace], num_ranks: int) -> float:
+    """Below it client-steps overrun on the wall clock: a rank trains its clients in turn."""
+    if not config.links.compute_s:
+        return math.inf
+    rank_of, sums = (
+        place_clients(config.clients.count, max(2, num_ranks)),
+        dict.fromkeys(paces, 0.0),
+    )
+    for client, density in enumerate(highest_densities(config)):
+        rank = rank_of[client] if num_ranks > 1 else 0
+        if rank in paces:
+            sums[rank] += paces[rank].at(density)
+    return max(sums.values()) / config.links.compute_s
+
+
+def result_bytes(config: Config, num_weights: int, rounds: int) -> int:
+    """Length of the result file."""
+    active, admission = num_active(config), config.admission
+    merges_of = {"count": math.ceil(active / (admission.count or 1)), "each": active}
+    merges = rounds * merges_of.get(admission.kind, 1)
+    updates = rounds * active
+    counts: dict[type, int] = {
+        MergeRow: merges,
+        UpdateRow: updates,
+        EventRow: updates + merges,
+        EvaluationRow: rounds // config.run.interval_rounds + 1,
+        TransferRow: 2 * updates * (config.clock == "wall"),
+    }
+    rows = sum(num * row_bytes(row, config.clients.count) for row, num in counts.items())
+    return FILE_BYTES + 4 * num_weights + rows
+
+
+def row_bytes(row: type, num_clients: int) -> int:
+    """Bytes of a row of a table."""
+    return sum(c.dtype.itemsize * (num_clients if c.per_client else 1) for c in columns_of(row))
+
+
+def buffer_models(config: Config) -> float:
+    """Dense models that the server's buffer may hold."""
+    sizes = sorted(highest_densities(config), reverse=True)
+    most = config.aggregation.max_entries or config.clients.sampled
+    return sum(sizes[:most])
+
+
+def checkpoint_bytes(config: Config, num_weights: int) -> int:
+    """Length of a checkpoint."""
+    models = buffer_models(config)
+    return int(4 * num_weights * (2 + min(2 * models, max(models, num_active(config)))))
+
+
+def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
+    """Results and checkpoints."""
+    num = 1 if config.checkpoint.every_s is None else 3
+    results = result_bytes(config, num_weights, rounds)
+    return results + num * checkpoint_bytes(config, num_weights)
+
+
+def server_bytes(config: Config, num_weights: int) -> int:
+    """The server's memory beside the program itself."""
+    return int(4 * num_weights * (SERVER_MODELS + buffer_models(config)))
+
+
+def worker_bytes(num_weights: int) -> int:
+    """A worker's memory beside the program, the data and training."""
+    return WORKER_BYTES_PER_WEIGHT * num_weights
