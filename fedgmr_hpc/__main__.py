@@ -4,6 +4,7 @@ What each verb takes:
 
     launch ...                                   as python -m fedgmr_hpc.launch ...
     check [CONFIG] [--ranks N] [key=value ...]   validate without starting ranks, print the result
+    doctor [CONFIG] [key=value ...]              check ranks, links, data, disk, time; under mpirun
     keys                                         every configuration key, its default and meaning
     methods [NAME]                               the method table, or one method explained
     prepare DATASET --root DIR [data.key=value]  what is missing, where to put it; build the cache
@@ -13,8 +14,9 @@ What each verb takes:
     results verify|repair|merge|export FILE...   check and save result files; see results --help
     replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
     agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
-    study run|status|report STUDY [--out DIR] [--ranks N] [--side-by-side N] [key=value ...]
-                                                 many runs, their state, tables and verdicts
+    study run|submit|status|report STUDY [--out DIR] [--ranks N] [key=value ...]
+                                                 many runs, here or as Slurm jobs, their state,
+                                                 tables and verdicts; see study --help
     feasibility RESULT... [--out DIR]            optimal density by accuracy, of runs with one each
     probe error CONFIG|RESULT... [key=value ...] aggregation error against density, and of masks
                                                  that change in flight; [--out DIR]
@@ -52,10 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fedgmr_hpc.launch import main as launch
 
         return launch(["--replay", *words[1:]])
+    if words[:1] == ["doctor"]:
+        from fedgmr_hpc.doctor.verb import main as doctor
+
+        return _reported(lambda: doctor(words[1:]))
     if words[:1] == ["scale"]:
         from fedgmr_hpc.study.scaling import main as scale
 
         return _reported(lambda: scale(words[1:]))
+    if words[:1] == ["study"]:
+        from fedgmr_hpc.study.verb import main as study
+
+        return _reported(lambda: study(words[1:]))
     if words[:1] == ["results"]:
         from fedgmr_hpc.resultverbs import main as results
 
@@ -74,7 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "partition": _partition,
         "report": _report,
         "agree": _agree,
-        "study": _study,
         "feasibility": _feasibility,
         "probe": _probe,
         "bench": _bench,
@@ -104,6 +113,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     verbs = (
         "check",
+        "doctor",
         "keys",
         "methods",
         "prepare",
@@ -125,8 +135,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, help="ranks, the server included")
     parser.add_argument("--root", help="folder of a data set's files")
     parser.add_argument("--cache", help="folder of decoded data sets")
-    parser.add_argument("--out", help="folder for plots, reports and the cells of studies")
-    parser.add_argument("--side-by-side", type=int, help="cells of a study at a time")
+    parser.add_argument("--out", help="folder for plots and reports")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a benchmark")
     return parser
 
@@ -240,12 +249,6 @@ def _agree(words: list[str], arguments: argparse.Namespace) -> int:
     ranks = 3 if arguments.ranks is None else arguments.ranks
     print(agree_config(source, overrides, ranks, arguments.out or "results/agree"))
     return 0
-
-
-def _study(words: list[str], arguments: argparse.Namespace) -> int:
-    from fedgmr_hpc.study.verb import main as study
-
-    return study(words, arguments.out, arguments.ranks, arguments.side_by_side)
 
 
 def _feasibility(words: list[str], arguments: argparse.Namespace) -> int:

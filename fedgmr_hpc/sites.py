@@ -110,10 +110,17 @@ def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
     Raises:
         ValueError: a path holds a variable that `environ` lacks.
     """
-    values = {key: _as_text(site, key, environ) for key in VARIABLES}
-    exports = {VARIABLES[key]: text for key, text in values.items() if text}
-    exports |= {name: str(value) for name, value in site.env.items()}
-    return "\n".join(f"export {name}={shlex.quote(text)}" for name, text in exports.items())
+    values = job_values(site, environ)
+    return "\n".join(f"export {name}={shlex.quote(text)}" for name, text in values.items())
+
+
+def job_values(
+    site: Site, environ: Mapping[str, str] = os.environ, prefix: str = ""
+) -> dict[str, str]:
+    """The variables of `render_exports`; of the keys' own only those that begin with `prefix`."""
+    values = {name: _as_text(site, key, environ) for key, name in VARIABLES.items()}
+    own = {name: text for name, text in values.items() if text and name.startswith(prefix)}
+    return own | {name: str(value) for name, value in site.env.items()}
 
 
 def _find(source: str | Path) -> Path:

@@ -21,6 +21,7 @@ from fedgmr_hpc.data import describe_missing
 from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
 
 NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
+PLACES = ("root", "cache")  # of the data, likewise
 MAX_SLUG = 80
 Labels = dict[str, Any]
 
@@ -108,8 +109,10 @@ def _fitting(cells: Sequence[Cell], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run: everything but `NOT_IDENTITY`."""
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    """What makes two runs the same run: everything but `NOT_IDENTITY` and the data's `PLACES`."""
+    data = {key: value for key, value in config["data"].items() if key not in PLACES}
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return kept | {"data": data}
 
 
 def digest_of(config: Config) -> str:

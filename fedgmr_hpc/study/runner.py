@@ -2,7 +2,8 @@
 
 Every cell is a process (or mpirun's ranks) with one thread each, in a session of its own, so that
 Ctrl-C reaches this process, which ends them. A cell whose lock somebody else holds, another
-`study run` or the orphan of a killed one, is waited for. Nothing of a finished cell is touched.
+`study run` or the orphan of a killed one, is waited for. A cell that was cut short goes on from its
+checkpoint, a failed one begins anew, and nothing of a finished one is touched.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.configfile import render_config
 from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (
     CellLock,
+    CellState,
+    can_go_on,
     read_state,
     remove_leftovers,
     result_path,
@@ -36,6 +41,7 @@ from fedgmr_hpc.study.studyfile import as_override
 POLL_S = 0.1
 GRACE_S = 10.0  # what a job gets to close its file after SIGTERM
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+Launcher = Callable[[int, list[str]], list[str]]  # ranks, launch's words -> command
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,15 @@ class Job:
         return _output(self.path)
 
 
+def start_here(num_ranks: int, words: list[str]) -> list[str]:
+    """The command for `python -m fedgmr_hpc.launch WORDS` on ranks of this machine."""
+    python = [sys.executable, "-m", "fedgmr_hpc.launch", *words]
+    if num_ranks == 1:
+        return python
+    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
+    return [str(mpirun) if mpirun.exists() else "mpirun", "-n", str(num_ranks), *python]
+
+
 @dataclass
 class Queue:
     """What is left, what runs and what came of the rest; `on_change` sees every change."""
@@ -61,10 +76,12 @@ class Queue:
     num_ranks: int
     side_by_side: int
     on_change: Callable[[Queue], None] = lambda queue: None
+    launcher: Launcher = start_here
     waiting: list[Cell] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)
+    is_ending: bool = False
 
     def run(self, cells: Sequence[Cell]) -> bool:
         """Runs `cells` to their end; whether all are done.
@@ -72,8 +89,12 @@ class Queue:
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM, with every job ended.
         """
+        with handling(signal.SIGTERM, interrupt):
+            return self.drain(cells)
+
+    def drain(self, cells: Sequence[Cell]) -> bool:
+        """`run` with whatever becomes of SIGTERM elsewhere."""
         self.waiting += _one_each(cells)
-        previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while self.waiting or self.jobs:
                 self._collect()
@@ -82,8 +103,13 @@ class Queue:
                 time.sleep(POLL_S)
         finally:
             self._end_jobs()
-            signal.signal(signal.SIGTERM, previous)
         return not self.failed
+
+    def tell(self, number: int) -> None:
+        """Sends a signal to what was started for each job, and to nothing that this started."""
+        for job in self.jobs:
+            with suppress(ProcessLookupError):
+                os.kill(job.process.pid, number)
 
     def _start_jobs(self) -> None:
         """Fills the free places; cells that somebody else runs stay in the queue."""
@@ -99,12 +125,41 @@ class Queue:
                 lock.release()
                 self.done.append(cell)
             else:
-                self.jobs.append(_start(self.folder, cell, self.num_ranks, lock))
+                self.jobs.append(self._start(cell, lock))
+
+    def _start(self, cell: Cell, lock: CellLock) -> Job:
+        path = result_path(self.folder, cell)
+        if not can_go_on(read_state(self.folder, cell, held=True), cell):
+            remove_leftovers(path)
+        config = path.with_suffix(".yaml")
+        config.write_text(render_config(cell.config))
+        words = ["--config", str(config), "--resume", as_override("results.path", str(path))]
+        with _output(path).open("wb") as output:
+            process = subprocess.Popen(
+                self.launcher(self.num_ranks, [*words, "progress=quiet"]),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **dict.fromkeys(THREADS, "1")},
+                start_new_session=True,
+                pass_fds=(lock.fd,),
+            )
+        return Job(cell, process, path, lock)
 
     def _collect(self) -> None:
         for job in [job for job in self.jobs if job.process.poll() is not None]:
             self.jobs.remove(job)
-            (self.done if _conclude(self.folder, job) else self.failed).append(job.cell)
+            (self.done if self._conclude(job) else self.failed).append(job.cell)
+
+    def _conclude(self, job: Job) -> bool:
+        """Keeps the error of a job that has failed, not been ended; whether its cell is done."""
+        code = job.process.returncode
+        is_done = code == 0 and read_state(self.folder, job.cell, held=True).status == "done"
+        if not (is_done or self.is_ending or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
+            write_error(job.path, job.output.read_text(errors="replace"), code)
+        job.output.unlink()
+        job.lock.release()
+        return is_done
 
     def _end_jobs(self) -> None:
         """Ends what still runs; its half-written files are run again the next time."""
@@ -119,6 +174,29 @@ class Queue:
             job.output.unlink(missing_ok=True)
             job.lock.release()
         self.jobs.clear()
+
+
+def run_cell(
+    folder: Path, cell: Cell, num_ranks: int, launcher: Launcher = start_here
+) -> CellState:
+    """Runs one cell to its end, unless it is done; says what came of it.
+
+    Told by USR1 or TERM it passes on USR1: the cell ends `interrupted`, with a state to go on from.
+
+    Raises:
+        KeyboardInterrupt: after TERM.
+    """
+
+    def tell(number: int, frame: object) -> None:
+        queue.is_ending |= number == signal.SIGTERM
+        queue.tell(signal.SIGUSR1)
+
+    queue = Queue(folder, num_ranks, side_by_side=1, launcher=launcher)
+    with handling(signal.SIGUSR1, tell), handling(signal.SIGTERM, tell):
+        queue.drain([cell])
+    if queue.is_ending:
+        raise KeyboardInterrupt("terminated")
+    return read_state(folder, cell, held=True)
 
 
 def probe(cells: Sequence[Cell], num_ranks: int, side_by_side: int) -> dict[str, Pace]:
@@ -151,51 +229,23 @@ def _one_each(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.digest: cell for cell in cells}.values())
 
 
-def _start(folder: Path, cell: Cell, num_ranks: int, lock: CellLock) -> Job:
-    path = result_path(folder, cell)
-    remove_leftovers(path)
-    config_path = path.with_suffix(".yaml")
-    config_path.write_text(render_config(cell.config))
-    command = _command(num_ranks, str(config_path), as_override("results.path", str(path)))
-    with _output(path).open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **dict.fromkeys(THREADS, "1")},
-            start_new_session=True,
-            pass_fds=(lock.fd,),
-        )
-    return Job(cell, process, path, lock)
-
-
-def _command(num_ranks: int, config: str, *words: str) -> list[str]:
-    python = [sys.executable, "-m", "fedgmr_hpc.launch", "--config", config, *words]
-    python.append("progress=quiet")
-    if num_ranks == 1:
-        return python
-    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
-    return [str(mpirun) if mpirun.exists() else "mpirun", "-n", str(num_ranks), *python]
-
-
-def _conclude(folder: Path, job: Job) -> bool:
-    """Keeps the error of a job that has ended otherwise than done; whether it is done."""
-    code = job.process.returncode
-    is_done = code == 0 and read_state(folder, job.cell, held=True).status == "done"
-    if not is_done:
-        write_error(job.path, job.output.read_text(errors="replace"), code)
-    job.output.unlink()
-    job.lock.release()
-    return is_done
-
-
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
-def _interrupt(signum: int, frame: object) -> None:
+@contextmanager
+def handling(number: int, handler: Any) -> Iterator[None]:
+    """A signal's handler, for a while."""
+    previous = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """A signal's handler that ends what runs as Ctrl-C does."""
     raise KeyboardInterrupt("terminated")
 
 

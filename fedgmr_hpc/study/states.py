@@ -4,6 +4,8 @@
     cells/NAME.log      the run's log
     cells/NAME.yaml     its configuration: python -m fedgmr_hpc.launch --config NAME.yaml
     cells/NAME.error    what it printed, where it failed; the first line says what went wrong
+    cells/NAME.ckpt     its state, while it is not at its end
+    cells/.jobs/        what was submitted to Slurm (jobstates.py)
     cells/.locks/DIGEST held by whoever runs the cell, and inherited by its processes
 
 A lock is an advisory file lock, so it is gone with its last holder, however that ended.
@@ -17,21 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fedgmr_hpc.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.cells import Cell, identity
 
-Status = Literal["done", "running", "failed", "interrupted", "missing"]
+Status = Literal["done", "queued", "running", "failed", "interrupted", "missing"]
 
 
 @dataclass(frozen=True)
 class CellState:
-    """What is known of a cell. `progress_frac`: of its rounds or virtual time; `error`: a line."""
+    """What is known of a cell.
+
+    `progress_frac`: of its rounds or virtual time; `error`: a line; `job`: what Slurm says of it.
+    """
 
     status: Status
     path: Path
     progress_frac: float = 0.0
     error: str = ""
     result: Result | None = None
+    job: str = ""
 
 
 class CellLock:
@@ -96,14 +103,24 @@ def read_state(folder: Path, cell: Cell, held: bool = False) -> CellState:
 
 def is_done(cell: Cell, result: Result) -> bool:
     """Whether a result is this cell's, and whole."""
-    wanted = identity(cell.config.model_dump(mode="json"))
-    return result.status == "finished" and identity(result.config) == wanted
+    return result.status == "finished" and _is_of(cell, result)
+
+
+def can_go_on(state: CellState, cell: Cell) -> bool:
+    """Whether the run of a cell was cut short and left a state of this cell to go on from."""
+    is_own = state.result is not None and _is_of(cell, state.result)
+    return state.status == "interrupted" and is_own and has_checkpoint(checkpoint_path(state.path))
+
+
+def _is_of(cell: Cell, result: Result) -> bool:
+    return identity(result.config) == identity(cell.config.model_dump(mode="json"))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the files of a run that failed or was killed."""
+    """Removes the files of a run that failed, or that nothing can go on from."""
     for suffix in (".h5", ".log", ".error", ".trace.json"):
         path.with_suffix(suffix).unlink(missing_ok=True)
+    remove_checkpoints(checkpoint_path(path))
 
 
 def write_error(path: Path, output: str, code: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 
 from fedgmr_hpc.configfile import render_config
-from fedgmr_hpc.result import read_result
+from fedgmr_hpc.result import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import is_locked, read_state
 from fedgmr_hpc.study.studyfile import load_study
@@ -107,6 +107,63 @@ def test_a_half_written_cell_is_run_again(tmp_path: Path) -> None:
     assert read_state(tmp_path / "cells", cells[0]).status == "interrupted"
     assert study("run", path).code == 0
     assert read_result(half).status == "finished"
+
+
+def test_a_killed_cell_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    settings = {"checkpoint.every_s": 0, "run.max_rounds": 40, "results.flush_s": 0.01}
+    path, cells = write_study(tmp_path, matrix={"method": ["fedgmr"], "seed": [0]}, set=settings)
+    folder = tmp_path / "cells"
+    command = [sys.executable, "-m", "fedgmr_hpc", "study", "run", str(path)]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+    ) as process:
+        wait_for(lambda: list(folder.glob("*.ckpt.old")))
+        (session,) = {os.getsid(pid) for pid in children(process.pid)}
+        process.kill()
+        os.killpg(session, signal.SIGKILL)
+    assert read_state(folder, cells[0]).status == "interrupted"
+    assert study("run", path).code == 0
+    resumed = read_result(folder / f"{cells[0].name}.h5")
+    assert resumed.status == "finished" and 1 in resumed.checkpoints["is_resume"]
+    words = ("--config", str(folder / f"{cells[0].name}.yaml"), f"results.path={tmp_path}/whole.h5")
+    assert run_job(1, *words, launcher="none").code == 0
+    assert differing_columns(resumed, read_result(tmp_path / "whole.h5")) == []
+    assert not list(folder.glob("*.ckpt*"))
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("suffix", [".error", ".h5"])
+def test_what_a_failed_or_another_cell_left_is_not_gone_on_with(
+    suffix: str, tmp_path: Path
+) -> None:
+    path, cells = write_study(tmp_path, matrix={"method": ["fedavg"], "seed": [0]})
+    (tmp_path / "cells").mkdir()
+    for left in (suffix, ".ckpt", ".ckpt.old"):
+        (tmp_path / "cells" / f"{cells[0].name}{left}").write_text("of something else")
+    ended = study("run", path)
+    assert ended.code == 0, ended.output
+    files = (tmp_path / "cells").glob("[!.]*")
+    assert {file.suffix for file in files} == {".h5", ".log", ".yaml"}
+
+
+def test_jobs_run_on_this_machine_as_on_a_cluster(tmp_path: Path) -> None:
+    """A cell that fails, another that does not, then the report; the same again does the rest."""
+    few = {"method": ["fedavg"], "data.max_train": [5, 600], "seed": [0]}
+    path, cells = write_study(tmp_path, matrix=few)
+    ended = study("submit", path, "--local", "--side-by-side", "2")
+    assert ended.code == 1, ended.output
+    assert [read_state(tmp_path / "cells", c).status for c in cells] == ["failed", "done"]
+    assert "1 of 2 cells finished" in (tmp_path / "tiny" / "report.md").read_text()
+    again = study("submit", path, "--local", "--dry-run")
+    assert again.code == 0 and f"left alone: {cells[1].name}: done" in again.output
+    assert "2 cells (1 done, 1 failed), 1 to submit" in again.output
 
 
 def test_one_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -62,13 +62,14 @@ def test_command_line_replaces_varied_keys_and_sets_others() -> None:
     assert {cell.config.run.max_rounds for cell in cells} == {3}
 
 
-def test_a_digest_ignores_where_results_go_and_nothing_else() -> None:
+def test_a_digest_ignores_where_files_are_and_nothing_else() -> None:
     study, _ = load_study(TINY)
 
     def digests(*words: str) -> list[str]:
         return [digest_of(cell.config) for cell in expand(study, words)]
 
     assert digests("results.path=x.h5", "progress=quiet") == digests()
+    assert digests("data.root=/a", "data.cache=/b") == digests()
     assert not set(digests("train.batch=21")) & set(digests())
 
 

@@ -1,0 +1,158 @@
+"""A study where it lies: its cells, its folders, and how far it is, here and in Slurm."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedgmr_hpc.study.cells import Cell, expand
+from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
+from fedgmr_hpc.study.jobstates import CellJob, read_jobs, with_job
+from fedgmr_hpc.study.series import end_s
+from fedgmr_hpc.study.states import CellState, read_state
+from fedgmr_hpc.study.studyfile import StudyFile, find_study, load_study
+from fedgmr_hpc.study.tables import as_text
+
+DEFAULT_OUT = "results/studies"
+IN_HAND = ("queued", "running")
+States = list[tuple[Cell, CellState]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A study, its cells and its folders."""
+
+    source: str
+    study: StudyFile
+    cells: list[Cell]
+    words: list[str]
+    out: Path
+
+    @property
+    def cells_dir(self) -> Path:
+        """The result files."""
+        return self.out / "cells"
+
+    @property
+    def report_dir(self) -> Path:
+        """The report and the words of the last run."""
+        return self.out / find_study(self.source).stem
+
+    def command_words(self, action: str) -> list[str]:
+        """What Python is given for `action` on this study."""
+        out = [] if self.out == Path(DEFAULT_OUT) else ["--out", str(self.out)]
+        return ["-m", "fedgmr_hpc", "study", action, self.source, *out, *self.words]
+
+    def command(self, action: str) -> str:
+        """What to type for `action` on this study."""
+        return shlex.join(["python", *self.command_words(action)])
+
+    def note_words(self) -> None:
+        """Notes the words for later actions without words."""
+        note = _note(self.out, self.source)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(yaml.safe_dump(self.words))
+
+    def states(self) -> States:
+        """The state of every cell, from its files."""
+        return [(cell, read_state(self.cells_dir, cell)) for cell in self.cells]
+
+    def abreast(self, num_ranks: int, wished: int | None = None) -> int:
+        """How many cells run at a time on this machine."""
+        own = self.study.side_by_side or max(1, _num_cores() // num_ranks)
+        return at_least_1("--side-by-side", own if wished is None else wished)
+
+
+def open_place(source: str, words: list[str], out: str | None, takes_over: bool) -> Place:
+    """The study `source` with `words`; without words, the noted ones if it `takes_over`.
+
+    Raises:
+        ValueError: a wrong word, study or cell.
+    """
+    out_dir = Path(out or DEFAULT_OUT).expanduser()
+    note = _note(out_dir, source)
+    if not words and takes_over and note.exists():
+        words = [str(word) for word in yaml.safe_load(note.read_text()) or ()]
+    study, overrides = load_study(source, words)
+    return Place(source, study, expand(study, overrides), words, out_dir)
+
+
+def _note(out: Path, source: str) -> Path:
+    return out / find_study(source).stem / "words.yaml"
+
+
+def at_least_1(name: str, value: int) -> int:
+    """`value`.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, allowed: at least 1")
+    return value
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def states_with_jobs(place: Place) -> tuple[States, dict[str, CellJob], str]:
+    """The state of every cell from its files and the queue; jobs; why the queue is not known."""
+    try:
+        jobs, unknown = read_jobs(place.cells_dir.absolute()), ""
+    except ValueError as error:
+        jobs, unknown = {}, str(error)
+    states = [(cell, with_job(state, jobs.get(cell.digest))) for cell, state in place.states()]
+    return states, jobs, unknown
+
+
+def render_status(place: Place) -> str:
+    """A table of all cells, the counts and the time left."""
+    states, jobs, unknown = states_with_jobs(place)
+    rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
+    table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
+    in_hand = [(cell, state) for cell, state in states if state.status in IN_HAND and state.job]
+    abreast = max((jobs[cell.digest].at_most for cell, _ in in_hand), default=0)
+    left_s = eta_s(in_hand or states, states, abreast or place.abreast(place.study.ranks))
+    is_over = all(s.status == "done" for _, s in states)
+    eta = "" if is_over else f"; time left {describe_s(left_s)}"
+    what = " once they all run" if any(s.status == "queued" for _, s in states) else ""
+    note = f"\nwithout the queue: {unknown}" if unknown else ""
+    return f"{table}\n{counts([s for _, s in states])} of {len(states)} cells{eta}{what}{note}"
+
+
+def counts(states: Sequence[CellState]) -> str:
+    """`3 done, 1 failed`."""
+    found = Counter(state.status for state in states)
+    return ", ".join(f"{found[s]} {s}" for s in sorted(found)) or "none"
+
+
+def eta_s(open_states: States, states: States, abreast: int) -> float:
+    """Wall seconds until `open_states` are done, at the pace of all finished and running cells."""
+    seen = [(cell.config.method, s.result) for cell, s in states if s.result is not None]
+    left = [
+        (cell, 0.0 if s.status == "failed" else s.progress_frac)
+        for cell, s in open_states
+        if s.status != "done"
+    ]
+    return remaining_s(left, mean_paces(seen), abreast)
+
+
+def _facts(state: CellState) -> list[str]:
+    """Validation accuracy, times and remark of one cell."""
+    part = f"{100 * state.progress_frac:.0f} %"
+    under_way = part if state.status in ("running", "interrupted") else ""
+    remark = state.error or ", ".join(filter(None, (under_way, state.job)))
+    result = state.result
+    if result is None:
+        return ["-", "-", "-", remark]
+    scores = result.evaluations["val_accuracy"]
+    score = f"{100 * scores[-1]:.2f}" if len(scores) else "-"
+    return [score, f"{end_s(result, 'now_s'):.1f}", f"{end_s(result, 'wall_s'):.1f}", remark]
