@@ -1,11 +1,45 @@
-"""Starts ranks from a program: the mpirun that belongs to this Python."""
+"""Starts ranks from a program: by srun inside a Slurm job, else by this Python's own mpirun."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+GRACE_S = 30.0  # what a launcher gets to end its ranks
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+# What torchrun would set; torch.distributed meets at MASTER_ADDR and MASTER_PORT.
+_AS_TORCHRUN = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS"
+
+
+def rank_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[str]:
+    """The words that go before a program to start it on ranks.
+
+    Inside a Slurm job the ranks are spread over its nodes, one on each while there are as many.
+    FEDGMR_MPI says how they meet (configs/sites/example.yaml); without it srun's default counts.
+
+    Raises:
+        ValueError: the job has fewer tasks.
+    """
+    mpi = env.get("FEDGMR_MPI", "auto")
+    if "SLURM_JOB_ID" not in env or mpi == "mpirun":
+        own = Path(sysconfig.get_path("scripts")) / "mpirun"
+        return [str(own) if own.exists() else "mpirun", "-n", str(num_ranks)]
+    num_tasks = int(env.get("SLURM_NTASKS", num_ranks))
+    if num_ranks > num_tasks:
+        raise ValueError(f"ranks: got {num_ranks}, allowed in this Slurm job: up to {num_tasks}")
+    num_nodes = min(num_ranks, int(env.get("SLURM_JOB_NUM_NODES", 1)))
+    command = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_ranks}", "--kill-on-bad-exit=1"]
+    command.append(f"--cpus-per-task={env.get('SLURM_CPUS_PER_TASK', 1)}")
+    if mpi in ("torch", "torchrun"):
+        return [*command, "--mpi=none", "sh", "-c", f'{_AS_TORCHRUN} exec "$@"', "sh"]
+    return command if mpi == "auto" else [*command, f"--mpi={mpi}"]
 
 
 def run_ranks(num_ranks: int, *command: str) -> None:
@@ -13,9 +47,46 @@ def run_ranks(num_ranks: int, *command: str) -> None:
 
     Raises:
         RuntimeError: it ended with another exit code than 0.
+        ValueError: as `rank_command`.
     """
-    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
-    launcher = str(mpirun) if mpirun.exists() else "mpirun"
-    ran = subprocess.run([launcher, "-n", str(num_ranks), sys.executable, "-m", *command])
+    ran = subprocess.run([*rank_command(num_ranks), sys.executable, "-m", *command])
     if ran.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {ran.returncode}")
+
+
+class Told(BaseException):
+    """A signal, by its name, has told this process to end."""
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Makes the first signal that wants an end `Told`, and leaves further ones unheard."""
+
+    def raise_told(number: int, frame: object) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise Told(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, raise_told) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def await_end(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a launcher, which is ended where this process is told to end.
+
+    Raises:
+        Told: so it was.
+    """
+    try:
+        return process.wait()
+    except Told:
+        process.terminate()
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise

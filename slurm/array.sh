@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run for each seed of the array, at most two at a time.
-#     sbatch [--array=0-4%2] slurm/array.sh CONFIG [key=value ...]
+#     sbatch [--array=0-4%2] [--signal=B:USR1@SECONDS] slurm/array.sh CONFIG [key=value ...]
 #SBATCH --job-name=seeds
 #SBATCH --array=0-4%2
 #SBATCH --nodes=1

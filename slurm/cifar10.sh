@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR-10, Dirichlet(0.6), VGG-11: 1 server and 10 client ranks.
-#     sbatch slurm/cifar10.sh [key=value ...]
+#     sbatch [--signal=B:USR1@SECONDS] slurm/cifar10.sh [key=value ...]
+# It checkpoints and is requeued so many seconds before its time is over (up to 60 earlier).
 # With 4 GPUs a node each client rank has one: 3 + 4 + 3 beside the server on the first node.
 #SBATCH --job-name=cifar10
 #SBATCH --nodes=3

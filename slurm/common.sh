@@ -8,6 +8,12 @@ job=${job:-$SLURM_JOB_ID} # the same after a requeue
 scripts=${SLURM_SUBMIT_DIR:-.}/slurm
 results=${FEDGMR_RESULTS:-results}/$SLURM_JOB_NAME-$job
 flag=$results.checkpointed # see rank.sh
+repeat_s=5 # between the times that ranks are told to checkpoint
+
+# Slurm may send the signal at once where the limit is hardly longer than its lead. TERM is left to
+# end the script: it comes with scancel, after which nothing may be requeued; ranks checkpoint at it.
+trap 'echo "job $job: told to end before the ranks were started: needs more time" >&2; exit 1' \
+  USR1 USR2
 
 enter_site() { # modules, Python, one thread a rank, where torch.distributed meets
   set +u # modules' scripts are not written for it
@@ -32,8 +38,9 @@ enter_site() { # modules, Python, one thread a rank, where torch.distributed mee
 
 choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch without an MPI
   local library plugin=pmi2
-  library=$(python -c 'import mpi4py; mpi4py.rc.initialize = False
-from mpi4py import MPI; print(MPI.Get_library_version())' 2>/dev/null) || { echo torch; return; }
+  local code='import mpi4py; mpi4py.rc.initialize = False
+from mpi4py import MPI; print(MPI.Get_library_version().rstrip("\0"))'
+  library=$(python -c "$code" 2> >(tail -n 1 >&2)) || { echo torch; return; }
   [[ $library != "Open MPI"* ]] || plugin=pmix
   if srun --mpi=list 2>&1 | grep -w "$plugin" >/dev/null; then
     echo "$plugin"
@@ -64,43 +71,58 @@ start_ranks() { # start_ranks NUM WORD...: launch with these words, in the backg
   local run=("$scripts/rank.sh" "$flag" python -m fedgmr_hpc.launch "$@")
   # Ranks see all GPUs of their node: no --gpus-per-task, which isolates them, and no
   # --gpu-bind=none, with which Slurm 22.05 shows none at all to several ranks of a node.
-  local step=(srun --nodes="$num_nodes" --ntasks="$ranks" --kill-on-bad-exit=1
-    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+  local step=(srun --nodes="$num_nodes" --kill-on-bad-exit=1)
+  local tasks=(--ntasks="$ranks" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
   case $FEDGMR_MPI in
     mpirun) mpirun -n "$ranks" "${run[@]}" & ;;
-    torch) "${step[@]}" --mpi=none "${run[@]}" & ;; # torchrun would swallow signals
-    *) "${step[@]}" --mpi="$FEDGMR_MPI" "${run[@]}" & ;;
+    torch) "${step[@]}" "${tasks[@]}" --mpi=none "${run[@]}" & ;;
+    torchrun) # one for each node, with all the CPUs that the job has there
+      "${step[@]}" --ntasks="$num_nodes" --cpu-bind=none --mpi=none \
+        "$scripts/node.sh" "$ranks" "${run[@]}" & ;;
+    *) "${step[@]}" "${tasks[@]}" --mpi="$FEDGMR_MPI" "${run[@]}" & ;;
   esac
   launcher=$!
 }
 
-pass_on() { # Slurm's USR1 becomes USR2 of the ranks: NCCL may take USR1 for itself
-  signalled=yes
-  echo "job $job: time is nearly over, the ranks are told to checkpoint"
-  if [[ $FEDGMR_MPI == mpirun ]]; then # MPICH's mpirun would die of it
-    srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --mpi=none \
-      bash -c '
-      for pid in $(scontrol listpids "$SLURM_JOB_ID" "$SLURMD_NODENAME" | tail -n +2 |
-          cut -d " " -f 1); do
-        if [[ $(cat /proc/$pid/comm 2>/dev/null) == python* ]]; then kill -USR2 "$pid"; fi
-      done'
-  else
-    kill -USR2 "$launcher"
-  fi
+tell_launcher() { kill -USR2 "$launcher"; }
+
+tell_ranks() { # Slurm's USR1 becomes USR2 of the ranks: NCCL may take USR1 for itself
+  case $FEDGMR_MPI in
+    mpirun | torchrun) # would die of it or keep it for themselves
+      srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --mpi=none \
+        bash -c '
+        for pid in $(scontrol listpids "$SLURM_JOB_ID" "$SLURMD_NODENAME" | tail -n +2 |
+            cut -d " " -f 1); do
+          if [[ $(cat /proc/$pid/comm 2>/dev/null) == python* ]]; then kill -USR2 "$pid"; fi
+        done' ;;
+    *) tell_launcher ;;
+  esac
 }
 
-run_ranks() { # run_ranks NUM WORD...: to the end; 75 where a rank says so, else the launcher's code
-  local code
-  mkdir -p "$(dirname "$flag")"
-  rm -f "$flag"
-  start_ranks "$@"
-  trap pass_on USR1
-  while :; do # a signal ends `wait` early
+await_launcher() { # await_launcher TELL: its exit code; TELL passes a signal on, again and again,
+  local code tell=$1 teller= # since what is still starting does not listen
+  trap 'signalled=yes' USR1 USR2
+  while :; do # a signal ends `wait` early, with a code above 128
     signalled=
     code=0
     wait "$launcher" || code=$?
-    [[ -n $signalled ]] || break
+    [[ -n $signalled ]] && ((code > 128)) || break
+    [[ -z $teller ]] || continue
+    "$tell"
+    echo "job $job: time is nearly over, told to checkpoint"
+    while sleep "$repeat_s"; do "$tell"; done &
+    teller=$!
   done
+  [[ -z $teller ]] || kill "$teller"
+  return "$code"
+}
+
+run_ranks() { # run_ranks NUM WORD...: to the end; 75 where a rank says so, else the launcher's code
+  local code=0
+  mkdir -p "$(dirname "$flag")"
+  rm -f "$flag"
+  start_ranks "$@"
+  await_launcher tell_ranks || code=$?
   ((code != 0)) || [[ ! -e $flag ]] || code=$CHECKPOINTED
   rm -f "$flag"
   return "$code"
@@ -124,5 +146,13 @@ run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
   find_data "$config"
   run_ranks "$SLURM_NTASKS" --config "$config" --resume "${words[@]}" \
     results.path="$results.h5" "$@" || code=$?
+  finish "$code"
+}
+
+run_scale() { # run_scale WORD...: a scaling study, which starts ranks itself
+  local code=0
+  (trap '' USR2 && exec python -m fedgmr_hpc scale "$@" --out "$results") &
+  launcher=$!
+  await_launcher tell_launcher || code=$?
   finish "$code"
 }

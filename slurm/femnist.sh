@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # FEMNIST by writer, Conv2: 1 server and 10 client ranks.
-#     sbatch slurm/femnist.sh [key=value ...]
+#     sbatch [--signal=B:USR1@SECONDS] slurm/femnist.sh [key=value ...]
+# It checkpoints and is requeued so many seconds before its time is over (up to 60 earlier).
 #SBATCH --job-name=femnist
 #SBATCH --nodes=1
 #SBATCH --ntasks=11

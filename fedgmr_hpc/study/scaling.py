@@ -8,7 +8,8 @@
 `strong` keeps the clients, `weak` the clients of a rank (those that CONFIG has with the fewest
 ranks). `density` gives all clients one density, `bandwidth` multiplies all rates. Points run in
 turn, all of them once before any a second time, with one thread a rank and, where cores suffice, a
-core each.
+core each: by mpirun, or inside a Slurm job by srun over its nodes. A signal (TERM, USR1, USR2) ends
+the run under way with exit code 75; the same words with --out DIR leave out what has finished.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
+from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
@@ -224,8 +226,8 @@ def scale(
     repeats: int,
     warmup_rounds: int,
     out: Path,
-) -> str:
-    """Runs a study and writes its report; returns what to say on the terminal.
+) -> int:
+    """Runs what a study lacks and prints its report; returns the exit code.
 
     Raises:
         ValueError: what is asked for is wrong.
@@ -238,8 +240,10 @@ def scale(
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     plan = Plan(kind, source, tuple(overrides), repeats, warmup_rounds, num_cores or 1, points)
     check_plan(plan, out)
-    run_plan(plan, out)
-    return report(out)
+    if not run_plan(plan, out):
+        return EXIT_CHECKPOINTED
+    print(report(out))
+    return 0
 
 
 def report(folder: Path) -> str:
@@ -274,8 +278,7 @@ def main(words: Sequence[str]) -> int:
     overrides = [word for word in given.words if "=" in word]
     ranks = _numbers(int, "--ranks", given.ranks)
     values = _numbers(float, "--values", given.values)
-    print(scale(kind, source, overrides, ranks, values, given.repeats, given.warmup, out))
-    return 0
+    return scale(kind, source, overrides, ranks, values, given.repeats, given.warmup, out)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -291,7 +294,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--values", default="", help="comma-separated values of a sweep")
     parser.add_argument("--repeats", type=int, default=3, help="runs of every point")
     parser.add_argument("--warmup", type=int, default=3, help="rounds left out of all rates")
-    parser.add_argument("--out", help="new folder for runs and report")
+    parser.add_argument("--out", help="folder for runs and report, new or of the same study")
     return parser
 
 

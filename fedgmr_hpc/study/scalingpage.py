@@ -6,12 +6,14 @@ import base64
 import html
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from fedgmr_hpc.study.scaling import Scaling
 from fedgmr_hpc.study.scalingplot import draw_limit, draw_memory, draw_speedup, draw_split
+from fedgmr_hpc.study.scalingruns import RankIdentity
 from fedgmr_hpc.study.scalingtables import make_tables
 from fedgmr_hpc.study.studyreport import STYLE
 from fedgmr_hpc.study.tables import as_csv, as_html, as_markdown, as_text
@@ -73,8 +75,7 @@ def headlines(scaling: Scaling) -> list[str]:
     limit = scaling.simulations[0].saturation
     lines = [
         f"{_counted(plan.repeats, 'run')} of each of {len(plan.points)} points, taken in turn; "
-        f"{plan.warmup_rounds} warm-up rounds left out; one thread a rank; machine of "
-        f"{plan.num_cores} cores."
+        f"{plan.warmup_rounds} warm-up rounds left out; one thread a rank; {_place(scaling)}."
     ]
     for name, serial_frac in (
         ("Amdahl", scaling.amdahl_frac),
@@ -96,6 +97,12 @@ def headlines(scaling: Scaling) -> list[str]:
     return lines + _warnings(scaling)
 
 
+def _place(scaling: Scaling) -> str:
+    num_hosts = max(point.runs[0].num_hosts for point in scaling.points)
+    machine = f"machine of {scaling.plan.num_cores} cores"
+    return machine if num_hosts == 1 else f"up to {num_hosts} hosts, started on a {machine}"
+
+
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -103,14 +110,10 @@ def _counted(number: int, noun: str) -> str:
 def _warnings(scaling: Scaling) -> list[str]:
     """What limits the worth of the numbers."""
     lines: list[str] = []
-    crowded = [
-        p.runs[0].num_ranks
-        for p in scaling.points
-        if p.runs[0].num_hosts == 1 and p.runs[0].num_ranks > scaling.plan.num_cores
-    ]
-    if crowded:
-        which = ", ".join(map(str, crowded))
-        lines.append(f"More ranks than cores, so not pinned to cores of their own: {which} ranks.")
+    mixed = [p.runs[0].num_ranks for p in scaling.points if _share_cores(p.identities)]
+    if mixed:
+        which = ", ".join(map(str, mixed))
+        lines.append(f"Not bound to cores of their own: {which} ranks.")
     shortest_s = min(run.seconds for p in scaling.points for run in p.runs)
     if shortest_s < FEW_S:
         lines.append(
@@ -126,6 +129,12 @@ def _warnings(scaling: Scaling) -> list[str]:
     known = "; ".join(f"{key} {facts[key]}" for key in FACTS if facts.get(key))
     overrides = shlex.join(scaling.plan.overrides) or "without overrides"
     return [*lines, f"Configuration {scaling.plan.source or 'digits'}, {overrides}; {known}."]
+
+
+def _share_cores(identities: Sequence[RankIdentity]) -> bool:
+    """Whether two ranks of a host may run on the same core."""
+    cores = [(each.host, core) for each in identities for core in each.cores.split()]
+    return len(set(cores)) < len(cores)
 
 
 def _inlined(name: str, picture: Path) -> str:

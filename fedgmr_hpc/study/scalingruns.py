@@ -1,7 +1,8 @@
 """The runs of a scaling study: which, started in turn, and what is measured in each.
 
-A study's folder holds `scaling.json` (what was asked for and where it ran), and for every point and
-repeat `runs/NAME.h5` with its timeline and `NAME.out`, what the ranks printed.
+A study that was interrupted goes on with what it lacks. Its folder holds `scaling.json` (what was
+asked for and where it ran), and for every point and repeat `runs/NAME.h5` with its timeline and
+`NAME.out`, what the ranks printed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.jobs import Told, await_end, raised_signals, rank_command
 from fedgmr_hpc.records import RunError
+from fedgmr_hpc.result import read_result
+from fedgmr_hpc.study.states import remove_leftovers
 from fedgmr_hpc.study.studyfile import as_override
+from fedgmr_hpc.trace import timeline_path
 
 Kind = Literal["strong", "weak", "clients-per-rank", "density", "bandwidth"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -162,11 +166,15 @@ def check_plan(plan: Plan, folder: Path) -> None:
     """Everything that can be known before anything starts.
 
     Raises:
-        ValueError: a point's configuration is wrong, too short, or the folder is in use.
+        ValueError: a point's configuration is wrong, too short, or has more ranks than the Slurm
+            job around it; or the folder holds another study.
     """
     if (folder / "scaling.json").exists():
-        raise ValueError(f"--out: {folder} holds a scaling study already, allowed: a new folder")
+        kept = read_plan(folder)
+        if replace(kept, num_cores=plan.num_cores) != plan:
+            raise ValueError(f"--out: {folder} holds another scaling study, allowed: a new folder")
     for point in plan.points:
+        rank_command(point.num_ranks)
         config = load_config(plan.source, [*plan.overrides, *point.overrides])
         if config.run.max_rounds <= plan.warmup_rounds:
             raise ValueError(
@@ -175,43 +183,66 @@ def check_plan(plan: Plan, folder: Path) -> None:
             )
 
 
-def run_plan(plan: Plan, folder: Path) -> None:
-    """Runs all points once, then once more, so that slow drifts of the machine meet all alike.
+def run_plan(plan: Plan, folder: Path) -> bool:
+    """Runs what is missing: all points once, then once more, so that slow drifts of the machine
+    meet all alike. Whether all are there: a signal ends the run under way, and the study.
 
     Raises:
-        RunError: a run failed; says which, and what it said last.
+        RunError: a run failed; says which, and what it said last. Or a signal came before any run
+            could finish, which would be so the next time.
     """
-    (folder / "runs").mkdir(parents=True)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
     write_plan(plan, folder)
-    for repeat in range(plan.repeats):
-        for point in plan.points:
-            print(f"repeat {repeat + 1} of {plan.repeats}: {point.name}", flush=True)
-            _run(plan, point, run_path(folder, point, repeat))
+    turns = [(repeat, point) for repeat in range(plan.repeats) for point in plan.points]
+    num_new = 0
+    try:
+        with raised_signals():
+            for repeat, point in turns:
+                path = run_path(folder, point, repeat)
+                if _is_finished(path):
+                    continue
+                print(f"repeat {repeat + 1} of {plan.repeats}: {point.name}", flush=True)
+                remove_leftovers(path)
+                _run(plan, point, path)
+                num_new += 1
+    except Told as told:
+        if not num_new:
+            raise RunError(f"{told} came before any run had finished: give it more time") from None
+        print(f"ended by {told}, new runs: {num_new}; the same words go on with --out {folder}")
+        return False
+    return True
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether a run is there to be measured."""
+    try:
+        return timeline_path(path).exists() and read_result(path).status == "finished"
+    except ValueError:  # damaged
+        return False
 
 
 def _run(plan: Plan, point: Point, path: Path) -> None:
     words = ["run.pin_cores=true", *plan.overrides, *point.overrides, "trace=true"]
     words += [as_override("results.path", str(path)), "progress=quiet"]
     named = ["--config", plan.source] if plan.source else []
-    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
-    start = [str(mpirun) if mpirun.exists() else "mpirun", "-n", str(point.num_ranks)]
-    command = [*start, sys.executable, "-m", "fedgmr_hpc.launch", *named, *words]
+    command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
     output = path.with_suffix(".out")
-    environment = {**os.environ, **dict.fromkeys(THREADS, "1")}
     with output.open("wb") as file:
-        ran = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
+        code = await_end(
+            subprocess.Popen(
+                [*command, *named, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **dict.fromkeys(THREADS, "1")},
+            )
         )
-    if ran.returncode:
+    if code:
         lines = [each for each in output.read_text(errors="replace").splitlines() if each.strip()]
         said = next(
             (each for each in lines if "error: " in each), lines[-1] if lines else "nothing"
         )
-        raise RunError(f"{point.name} ended with exit code {ran.returncode}: {said} ({output})")
+        raise RunError(f"{point.name} ended with exit code {code}: {said} ({output})")
 
 
 @dataclass(frozen=True)

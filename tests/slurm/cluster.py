@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
-CPUS_PER_NODE, GPUS_PER_NODE = 8, 2
+CPUS_PER_NODE, GPUS_PER_NODE = 8, 8
 START_S = 30.0
 INSTALL = "FEDGMR_INSTALL_SLURM"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -98,13 +98,11 @@ def why_not() -> str:
         return "needs root to start a Slurm"
     if not _can_unshare():
         return "needs unshare, to give each node a host name"
-    missing = _missing()
+    missing, said = _missing(), f"{INSTALL}=1 lets apt install them"
     if missing and os.environ.get(INSTALL) == "1" and shutil.which("apt-get"):
-        _install()
+        said = _install()
         missing = _missing()
-    if not missing:
-        return ""
-    return f"no Slurm here: {', '.join(missing)} not found; {INSTALL}=1 lets apt install them"
+    return f"no Slurm here: {', '.join(missing)} not found; {said}" if missing else ""
 
 
 def start(folder: Path) -> Cluster:
@@ -158,12 +156,17 @@ def _missing() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def _install() -> None:
+def _install() -> str:
+    """What apt said last."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-    for command in (install, ["apt-get", "update"], install):
+    apt = ["apt-get", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
+    install = [*apt, "install", "-y", "--no-install-recommends", *PACKAGES]
+    last = ""
+    for command in (install, [*apt, "update"], install):
         if _missing():
-            subprocess.run(command, env=env, capture_output=True)
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            last = f"{done.stdout}{done.stderr}".strip().rpartition("\n")[2]
+    return last
 
 
 def _write_files(folder: Path) -> None:

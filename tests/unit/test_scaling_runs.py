@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.process import describe_cores, pin_core
+from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import Result
+from fedgmr_hpc.study import scalingruns
 from fedgmr_hpc.study.scaling import main, ratio_summary
 from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
 from fedgmr_hpc.study.scalingruns import (
@@ -24,6 +28,7 @@ from fedgmr_hpc.study.scalingruns import (
     make_points,
     read_identities,
     read_plan,
+    run_plan,
     write_plan,
 )
 from fedgmr_hpc.trace import CODES, SPAN, RankTrace
@@ -78,17 +83,44 @@ def test_wrong_points_are_named(kind, words, ranks, values, message) -> None:  #
         make_points(kind, load_config("digits", words), ranks, values)
 
 
-def test_a_plan_comes_back_and_is_not_run_twice(tmp_path: Path) -> None:
+def made_plan(*words: str) -> Plan:
     points = make_points("strong", load_config("digits"), [2, 3], [])
-    plan = Plan("strong", "digits", ("run.max_rounds=9",), 2, 3, 4, points)
-    check_plan(plan, tmp_path)
+    return Plan("strong", "digits", words, 2, 3, 4, points)
+
+
+def test_a_plan_comes_back_and_another_is_refused(tmp_path: Path) -> None:
+    plan = made_plan("run.max_rounds=9")
     write_plan(plan, tmp_path)
     assert read_plan(tmp_path) == plan
-    with pytest.raises(ValueError, match="holds a scaling study already"):
-        check_plan(plan, tmp_path)
+    check_plan(replace(plan, num_cores=2), tmp_path)  # goes on, on another machine
+    with pytest.raises(ValueError, match="holds another scaling study"):
+        check_plan(made_plan("run.max_rounds=8"), tmp_path)
     (tmp_path / "scaling.json").write_text("{}")
     with pytest.raises(ValueError, match="no scaling study"):
-        read_plan(tmp_path)
+        check_plan(plan, tmp_path)
+
+
+def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    tells_at = [0, 3]  # before any run, then after three in all
+
+    def run(plan: Plan, point: Point, path: Path) -> None:
+        if tells_at and len(done) == tells_at[0]:
+            tells_at.pop(0)
+            os.kill(os.getpid(), signal.SIGUSR2)
+        done.append(path.stem)
+
+    monkeypatch.setattr(scalingruns, "_run", run)
+    monkeypatch.setattr(scalingruns, "_is_finished", lambda path: path.stem in done)
+    with pytest.raises(RunError, match="SIGUSR2 came before any run had finished"):
+        run_plan(made_plan(), tmp_path)
+    assert not run_plan(made_plan(), tmp_path)
+    assert run_plan(made_plan(), tmp_path)
+    turns = ["0002-ranks-repeat0", "0003-ranks-repeat0", "0002-ranks-repeat1", "0003-ranks-repeat1"]
+    assert done == turns
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 def test_a_run_shorter_than_its_warm_up_is_refused(tmp_path: Path) -> None:

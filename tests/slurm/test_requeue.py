@@ -1,0 +1,129 @@
+"""Signals, time limits and requeues of the scripts of slurm/ under a real Slurm."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cluster as slurm
+import pytest
+from desk import Desk
+from test_slurm import HERE, make_venv
+
+from fedgmr_hpc.result import differing_columns
+
+FLAVOURS = ("pmi2", "mpirun", "torch", "torchrun")
+RUN = (
+    "progress=plain",
+    "run.max_rounds=60",
+    "eval.client_samples=32",
+    "data.max_train=600",
+    "data.max_test=200",
+)
+BEGUN = "evaluation | round 10 "
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> dict[str, str]:
+    return make_venv(tmp_path / "venv", str(HERE / "stand_in.py"))
+
+
+def hold(desk: Desk, jobs: list[str]) -> None:
+    """Stops the ranks of each job in the midst of its run, until they are sent CONT."""
+    running = list(jobs)
+
+    def hold_begun() -> bool:
+        for job in [job for job in running if desk.has_said(job, BEGUN)]:
+            desk.signal(job, "STOP")
+            running.remove(job)
+        return not running
+
+    assert slurm.wait_until(hold_begun, 120.0), [desk.tell(job) for job in running]
+
+
+def test_interrupted_jobs_are_requeued_and_end_as_if_unbroken(desk: Desk) -> None:
+    """At a real time limit, and told by USR1 under every other launcher."""
+    two = ("--nodes=2", "--ntasks=2")
+    limit = ("--time=2", "--signal=B:USR1@70")  # Slurm may be up to a minute early
+    limited = desk.submit_seed(5, *RUN, options=(*two, *limit), FEDGMR_MAX_REQUEUES="9")
+    told = [desk.submit_seed(5, *RUN, options=two, FEDGMR_MPI=name) for name in FLAVOURS[1:]]
+    whole = desk.submit_seed(5, *RUN, options=("--ntasks=3",))
+    hold(desk, [limited, *told])
+    for job in told:
+        desk.signal(job, "USR1", "--batch")
+    for job in [*told, limited]:
+        desk.await_text(job, "time is nearly over")
+        desk.signal(job, "CONT")
+    assert desk.await_end(whole).restarts == 0
+    for job in [*told, limited]:
+        end = desk.await_end(job)
+        assert end.state == "COMPLETED" and "resumed from" in end.output, end.output
+        assert end.restarts == 1 or (job == limited and end.restarts > 1)  # a slow machine
+        assert differing_columns(desk.result(job), desk.result(whole)) == []
+
+
+def test_a_requeue_that_gained_no_version_fails(desk: Desk, tmp_path: Path) -> None:
+    venv = make_venv(tmp_path / "venv", str(HERE / "slow_start.py"))
+    job = desk.submit_seed(6, *RUN, options=("--ntasks=2",), **venv)
+    for start in (1, 2):
+        desk.await_text(job, "rank 1 of 2", start)
+        desk.signal(job, "USR1", "--batch")
+    end = desk.await_end(job)
+    assert (end.state, end.exit_code, end.restarts) == ("FAILED", "1:0", 1), end.output
+    assert "before any version was made since the run was resumed" in end.output
+
+
+def test_a_cancelled_task_checkpoints_and_only_the_signalled_one_is_requeued(desk: Desk) -> None:
+    options = ("--array=3-4", "--ntasks=2")
+    job = desk.submit("array", "digits", *RUN, "run.max_rounds=100000", options=options)
+    for task in (3, 4):
+        desk.await_text(f"{job}_{task}", BEGUN)
+    desk.cluster.run("scancel", f"{job}_3", cwd=desk.folder)
+    desk.signal(f"{job}_4", "USR1", "--batch")
+    desk.await_text(f"{job}_3", "--resume go on with it")
+    desk.await_text(f"{job}_4", "resumed from")
+    end = desk.await_end(f"{job}_3")
+    assert (end.state, end.restarts) == ("CANCELLED", 0), end.output
+    assert "requeued" not in end.output
+    assert (desk.folder / f"results/seeds-{job}_3.ckpt").exists()
+    (other,) = desk.fields(f"{job}_4")
+    assert (other["JobState"], other["Restarts"]) == ("RUNNING", "1")
+    desk.cluster.run("scancel", job, cwd=desk.folder)
+
+
+def test_ranks_see_all_gpus_and_the_one_that_writes_is_not_killed(
+    desk: Desk, stand_in: dict[str, str]
+) -> None:
+    env = {**stand_in, "SBATCH_GPUS_PER_NODE": "2", "FEDGMR_DATA": "/data"}
+    options = ("--nodes=3", "--ntasks=4")
+    jobs = [
+        desk.submit("femnist", "seed=5", options=options, FEDGMR_MPI=flavour, **env)
+        for flavour in FLAVOURS
+    ]
+    for job in jobs:
+        desk.await_text(job, "seed=5", 4)
+        desk.signal(job, "USR1", "--batch")
+    for job in jobs:
+        end = desk.await_end(job)
+        assert (end.state, end.restarts) == ("COMPLETED", 1), end.output
+        told = re.findall(r"rank (\d) on (n\d): told by SIGUSR2", end.output)
+        assert {rank for rank, _ in told} == {"0", "1", "2", "3"}
+        assert {node for _, node in told} == {"n1", "n2", "n3"}
+        assert end.output.count("checkpoint written") == 1, end.output
+        for restarts in (0, 1):  # the log of the first start is still there
+            seen = re.findall(rf"restarts {restarts}, GPUs \d,\d\n", end.output)
+            assert len(seen) == 4, end.output
+        place = f"results.path=results/femnist-{job}.h5 seed=5"
+        assert end.output.count(place) == 8  # of both starts, so that the second finds its state
+
+
+def test_a_job_is_requeued_no_more_often_than_the_site_allows(
+    desk: Desk, stand_in: dict[str, str]
+) -> None:
+    env = {**stand_in, "FEDGMR_DATA": "/data", "FEDGMR_MAX_REQUEUES": "0"}
+    job = desk.submit("femnist", options=("--ntasks=2",), **env)
+    desk.await_text(job, "words", 2)
+    desk.signal(job, "USR1", "--batch")
+    end = desk.await_end(job)
+    assert (end.state, end.exit_code, end.restarts) == ("FAILED", "75:0", 0), end.output
+    assert "requeued 0 times already (max_requeues); not again" in end.output
