@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return _reported(lambda: doctor(words[1:]))
     if words[:1] == ["scale"]:
-        from fedgmr_hpc.study.scaling import main as scale
+        from fedgmr_hpc.study.scalingverb import main as scale
 
         return _reported(lambda: scale(words[1:]))
     if words[:1] == ["study"]:

@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import torch
 
@@ -86,16 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume and arguments.replay:
         config = ValueError("--resume: allowed without --replay (a replay has no checkpoints)")
     if transport is None:
-        return _run_alone(config, recorded, arguments.resume)
-    _print_identity(launch, transport, device)
-    return guard(
-        transport,
-        lambda: (
-            lead(config, recorded, transport, arguments.resume)
-            if transport.rank == 0
-            else follow(transport, chosen)
-        ),
-    )
+        code = _run_alone(config, recorded, arguments.resume)
+    else:
+        _print_identity(launch, transport, device)
+        lead_here = partial(lead, config, recorded, transport, arguments.resume)
+        part = partial(follow, transport, chosen) if transport.rank else lead_here
+        code = guard(transport, part)
+    SIGNALS.ignore()  # Python's end would let them kill; nothing changes any more how this ends
+    return code
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -228,7 +227,6 @@ def _report(experiment: Experiment, result: Result) -> int:
     if result.status == "finished":
         return 0
     say("it is not at its end: the same words with --resume go on with it")
-    SIGNALS.ignore()
     return EXIT_CHECKPOINTED
 
 
@@ -260,10 +258,7 @@ def follow(transport: Transport, device: str = "cpu") -> int:
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
-    code = work(config, transport, run_id, content["is_replay"], device)
-    if code:
-        SIGNALS.ignore()
-    return code
+    return work(config, transport, run_id, content["is_replay"], device)
 
 
 def work(

@@ -65,7 +65,7 @@ class StopSignals:
             signal.signal(number, self._note)
 
     def ignore(self) -> None:
-        """This process is about to end: a launcher that ends the others does not change how."""
+        """This process is about to end, and no signal changes how."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -160,7 +160,7 @@ def _render_error(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key, allowed: {', '.join(Site.model_fields)}"
     if key == "mpi":
-        allowed = "auto, mpirun, torch, or a plugin of `srun --mpi=list`"
+        allowed = "auto, mpirun, torch, torchrun, or a plugin of `srun --mpi=list`"
         return f"mpi: got {error['input']!r}, allowed: {allowed}"
     return f"{key}: got {error['input']!r}, allowed: {_allowed(error)}"
 

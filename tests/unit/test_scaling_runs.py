@@ -18,7 +18,7 @@ from fedgmr_hpc.process import describe_cores, pin_core
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.study import scalingruns
-from fedgmr_hpc.study.scaling import main, ratio_summary
+from fedgmr_hpc.study.scaling import ratio_summary
 from fedgmr_hpc.study.scalingmeasure import Measured, make_system, measure
 from fedgmr_hpc.study.scalingruns import (
     Plan,
@@ -31,6 +31,7 @@ from fedgmr_hpc.study.scalingruns import (
     run_plan,
     write_plan,
 )
+from fedgmr_hpc.study.scalingverb import main
 from fedgmr_hpc.trace import CODES, SPAN, RankTrace
 
 WALL = ("clock=wall", "time_scale=0.5", "clients.count=2", "clients.shares=[1.0, 0.5]")

@@ -65,7 +65,7 @@ def test_a_shell_reads_odd_values_back() -> None:
     ("text", "said"),
     [
         ("partion: x", "partion: unknown key, allowed: partition, account"),
-        ("mpi: Open MPI", "mpi: got 'Open MPI', allowed: auto, mpirun, torch, or a plugin"),
+        ("mpi: Open MPI", "mpi: got 'Open MPI', allowed: auto, mpirun, torch, torchrun, or"),
         ("time_limit: 12:00:00", "time_limit: got 43200, allowed: string"),
         ("modules: gcc", "modules: got 'gcc', allowed: a list"),
         ("max_requeues: -1", "max_requeues: got -1, allowed: greater than or equal to 0"),
