@@ -67,6 +67,7 @@ def kill_and_resume(
             done += 1
         else:
             path.unlink()
+            longest_s *= 0.8  # this machine is faster
     codes = killing.wait(killing.start(folder, num_ranks, *words))
     assert codes == [0] * num_ranks, (folder / "ranks.log").read_text()[-3000:]
     return read_result(path)
