@@ -11,6 +11,7 @@ import pytest
 TAKING_TURNS = ("ranks", "slurm")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = Path(item.path).parent.name
