@@ -19,7 +19,7 @@ def test_strong_scaling_measures_predicts_and_writes_one_page(tmp_path: Path) ->
     ended = run_job(1, *TINY[1:], "run.max_rounds=6", launcher="none", module=module, timeout_s=300)
     assert ended.code == 0, ended.output
     page = (out / "scaling.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and "http" not in page
+    assert page.count("data:image/png;base64,") == 4 and "://" not in page
     lines = [x for x in (out / "speedup.csv").read_text().splitlines() if not x.startswith("#")]
     rows = list(csv.DictReader(lines))
     assert [(r["ranks"], r["repeat"]) for r in rows] == [
