@@ -24,7 +24,7 @@ bench: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,test]'
 	touch $@
 
 clean:

@@ -30,17 +30,25 @@ def private_bytes() -> int:
 def pin_core(local_rank: int, num_local: int | None) -> None:
     """Keeps this process on one of the cores it may use, another for each rank of the node; nothing
     where the node has fewer cores than ranks, or the system has no such call (outside Linux)."""
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
+    cores = own_cores()
     if num_local is not None and num_local <= len(cores):
         os.sched_setaffinity(0, {cores[local_rank]})
 
 
+def own_cores() -> list[int]:
+    """The cores that this process may use, which under a scheduler are fewer than the node has;
+    none where the system does not tell (outside Linux)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(own_cores()) or os.cpu_count() or 1
+
+
 def describe_cores() -> str:
     """The cores that this process may use, `0 1`; `any` where the system does not tell."""
-    known = hasattr(os, "sched_getaffinity")
-    return " ".join(map(str, sorted(os.sched_getaffinity(0)))) if known else "any"
+    return " ".join(map(str, own_cores())) or "any"
 
 
 def return_large_blocks() -> None:

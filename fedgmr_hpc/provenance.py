@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from fedgmr_hpc.process import num_cores
+
 ENVIRONMENT = re.compile(
     r"(MPI|OMPI|MPICH|MV2|PMI|PMIX|PALS|FLUX|SLURM|OMP|MKL|NCCL|UCX|CUDA|HDF5)_"
 )
@@ -34,7 +36,7 @@ def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
         "hostname": platform.node(),
         "platform": platform.platform(),
         "cpu_model": _cpu_model(),
-        "num_cores": str(_num_cores()),
+        "num_cores": str(num_cores()),
         "start_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
@@ -68,8 +70,3 @@ def _cpu_model() -> str:
         if found:
             return found.group(1)
     return platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    """Cores this process may use, which under a scheduler is less than the node has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

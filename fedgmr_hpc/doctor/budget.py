@@ -17,7 +17,6 @@ from fedgmr_hpc.doctor.findings import (
     Answers,
     Finding,
     State,
-    count_of,
     judge_errors,
     megabytes,
     name_ranks,
@@ -25,6 +24,7 @@ from fedgmr_hpc.doctor.findings import (
 from fedgmr_hpc.doctor.probes import NO_DATA
 from fedgmr_hpc.models import Layout
 from fedgmr_hpc.study.cost import describe_s
+from fedgmr_hpc.study.tables import count_of
 
 SLOW_STEP = 1.5  # times the median
 TIGHT_FRAC = 0.8  # of what is free: an estimate is no promise

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Any, Literal
 
+from fedgmr_hpc.study.tables import count_of
+
 State = Literal["ok", "warn", "FAIL"]
 Answers = Mapping[int, dict[str, Any]]
 
@@ -249,11 +251,6 @@ def judge_results(facts: Mapping[str, Any], locking: str, env_locking: str | Non
         advice = "launch --resume goes on with it; else name another with results.path"
         return Finding("results", "warn", f"results.path exists already; {text}", advice)
     return Finding("results", "ok", text)
-
-
-def count_of(num: int, what: str) -> str:
-    """`1 rank`, `3 ranks`."""
-    return f"{num} {what}" if num == 1 else f"{num} {what}s"
 
 
 def megabytes(num_bytes: float) -> str:

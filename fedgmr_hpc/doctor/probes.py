@@ -32,7 +32,7 @@ from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.hdf5file import open_for_reading
 from fedgmr_hpc.models import initial_weights
-from fedgmr_hpc.process import keep_large_blocks, resident_bytes
+from fedgmr_hpc.process import keep_large_blocks, own_cores, resident_bytes
 from fedgmr_hpc.records import Assignment, CheckpointRow, Floats, RunError
 from fedgmr_hpc.server import prunable_layers
 from fedgmr_hpc.store import ResultWriter
@@ -72,11 +72,10 @@ class Probes:
         """Where this rank runs, and on what."""
         wanted = self.config.device
         self.device = choose_device(self.launch, torch.cuda.device_count(), wanted)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         facts = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "cores": cores,
+            "cores": own_cores(),
             "threads": torch.get_num_threads(),
             "device": self.device,
             "mpi_is_cuda_aware": mpi_is_cuda_aware(),
@@ -137,8 +136,6 @@ class Probes:
             "sample_s": _time_sample(training, min(config.eval.chunk, self.data.pool_size("test"))),
             "num_samples": self.data.pool_size("validation") + self.data.pool_size("test"),
             "num_scored": self.data.pool_size("score"),
-            "num_weights": len(weights),
-            "num_prunable": layers[-1].stop,
         }
 
     def memory(self) -> Facts:

@@ -164,8 +164,10 @@ class SubModel:
             yield self.net
             return
         self._threshold.hide()
-        yield self.net
-        self._threshold.restore(())
+        try:
+            yield self.net
+        finally:
+            self._threshold.restore(())
 
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from fedgmr_hpc.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
 from fedgmr_hpc.study.jobstates import CellJob, read_jobs, with_job
@@ -65,7 +65,7 @@ class Place:
 
     def abreast(self, num_ranks: int, wished: int | None = None) -> int:
         """How many cells run at a time on this machine."""
-        own = self.study.side_by_side or max(1, _num_cores() // num_ranks)
+        own = self.study.side_by_side or max(1, num_cores() // num_ranks)
         return at_least_1("--side-by-side", own if wished is None else wished)
 
 
@@ -96,11 +96,6 @@ def at_least_1(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name}: got {value}, allowed: at least 1")
     return value
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def states_with_jobs(place: Place) -> tuple[States, dict[str, CellJob], str]:

@@ -16,7 +16,7 @@ from fedgmr_hpc.study.scalingplot import draw_limit, draw_memory, draw_speedup, 
 from fedgmr_hpc.study.scalingruns import RankIdentity
 from fedgmr_hpc.study.scalingtables import make_tables
 from fedgmr_hpc.study.studyreport import STYLE
-from fedgmr_hpc.study.tables import as_csv, as_html, as_markdown, as_text
+from fedgmr_hpc.study.tables import as_csv, as_html, as_markdown, as_text, count_of
 
 FEW_S = 5.0  # a measured time below is too short to be trusted
 FACTS = ("git_commit", "version_torch", "cpu_model", "hostname", "start_utc")
@@ -74,7 +74,7 @@ def headlines(scaling: Scaling) -> list[str]:
     plan, last = scaling.plan, scaling.points[-1]
     limit = scaling.simulations[0].saturation
     lines = [
-        f"{_counted(plan.repeats, 'run')} of each of {len(plan.points)} points, taken in turn; "
+        f"{count_of(plan.repeats, 'run')} of each of {len(plan.points)} points, taken in turn; "
         f"{plan.warmup_rounds} warm-up rounds left out; one thread a rank; {_place(scaling)}."
     ]
     for name, serial_frac in (
@@ -88,7 +88,7 @@ def headlines(scaling: Scaling) -> list[str]:
                 f"fraction by {name}'s law {serial_frac:.3f}."
             )
     if not math.isinf(limit.num_workers):
-        clients = _counted(scaling.clients_per_rank, "client")
+        clients = count_of(scaling.clients_per_rank, "client")
         lines.append(
             f"The server saturates at about {math.ceil(limit.num_workers) + 1:,} ranks of "
             f"{clients} each, at {limit.rounds_per_s:.4g} client-rounds/s, by "
@@ -101,10 +101,6 @@ def _place(scaling: Scaling) -> str:
     num_hosts = max(point.runs[0].num_hosts for point in scaling.points)
     machine = f"machine of {scaling.plan.num_cores} cores"
     return machine if num_hosts == 1 else f"up to {num_hosts} hosts, started on a {machine}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _warnings(scaling: Scaling) -> list[str]:

@@ -15,7 +15,6 @@ the run under way with exit code 75; the same words with --out DIR leave out wha
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.process import num_cores
 from fedgmr_hpc.study.scaling import analyse
 from fedgmr_hpc.study.scalingpage import write_report
 from fedgmr_hpc.study.scalingruns import (
@@ -58,8 +58,7 @@ def scale(
         if number < least:
             raise ValueError(f"{key}: got {number}, allowed: at least {least}")
     points = make_points(kind, load_config(source, overrides), ranks, values)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    plan = Plan(kind, source, tuple(overrides), repeats, warmup_rounds, num_cores or 1, points)
+    plan = Plan(kind, source, tuple(overrides), repeats, warmup_rounds, num_cores(), points)
     check_plan(plan, out)
     if not run_plan(plan, out):
         return EXIT_CHECKPOINTED

@@ -117,3 +117,8 @@ def _latex(cell: str) -> str:
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     special |= {"\u2212": "$-$", "<": "$<$", ">": "$>$"}
     return "".join(special.get(char, char) for char in cell)
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 rank`, `3 ranks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
