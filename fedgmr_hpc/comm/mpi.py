@@ -6,6 +6,11 @@ which no other message of the same rank can come between: MPI keeps the order of
 Every receive goes straight into the message's own fresh buffer.
 
 Large messages move only while both ends look after them: call `poll` during long computations.
+
+MPI takes short messages for a rank that does not look, into memory that all ranks of a host share
+(MPICH: 64 cells a sender). One rank that has stopped would fill it, and keep the sender from all
+others. So every `_WINDOW`-th message to a rank is a synchronous one, and what follows waits here
+until that has been taken.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ _Found = TypeVar("_Found")
 _HEAD = struct.Struct("<qqq")  # total bytes, tag, number of pieces
 _HEAD_TAG, _PIECE_TAG = 100, 101  # MPI tags; messages in one piece use theirs
 _MAX_TURNS = 64  # then a loop over arrivals ends, however fast they come
+_WINDOW = 16  # MPI messages to a rank of which it has taken none
 
 
 class _Sending(NamedTuple):
@@ -38,6 +44,20 @@ class _Sending(NamedTuple):
 
     request: MPI.Request
     view: memoryview
+    is_last: bool  # of a window: nothing follows until it has been taken
+
+
+class _Outgoing:
+    """What has been sent to one rank and not left yet, oldest first."""
+
+    def __init__(self) -> None:
+        self.under_way: deque[_Sending] = deque()
+        self.waiting: deque[tuple[int, memoryview]] = deque()  # MPI tag and bytes; only while held
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the rank has to take something first."""
+        return bool(self.under_way) and self.under_way[-1].is_last
 
 
 class _Arriving:
@@ -83,7 +103,8 @@ class MpiTransport(Transport):
         self._comm = (comm or MPI.COMM_WORLD).Dup()
         super().__init__(self._comm.Get_rank(), self._comm.Get_size())
         self._chunk_bytes, self._close_timeout_s = chunk_bytes, close_timeout_s
-        self._sending: dict[int, deque[_Sending]] = {}  # by dest, oldest first
+        self._outgoing: dict[int, _Outgoing] = {}  # by dest, while there is any
+        self._num_posted = [0] * self.size
         self._arriving: dict[int, deque[_Arriving]] = {}  # by source, oldest first
         self._inbox = Inbox()
         self._status = MPI.Status()
@@ -127,7 +148,7 @@ class MpiTransport(Transport):
             self._post(dest, tag, views[0])
         else:
             self._send_pieces(dest, tag, views)
-        if self._sending:
+        if self._outgoing:
             self._advance()
 
     def _send_pieces(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
@@ -139,16 +160,27 @@ class MpiTransport(Transport):
             self._post(dest, _PIECE_TAG, piece)
 
     def _post(self, dest: int, mpi_tag: int, view: memoryview) -> None:
-        request = self._comm.Isend([view, MPI.BYTE], dest, mpi_tag)
+        outgoing = self._outgoing.get(dest)
+        if outgoing is not None and outgoing.is_held:
+            outgoing.waiting.append((mpi_tag, view))
+        else:
+            self._start(dest, mpi_tag, view)
+
+    def _start(self, dest: int, mpi_tag: int, view: memoryview) -> None:
+        self._num_posted[dest] += 1
+        is_last = self._num_posted[dest] % _WINDOW == 0
+        send = self._comm.Issend if is_last else self._comm.Isend
+        request = send([view, MPI.BYTE], dest, mpi_tag)
         if not request.Test():  # a short message has left already
-            self._sending.setdefault(dest, deque()).append(_Sending(request, view))
+            under_way = self._outgoing.setdefault(dest, _Outgoing()).under_way
+            under_way.append(_Sending(request, view, is_last))
 
     def _recv(self, deadline_s: float) -> Message | None:
         return self._inbox.pop() or self._wait(self._inbox.pop, deadline_s)
 
     def _flush(self, deadline_s: float) -> list[int]:
-        self._wait(lambda: not self._sending, deadline_s)
-        return sorted(self._sending)
+        self._wait(lambda: not self._outgoing, deadline_s)
+        return sorted(self._outgoing)
 
     def _wait(self, look: Callable[[], _Found], deadline_s: float) -> _Found:
         """What `look` finds, or its last falsy answer at the deadline. Sleeps if nothing moves."""
@@ -166,7 +198,7 @@ class MpiTransport(Transport):
         """One look at everything under way; whether anything moved."""
         accepted = self._accept_arrivals()
         delivered = bool(self._arriving) and self._deliver_complete()
-        released = bool(self._sending) and self._release_sent()
+        released = bool(self._outgoing) and self._release_sent()
         return accepted or delivered or released
 
     def _accept_arrivals(self) -> bool:
@@ -204,12 +236,14 @@ class MpiTransport(Transport):
         return moved
 
     def _release_sent(self) -> bool:
-        """Let go of the buffers that MPI no longer reads."""
+        """Let go of the buffers that MPI no longer reads, and of what waits where it may."""
         moved = False
-        for dest, queue in list(self._sending.items()):
-            while queue and queue[0].request.Test():
-                queue.popleft()
+        for dest, outgoing in list(self._outgoing.items()):
+            while outgoing.under_way and outgoing.under_way[0].request.Test():
+                outgoing.under_way.popleft()
                 moved = True
-            if not queue:
-                del self._sending[dest]
+            while outgoing.waiting and not outgoing.is_held:
+                self._start(dest, *outgoing.waiting.popleft())
+            if not outgoing.under_way:
+                del self._outgoing[dest]
         return moved

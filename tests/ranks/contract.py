@@ -155,6 +155,28 @@ def check_flush_names_the_deaf(peer: Peer) -> None:
     peer.transport.flush(WAIT_S)
 
 
+def check_a_deaf_rank_is_in_nobodys_way(peer: Peer) -> None:
+    """However many messages wait for a rank that looks away, the others get theirs."""
+    deaf = peer.size - 1
+    if peer.size < 3:
+        return
+    if peer.rank == 0:
+        start_s = time.monotonic()
+        for number in range(300):
+            peer.send(deaf, number.to_bytes(2, "little"))
+        peer.send(1, b"are you there?")
+        assert bytes(peer.recv().payload) == b"yes"
+        assert time.monotonic() - start_s < 1.0, "not before the other one had looked"
+    elif peer.rank == 1:
+        assert bytes(peer.recv().payload) == b"are you there?"
+        peer.send(0, b"yes")
+    elif peer.rank == deaf:
+        time.sleep(1.2)
+        for number in range(300):
+            assert int.from_bytes(peer.recv().payload, "little") == number
+    peer.transport.flush(WAIT_S)
+
+
 def check_poll_moves_messages(peer: Peer) -> None:
     """A rank that only polls, as between training steps, takes and gives large messages."""
     if peer.size == 1:
@@ -173,13 +195,14 @@ def check_poll_moves_messages(peer: Peer) -> None:
 
 
 def check_fairness(peer: Peer) -> None:
-    """Every sender of a crowd is served: shares of any prefix differ by one."""
+    """Senders of a crowd are served in turn, whoever came first; some may still be on their way."""
     if peer.rank:
+        time.sleep(0.1 * peer.rank)  # served as it comes, the first rank's would all be first
         for number in range(300):
             peer.send(0, number.to_bytes(2, "little"))
         peer.transport.flush(WAIT_S)
         return
-    until_s = time.monotonic() + 1.5
+    until_s = time.monotonic() + (0.5 if peer.transport.name == "inproc" else 2.0)
     while time.monotonic() < until_s:
         peer.transport.poll()
         time.sleep(0.001)
@@ -188,7 +211,7 @@ def check_fairness(peer: Peer) -> None:
         message = peer.recv()
         assert int.from_bytes(message.payload, "little") == served[message.source]
         served[message.source] += 1
-        assert max(served.values()) - min(served.values()) <= 1, served
+        assert max(served.values()) - min(served.values()) <= 30, served
 
 
 def check_counters(peer: Peer) -> None:
