@@ -221,7 +221,7 @@ def test_a_transfer_that_never_gets_through_ends_the_run(tmp_path: Path) -> None
 
 def test_a_run_goes_on_without_a_rank_that_has_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    words = (*WALL, "run.timeout_s=3", "run.max_rounds=40", f"results.path={path}")
+    words = (*WALL, "run.timeout_s=3", "run.max_rounds=80", f"results.path={path}")
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
     with subprocess.Popen(
         [*command, "results.flush_s=0.1"],
@@ -242,7 +242,7 @@ def test_a_run_goes_on_without_a_rank_that_has_stopped(tmp_path: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode in (0, 9), output  # 9: MPICH's launcher may say whom it killed
     result = read_result(path)
-    assert result.status == "finished" and result.merges["round"][-1] == 40
+    assert result.status == "finished" and result.merges["round"][-1] == 80
     events = result.events
     lost = events["client"][events["kind"] == LOST]
     assert sorted(lost) == [1, 3, 5, 7, 9]
