@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +88,27 @@ def prepare_experiment(
     if path.exists() and start is None:
         hint = "; --resume goes on with it" if has_checkpoint(checkpoint_path(path)) else ""
         raise ValueError(f"results.path: {path} exists and is never overwritten{hint}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"results.path: cannot make {path.parent}: {error.strerror}") from None
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"results.path: cannot write in {path.parent}")
+    _make_folder(path.parent)
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
     return Experiment(config, data, path, run_id, recorded, start)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes the folder of the results, and sees that files can be made in it.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"results.path: cannot make {folder}: {error.strerror}") from None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"results.path: cannot write in {folder}: {error.strerror}") from None
 
 
 def _default_path(config: Config) -> str:

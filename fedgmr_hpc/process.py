@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def num_cores() -> int:
 def describe_cores() -> str:
     """The cores that this process may use, `0 1`; `any` where the system does not tell."""
     return " ".join(map(str, own_cores())) or "any"
+
+
+def own_python() -> str:
+    """What to type for this Python: `python` where that is it, else its path."""
+    found = shutil.which("python")
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return "python"  # not where they only lead to the same: a venv's is a link
+    here = os.path.relpath(sys.executable)
+    return sys.executable if here.startswith("..") else here
 
 
 def return_large_blocks() -> None:

@@ -14,15 +14,17 @@ rows that were written after the checkpoint are cut off. Wall clock: time goes o
 and clients in flight are sent the current version again (`Resumed` in the event log, so replays
 follow it); error feedback begins anew. Such a run is not bit for bit what it would have been.
 
-Timed checkpoints are written just before a merge, when most of the work is in. USR1, USR2 and TERM
-ask for one between any two events; then all ranks end with exit code 75. A resumed run that is told
-to end before it has made a version fails instead, so that too short a time limit loops at most
-once. A checkpoint that cannot be written is a warning; the run goes on and tries again later.
+Timed checkpoints are written just before a merge, when most of the work is in. USR1, USR2, TERM
+and Ctrl-C ask for one between any two events; then all ranks end with exit code 75. A resumed run
+that is told to end before it has made a version fails instead, so that too short a time limit loops
+at most once. A checkpoint that cannot be written is a warning; the run goes on and tries again
+later.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from pathlib import Path
@@ -49,18 +51,24 @@ from fedgmr_hpc.server import Server
 
 log = logging.getLogger("fedgmr_hpc")
 RETRY_S = 10.0  # after a checkpoint that a signal asked for could not be written
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+AGAIN_S = 1.0
 
 
 class StopSignals:
-    """Whether this process was told to checkpoint and end. `name`: of the first signal, or None."""
+    """Whether this process was told to checkpoint and end. `name`: of the first signal, or None.
+
+    A second Ctrl-C, more than `AGAIN_S` after the first, interrupts at once: a launcher may pass
+    one on that the terminal has sent to the ranks, too.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._interrupted_s = math.inf
 
     def install(self) -> None:
         """From now on the signals only leave a note."""
-        self.name = None
+        self.name, self._interrupted_s = None, math.inf
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -71,6 +79,10 @@ class StopSignals:
 
     def _note(self, number: int, frame: object) -> None:
         self.name = self.name or signal.Signals(number).name
+        if number == signal.SIGINT:
+            if time.monotonic() - self._interrupted_s > AGAIN_S:
+                raise KeyboardInterrupt
+            self._interrupted_s = min(self._interrupted_s, time.monotonic())
 
 
 def server_state(server: Server) -> Tree:

@@ -7,7 +7,8 @@
     finished      any          nothing, with exit code 0
     none          any          an error: its rows are missing
 
-A configuration that differs in more than `MAY_DIFFER` is an error that names the keys.
+A configuration that differs in more than `MAY_DIFFER` is an error that names the keys; from that
+of a finished run the limits `LIMITS` may not differ either.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from fedgmr_hpc.config import Config
 from fedgmr_hpc.result import Result, kept_rows, read_result
 
 log = logging.getLogger("fedgmr_hpc")
+LIMITS = ("run.max_rounds", "run.max_time_s")
 MAY_DIFFER = (  # keys, or groups of them, between a run and its resumption
-    *("run.max_rounds", "run.max_time_s", "run.timeout_s", "run.pin_cores", "data.cache"),
+    *("run.timeout_s", "run.pin_cores", "data.cache"),
     *("checkpoint.", "results.", "progress", "transport", "device"),
 )
 _SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
@@ -57,36 +59,45 @@ def find_start(results: Path, config: Config) -> Start:
         ValueError: no whole checkpoint, or of another configuration, or without its rows.
     """
     path = checkpoint_path(results)
-    if results.exists() and _is_finished(results):
+    begun = _read_begun(results)
+    if begun is not None and begun.status == "finished":
+        _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
         remove_checkpoints(path)
         return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
     if not has_checkpoint(path):
-        return Start(notes=(f"no checkpoint {path} yet: starts from the beginning",))
+        note = f"no checkpoint {path} yet: starts from the beginning"
+        if begun is not None:
+            _check_config(begun.config, config, results, (*MAY_DIFFER, *LIMITS))
+            note += f"; {results} as it was becomes {_set_aside_path(results)}"
+        return Start(notes=(note,))
     if not results.exists():
         raise ValueError(
             f"results.path: got {results}, which is not there, but its checkpoint is: "
             f"bring it back, or remove {path}*"
         )
     saved, file, wrong = read_newest(path)
-    _check_config(saved["config"], config, file)
+    _check_config(saved["config"], config, f"the checkpoint {file}", (*MAY_DIFFER, *LIMITS))
     kept_rows(read_result(results), saved["num_rows"])
     note = f"{wrong}; goes on from the older {file}"
     return Start(is_resumed=True, notes=(note,) if wrong else ())
 
 
-def _is_finished(results: Path) -> bool:
+def _read_begun(results: Path) -> Result | None:
+    """The result file, None if there is none that can be read (killed while it was made)."""
     try:
-        return read_result(results).status == "finished"
+        return read_result(results) if results.exists() else None
     except ValueError:
-        return False  # killed while it was made
+        return None
 
 
-def _check_config(saved: Mapping[str, Any], config: Config, file: Path) -> None:
+def _check_config(
+    saved: Mapping[str, Any], config: Config, of: str | Path, may_differ: tuple[str, ...]
+) -> None:
     then, now = dict(_leaves(saved)), dict(_leaves(config.model_dump(mode="json")))
     wrong = [
-        f"{key}: got {now.get(key)!r}, allowed with the checkpoint {file}: {then.get(key)!r}"
+        f"{key}: got {now.get(key)!r}, allowed with {of}: {then.get(key)!r}"
         for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)
+        if then.get(key) != now.get(key) and not key.startswith(may_differ)
     ]
     if wrong:
         raise ValueError("\n".join(wrong))
@@ -119,7 +130,11 @@ def take_newest(results: Path) -> Tree:
 def set_aside(results: Path) -> None:
     """Moves an unfinished result file without a checkpoint out of the way, to NAME.old."""
     if results.exists():
-        os.replace(results, results.with_name(f"{results.name}.old"))
+        os.replace(results, _set_aside_path(results))
+
+
+def _set_aside_path(results: Path) -> Path:
+    return results.with_name(f"{results.name}.old")
 
 
 def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The plots of a report; the only importer of matplotlib.
 
-Times are virtual. Shapes: N merges, E evaluations, C clients.
+Times are virtual, or unscaled on the wall clock. Shapes: N merges, E evaluations, C clients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Style = Literal["-", "--"]
 
 
 def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Test (solid) and validation (dashed) accuracy of the server's model over virtual time."""
+    """Test (solid) and validation (dashed) accuracy of the server's model over time."""
     figure, axes, unit_s = _time_axes(results)
     axes.set_ylabel("accuracy (%)")
     colours = _colours(len(results))
@@ -44,7 +44,7 @@ def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: 
 
 
 def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Mean density over virtual time; a run alone shows its clients too."""
+    """Mean density over time; a run alone shows its clients too."""
     figure, axes, unit_s = _time_axes(results)
     axes.set_ylabel("density (fraction of prunable weights)")
     axes.set_ylim(0, 1.04)
@@ -70,7 +70,7 @@ def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
 
 
 def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
-    """An empty plot over virtual time, and the seconds of its time unit."""
+    """An empty plot over time, and the seconds of its time unit."""
     longest_s = max((end_s(result, "now_s") for result in results), default=0.0)
     unit_s, unit = next(
         (seconds, name)
@@ -79,7 +79,9 @@ def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
     )
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    axes.set_xlabel(f"virtual time ({unit})")
+    clocks = {str(result.config.get("clock", "virtual")) for result in results}
+    kind = {"virtual": "virtual time", "wall": "time, unscaled"}
+    axes.set_xlabel(f"{kind[clocks.pop()] if len(clocks) == 1 else 'time'} ({unit})")
     return figure, axes, unit_s
 
 

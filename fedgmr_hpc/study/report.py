@@ -6,7 +6,8 @@
 
 Text is plain, so that it can be copied into a mail. "Up" is clients to server, "down" server to
 clients, as charged on the server's links, in MB of 10^6 bytes; densities are means over clients;
-times are virtual unless they say wall. Shapes: N merges, E evaluations, C clients.
+times are virtual, or unscaled on the wall clock, unless they say wall. Shapes: N merges,
+E evaluations, C clients.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from fedgmr_hpc.liveness import age_s, shown_status
+from fedgmr_hpc.process import own_python
 from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.study.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages
+from fedgmr_hpc.study.tables import count_of
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 
 COURSE_ROWS = 8
@@ -32,7 +36,7 @@ RUN_HEADS = (
     "seed",
     "rounds",
     "versions",
-    "virtual\ns",
+    "time\ns",
     "wall\ns",
     "test\n%",
     "test, mean of 3\n%",
@@ -42,10 +46,11 @@ RUN_HEADS = (
     "down\nMB",
     "status",
 )
-COURSE_HEADS = ("round", "virtual\ns", "val\n%", "test\n%", "density", "up\nMB", "down\nMB")
+COURSE_HEADS = ("round", "time\ns", "val\n%", "test\n%", "density", "up\nMB", "down\nMB")
 LEGEND = (
-    "up: clients to server, down: server to clients, 10^6 bytes on the server's links; "
-    "test, mean of 3: over the last 3 evaluations; dead?: it says running, but is silent"
+    "time: virtual, or on the wall clock unscaled; up: clients to server, down: server to clients, "
+    "10^6 bytes on the server's links;\ntest, mean of 3: over the last evaluations, at most 3, the "
+    "untrained model's left out; dead?: it says running, but is silent"
 )
 
 
@@ -81,19 +86,23 @@ def render_summary(result: Result) -> str:
     config, merges = result.config, result.merges
     up, down = _moved(result)
     test, last_test, val = _accuracies(result)
+    num_last = count_of(len(_last_tests(result)), "evaluation")
     facts = {
-        "test accuracy": f"{test} %, mean of the last 3 evaluations {last_test} %",
+        "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),
         "moved": f"{up[-1]:.1f} MB up to the server, {down[-1]:.1f} MB down to the clients",
         "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
-        "time": f"{end_s(result, 'now_s'):.1f} s virtual, {end_s(result, 'wall_s'):.1f} s wall",
+        "time": f"{end_s(result, 'now_s'):.1f} s {_clock(result)}, "
+        f"{end_s(result, 'wall_s'):.1f} s wall",
+        "overruns": _overruns(result),
         "staleness": _staleness(result),
         "results": str(result.path),
+        "timeline": _timeline(result),
     }
     title = f"{config.get('method', '-')} on {_data_name(result)}, seed {config.get('seed', '-')}"
-    lines = [f"  {name:<15}{text}" for name, text in facts.items()]
-    next_step = f"next: python -m fedgmr_hpc report {shlex.quote(str(result.path))}"
+    lines = [f"  {name:<15}{text}" for name, text in facts.items() if text]
+    next_step = f"next: {own_python()} -m fedgmr_hpc report {shlex.quote(str(result.path))}"
     return "\n".join([f"{title}: {result.status}", *lines, next_step])
 
 
@@ -126,7 +135,7 @@ def _course(name: str, result: Result) -> str:
     """About `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
     evaluations = result.evaluations
     num_rows = len(evaluations["version"])
-    head = f"{name}: {result.status}"
+    head = "\n".join(filter(None, [f"{name}: {result.status}", _overruns(result)]))
     if not num_rows:
         return f"{head}\nno evaluation yet"
     picks = np.unique(np.linspace(0, num_rows - 1, COURSE_ROWS).round().astype(int))
@@ -202,13 +211,39 @@ def _staleness(result: Result) -> str:
 
 
 def _accuracies(result: Result) -> list[str]:
-    """Last test accuracy, mean of its last three, last validation accuracy, in percent."""
-    test, val = (
-        column[np.isfinite(column)]
-        for column in (result.evaluations["test_accuracy"], result.evaluations["val_accuracy"])
-    )
-    kept = [test[-1:], test[-3:], val[-1:]]
+    """Last test accuracy, mean of its last ones, last validation accuracy, in percent."""
+    val = result.evaluations["val_accuracy"]
+    test = result.evaluations["test_accuracy"]
+    kept = [test[np.isfinite(test)][-1:], _last_tests(result), val[np.isfinite(val)][-1:]]
     return [_percent(values.mean()) if values.size else "-" for values in kept]
+
+
+def _last_tests(result: Result) -> Values:
+    """The last test accuracies, at most 3, of models that were trained if there are any."""
+    test = result.evaluations["test_accuracy"]
+    is_known = np.isfinite(test)
+    is_trained = is_known & (result.evaluations["version"] > 0)
+    return test[is_trained if is_trained.any() else is_known][-3:]
+
+
+def _clock(result: Result) -> str:
+    is_wall = result.config.get("clock") == "wall"
+    return f"at time_scale {result.config.get('time_scale')}" if is_wall else "virtual"
+
+
+def _overruns(result: Result) -> str:
+    """How many client-steps took longer than the wall clock gives them, "" if none."""
+    share = overrun_frac(result) if len(result.updates["client"]) else 0.0
+    if not share:
+        return ""
+    text = f"{100 * share:.1f} % of the client-steps took longer than they may"
+    too_many = "; the times are too long: raise time_scale"
+    return f"{text}{too_many}" if share > MAX_OVERRUN_FRAC else text
+
+
+def _timeline(result: Result) -> str:
+    path = timeline_path(result.path)
+    return f"{path}, for ui.perfetto.dev" if path.exists() else ""
 
 
 def _percent(fraction: float) -> str:

@@ -122,6 +122,29 @@ def test_a_signal_checkpoints_and_a_resume_on_other_ranks_goes_on(
     assert "is finished: nothing to resume" in (stopped.parent / "ranks.log").read_text()
 
 
+def test_ctrl_c_checkpoints_too(tmp_path: Path, unbroken: dict[str, Result]) -> None:
+    path = tmp_path / "run.h5"
+    pids = killing.start(tmp_path, 2, *words_of(path), "checkpoint.every_s=null")
+    killing.await_text(tmp_path / "ranks.log", "evaluation | round 0")
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    assert killing.wait(pids) == [75, 75], (tmp_path / "ranks.log").read_text()
+    assert read_result(path).status.endswith("at SIGINT")
+    assert killing.wait(killing.start(tmp_path, 1, *words_of(path), "--resume")) == [0]
+    assert differing_columns(read_result(path), unbroken["fedgmr"]) == []
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    code = (
+        "import os, signal, time; from fedgmr_hpc.resume import StopSignals\n"
+        "signals = StopSignals(); signals.install(); tell = os.kill\n"
+        "tell(os.getpid(), signal.SIGINT); tell(os.getpid(), signal.SIGINT)\n"  # one, passed on
+        "print(signals.name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "SIGINT\n" and "KeyboardInterrupt" in ended.stderr
+
+
 def test_a_resumed_run_that_makes_no_version_fails(stopped: Path) -> None:
     """Too short a time limit must not requeue for ever."""
     ended = subprocess.run(

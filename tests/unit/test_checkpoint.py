@@ -25,7 +25,7 @@ from fedgmr_hpc.checkpoint import (
 from fedgmr_hpc.comm.fluid import Listener
 from fedgmr_hpc.comm.links import Arrival, Broadcast, VirtualClock
 from fedgmr_hpc.config import LinksConfig
-from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.configfile import make_config, render_config
 from fedgmr_hpc.feedback import ErrorFeedback
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
@@ -330,7 +330,8 @@ def event(number: int) -> EventRow:
 
 def write_results(path: Path, status: str | None = None) -> dict[str, int]:
     """Three events, of which the last is not synced."""
-    writer = ResultWriter(path, config_yaml="{}", provenance={"cpu_model": "one"}, **SIZES)
+    text = render_config(make_config({}))
+    writer = ResultWriter(path, config_yaml=text, provenance={"cpu_model": "one"}, **SIZES)
     writer.append(event(0))
     writer.append(event(1))
     num_rows = writer.sync()
@@ -371,7 +372,8 @@ def test_a_start_tells_finished_resumed_and_fresh_apart(tmp_path: Path) -> None:
         f"no checkpoint {tmp_path / 'run.ckpt'} yet: starts from the beginning",
     )
     num_rows = write_results(path)
-    assert not find_start(path, config).is_resumed
+    again = find_start(path, config)
+    assert not again.is_resumed and again.notes[0].endswith(f"becomes {tmp_path / 'run.h5.old'}")
     save(path, {}, num_rows)
     assert find_start(path, config).is_resumed and find_start(path, config).notes == ()
     save(path, {}, num_rows)
@@ -395,6 +397,29 @@ def test_a_start_names_every_key_that_may_not_differ(tmp_path: Path) -> None:
         f"links.merge_s: got 0.5, {where}: 0.25",
         f"seed: got 0, {where}: 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "named"),
+    [
+        ("finished", {"seed": 1}, "seed: got 1, allowed with {}, which is finished: 0"),
+        (
+            "finished",
+            {"run": {"max_rounds": 900}},
+            "run.max_rounds: got 900, allowed with {}, which is finished: 500",
+        ),
+        ("failed: interrupted", {"seed": 1}, "seed: got 1, allowed with {}: 0"),
+    ],
+)
+def test_a_file_of_another_configuration_is_never_taken_for_this_one(
+    status: str, values: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.h5"
+    write_results(path, status)
+    with pytest.raises(ValueError) as wrong:
+        find_start(path, make_config(values))
+    assert str(wrong.value) == named.format(path)
+    assert names(tmp_path) == {"run.h5"}
 
 
 def test_limits_and_where_things_are_may_differ(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +78,15 @@ def write(
     num_merges: int = 4,
     evaluations: list[EvaluationRow] = EVALUATIONS,
     status: str = "finished",
+    config: str = CONFIG,
+    updates: list[UpdateRow] = UPDATES,
 ) -> Path:
     sizes = {"num_clients": 2, "num_weights": 1, "num_ranks": 1}
-    texts: dict[str, Any] = {"config_yaml": CONFIG, "layout_json": "{}", "provenance": {}}
+    texts: dict[str, Any] = {"config_yaml": config, "layout_json": "{}", "provenance": {}}
     with ResultWriter(path, **sizes, **texts) as writer:
         for version in range(1, num_merges + 1):
             writer.append(merge(version))
-        for row in [*evaluations, *UPDATES[: num_merges + 1]]:
+        for row in [*evaluations, *updates[: num_merges + 1]]:
             writer.append(row)
         writer.finish(status)
     return path
@@ -102,7 +106,7 @@ def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
     report = make_report([write(tmp_path / "a.h5")], tmp_path / "out")
     name, *numbers = cells(report, "a")[0]
     assert numbers[:5] == ["fedgmr", "digits", "7", "4", "4"]
-    assert numbers[5:7] == ["40.0", "2.1"]  # virtual and wall seconds
+    assert numbers[5:7] == ["40.0", "2.1"]  # the clock's and wall seconds
     assert numbers[7:10] == ["62.00", "54.00", "80.00"]  # test, mean of 3, val
     assert numbers[10:13] == ["0.625", "->", "0.875"]
     assert numbers[13:] == ["2.0", "16.0", "finished"]  # MB up, MB down: up is what the server got
@@ -182,7 +186,8 @@ def test_mean_density_begins_with_the_initial_model(result: Result) -> None:
     assert means.tolist() == [0.625, 0.625, 0.625, 0.875, 0.875]
 
 
-def test_summary(result: Result) -> None:
+def test_summary(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert render_summary(result).splitlines() == [
         "fedgmr on digits, seed 7: finished",
         "  test accuracy  62.00 %, mean of the last 3 evaluations 54.00 %",
@@ -196,6 +201,51 @@ def test_summary(result: Result) -> None:
         f"  results        {result.path}",
         f"next: python -m fedgmr_hpc report '{result.path}'",
     ]
+
+
+def test_what_to_type_next_names_a_python_that_is_not_on_path(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(Path(sys.executable).parent.parent)
+    assert f"next: bin/{Path(sys.executable).name} -m fedgmr_hpc report" in render_summary(result)
+    monkeypatch.chdir("/")
+    (result.path.parent / "x").mkdir()
+    monkeypatch.chdir(result.path.parent / "x")
+    assert f"next: {sys.executable} -m" in render_summary(result)
+
+
+@pytest.mark.parametrize(
+    ("overran", "text"),
+    [
+        ((0, 0, 0, 0), None),
+        ((1, 1, 0, 0), "50.0 % of the client-steps took longer than they may; the times are too"),
+    ],
+)
+def test_the_wall_clock_says_its_time_and_what_overran(
+    overran: tuple[int, ...], text: str | None, tmp_path: Path
+) -> None:
+    config = f"{CONFIG}clock: wall\ntime_scale: 0.05\n"
+    pairs = zip(UPDATES, overran, strict=True)
+    updates = [replace(row, wall_overrun=is_over) for row, is_over in pairs]
+    path = write(tmp_path / "a.h5", 4, config=config, updates=updates)
+    (tmp_path / "a.trace.json").write_text("{}")
+    summary = render_summary(read_result(path))
+    assert "  time           40.0 s at time_scale 0.05, 2.1 s wall" in summary
+    assert f"  timeline       {tmp_path / 'a.trace.json'}, for ui.perfetto.dev" in summary
+    (tmp_path / "a.trace.json").unlink()
+    for shown in (summary, make_report([path], tmp_path / "out")):
+        assert ("client-steps" in shown) == (text is not None)
+        assert (text or "") in shown
+
+
+def test_the_untrained_model_is_in_no_mean_of_trained_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", 4, EVALUATIONS[:3])
+    summary = render_summary(read_result(path))
+    assert "test accuracy  60.00 %, mean of the last 2 evaluations 50.00 %" in summary
+    untrained = write(tmp_path / "b.h5", 0, EVALUATIONS[:1])
+    summary = render_summary(read_result(untrained))
+    assert "test accuracy  11.00 %, mean of the last 1 evaluation 11.00 %" in summary
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
