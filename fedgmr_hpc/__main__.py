@@ -5,11 +5,11 @@ What each verb takes:
     launch ...                                   as python -m fedgmr_hpc.launch ...
     check [CONFIG] [--ranks N] [key=value ...]   validate without starting ranks, print the result
     doctor [CONFIG] [key=value ...]              check ranks, links, data, disk, time; under mpirun
-    keys                                         every configuration key, its default and meaning
+    keys [PREFIX]                                every configuration key, its default and meaning
     methods [NAME]                               the method table, or one method explained
     prepare DATASET --root DIR [data.key=value]  what is missing, where to put it; build the cache
     partition [CONFIG] [key=value ...] [--out D] table and picture of which client holds what
-    report RESULT... [--out DIR]                 tables and plots of runs
+    report RESULT... [--out DIR]                 tables and plots of runs: files, folders of them
     watch RESULT... [--every S] [--once]         a live table of runs: files, a pattern, a folder
     results verify|repair|merge|export FILE...   check and save result files; see results --help
     replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
@@ -89,7 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench": _bench,
         "site": _site,
     }
-    return _reported(lambda: verbs[arguments.verb](arguments.words, arguments))
+    return _reported(lambda: verbs[arguments.verb](arguments.words, _checked(arguments)))
+
+
+def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
+    if arguments.ranks is not None and arguments.ranks < 1:
+        raise ValueError(f"--ranks: got {arguments.ranks}, allowed: at least 1")
+    return arguments
 
 
 def _reported(verb: Callable[[], int]) -> int:
@@ -112,6 +118,7 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = (
+        "launch",
         "check",
         "doctor",
         "keys",
@@ -150,7 +157,8 @@ def _one(words: list[str], what: str, allowed: Sequence[str] = ()) -> str:
 def _load(words: list[str]) -> Config:
     """The configuration that the words name and change."""
     sources = [word for word in words if "=" not in word]
-    source = _one(sources, "one configuration") if sources else None
+    what = "one configuration (values with spaces in quotes: 'key=...')"
+    source = _one(sources, what) if sources else None
     return load_config(source, [word for word in words if "=" in word])
 
 
@@ -185,8 +193,6 @@ def _describe(config: Config, data: object) -> str:
 
 
 def _describe_ranks(config: Config, ranks: int) -> str:
-    if ranks < 1:
-        raise ValueError(f"--ranks: got {ranks}, allowed: at least 1")
     if ranks == 1:
         return "1 rank: server and clients in one process"
     idle = max(0, ranks - 1 - config.clients.count)
@@ -195,14 +201,20 @@ def _describe_ranks(config: Config, ranks: int) -> str:
 
 
 def _keys(words: list[str], arguments: argparse.Namespace) -> int:
-    print(describe_keys())
+    print(describe_keys(_one(words, "a prefix of keys") if words else ""))
     return 0
 
 
 def _methods(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.methods import explain_method, render_methods
 
-    print(explain_method(_one(words, "a method")) if words else render_methods())
+    if words:
+        print(explain_method(_one(words, "a method")))
+        return 0
+    table, wrong = render_methods()
+    print(table, flush=True)
+    if wrong:
+        raise ValueError("\n".join(wrong))
     return 0
 
 
@@ -229,10 +241,14 @@ def _partition(words: list[str], arguments: argparse.Namespace) -> int:
 
 def _report(words: list[str], arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.study.report import make_report
+    from fedgmr_hpc.watch import find_files
 
-    if not words:
-        raise ValueError("got nothing, need one or more result files")
-    print(make_report(words, arguments.out or Path(words[0]).parent / "report"))
+    is_folder = {word: Path(word).is_dir() for word in words}
+    files = [path for word in words for path in (find_files([word]) if is_folder[word] else [word])]
+    if not files:
+        raise ValueError(f"got {' '.join(words) or 'nothing'}, need one or more result files")
+    folder = Path(words[0]) if is_folder[words[0]] else Path(words[0]).parent
+    print(make_report(files, arguments.out or folder / "report"))
     return 0
 
 

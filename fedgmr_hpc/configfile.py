@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from fedgmr_hpc.axes import Section
 from fedgmr_hpc.config import Config
+from fedgmr_hpc.configerrors import render_error
 from fedgmr_hpc.methods import configs_dir, load_method, merged, read_yaml
 
 
@@ -53,7 +54,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
         method = load_method(own.get("method", default))
     except ValueError as error:
         wrong.append(str(error))
-        del own["method"]
+        own.pop("method", None)
         method = load_method(default)
     own = merged(method.axes, own)
     config = None
@@ -61,7 +62,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
         try:
             config = Config.model_validate(own)
         except ValidationError as error:
-            wrong += [_render_error(item) for item in error.errors()]
+            wrong += [render_error(item) for item in error.errors()]
             for item in error.errors():
                 _drop(own, item["loc"])  # the rest may hold mistakes of its own
     wrong += config.contradictions()
@@ -85,14 +86,22 @@ def render_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
 
 
-def describe_keys() -> str:
-    """The reference: every key with its default, its values and what it means."""
+def describe_keys(prefix: str = "") -> str:
+    """The reference: every key, or those below `prefix`, with default, values and meaning.
+
+    Raises:
+        ValueError: no key has that prefix.
+    """
     lines = []
     for key, default, allowed, about in _walk_fields(Config, ""):
+        if not f"{key}.".startswith(f"{prefix}." if prefix else ""):
+            continue
         lines.append(
             f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}"
         )
         lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
+    if not lines:
+        raise ValueError(f"keys: got {prefix!r}, allowed: {', '.join(Config.model_fields)}")
     return "\n".join(lines)
 
 
@@ -108,13 +117,15 @@ def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
 
 
 def _find_run(source: str | Path) -> Path:
-    path = Path(source)
-    named = configs_dir() / "runs" / f"{source}.yaml"
+    path, folder = Path(source), configs_dir() / "runs"
+    named = folder / f"{source}.yaml"
     if path.is_file():
         return path
     if named.is_file():
         return named
-    runs = ", ".join(sorted(p.stem for p in named.parent.glob("*.yaml")))
+    if path.name != str(source) or path.suffix in (".yaml", ".yml"):
+        raise ValueError(f"--config: got '{source}', no such file")
+    runs = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
     raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
 
 
@@ -147,30 +158,5 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ValueError(f"{key}: got {text!r}, not a YAML value") from None
-
-
-def _render_error(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    got, context = error["input"], error.get("ctx", {})
-    if error["type"] == "value_error":
-        return str(context["error"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known keys here: {', '.join(_known_keys(error['loc'][:-1]))}"
-    if error["type"] == "literal_error":
-        return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
-    if error["type"] == "model_type":
-        return f"{key}: got {got!r}, allowed: a group of keys"
-    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
-    return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"
-
-
-def _known_keys(path: Sequence[str | int]) -> list[str]:
-    section: Any = Config
-    for part in path:
-        if isinstance(part, int):  # an entry of a tuple of sections
-            section = get_args(section)[0]
-        else:
-            section = section.model_fields[part].annotation
-    return list(section.model_fields)
+        hint = f"; in a shell put it in quotes: '{key}=...'" if text[:1] in "[{" else ""
+        raise ValueError(f"{key}: got {text!r}, not a YAML value{hint}") from None

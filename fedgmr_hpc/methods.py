@@ -1,23 +1,29 @@
 """The method table: a method is a row of choices on five axes (DESIGN idea 1).
 
-A row is a file of configs/methods. It may name a `base` row and then says only what differs. Files
-of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row `heterofl` under `aux`,
-then under `gmr`. So a new method is a new file, and at most one new rule.
+A row is a file of configs/methods that says what it is about and makes a choice on every axis. It
+may name a `base` row and then says only what differs. Files of configs/wrappers are laid over any
+row: `heterofl+aux+gmr` is the row `heterofl` under `aux`, then under `gmr`. So a new method is a new
+file, and at most one new rule.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-AXES = ("submodel", "restoration", "aggregation", "admission", "transmission")
+from fedgmr_hpc.config import Config
+from fedgmr_hpc.configerrors import wrong_values
+
+CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
+AXES = (*CHOICES, "transmission")  # a word
 FACTS = ("about", "source", "section", "differs", "base")
 WRAPPER_SIGN = "+"
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ def load_method(name: str) -> Method:
     """A row by name, with wrappers behind plus signs.
 
     Raises:
-        ValueError: there is no such row or wrapper, or its file is not one.
+        ValueError: there is no such row or wrapper, or its file lacks a choice, has a wrong key or
+            value, or values that rule one another out; with one line for every mistake.
     """
     row, *wrappers = str(name).split(WRAPPER_SIGN)
     if row not in method_names():
@@ -76,16 +83,38 @@ def load_method(name: str) -> Method:
         found = _laid_over(found, _read(f"wrappers/{wrapper}"))
     axes = {axis: found[axis] for axis in AXES if axis in found}
     about, section = " ".join(found["about"]), "; ".join(dict.fromkeys(found["section"]))
-    return Method(name, about, found.get("source", ""), section, axes, found.get("differs", {}))
+    source = str(found.get("source", ""))
+    return Method(name, about, source, section, axes, found.get("differs", {}))
 
 
-def _read_row(name: str) -> dict[str, Any]:
-    own = _read(f"methods/{name}")
-    if "base" not in own:
-        return own
-    base = _read_row(own["base"])
-    own_words = {"about": own["about"], "differs": own.get("differs", base.get("differs", {}))}
-    return merged(base, own) | own_words
+def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A row with its base; `below` are the rows that are based on it."""
+    file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
+    if "base" in row:
+        allowed = [other for other in method_names() if other not in (name, *below)]
+        if row["base"] not in allowed:
+            raise ValueError(f"{file}: base: got {row['base']!r}, allowed: {', '.join(allowed)}")
+        base = _read_row(row["base"], (name, *below))
+        own_words = {"about": row["about"], "differs": row.get("differs", base.get("differs", {}))}
+        row = merged(base, row) | own_words
+    missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
+    if missing := missing + ["transmission"] * ("transmission" not in row):
+        which = "a choice on every axis, as `python -m fedgmr_hpc keys` lists them"
+        raise ValueError(f"{file}: {', '.join(missing)}: got nothing, allowed: {which}")
+    _refuse(file, _contradictions({axis: row[axis] for axis in AXES}))
+    return row
+
+
+def _contradictions(axes: Mapping[str, Any]) -> list[str]:
+    """What axes rule out among themselves, with as many clients as they ask for."""
+    count = axes["admission"].get("count")
+    clients = {} if count is None else {"clients": {"count": count}}
+    return Config.model_validate({**axes, **clients}).contradictions()
+
+
+def _refuse(file: str, wrong: list[str]) -> None:
+    if wrong:
+        raise ValueError("\n".join(f"{file}: {line}" for line in wrong))
 
 
 def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +123,17 @@ def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    values = read_yaml(configs_dir() / f"{path}.yaml")
-    if misplaced := sorted(set(values) - {*AXES, *FACTS}):
+    """What a file of a row or wrapper says, its values checked."""
+    file, values = f"configs/{path}.yaml", read_yaml(configs_dir() / f"{path}.yaml")
+    if misplaced := sorted(str(key) for key in values if key not in (*AXES, *FACTS)):
         allowed = ", ".join((*FACTS, *AXES))
-        raise ValueError(f"configs/{path}.yaml: got {', '.join(misplaced)}, allowed: {allowed}")
+        raise ValueError(f"{file}: got {', '.join(misplaced)}, allowed: {allowed}")
+    if not values.get("about"):
+        raise ValueError(f"{file}: about: got {values.get('about')!r}, allowed: a sentence")
+    differs = values.get("differs", {})
+    if not (isinstance(differs, dict) and all(isinstance(v, list) for v in differs.values())):
+        raise ValueError(f"{file}: differs: got {differs!r}, allowed: lists named paper, release")
+    _refuse(file, wrong_values({axis: values[axis] for axis in AXES if axis in values}))
     return values | {key: [str(values.get(key, ""))] for key in ("about", "section")}
 
 
@@ -128,22 +164,38 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return together
 
 
-def render_methods() -> str:
-    """The table: a row's five axes, its source and its section of the specification."""
+def render_methods() -> tuple[str, list[str]]:
+    """The table: a row's five axes, its source and its section of the specification; and one line
+    for every mistake in the files of rows and wrappers that it leaves out.
+    """
     heads = ("method", *AXES, "source", "section")
-    rows = [_cells(load_method(name)) for name in method_names()]
+    methods, wrong = _readable(load_method, method_names())
+    rows = [_cells(method) for method in methods]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         for cells in (heads, *rows)
     ]
-    wrappers = [
-        f"  {WRAPPER_SIGN}{name}: {_read(f'wrappers/{name}')['about'][0]}"
-        for name in wrapper_names()
-    ]
+    wrappers, wrong_wrappers = _readable(_describe_wrapper, wrapper_names())
     rule = "-" * max(map(len, lines))
     closing = ["", "laid over any row, as in heterofl+aux+gmr:", *wrappers]
-    return "\n".join([lines[0], rule, *lines[1:], *closing])
+    text = "\n".join([lines[0], rule, *lines[1:], *closing])
+    return text, list(dict.fromkeys(wrong + wrong_wrappers))  # a base's mistakes come with each row
+
+
+def _readable(read: Callable[[str], Read], names: Sequence[str]) -> tuple[list[Read], list[str]]:
+    """What `read` makes of the names, and the lines of its errors."""
+    found, wrong = [], []
+    for name in names:
+        try:
+            found.append(read(name))
+        except ValueError as error:
+            wrong += str(error).splitlines()
+    return found, wrong
+
+
+def _describe_wrapper(name: str) -> str:
+    return f"  {WRAPPER_SIGN}{name}: {_read(f'wrappers/{name}')['about'][0]}"
 
 
 def _cells(method: Method) -> tuple[str, ...]:
@@ -156,14 +208,15 @@ def _cells(method: Method) -> tuple[str, ...]:
 
 
 def _describe(axis: str, values: Any) -> str:
-    """An axis in a few words: its first choice, then what else the row sets."""
+    """An axis in a few words: its choice, then what else the row sets."""
     if not isinstance(values, Mapping):
         return str(values)
-    first, *others = values.items()
-    kept = [_short(key, value) for key, value in others if value not in (False, None, "constant")]
-    if axis == "restoration" and first[1] == "none":
-        kept = []
-    return " ".join([str(first[1]), *kept])
+    choice = values[CHOICES[axis]]
+    others = {key: value for key, value in values.items() if key != CHOICES[axis]}
+    if axis == "restoration" and choice == "none":
+        others = {}
+    kept = [_short(*item) for item in others.items() if item[1] not in (False, None, "constant")]
+    return " ".join([choice, *kept])
 
 
 def _short(key: str, value: Any) -> str:

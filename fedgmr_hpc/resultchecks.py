@@ -30,7 +30,13 @@ NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_by
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
-    """All findings in a result file or merged file, one line each; empty where it is sound."""
+    """All findings in a result file or merged file, one line each; empty where it is sound.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"results {path}: no such file")
     try:
         runs = read_runs(path)
         return [finding for name in runs for finding in _verify_run(Path(path), name, runs)]

@@ -46,6 +46,7 @@ class Kind:
     synthetic_sizes: tuple[int, int] | None = None  # train, test
     is_text: bool = False
     top_k: int = 1
+    has_groups: bool = False  # it says which writer or user a sample is of
 
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -53,11 +54,11 @@ _CIFAR_SHAPE = (3, 32, 32)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KINDS = {
     "digits": Kind(10, (1, 8, 8), max_value=16),
-    "femnist": Kind(62, (1, 28, 28)),
+    "femnist": Kind(62, (1, 28, 28), has_groups=True),
     "cifar10": Kind(10, _CIFAR_SHAPE, 255, _CIFAR_MEAN, _CIFAR_STD, "crop_flip"),
     "imagenet100": Kind(100, (3, 168, 168), 255, _IMAGENET_MEAN, _IMAGENET_STD, "resized_crop"),
-    "stackoverflow": Kind(NUM_TOKENS, (MAX_TOKENS,), is_text=True, top_k=5),
-    "synthetic_femnist": Kind(62, (1, 28, 28), synthetic_sizes=(35_948, 4_090)),
+    "stackoverflow": Kind(NUM_TOKENS, (MAX_TOKENS,), is_text=True, top_k=5, has_groups=True),
+    "synthetic_femnist": Kind(62, (1, 28, 28), synthetic_sizes=(35_948, 4_090), has_groups=True),
     "synthetic_cifar10": Kind(
         10, _CIFAR_SHAPE, 255, _CIFAR_MEAN, _CIFAR_STD, "crop_flip", (50_000, 10_000)
     ),

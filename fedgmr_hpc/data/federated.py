@@ -71,6 +71,11 @@ class FederatedData:
 
     def _check_partition(self) -> None:
         kind = self.config.data.partition
+        if kind == "group" and not self.dataset.kind.has_groups:
+            raise ValueError(
+                f"data.partition: got {kind!r}, allowed with data.name = {self.dataset.name}: "
+                "iid, dirichlet, shards (its samples belong to no writer or user)"
+            )
         if self.dataset.is_text and kind in LABELLED_KINDS:
             raise ValueError(
                 f"data.partition: got {kind!r}, allowed with data.name = {self.dataset.name}: "

@@ -119,11 +119,15 @@ def describe_missing(name: str, root: str | None) -> list[str]:
 
 def check_complete(name: str, root: str | None) -> Files:
     """The source files, or a ValueError that says what was looked for."""
-    missing = describe_missing(name, root)
-    if missing or root is None:
+    if root is None:
+        raise ValueError(
+            f"data.root: got None, allowed: the folder of {name}'s files; "
+            f"`python -m fedgmr_hpc prepare {name}` explains the layout"
+        )
+    if missing := describe_missing(name, root):
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
         raise ValueError(
             f"data.root: got {root!r}, but {name} is not complete there, missing: {shown}; "
-            f"`python -m fedgmr_hpc prepare {name} --root {root or 'DIR'}` explains the layout"
+            f"`python -m fedgmr_hpc prepare {name} --root {root}` explains the layout"
         )
     return source_files(name, Path(root).expanduser())

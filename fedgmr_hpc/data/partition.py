@@ -64,7 +64,7 @@ def _check_count(num_clients: int, most: int, kind: str, need: str) -> None:
     if not 1 <= num_clients <= most:
         raise ValueError(
             f"clients.count: got {num_clients}, allowed: 1 to {most}; with data.partition={kind} "
-            f"each client needs {need} that data.max_train admits"
+            f"each client needs {need}; data.max_train, where set, limits them"
         )
 
 
@@ -76,9 +76,10 @@ def _check_sizes(parts: list[Longs], kind: str, alpha: float) -> list[Longs]:
     drawn = f", data.alpha={alpha:g} ({MAX_DRAWS} draws)" if kind == "dirichlet" else ""
     raise ValueError(
         f"clients.count={len(parts)} with data.partition={kind}{drawn} leaves client {poorest} "
-        f"with {sizes[poorest]} of the samples that data.max_train admits, needed: {MIN_SAMPLES} "
-        "or more (one to train, one to validate); lower clients.count, or raise data.max_train"
-        + (" or data.alpha" if kind == "dirichlet" else "")
+        f"with {sizes[poorest]} of {sum(sizes)} samples, needed: {MIN_SAMPLES} "
+        "or more (one to train, one to validate); lower clients.count, or raise "
+        + ("data.alpha, or " if kind == "dirichlet" else "")
+        + "data.max_train where it is set"
     )
 
 
@@ -94,7 +95,8 @@ def _deal_shards(y: Longs, num_clients: int, shards_per_client: int, seed: int) 
     if num_shards > len(y):
         raise ValueError(
             f"data.shards_per_client: got {shards_per_client}, allowed: 1 to {most} with "
-            f"clients.count={num_clients} and the {len(y)} samples that data.max_train admits"
+            f"clients.count={num_clients} and {len(y)} samples; data.max_train, where set, "
+            "limits them"
         )
     client = np.empty(num_shards, np.int64)
     dealt = make_rng(seed, "partition").permutation(num_shards)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOISE_FACTOR = 3.0  # times the scatter of one run's evaluations, where no other seeds are given
+LEAST_AGES = 4  # on the axis of staleness
 STYLES = {"virtual": ("C0", "-"), "wall": ("C1", "--")}
 
 
@@ -222,6 +223,7 @@ def _plot_staleness(axes: Axes, virtual: Result, wall: Result) -> None:
     for shift, values, (name, (colour, _)) in zip((-0.2, 0.2), shares, STYLES.items(), strict=True):
         ages = np.arange(1, len(values))  # 0 cannot be: a merge makes a new version
         axes.bar(ages + shift, 100 * values[1:], 0.4, color=colour, label=name)
+    axes.set_xlim(0.5, max(len(shares[0]) - 1, LEAST_AGES) + 0.5)  # a bin for each whole number
     axes.locator_params(axis="x", integer=True)
     axes.set(title="staleness", xlabel="version - base version (1: fresh)", ylabel="updates (%)")
 

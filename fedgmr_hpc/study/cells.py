@@ -179,8 +179,11 @@ def _missing_line(name: str, root: str | None) -> str | None:
     missing = describe_missing(name, root)
     if not missing:
         return None
-    shown = f"{missing[0]} and {len(missing) - 1} more" if missing[1:] else missing[0]
-    return f"data.root: got {root!r}, allowed: the folder of {name}; missing: {shown}"
+    line = f"data.root: got {root!r}, allowed: the folder of {name}"
+    if root is None:
+        return line
+    more = f" and {len(missing) - 1} more" if missing[1:] else ""
+    return f"{line}; missing: {missing[0]}{more}"
 
 
 def _counted(line: str, names: Sequence[str]) -> str:

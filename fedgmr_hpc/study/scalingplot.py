@@ -176,7 +176,7 @@ def draw_limit(scaling: Scaling) -> Figure:
     axes.set_ylabel("client-rounds per second", fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     return figure
 
 

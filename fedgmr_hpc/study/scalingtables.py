@@ -104,7 +104,7 @@ def split_table(scaling: Scaling) -> Table:
             shares = [f"{100 * split[part]:.1f}" for part in PARTS]
             rows.append([f"{point.point.value:g}", name, *shares])
     notes = [
-        "In % of the measured time. Parts may overlap, so a line's sum may exceed 100. The "
+        "Of the measured time. Parts may overlap, so a line's sum may exceed 100. The "
         "server's idle is work outside the named parts. On the wall clock client ranks wait in "
         "idle, and send is mostly the links' throttle.",
     ]
@@ -115,7 +115,7 @@ def split_table(scaling: Scaling) -> Table:
         for rank, seconds in run.split.items()
     ]
     heads = [VALUE_HEADS[scaling.plan.kind], "rank", *PARTS]
-    return Table("split", "Where the time goes", heads, rows, notes, records=records)
+    return Table("split", "Where the time goes (%)", heads, rows, notes, records=records)
 
 
 def memory_table(scaling: Scaling) -> Table:
@@ -133,8 +133,8 @@ def memory_table(scaling: Scaling) -> Table:
             fmean(sum(run.rss_bytes.values()) for run in point.runs),
         ]
         rows.append([f"{point.point.value:g}", *(f"{value / 1e6:.0f}" for value in values)])
-    notes = ["MB (10^6 bytes) resident; libraries that ranks share count in each of them."]
-    return Table("memory", "Memory", heads, rows, notes)
+    notes = ["Resident, 1 MB is 10^6 bytes; libraries that ranks share count in each of them."]
+    return Table("memory", "Memory (MB)", heads, rows, notes)
 
 
 def demand_table(scaling: Scaling) -> Table:

@@ -124,6 +124,6 @@ def _only(words: Sequence[str], what: str) -> str:
 
 def _numbers(read: Callable[[str], Number], key: str, text: str) -> list[Number]:
     try:
-        return [read(part) for part in text.split(",") if part.strip()]
+        return [read(part) for part in text.split(",")] if text else []
     except ValueError:
         raise ValueError(f"{key}: got {text}, allowed: numbers with commas between") from None

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.schema import columns_of
 from fedgmr_hpc.store import ResultWriter
+from fedgmr_hpc.study.agreement import _plot_staleness as plot_staleness
 from fedgmr_hpc.study.agreement import agree, compare, plot_agreement, render_agreement
 
 CONFIG = {"seed": 0, "time_scale": 1.0, "faults": [], "links": {"compute_s": 0.5, "trace": None}}
@@ -229,6 +231,14 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pixels = imread(tmp_path / "a.png")
     assert pixels.shape[:2] == (576, 1800)
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+
+
+@pytest.mark.parametrize(("base_version", "last"), [((0, 0, 1, 1, 2, 2), 4), ((-5,) * 6, 8)])
+def test_staleness_is_drawn_over_whole_numbers(base_version: tuple[int, ...], last: int) -> None:
+    axes = Figure().subplots()
+    plot_staleness(axes, make(), make("wall", base_version=base_version))
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low < tick < high] == list(range(1, last + 1))
 
 
 def write(path: Path, clock: str) -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from fedgmr_hpc.__main__ import main
 from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.study import report
 
 
 def run_verb(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -52,6 +53,60 @@ def test_prepare_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_wrong_words_are_named(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run_verb(capsys, *words)
     assert code == 2 and "got " in err and "need " in err
+
+
+@pytest.mark.parametrize("verb", [("agree", "digits"), ("check",), ("bench", "codec")])
+@pytest.mark.parametrize("ranks", ["0", "-1"])
+def test_fewer_than_one_rank_are_refused(
+    verb: tuple[str, ...], ranks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_verb(capsys, *verb, "--ranks", ranks)
+    assert (code, err) == (2, f"fedgmr_hpc: error: --ranks: got {ranks}, allowed: at least 1\n")
+
+
+def test_a_partition_by_writers_needs_writers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("check", "digits", "data.partition=group", f"data.cache={tmp_path}")
+    code, _, err = run_verb(capsys, *words)
+    assert code == 2
+    assert "data.partition: got 'group', allowed with data.name = digits: iid, dirichlet" in err
+
+
+@pytest.mark.parametrize("words", [("results", "verify"), ("report",)])
+def test_a_missing_file_is_bad_input(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "nope.h5"
+    assert run_verb(capsys, *words, str(path)) == (
+        2,
+        "",
+        f"fedgmr_hpc: error: results {path}: no such file\n",
+    )
+
+
+def test_a_damaged_file_is_a_finding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("no HDF5")
+    code, out, err = run_verb(capsys, "results", "verify", str(tmp_path / "a.h5"))
+    assert (code, err) == (1, "") and "cannot be read" in out
+
+
+def test_report_takes_folders(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "make_report", lambda files, out: f"{[*map(str, files)]} {out}")
+    for name in ("b.h5", "a.h5", "a.log"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    _, out, _ = run_verb(capsys, "report", str(tmp_path), "c.h5")
+    assert out == f"['{tmp_path}/a.h5', '{tmp_path}/b.h5', 'c.h5'] {tmp_path}/report\n"
+    code, _, err = run_verb(capsys, "report", str(tmp_path / "empty"))
+    assert code == 2 and "empty, need one or more result files" in err
+
+
+def test_words_that_a_shell_has_split_hint_at_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_verb(capsys, "check", "faults=[{kind:", "drop,", "at_s:", "1}]")
+    assert code == 2 and "got drop, at_s: 1}], need one configuration (values with spaces" in err
 
 
 @pytest.mark.parametrize("what", ["codec", "merge", "mask"])

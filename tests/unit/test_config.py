@@ -241,6 +241,12 @@ def test_a_missing_file_lists_the_named_runs():
         load_config("nope")
 
 
+@pytest.mark.parametrize("path", ["/tmp/nope/nope", "runs/nope", "nope.yaml"])
+def test_a_path_that_does_not_exist_says_so(path):
+    with pytest.raises(ValueError, match=f"^--config: got '{path}', no such file$"):
+        load_config(path)
+
+
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "just words", "a: [1"])
 def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, text):
     path = tmp_path / "run.yaml"
@@ -290,6 +296,11 @@ def test_override_values_are_yaml(override, read, value):
 def test_a_malformed_override_is_refused(override):
     with pytest.raises(ValueError, match=r"seed|train\.steps|=3"):
         load_config(None, [override])
+
+
+def test_a_list_that_the_shell_has_cut_hints_at_quotes():
+    with pytest.raises(ValueError, match=r"faults: got '\[\{kind:', not a YAML value; in a shell"):
+        load_config(None, ["faults=[{kind:"])
 
 
 def test_an_override_below_a_value_is_refused():
@@ -344,6 +355,15 @@ def test_a_configuration_is_frozen():
 
 def test_the_reference_describes_every_key():
     lines = describe_keys().splitlines()
+    assert [line.split()[0] for line in describe_keys("eval").splitlines()[::2]] == [
+        "eval.client_samples",
+        "eval.chunk",
+    ]
+    assert describe_keys("run.max_rounds").startswith("run.max_rounds = 500\n")
+    with pytest.raises(
+        ValueError, match=r"^keys: got 'ru', allowed: seed, method, .*, checkpoint$"
+    ):
+        describe_keys("ru")
     keys = {line.split(" = ")[0] for line in lines if not line.startswith("    ")}
     expected = set()
     for name, value in make_config({}):

@@ -325,7 +325,10 @@ def test_missing_folder_says_where_it_looked_and_how_to_learn_more(tmp_path, loa
     assert message.startswith(f"data.root: got '{tmp_path}', but femnist is not complete there")
     assert str(tmp_path / "femnist" / "data" / "train" / "*.json") in message
     assert f"`python -m fedgmr_hpc prepare femnist --root {tmp_path}` explains" in message
-    assert "data.root is not set" in refusal(load, "cifar10", root=None)
+    assert refusal(load, "cifar10", root=None) == (
+        "data.root: got None, allowed: the folder of cifar10's files; "
+        "`python -m fedgmr_hpc prepare cifar10` explains the layout"
+    )
     assert "and 3 more" in refusal(load, "cifar10")
 
 

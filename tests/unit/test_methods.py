@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc import methods
+from fedgmr_hpc.__main__ import main
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.methods import (
     explain_method,
@@ -145,7 +146,9 @@ def test_values_are_laid_over_key_by_key():
 
 
 def test_the_table_has_a_line_for_every_row_and_wrapper():
-    lines = render_methods().splitlines()
+    text, wrong = render_methods()
+    lines = text.splitlines()
+    assert wrong == []
     assert [line.split()[0] for line in lines[2 : 2 + len(method_names())]] == method_names()
     assert [line.split(":")[0].strip() for line in lines[-len(wrapper_names()) :]] == [
         f"+{name}" for name in wrapper_names()
@@ -165,15 +168,28 @@ def table(tmp_path, monkeypatch) -> Path:
     return tmp_path / "methods"
 
 
+OLD = """
+about: Old.
+submodel: {scaler: false, kind: full}
+restoration: {trigger: none}
+aggregation: {rule: average}
+admission: {kind: barrier}
+transmission: whole
+"""
+
+
 def test_a_new_file_is_a_new_row(table):
-    (table / "old.yaml").write_text("about: Old.\nsubmodel: {kind: full, scaler: false}\n")
+    (table / "old.yaml").write_text(OLD)
     (table / "new.yaml").write_text("about: New.\nbase: old\nsubmodel: {kind: magnitude}\n")
     (table.parent / "wrappers" / "late.yaml").write_text("about: Late.\nadmission: {kind: each}\n")
     method = load_method("new+late")
     assert method.about == "New. Late."
     assert method.axes == {
         "submodel": {"kind": "magnitude", "scaler": False},
+        "restoration": {"trigger": "none"},
+        "aggregation": {"rule": "average"},
         "admission": {"kind": "each"},
+        "transmission": "whole",
     }
 
 
@@ -185,6 +201,86 @@ def test_a_key_that_is_no_axis_is_refused_with_its_file(table):
         "configs/methods/odd.yaml: got aggregaton, allowed: about, source, section, differs, "
         "base, submodel, restoration, aggregation, admission, transmission"
     )
+
+
+BAD_ROWS = [
+    (
+        "about: Odd.\nsubmodel: {score: w}\nadmission: {kind: each}\n",
+        "submodel.kind, restoration.trigger, aggregation.rule, transmission: got nothing, allowed: "
+        "a choice on every axis, as `python -m fedgmr_hpc keys` lists them",
+    ),
+    (
+        "about: Odd.\nbase: old\naggregation: {rule: mask_awre}\n",
+        "aggregation.rule: got 'mask_awre', allowed: 'mask_aware', 'gradient', 'average', 'mix', "
+        "'fedbuff'",
+    ),
+    ("about: Odd.\nbase: old\nsubmodel:\n", "submodel: got None, allowed: a group of keys"),
+    (
+        "about: Odd.\nbase: old\nrestoration: {trigger: time}\n",
+        "restoration.trigger: got 'time', allowed with submodel.kind = full: none, without balance "
+        "(a full model cannot grow)",
+    ),
+    ("base: old\n", "about: got None, allowed: a sentence"),
+    ("about: Odd.\nbase: older\n", "base: got 'older', allowed: old"),
+    ("about: Odd.\nbase: odd\n", "base: got 'odd', allowed: old"),
+    (
+        "about: Odd.\nbase: old\ndiffers: [much]\n",
+        "differs: got ['much'], allowed: lists named paper, release",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_ROWS)
+def test_a_bad_row_is_refused_wherever_it_is_read_and_leaves_the_others_in_the_table(
+    table, capsys, text, said
+):
+    (table / "old.yaml").write_text(OLD)
+    (table / "odd.yaml").write_text(text)
+    line = f"configs/methods/odd.yaml: {said}"
+    assert main(["methods"]) == 2
+    shown = capsys.readouterr()
+    assert [row.split()[:2] for row in shown.out.splitlines()[2:3]] == [["old", "full"]]
+    assert shown.err == f"fedgmr_hpc: error: {line}\n"
+    with pytest.raises(ValueError) as error:
+        load_method("odd")
+    assert str(error.value) == line
+
+
+def test_a_run_refuses_a_bad_row_in_one_line(table):
+    (table / "fedgmr.yaml").write_text(OLD)
+    (table / "odd.yaml").write_text("about: Odd.\nbase: fedgmr\nadmission: {kind: all}\n")
+    with pytest.raises(ValueError) as error:
+        load_config({"method": "odd"})
+    assert str(error.value) == (
+        "configs/methods/odd.yaml: admission.kind: got 'all', allowed: 'window', 'barrier', "
+        "'count', 'each'"
+    )
+
+
+def test_a_mistake_of_a_base_or_wrapper_is_said_once_with_its_own_file(table):
+    (table / "old.yaml").write_text(OLD)
+    for name, base in (("odd", "old"), ("b", "odd"), ("c", "b")):
+        (table / f"{name}.yaml").write_text(f"about: It.\nbase: {base}\n")
+    (table / "odd.yaml").write_text("about: Odd.\nbase: old\nadmission: {kind: all}\n")
+    (table.parent / "wrappers/late.yaml").write_text("about: Late.\ntransmission: some\n")
+    assert [line.partition(": got")[0] for line in render_methods()[1]] == [
+        "configs/methods/odd.yaml: admission.kind",
+        "configs/wrappers/late.yaml: transmission",
+    ]
+
+
+def test_rows_that_are_based_on_each_other_are_refused(table):
+    for name, base in (("a", "b"), ("b", "a")):
+        (table / f"{name}.yaml").write_text(f"about: It.\nbase: {base}\n")
+    with pytest.raises(ValueError, match=r"^configs/methods/b.yaml: base: got 'a', allowed: $"):
+        load_method("a")
+
+
+def test_a_row_may_ask_for_more_clients_than_a_run_has_by_default(table):
+    count = "about: Many.\nbase: old\nadmission: {kind: count, count: 50}\n"
+    (table / "old.yaml").write_text(OLD)
+    (table / "many.yaml").write_text(count)
+    assert load_method("many").axes["admission"] == {"kind": "count", "count": 50}
 
 
 @pytest.mark.parametrize(

@@ -32,3 +32,17 @@ def test_provenance_sees_commit_and_changes(tmp_path: Path) -> None:
     (tmp_path / "new.py").write_text("")
     assert len(clean["git_commit"]) == 40 and clean["git_dirty"] == "false"
     assert collect_provenance(tmp_path)["git_dirty"] == "true"
+
+
+def test_what_a_run_leaves_in_results_is_no_change(tmp_path: Path) -> None:
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    ignored = Path(__file__).parents[2] / ".gitignore"
+    (tmp_path / ".gitignore").write_text(ignored.read_text())
+    left = "a.h5 a.h5.old a.log a.trace.json a.ckpt agree/a.h5 probe/a.csv scaling-weak-2/a.csv"
+    kept = ["results/2026-11-21/scaling-weak/a.csv", "results/README.md"]
+    for name in [*(f"results/{name}" for name in left.split()), "results/2026-11-21/a.h5", *kept]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    words = ["git", "-C", str(tmp_path), "status", "--porcelain", "-uall", "results"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert [line[3:] for line in shown.splitlines()] == kept

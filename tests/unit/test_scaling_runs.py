@@ -260,6 +260,7 @@ def test_ratios_are_averaged_by_their_logarithms() -> None:
         (["strong", "--sweep", "density"], r"--sweep: got density, allowed with sweep"),
         (["sweep", "digits"], r"--sweep: got None, allowed with sweep: clients-per-rank, density"),
         (["strong", "--ranks", "2,x"], r"--ranks: got 2,x, allowed: numbers"),
+        (["strong", "--ranks", "2,,3"], r"--ranks: got 2,,3, allowed: numbers"),
         (["strong", "digits", "cifar10"], r"got digits cifar10, need one configuration"),
     ],
 )
