@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ VARIABLES = {
     "constraint": "SBATCH_CONSTRAINT",
     "time_limit": "SBATCH_TIMELIMIT",
     "gpus_per_node": "SBATCH_GPUS_PER_NODE",
+    "mem": "SBATCH_MEM_PER_NODE",
     "modules": "FEDGMR_MODULES",
     "venv": "FEDGMR_VENV",
     "mpi": "FEDGMR_MPI",
@@ -40,6 +42,10 @@ VARIABLES = {
     "scratch": "FEDGMR_SCRATCH",
     "results": "FEDGMR_RESULTS",
     "max_requeues": "FEDGMR_MAX_REQUEUES",
+}
+ALLOWED = {
+    "mpi": "auto, mpirun, torch, torchrun, or a plugin of `srun --mpi=list`",
+    "mem": 'Slurm\'s words for memory, in quotes where they are a number: 16G, 500M, "0"',
 }
 PATHS = ("venv", "data", "scratch", "results")
 
@@ -54,6 +60,8 @@ class Site(Section):
     time_limit: str | None = None
     """Slurm's words for a time, such as 12:00:00 or 1-00:00:00."""
     gpus_per_node: Count | None = None
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
+    """Slurm's words for the memory of a node, such as 16G; 0 is all of it."""
     modules: tuple[str, ...] = ()
     venv: str | None = None
     mpi: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
@@ -103,6 +111,8 @@ def load_site(source: str | Path) -> Site:
 def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
     """Shell lines `export NAME=value`, quoted, in the order of the keys; "" for an empty site.
 
+    Says on stderr which paths are not there: no error, since it may be made for other machines.
+
     Args:
         site: its paths may begin with ~ and hold $NAME.
         environ: where $NAME and ~ are looked up.
@@ -111,6 +121,10 @@ def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
         ValueError: a path holds a variable that `environ` lacks.
     """
     values = job_values(site, environ)
+    for key in ("venv", "data", "scratch"):  # jobs make `results`
+        path = values.get(VARIABLES[key])
+        if path and not Path(path).exists():
+            print(f"site: {key}: {path} does not exist on this machine", file=sys.stderr)
     return "\n".join(f"export {name}={shlex.quote(text)}" for name, text in values.items())
 
 
@@ -159,10 +173,7 @@ def _render_error(error: Any) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key, allowed: {', '.join(Site.model_fields)}"
-    if key == "mpi":
-        allowed = "auto, mpirun, torch, torchrun, or a plugin of `srun --mpi=list`"
-        return f"mpi: got {error['input']!r}, allowed: {allowed}"
-    return f"{key}: got {error['input']!r}, allowed: {_allowed(error)}"
+    return f"{key}: got {error['input']!r}, allowed: {ALLOWED.get(key) or _allowed(error)}"
 
 
 def _allowed(error: Any) -> str:

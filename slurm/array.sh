@@ -12,7 +12,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.out
 
-source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
-config=${1:?is missing: CONFIG, a run of configs/runs}
-enter_site
-run_job "$config" seed="$SLURM_ARRAY_TASK_ID" "${@:2}"
+common=${SLURM_SUBMIT_DIR:-.}/slurm/common.sh
+[[ -e $common ]] || { echo "submit from the checkout: there is no $common" >&2; exit 2; }
+source "$common"
+(($#)) || refuse "CONFIG: got nothing, allowed: a run of configs/runs, or a file"
+run_job "$1" seed="$SLURM_ARRAY_TASK_ID" "${@:2}"

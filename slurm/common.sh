@@ -1,11 +1,17 @@
-# Sourced by the job scripts. The site's facts come from the environment: see README, "On a cluster".
+# Sourced by the job scripts. The site's facts come from the environment: README, "On a cluster".
 set -euo pipefail
 
-: "${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}"
+refuse() { # refuse LINE: wrong input ends the job, and it is not requeued
+  echo "$1" >&2
+  exit 2
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] ||
+  refuse "SLURM_JOB_ID: not set: submit this script with sbatch, or run it inside salloc"
 readonly CHECKPOINTED=75 # launch ended early with its state on disk
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID} # the same after a requeue
-scripts=${SLURM_SUBMIT_DIR:-.}/slurm
+scripts=$(dirname "${BASH_SOURCE[0]}")
 results=${FEDGMR_RESULTS:-results}/$SLURM_JOB_NAME-$job
 flag=$results.checkpointed # see rank.sh
 repeat_s=5 # between the times that ranks are told to checkpoint
@@ -16,11 +22,13 @@ trap 'echo "job $job: told to end before the ranks were started: needs more time
   USR1 USR2
 
 enter_site() { # modules, Python, one thread a rank, where torch.distributed meets
+  [[ -z ${FEDGMR_VENV:-} || -x $FEDGMR_VENV/bin/python ]] ||
+    refuse "FEDGMR_VENV: got $FEDGMR_VENV, allowed: a folder with bin/python"
   set +u # modules' scripts are not written for it
   [[ -z ${FEDGMR_MODULES:-} ]] || declare -F module >/dev/null || source /etc/profile
   for name in ${FEDGMR_MODULES:-}; do module load "$name"; done
   set -u
-  export PATH=${FEDGMR_VENV:+$FEDGMR_VENV/bin:}$PATH
+  find_python
   export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
   local nodes
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -33,8 +41,25 @@ enter_site() { # modules, Python, one thread a rank, where torch.distributed mee
   for ((i = 0; i < ${steps_per_start:-2} * ${SLURM_RESTART_COUNT:-0}; i++)); do
     srun --nodes=1 --ntasks=1 --mpi=none true
   done
-  echo "job $job on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1)): mpi $FEDGMR_MPI"
+  local commit
+  commit=$(git -C "$scripts" describe --always --dirty 2>/dev/null) || commit=unknown
+  echo "job $job on $SLURM_JOB_NODELIST, $(date '+%F %T %z'), commit $commit," \
+    "$(type -P python), start $((${SLURM_RESTART_COUNT:-0} + 1)): mpi $FEDGMR_MPI"
 }
+
+find_python() { # first on PATH: the site's, else the one there, else what `make` has built
+  local built=${SLURM_SUBMIT_DIR:-.}/.venv why
+  export PATH=${FEDGMR_VENV:+$FEDGMR_VENV/bin:}$PATH
+  why=$(try_python) && return
+  if [[ -z ${FEDGMR_VENV:-} && -x $built/bin/python ]]; then
+    PATH=$built/bin:$PATH
+    why=$(try_python) && return
+  fi
+  refuse "python: $(type -P python || echo '(none on PATH)') cannot import fedgmr_hpc ($why):\
+ set FEDGMR_VENV, or the site's venv, to the environment that can"
+}
+
+try_python() { python -c 'import fedgmr_hpc.launch' 2>&1 | tail -n 1; }
 
 choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch without an MPI
   local library plugin=pmi2
@@ -51,7 +76,7 @@ from mpi4py import MPI; print(MPI.Get_library_version().rstrip("\0"))'
   fi
 }
 
-find_data() { # words=(...): where the files of run $1 are, for launch
+find_data() { # find_data CONFIG WORD...: words=(...): where its files are, for launch
   local folder
   words=()
   case $1 in
@@ -61,8 +86,11 @@ find_data() { # words=(...): where the files of run $1 are, for launch
     stackoverflow*) folder=stackoverflow ;;
     *) return 0 ;;
   esac
-  words+=("data.root=${FEDGMR_DATA:?is not set: the folder with $folder/}/$folder")
   [[ -z ${FEDGMR_SCRATCH:-} ]] || words+=("data.cache=$FEDGMR_SCRATCH/fedgmr_hpc")
+  [[ " $* " != *" data.root="* ]] || return 0
+  [[ -n ${FEDGMR_DATA:-} && -d $FEDGMR_DATA/$folder ]] ||
+    refuse "FEDGMR_DATA: got '${FEDGMR_DATA:-}', allowed: the folder that holds $folder/"
+  words+=("data.root=$FEDGMR_DATA/$folder")
 }
 
 start_ranks() { # start_ranks NUM WORD...: launch with these words, in the background
@@ -143,15 +171,22 @@ finish() { # finish CODE: requeue a job that has checkpointed, so that it goes o
 run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
   local config=$1 code=0
   shift
-  find_data "$config"
-  run_ranks "$SLURM_NTASKS" --config "$config" --resume "${words[@]}" \
-    results.path="$results.h5" "$@" || code=$?
+  find_data "$config" "$@"
+  enter_site
+  words=(--config "$config" --resume "${words[@]}" results.path="$results.h5" "$@")
+  echo "launch ${words[*]}"
+  run_ranks "$SLURM_NTASKS" "${words[@]}" || code=$?
   finish "$code"
 }
 
-run_scale() { # run_scale WORD...: a scaling study, which starts ranks itself
+run_scale() { # run_scale KIND CONFIG WORD...: a scaling study, which starts ranks itself
   local code=0
-  (trap '' USR2 && exec python -m fedgmr_hpc scale "$@" --out "$results") &
+  find_data "${@:2}"
+  steps_per_start=32 # runs of a start that may be killed; see enter_site
+  enter_site
+  words=("${@:1:2}" "${words[@]}" "${@:3}" --out "$results")
+  echo "scale ${words[*]}"
+  (trap '' USR2 && exec python -m fedgmr_hpc scale "${words[@]}") &
   launcher=$!
   await_launcher tell_launcher || code=$?
   finish "$code"

@@ -12,9 +12,8 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
-config=${2:?is missing: KIND CONFIG --ranks 2,3, as for python -m fedgmr_hpc scale}
-steps_per_start=32 # runs of a start that may be killed; see enter_site
-enter_site
-find_data "$config"
-run_scale "$@" "${words[@]}"
+common=${SLURM_SUBMIT_DIR:-.}/slurm/common.sh
+[[ -e $common ]] || { echo "submit from the checkout: there is no $common" >&2; exit 2; }
+source "$common"
+(($# > 1)) || refuse "scaling: got '$*', allowed: KIND CONFIG --ranks 2,3, as for the verb scale"
+run_scale "$@"

@@ -13,6 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
 
-source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
-enter_site
+common=${SLURM_SUBMIT_DIR:-.}/slurm/common.sh
+[[ -e $common ]] || { echo "submit from the checkout: there is no $common" >&2; exit 2; }
+source "$common"
 run_job stackoverflow "$@"

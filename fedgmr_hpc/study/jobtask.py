@@ -27,7 +27,7 @@ from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.runner import handling, run_cell, start_here
 from fedgmr_hpc.study.studyfile import as_override
 
-_RUN = 'source "$0/common.sh"; scripts=$0 flag=$1; shift; run_ranks "$@"'
+_RUN = 'source "$0/common.sh"; flag=$1; shift; run_ranks "$@"'
 _REQUEUE = 'source "$0/common.sh"; finish "$CHECKPOINTED"'
 
 

@@ -83,6 +83,22 @@ def open_place(source: str, words: list[str], out: str | None, takes_over: bool)
     return Place(source, study, expand(study, overrides), words, out_dir)
 
 
+def check_reach(place: Place) -> None:
+    """Checks that some cell may run until the time at which the study compares.
+
+    Raises:
+        ValueError: none may, so that nothing could be compared.
+    """
+    limits_s = [cell.config.run.max_time_s for cell in place.cells]
+    at_s = place.study.comparison_time_s
+    if all(limit_s is not None and limit_s < at_s for limit_s in limits_s):
+        longest_s = max(limit_s for limit_s in limits_s if limit_s is not None)
+        raise ValueError(
+            f"run.max_time_s: got {longest_s:g}, allowed: at least {at_s:g}, the study's "
+            "comparison_time_s, before which nothing is compared, or null"
+        )
+
+
 def _note(out: Path, source: str) -> Path:
     return out / find_study(source).stem / "words.yaml"
 

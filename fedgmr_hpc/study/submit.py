@@ -107,7 +107,7 @@ class Plan:
     def _settings(self, name: str) -> dict[str, Any]:
         exports = [f"export {key}={shlex.quote(text)}" for key, text in self.variables.items()]
         source = f"source {shlex.quote(str(self.scripts / 'common.sh'))}"
-        keys = ("partition", "account", "qos", "constraint")
+        keys = ("partition", "account", "qos", "constraint", "mem")
         return {
             "job_name": name,
             **{key: getattr(self.site, key) for key in keys},
@@ -144,6 +144,17 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
         return 0
     place.note_words()
     return _run_here(place, plan) if arguments.local else _submit_all(place, plan)
+
+
+def add_site_data(words: list[str], source: str | None) -> list[str]:
+    """`words`, and where the site keeps the data unless they say it.
+
+    Raises:
+        ValueError: a wrong site.
+    """
+    root = job_values(load_site(source)).get("FEDGMR_DATA") if source else None
+    says_it = any(word.startswith("data.root=") for word in words)
+    return [*words, f"data.root={root}"] if root and not says_it else words
 
 
 def make_plan(place: Place, cells: Sequence[Cell], arguments: argparse.Namespace) -> Plan:

@@ -1,13 +1,14 @@
 """`python -m fedgmr_hpc study run|submit|status|report STUDY [--out DIR] [key=value ...]`.
 
     run      runs what is missing, was cut short or has failed, on this machine
-    submit   the same as an array of Slurm jobs, then a job that reports; see submit.py
+    submit   the same as an array of Slurm jobs, then a job that reports; see submit.py; data.root
+             is where the site's `data` is, unless a word says it
     status   every cell: done, queued, running, failed, interrupted or missing; the time left
     report   tables, figures and verdicts of what is done
 
 DIR (default results/studies) holds `cells/`, shared by all studies of DIR, and a folder for each
-study with its report. `run` and `submit` note their `key=value` words there; `status` and `report`
-without words take them over.
+study with its report. With `--dry-run`, `run` and `submit` only say what they would do. Else they
+note their `key=value` words there; `status` and `report` without words take them over.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fedgmr_hpc.study.place import (
     Place,
     States,
     at_least_1,
+    check_reach,
     counts,
     eta_s,
     open_place,
@@ -51,14 +53,19 @@ def main(argv: Sequence[str]) -> int:
     action, source = names
     _check_options(action, arguments)
     words = [word for word in arguments.words if "=" in word]
+    if action == "submit":
+        from fedgmr_hpc.study.submit import add_site_data
+
+        words = add_site_data(words, arguments.site)
     place = open_place(source, words, arguments.out, takes_over=action in ("status", "report"))
+    if action in ("run", "submit"):
+        check_reach(place)
     if action == "submit":
         from fedgmr_hpc.study.submit import main as submit
 
         return _until_interrupted(place, action, lambda: submit(place, arguments))
     if action == "run":
-        ranks, abreast = arguments.ranks, arguments.side_by_side
-        return _until_interrupted(place, action, lambda: _run(place, ranks, abreast))
+        return _until_interrupted(place, action, lambda: _run(place, arguments))
     if action == "status":
         print(render_status(place))
         return 0
@@ -79,12 +86,14 @@ def _make_parser() -> argparse.ArgumentParser:
     begin = parser.add_argument_group("run and submit")
     begin.add_argument("--ranks", type=int, help="ranks of a cell, the server included")
     begin.add_argument("--side-by-side", type=int, metavar="N", help="cells at a time")
+    begin.add_argument(
+        "--dry-run", action="store_true", help="print the plan, or what sbatch would be given"
+    )
     submit = parser.add_argument_group("submit")
     submit.add_argument("--site", help="a site's file, or its name in configs/sites")
     submit.add_argument(
         "--nodes", type=int, help="of a cell (default: one, or a GPU for each client rank)"
     )
-    submit.add_argument("--dry-run", action="store_true", help="print what sbatch would be given")
     submit.add_argument("--local", action="store_true", help="run the jobs on this machine")
     return parser
 
@@ -92,8 +101,8 @@ def _make_parser() -> argparse.ArgumentParser:
 def _check_options(action: str, arguments: argparse.Namespace) -> None:
     """Refuses what an action does not take, rather than doing something else than was meant."""
     takers = {
-        **dict.fromkeys(("ranks", "side_by_side"), ("run", "submit")),
-        **dict.fromkeys(("site", "nodes", "dry_run", "local"), ("submit",)),
+        **dict.fromkeys(("ranks", "side_by_side", "dry_run"), ("run", "submit")),
+        **dict.fromkeys(("site", "nodes", "local"), ("submit",)),
     }
     for name, actions in takers.items():
         if getattr(arguments, name) not in (None, False) and action not in actions:
@@ -111,16 +120,22 @@ def _until_interrupted(place: Place, action: str, work: Callable[[], int]) -> in
         return EXIT_INTERRUPTED
 
 
-def _run(place: Place, ranks: int | None, side_by_side: int | None) -> int:
+def _run(place: Place, arguments: argparse.Namespace) -> int:
+    ranks, is_dry = arguments.ranks, arguments.dry_run
     num_ranks = at_least_1("--ranks", place.study.ranks if ranks is None else ranks)
-    abreast = place.abreast(num_ranks, side_by_side)
-    place.note_words()
-    place.cells_dir.mkdir(parents=True, exist_ok=True)
+    abreast = place.abreast(num_ranks, arguments.side_by_side)
+    if not is_dry:
+        place.note_words()
+        place.cells_dir.mkdir(parents=True, exist_ok=True)
     states = place.states()
     todo = [cell for cell, state in states if state.status != "done"]
     print(_plan(place, states, num_ranks, abreast), flush=True)
+    if is_dry:
+        print("\n".join(f"  {state.status}: {cell.name}" for cell, state in states))
     if todo:
-        print(f"estimate: {_estimate(place, todo, num_ranks, abreast)}", flush=True)
+        print(f"estimate: {_estimate(place, todo, num_ranks, abreast, not is_dry)}", flush=True)
+    if is_dry:
+        return 0
     watch = _Watch(place, abreast)
     all_done = Queue(place.cells_dir, num_ranks, abreast, watch.see).run(todo)
     print(render_status(place))
@@ -142,17 +157,22 @@ def _values(cells: Sequence[Cell], key: str) -> str:
     return ", ".join(values)
 
 
-def _estimate(place: Place, todo: Sequence[Cell], num_ranks: int, abreast: int) -> str:
-    """Wall time of the missing cells, and what it rests on."""
+def _estimate(
+    place: Place, todo: Sequence[Cell], num_ranks: int, abreast: int, measures: bool
+) -> str:
+    """Wall time of the missing cells, and what it rests on; short runs where it `measures`."""
     paces = dict(known_paces(place.cells_dir, place.cells))
     unknown = [cell for cell in todo if cell.config.method not in paces]
     source = "finished cells of this study"
-    if unknown and len(todo) > abreast:
+    if measures and unknown and len(todo) > abreast:
         measured = probe(unknown, num_ranks, abreast)
         source = f"a short timed run of {', '.join(measured)}" + (f"; {source}" if paces else "")
         paces |= measured
+    lacking = ", ".join(dict.fromkeys(m for cell in todo if (m := cell.config.method) not in paces))
     if not paces:
-        return "unknown until cells are under way"
+        return f"unknown: no pace of {lacking} is measured yet; the first cells of a run give it"
+    if lacking:
+        source += f"; no pace of {lacking} is measured yet, the mean stands in"
     left_s = remaining_s([(cell, 0.0) for cell in todo], paces, abreast)
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left_s))
     return f"{describe_s(left_s)} for {len(todo)} cells, done about {end} (from {source})"

@@ -7,6 +7,7 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --gpus-per-node=2
 #SBATCH --job-name=tiny
+#SBATCH --mem=64G
 #SBATCH --nodes=2
 #SBATCH --ntasks=5
 #SBATCH --open-mode=append

@@ -5,6 +5,7 @@
 #SBATCH --constraint=a100
 #SBATCH --dependency=afterany:4711
 #SBATCH --job-name=tiny-report
+#SBATCH --mem=64G
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --open-mode=append

@@ -38,7 +38,8 @@ def make_venv(folder: Path, program: str) -> dict[str, str]:
     """A venv whose `python -m fedgmr_hpc.launch` is `program` of this Python."""
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {program} "$@"\n')
+    real = f'[ "$1" != -c ] || exec {sys.executable} "$@"'  # the check before ranks are started
+    python.write_text(f'#!/bin/sh\n{real}\nshift 2\nexec {sys.executable} {program} "$@"\n')
     python.chmod(0o755)
     path = f"{BIN}:{os.environ['PATH']}"
     return {"FEDGMR_VENV": str(folder), "PATH": path}
@@ -69,7 +70,9 @@ def test_array_runs_one_seed_a_task_with_the_plugin_that_fits_mpi4py(desk: Desk)
     )
     for seed in range(3):
         log = (desk.folder / f"seeds-{job}_{seed}.out").read_text()
-        assert "start 1: mpi pmi2\n" in log and f"seed {seed}: finished" in log
+        assert f"job {job}_{seed} on n" in log and f"{BIN}/python, start 1: mpi pmi2\n" in log
+        assert f"results.path=results/seeds-{job}_{seed}.h5" in log
+        assert f"seed {seed}: finished" in log
         assert len(desk.result(f"{job}_{seed}").ranks["rank"]) == 2
 
 
@@ -104,6 +107,22 @@ def test_strong_scaling_over_two_and_three_nodes_goes_on_after_a_requeue(desk: D
         ("3", True),
     ]
     assert "speed-up  efficiency" in end.output
+
+
+def test_what_is_refused_is_a_line_and_not_requeued(desk: Desk, tmp_path: Path) -> None:
+    script = str(desk.folder / "slurm" / "femnist.sh")
+    options = ("--ntasks=2", f"--output={tmp_path}/%x-%j.out")
+    sbatch = ("sbatch", "--parsable", *options, script)
+    elsewhere = desk.cluster.run(*sbatch, env=desk.env, cwd=tmp_path)
+    site = {"FEDGMR_DATA": "/nope", "SBATCH_MEM_PER_NODE": "1M"}
+    no_data = desk.submit("femnist", options=options, **site)
+    assert desk.fields(no_data)[0]["MinMemoryNode"] == "1M"
+    said = {elsewhere: "submit from the checkout: ", no_data: "FEDGMR_DATA: got '/nope', "}
+    for job, text in said.items():
+        end = desk.await_end(job)
+        log = (tmp_path / f"femnist-{job}.out").read_text()
+        assert (end.state, end.exit_code, end.restarts) == ("FAILED", "2:0", 0), log
+        assert log.startswith(text) and log.count("\n") == 1
 
 
 def test_scaling_refuses_more_ranks_than_the_job_has(desk: Desk) -> None:

@@ -20,11 +20,12 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_keys_become_the_variables_of_sbatch_and_of_the_scripts(tmp_path: Path) -> None:
-    text = "partition: gpu\ngpus_per_node: 4\nmodules: [gcc/13, ompi]\nmax_requeues: 0\n"
+    text = "partition: gpu\ngpus_per_node: 4\nmem: 16G\nmodules: [gcc/13, ompi]\nmax_requeues: 0\n"
     site = load_site(write(tmp_path, text + "data: /d\nenv: {NCCL_IB_HCA: mlx5, UCX_N: 2}\n"))
     assert render_exports(site, {}).splitlines() == [
         "export SBATCH_PARTITION=gpu",
         "export SBATCH_GPUS_PER_NODE=4",
+        "export SBATCH_MEM_PER_NODE=16G",
         "export FEDGMR_MODULES='gcc/13 ompi'",
         "export FEDGMR_DATA=/d",
         "export FEDGMR_MAX_REQUEUES=0",
@@ -53,6 +54,19 @@ def test_an_unset_variable_in_a_path_is_named() -> None:
         render_exports(Site(data="$DATA/x"), {})
 
 
+def test_paths_that_are_not_here_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"venv: /nope\ndata: /nowhere\nscratch: {tmp_path}\nresults: made/by/jobs\n"
+    assert main(["site", str(write(tmp_path, text))]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines() == [
+        "site: venv: /nope does not exist on this machine",
+        "site: data: /nowhere does not exist on this machine",
+    ]
+    assert len(shown.out.splitlines()) == 4
+
+
 def test_a_shell_reads_odd_values_back() -> None:
     lines = render_exports(Site(env={"ODD": "it's $(date) `x`"}), {})
     shown = subprocess.run(
@@ -67,6 +81,8 @@ def test_a_shell_reads_odd_values_back() -> None:
         ("partion: x", "partion: unknown key, allowed: partition, account"),
         ("mpi: Open MPI", "mpi: got 'Open MPI', allowed: auto, mpirun, torch, torchrun, or"),
         ("time_limit: 12:00:00", "time_limit: got 43200, allowed: string"),
+        ("mem: 16 GB", "mem: got '16 GB', allowed: Slurm's words for memory"),
+        ("mem: 16", "mem: got 16, allowed: Slurm's words for memory, in quotes where"),
         ("modules: gcc", "modules: got 'gcc', allowed: a list"),
         ("max_requeues: -1", "max_requeues: got -1, allowed: greater than or equal to 0"),
         ("env: {A: true}", "env.A: got True, allowed: text or a number"),

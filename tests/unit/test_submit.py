@@ -38,6 +38,7 @@ SITE = Site(
     qos="normal",
     constraint="a100",
     time_limit="12:00:00",
+    mem="64G",
     gpus_per_node=2,
 )
 
@@ -73,7 +74,7 @@ def test_texts_are_the_recorded_ones() -> None:
 def test_one_cell_is_no_array_and_a_site_without_facts_asks_for_nothing() -> None:
     array, report = render_texts(make_plan(make_cells()[:1], Site()))
     assert "--array" not in array and "0003/%j_0_log.out" in array
-    for key in ("partition", "account", "qos", "constraint", "time", "gpus", "wckey"):
+    for key in ("partition", "account", "qos", "constraint", "mem", "time", "gpus", "wckey"):
         assert f"--{key}" not in array + report
     assert "#SBATCH --dependency=afterany:JOB\n" in report
 
@@ -189,8 +190,8 @@ def test_without_submissions_nobody_is_asked(tmp_path: Path, bin_dir: Path) -> N
     assert read_jobs(tmp_path / "cells") == {}
 
 
-def write_study(folder: Path) -> list[str]:
-    (folder / "tiny.yaml").write_text(json.dumps(STUDY))  # JSON is YAML
+def write_study(folder: Path, **changes: object) -> list[str]:
+    (folder / "tiny.yaml").write_text(json.dumps({**STUDY, **changes}))  # JSON is YAML
     return [str(folder / "tiny.yaml"), "--out", str(folder / "out")]
 
 
@@ -241,7 +242,8 @@ def test_slurm_that_refuses_leaves_nothing_behind_but_what_it_took(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("run", "--dry-run"), "--dry-run: got it with run, allowed with submit"),
+        (("run", "--local"), "--local: got it with run, allowed with submit"),
+        (("status", "--dry-run"), "--dry-run: got it with status, allowed with run and submit"),
         (("status", "--ranks", "2"), "--ranks: got it with status, allowed with run and submit"),
         (("submit", "--dry-run", "--nodes", "0"), "--nodes: got 0, allowed: at least 1"),
         (("submit", "--dry-run", "--site", "moon"), "site: got 'moon', allowed: a file, or one of"),
@@ -253,3 +255,32 @@ def test_wrong_options_are_named(
     action, *options = words
     assert main(["study", action, *write_study(tmp_path), *options]) == 2
     assert re.search(re.escape(said), capsys.readouterr().err)
+
+
+def write_femnist(folder: Path) -> Path:
+    """The smallest files that are taken for FEMNIST's."""
+    for part in ("train", "test"):
+        shard = folder / "femnist" / "data" / part / "all_data_0.json"
+        shard.parent.mkdir(parents=True)
+        shard.touch()
+    return folder
+
+
+def test_the_sites_data_is_the_root_unless_a_word_says_it(
+    bin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_femnist(tmp_path / "data")
+    (tmp_path / "site.yaml").write_text(f"data: {data}\nmem: 16G\n")
+    study, *out = write_study(tmp_path, base="femnist")
+    words = ["study", "submit", study, *out, "--site", str(tmp_path / "site.yaml")]
+    assert main(["study", "status", study, *out]) == 2
+    assert "data.root: got None" in capsys.readouterr().err
+    assert main([*words, "data.root=/nowhere"]) == 2
+    assert "data.root: got '/nowhere', allowed: " in capsys.readouterr().err
+    for name in ("srun", "squeue"):
+        put(bin_dir, name, "true")
+    put(bin_dir, "sbatch", f'/bin/cat "$1" >> {tmp_path}/given; echo Submitted batch job 77')
+    assert main(words) == 0
+    assert (tmp_path / "given").read_text().count("#SBATCH --mem=16G\n") == 2
+    assert main(["study", "status", study, *out]) == 0  # with the words that were noted
+    assert "4 missing of 4 cells" in capsys.readouterr().out
