@@ -56,8 +56,10 @@ CASES = {
 MAKE = {"truncated CIFAR": truncated_cifar, "LEAF without y": leaf_without_y}
 
 
-@pytest.mark.parametrize("num_ranks", [1, 4])
-@pytest.mark.parametrize("case", CASES)
+RUNS = [*((case, 3) for case in CASES), ("unknown method", 1), ("missing folder", 1)]
+
+
+@pytest.mark.parametrize(("case", "num_ranks"), RUNS)
 def test_bad_input_is_one_error_and_exit_code_2(case: str, num_ranks: int, tmp_path: Path) -> None:
     MAKE.get(case, lambda folder: None)(tmp_path)
     (tmp_path / "taken.h5").write_text("")
