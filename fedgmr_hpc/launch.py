@@ -196,6 +196,7 @@ def lead(
             "is_replay": experiment.recorded is not None,
         }
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
+    _begin(recorded is not None)
     return _report(experiment, serve(experiment, transport))
 
 
@@ -230,6 +231,12 @@ def _report(experiment: Experiment, result: Result) -> int:
     return EXIT_CHECKPOINTED
 
 
+def _begin(is_replay: bool) -> None:
+    """The run begins; unless it has no checkpoints, Ctrl-C asks for one."""
+    if not is_replay:
+        SIGNALS.take_interrupts()
+
+
 def guard(transport: Transport, part: Callable[[], int]) -> int:
     """Runs a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
@@ -258,6 +265,7 @@ def follow(transport: Transport, device: str = "cpu") -> int:
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
+    _begin(content["is_replay"])
     return work(config, transport, run_id, content["is_replay"], device)
 
 
@@ -291,6 +299,7 @@ def _run_alone(config: Config | ValueError, recorded: Result | None, resumes: bo
     if isinstance(experiment, int):
         return experiment
     server_side, client_side = make_inproc(2)
+    _begin(recorded is not None)
     say(
         f"one process: server and clients, pid {os.getpid()}, {torch.get_num_threads()} thread each"
     )

@@ -51,7 +51,7 @@ from fedgmr_hpc.server import Server
 
 log = logging.getLogger("fedgmr_hpc")
 RETRY_S = 10.0  # after a checkpoint that a signal asked for could not be written
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 AGAIN_S = 1.0
 
 
@@ -72,9 +72,13 @@ class StopSignals:
         for number in SIGNALS:
             signal.signal(number, self._note)
 
+    def take_interrupts(self) -> None:
+        """From now on Ctrl-C leaves a note, too: before a run begins there is nothing to save."""
+        signal.signal(signal.SIGINT, self._note)
+
     def ignore(self) -> None:
         """This process is about to end, and no signal changes how."""
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: object) -> None:

@@ -68,6 +68,7 @@ def find_start(results: Path, config: Config) -> Start:
         note = f"no checkpoint {path} yet: starts from the beginning"
         if begun is not None:
             _check_config(begun.config, config, results, (*MAY_DIFFER, *LIMITS))
+        if results.exists():
             note += f"; {results} as it was becomes {_set_aside_path(results)}"
         return Start(notes=(note,))
     if not results.exists():

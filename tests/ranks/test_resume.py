@@ -137,7 +137,7 @@ def test_ctrl_c_checkpoints_too(tmp_path: Path, unbroken: dict[str, Result]) -> 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     code = (
         "import os, signal, time; from fedgmr_hpc.resume import StopSignals\n"
-        "signals = StopSignals(); signals.install(); tell = os.kill\n"
+        "signals = StopSignals(); signals.take_interrupts(); tell = os.kill\n"
         "tell(os.getpid(), signal.SIGINT); tell(os.getpid(), signal.SIGINT)\n"  # one, passed on
         "print(signals.name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
     )
