@@ -77,11 +77,18 @@ def columns_of(row_type: type[Any]) -> list[Column]:
 
 
 def _column(name: str, hint: Any) -> Column:
-    if get_args(hint):  # NDArray[scalar] is ndarray[shape, dtype[scalar]]
-        (scalar,) = get_args(get_args(hint)[1])
-        return Column(name, np.dtype(scalar), True)
+    if get_args(hint):
+        return Column(name, np.dtype(_innermost(hint)), True)
     if name.endswith("_xxh3"):
         return Column(name, np.dtype(np.uint64), False)
     name_type = h5py.string_dtype("utf-8", NAME_BYTES)
     kinds = {int: np.dtype(np.int64), float: np.dtype(np.float64), str: name_type}
     return Column(name, kinds[hint], False)
+
+
+def _innermost(hint: Any) -> Any:
+    """The scalar of NDArray[scalar], which is ndarray[shape, dtype[scalar]] or, since numpy 2.5, an
+    alias of it."""
+    while arguments := get_args(hint):
+        hint = arguments[-1]
+    return hint
