@@ -20,6 +20,7 @@ from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import render_config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.methodlabel import method_slug
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.process import return_large_blocks
 from fedgmr_hpc.progress import Progress
@@ -114,7 +115,7 @@ def _make_folder(folder: Path) -> None:
 def _default_path(config: Config) -> str:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return (
-        f"results/{config.data.name}-{config.method}-{config.clients.level}"
+        f"results/{config.data.name}-{method_slug(config)}-{config.clients.level}"
         f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
     )
 

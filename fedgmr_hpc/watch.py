@@ -35,6 +35,7 @@ import yaml
 
 from fedgmr_hpc.hdf5file import describe_error, open_for_reading
 from fedgmr_hpc.liveness import DEAD, age_s, shown_status
+from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.result import DAMAGE
 from fedgmr_hpc.schema import TABLES
 from fedgmr_hpc.study.cost import describe_s
@@ -159,7 +160,7 @@ def _cells(name: str, run: Look) -> list[str]:
     is_running = _word(run) == "running"
     return [
         name,
-        str(run.config.get("method", "-")),
+        method_label(run.config),
         _word(run),
         f"{last['round']:.0f}/{limits.get('max_rounds', '-')}",
         f"{100 * progress_frac(last, limits):.0f} %",

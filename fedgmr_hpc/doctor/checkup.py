@@ -22,6 +22,7 @@ from fedgmr_hpc.doctor.findings import Finding, State
 from fedgmr_hpc.doctor.hostfacts import slurm_left_s
 from fedgmr_hpc.doctor.probes import Facts, Probes
 from fedgmr_hpc.launch import EXIT_FAILED, say
+from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.study.tables import as_text
 
@@ -65,7 +66,8 @@ class Checkup:
         """Checks and prints; returns the exit code."""
         config, peer = self.config, self.peer
         ranks = f"{peer.size} ranks over {peer.transport.name}" if peer.size > 1 else "one process"
-        say(f"doctor: {config.data.name}, {config.model.name}, method {config.method}, {ranks}")
+        method = method_label(config)
+        say(f"doctor: {config.data.name}, {config.model.name}, method {method}, {ranks}")
         checks = {
             "ranks": self._check_places,
             "ping": self._check_pings,

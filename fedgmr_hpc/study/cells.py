@@ -18,6 +18,7 @@ from typing import Any
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data import describe_missing
+from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
 
 NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
@@ -136,13 +137,20 @@ def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Ce
     config = load_config(study.base, [*words, *overrides])
     return Cell(
         labels=labels,
-        row=label_of(labels, study.row_keys()),
+        row=label_of(_named(labels, config), study.row_keys()),
         column=label_of(labels, study.column_keys()),
         seed=config.seed,
         config=config,
         slug=_slug(labels),
         digest=digest_of(config),
     )
+
+
+def _named(labels: Labels, config: Config) -> Labels:
+    """Labels whose method says what else was made different from its row."""
+    if "method" not in labels:
+        return labels
+    return {**labels, "method": method_label(config, but=labels)}
 
 
 def _slug(labels: Labels) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgmr_hpc.liveness import age_s, shown_status
+from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.process import own_python
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.pairs import MAX_OVERRUN_FRAC, overrun_frac
@@ -68,8 +69,9 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     plots = [out_dir / "accuracy_vs_time.png", out_dir / "density_vs_time.png"]
-    plot_accuracy(results, names).savefig(plots[0])
-    plot_density(results, names).savefig(plots[1])
+    legends = [_legend(*run) for run in zip(names, results, strict=True)]
+    plot_accuracy(results, legends).savefig(plots[0])
+    plot_density(results, legends).savefig(plots[1])
     runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
     spent = [
@@ -100,7 +102,7 @@ def render_summary(result: Result) -> str:
         "results": str(result.path),
         "timeline": _timeline(result),
     }
-    title = f"{config.get('method', '-')} on {_data_name(result)}, seed {config.get('seed', '-')}"
+    title = f"{method_label(config)} on {_data_name(result)}, seed {config.get('seed', '-')}"
     lines = [f"  {name:<15}{text}" for name, text in facts.items() if text]
     next_step = f"next: {own_python()} -m fedgmr_hpc report {shlex.quote(str(result.path))}"
     return "\n".join([f"{title}: {result.status}", *lines, next_step])
@@ -111,12 +113,18 @@ def _run_names(results: Sequence[Result]) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [str(result.path) for result in results]
 
 
+def _legend(name: str, result: Result) -> str:
+    """A run's name, and its method where that is no row of the table."""
+    label = method_label(result.config)
+    return name if label == result.config.get("method", "-") else f"{name}: {label}"
+
+
 def _run_cells(name: str, result: Result) -> list[str]:
     _, density = mean_density(result)
     up, down = _moved(result)
     return [
         name,
-        str(result.config.get("method", "-")),
+        method_label(result.config),
         _data_name(result),
         str(result.config.get("seed", "-")),
         str(_count(result.merges["round"])),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.study.scaling import Scaling
 from fedgmr_hpc.study.scalingplot import draw_limit, draw_memory, draw_speedup, draw_split
 from fedgmr_hpc.study.scalingruns import RankIdentity
@@ -65,7 +66,8 @@ def title(scaling: Scaling) -> str:
     config = scaling.points[0].runs[0].config
     kinds = {"strong": "Strong scaling", "weak": "Weak scaling"}
     kind = kinds.get(scaling.plan.kind, f"Sweep of {scaling.plan.kind}")
-    where = f"{config.data.name}, {config.model.name}, {config.method}, {config.clock} clock"
+    method = method_label(config)
+    where = f"{config.data.name}, {config.model.name}, {method}, {config.clock} clock"
     return f"{kind}: {where}"
 
 
