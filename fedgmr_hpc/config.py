@@ -181,6 +181,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Evaluation of the server's model and of the clients' local models."""
 
+    every_s: Annotated[float, Field(ge=0.001)] | None = None
+    """Virtual time (on the wall clock unscaled) between two looks at the then current version, the
+    same for every method; refreshes, which decide, stay with rounds. Null for refreshes only."""
     client_samples: Count = 512
     """Size of the fixed validation subset that scores each client's local model."""
     chunk: Count = 128

@@ -167,14 +167,15 @@ class RankPool:
         self.tasks.extend((outgoing, assignment) for assignment in (*first, *rest))
         self._feed()
 
-    def evaluate(self, evaluation: Evaluation) -> None:
-        """Queues an evaluation: validation now, the test set for idle time."""
+    def evaluate(self, evaluation: Evaluation, *, is_awaited: bool) -> None:
+        """Queues an evaluation for idle time; a validation that is awaited comes at once."""
         # A rank holds one version for evaluation, so what is left of the last one goes first.
         self.urgent.extend(self.idle_time)
         self.idle_time.clear()
         self.evaluations[evaluation.version] = evaluation
         for pool, starts in evaluation.chunks.items():
-            queue = self.urgent if pool == "validation" else self.idle_time
+            is_urgent = is_awaited and pool == "validation"
+            queue = self.urgent if is_urgent else self.idle_time
             queue.extend(Chunk(evaluation, pool, start) for start in starts)
         self._feed()
         self._hand_over()

@@ -180,6 +180,31 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LookRow(EvaluationRow):
+    """One look at an equal time (`eval.every_s`): the scores of the version current at `now_s`, the
+    newest one merged at or before it. Looks at the same version repeat its scores.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class SubmodelRow:
+    """What one level of an evaluated version scores, cut as for a client that is sent it next
+    (`eval.submodels`).
+    """
+
+    version: int
+    now_s: float  # of the version's first evaluation
+    density: float  # with which some clients begin, or 1 for the whole model
+    num_kept: int  # prunable weights
+    num_clients: int  # that begin with this density
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float
+    test_loss: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRow:
     """One delivered update, in arrival order."""
 

@@ -30,6 +30,7 @@ _LINK = struct.Struct("<Qqddq")
 _NOT_HASHED: dict[str, Any] = {  # what changes no event
     **dict.fromkeys(("results", "progress", "transport", "device", "trace", "checkpoint"), True),
     "data": {"root", "cache"},
+    "eval": {"every_s", "submodels"},
     "run": {"max_rounds", "max_time_s", "timeout_s", "pin_cores"},  # a resumed run may change them
 }
 

@@ -42,6 +42,8 @@ class Result:
     weights: Floats  # [P], or [0] when the run has not finished
     layout_json: str
     checkpoints: Columns = field(default_factory=dict)
+    looks: Columns = field(default_factory=dict)
+    submodels: Columns = field(default_factory=dict)
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
@@ -126,7 +128,7 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
     """
     kept = {"checkpoints": result.checkpoints}
     for table in TABLES.keys() - kept.keys():
-        columns, wanted = getattr(result, table), num_rows[table]
+        columns, wanted = getattr(result, table), num_rows.get(table, 0)
         if (found := min(len(values) for values in columns.values())) < wanted:
             raise ValueError(
                 f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
@@ -150,6 +152,8 @@ def deterministic_columns(result: Result) -> Columns:
         "evaluations": result.evaluations,
         "updates": result.updates,
         "events": result.events,
+        "looks": result.looks,
+        "submodels": result.submodels,
     }
     columns = {
         f"{table}/{name}": values

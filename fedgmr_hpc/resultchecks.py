@@ -26,6 +26,7 @@ from fedgmr_hpc.result import Result
 from fedgmr_hpc.resultfiles import read_runs
 from fedgmr_hpc.schema import FORMAT, TABLES, RankRow, columns_of
 
+SCORED = ("evaluations", "looks", "submodels")  # tables of evaluations
 NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_bytes", "down_bytes")
 
 
@@ -150,13 +151,17 @@ def _updates(result: Result) -> Iterator[str]:
 
 def _evaluations(result: Result) -> Iterator[str]:
     known = {0, *result.merges["version"].tolist()}
-    versions = result.evaluations["version"].tolist()
-    if result.status == "finished" and not known.issuperset(versions):
-        yield f"evaluations/version: {max(set(versions) - known)} is no merge's"
-    for name in ("val_accuracy", "test_accuracy"):
-        values = result.evaluations[name]
-        if ((values < 0) | (values > 1)).any():
-            yield f"evaluations/{name}: beyond 0 to 1"
+    for table in SCORED:
+        columns = getattr(result, table)
+        versions = columns["version"].tolist()
+        if result.status == "finished" and not known.issuperset(versions):
+            yield f"{table}/version: {max(set(versions) - known)} is no merge's"
+        for name in ("version", "now_s"):
+            if (np.diff(columns[name]) < 0).any():
+                yield f"{table}/{name}: falls in row {_first(np.diff(columns[name]) < 0) + 1}"
+        for name in ("val_accuracy", "test_accuracy"):
+            if ((columns[name] < 0) | (columns[name] > 1)).any():
+                yield f"{table}/{name}: beyond 0 to 1"
 
 
 def _model(result: Result) -> Iterator[str]:

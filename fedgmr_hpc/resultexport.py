@@ -8,7 +8,8 @@
 
 Each but the last adds RUN/run.json: status, configuration, provenance. In CSV a per-client column
 becomes one column a client, `density_0`, `density_1`, ...; in JSON NaN is null. A TensorBoard
-scalar's step is the version and its time the wall clock. Existing files are not overwritten.
+scalar's step is the version, of looks at equal times the whole second of that time, and its time
+the wall clock. Existing files are not overwritten.
 
 Shapes: N rows of a table, C clients.
 """
@@ -34,6 +35,7 @@ from fedgmr_hpc.schema import TABLES, Columns, RankRow, columns_of
 EXTRA = "pip install 'fedgmr_hpc[export]'"
 SCALARS = {
     "evaluations": ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "mean_density"),
+    "looks": ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "mean_density"),
     "merges": ("round", "now_s", "num_merged", "server_up_bytes", "server_down_bytes"),
 }
 
@@ -123,11 +125,12 @@ def _tensorboard(result: Result, folder: Path) -> list[Path]:
     with board.SummaryWriter(str(folder)) as writer:
         for table, names in SCALARS.items():
             columns = getattr(result, table)
-            for index, version in enumerate(columns["version"].tolist()):
+            steps = columns["now_s" if table == "looks" else "version"].astype(int).tolist()
+            for index, step in enumerate(steps):
                 at_s = began_s + float(columns["wall_s"][index])
                 for name in names:
                     if np.isfinite(value := columns[name][index]):
-                        writer.add_scalar(f"{table}/{name}", float(value), version, at_s)
+                        writer.add_scalar(f"{table}/{name}", float(value), step, at_s)
         writer.add_text("config", f"    {result.config_yaml}".replace("\n", "\n    "))
     return sorted(folder.iterdir())
 

@@ -101,7 +101,8 @@ def server_state(server: Server) -> Tree:
         "ledger": server.ledger.state(),
         "log": server.log.state(),
         "now_s": server.now_s,
-        "wall_s": time.perf_counter() - server.began_s,
+        "num_looks": server.evaluator.num_looks,
+        "wall_s": server.wall_s(),
         "moved_bytes": server.moved_bytes,
         "unmerged": [fields_of(row) for row in server.unmerged],
         "in_flight": [] if is_wall else [task.as_json() for task in server.in_flight.values()],
@@ -119,6 +120,7 @@ def restore_server(server: Server, state: Tree) -> None:
     server.ledger.restore(state["ledger"])
     server.log.restore(state["log"])
     server.now_s, server.base_bytes = state["now_s"], state["moved_bytes"]
+    server.evaluator.num_looks = state["num_looks"]
     server.began_s = time.perf_counter() - state["wall_s"]
     server.unmerged = [UpdateRow(**row) for row in state["unmerged"]]
     server.in_flight = {task["client"]: Assignment(**task) for task in state["in_flight"]}
@@ -186,7 +188,7 @@ class Keeper:
         every_s, coordinator = self.config.checkpoint.every_s, server.coordinator
         if every_s is None or time.perf_counter() - self.tried_s < every_s:
             return False
-        is_calm = self.config.clock == "virtual" or not server.pending
+        is_calm = self.config.clock == "virtual" or not server.evaluator.is_waiting
         return is_calm and coordinator.admission.is_closing and coordinator.version > self.version
 
     def _write(self, server: Server) -> bool:
@@ -230,6 +232,6 @@ class Keeper:
                 bytes=num_bytes,
                 wall_wait_s=wait_s,
                 wall_write_s=write_s,
-                wall_s=time.perf_counter() - server.began_s,
+                wall_s=server.wall_s(),
             )
         )

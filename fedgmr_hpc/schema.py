@@ -16,7 +16,9 @@ from fedgmr_hpc.records import (
     CheckpointRow,
     EvaluationRow,
     EventRow,
+    LookRow,
     MergeRow,
+    SubmodelRow,
     TransferRow,
     UpdateRow,
 )
@@ -25,7 +27,7 @@ FORMAT = "fedgmr_hpc results 2"
 MERGED_FORMAT = "fedgmr_hpc merged results 1"  # one group a run, see resultfiles.py
 NAME_BYTES = 256  # host and device names of /ranks
 
-Row = MergeRow | EvaluationRow | UpdateRow | EventRow | TransferRow | CheckpointRow
+Row = MergeRow | EvaluationRow | UpdateRow | EventRow | TransferRow | CheckpointRow | SubmodelRow
 Columns = dict[str, NDArray[Any]]
 
 
@@ -52,9 +54,11 @@ TABLES: dict[str, type[Any]] = {
     "events": EventRow,
     "transfers": TransferRow,
     "checkpoints": CheckpointRow,
+    "looks": LookRow,
+    "submodels": SubmodelRow,
 }
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
-_LATER_TABLES = {"checkpoints"}  # that older files lack
+_LATER_TABLES = {"checkpoints", "looks", "submodels"}  # that older files lack
 REQUIRED = (
     *("status", "committed", "config", "provenance"),
     *(table for table in TABLES if table not in _LATER_TABLES),

@@ -10,20 +10,18 @@ Shapes: C clients, P prunable entries, D dense entries.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import xxhash
+from dataclasses import replace
 
 from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.comm.links import Arrival, VirtualClock
 from fedgmr_hpc.comm.throttle import WallClock
 from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.evaluations import Evaluator
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
     CloseAt,
@@ -48,8 +46,8 @@ from fedgmr_hpc.livepool import LivePool, place_clients
 from fedgmr_hpc.models import Layout, initial_weights, make_layout
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
-from fedgmr_hpc.rankpool import Evaluation, RankPool
-from fedgmr_hpc.records import Assignment, EvaluationRow, Floats, MergeRow, UpdateRow
+from fedgmr_hpc.rankpool import RankPool
+from fedgmr_hpc.records import Assignment, Floats, MergeRow, UpdateRow
 from fedgmr_hpc.replay import EventLog, ReplayClock
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.store import ResultWriter
@@ -77,17 +75,6 @@ def load_availability(config: Config) -> Availability | None:
     if clients.availability is None:
         return None
     return read_availability(clients.availability, clients.count, clients.availability_period_s)
-
-
-@dataclass
-class _Pending:
-    """An evaluation whose row waits for the test set, and for the densities decided on it."""
-
-    evaluation: Evaluation
-    round: int
-    now_s: float
-    model_xxh3: int
-    mean_density: float | None = None
 
 
 class Server:
@@ -120,11 +107,13 @@ class Server:
         self.clock, self.pool = self._make_clock(codes, recorded)
         self.log = EventLog(config)
         self.in_flight: dict[int, Assignment] = {}
-        self.pending: deque[_Pending] = deque()
         self.unmerged: list[UpdateRow] = []
         self.now_s = 0.0  # virtual time at which the current version exists
         self.weights: Floats | None = None
         self.began_s = time.perf_counter()
+        self.evaluator = Evaluator(
+            config, self.pool, data, writer, progress, run_id=run_id, wall_s=self.wall_s
+        )
         self.base_bytes = [0, 0]  # sent and received before this process resumed the run
         self.first_event: Event | None = Started(0.0)
 
@@ -166,8 +155,8 @@ class Server:
             if event is None and ends_here is not None and ends_here(self):
                 break
             event = self._handle(event or self._next_event())
-        while self.pending:
-            self._pump("the test evaluation")
+        while self.evaluator.is_waiting:
+            self._pump("the evaluations under way")
         if self.config.trace:
             self.pool.measure_offsets()
         self.pool.stop(EXIT_CHECKPOINTED if self.weights is None else 0)
@@ -185,6 +174,8 @@ class Server:
         follow_up: Event | None = None
         if isinstance(event, Resumed):
             self._forget_in_flight(event.now_s)
+        if isinstance(event, Closed):
+            self.evaluator.look(self.coordinator, event.ready_s)
         row = self.log.row(event)
         if row is not None:
             self.writer.append(row)
@@ -263,6 +254,7 @@ class Server:
             )
         elif isinstance(command, Finish):
             self.weights = command.weights
+            self.evaluator.look(self.coordinator, math.nextafter(self.now_s, math.inf))
         return None
 
     def _dispatch(self, dispatch: Dispatch) -> None:
@@ -271,62 +263,30 @@ class Server:
         self.clock.broadcast(self.now_s, self.ledger.charge_dispatch(dispatch))
 
     def _evaluate(self, command: Evaluate) -> Evaluated:
-        frame = Frame(
-            kind=Kind.MODEL,
-            run=self.run_id,
-            client=-1,
-            base_version=command.version,
-            mask_id=-1,
-            level=0,
-            density=1.0,
-            num_prunable=self.num_prunable,
-            values=command.masks.unpack(command.packed),
-            dense=command.dense,
-        )
-        digest = xxhash.xxh3_64(frame.values.data)
-        digest.update(frame.dense.data)
-        pools: tuple[Pool, ...] = ("validation", "test")
-        starts = {p: range(0, self.data.pool_size(p), self.config.eval.chunk) for p in pools}
-        evaluation = Evaluation(
-            version=command.version,
-            payload=encode_parts(frame),
-            chunks={p: dict.fromkeys(starts[p]) for p in pools},
-        )
-        del frame  # holds a dense model
-        self.pool.evaluate(evaluation)
-        self.pending.append(_Pending(evaluation, command.round, self.now_s, digest.intdigest()))
+        evaluation = self.evaluator.validate(command, self.now_s)
         if not self.coordinator.is_last:
             self.coordinator.rank()  # while the ranks validate
         while not evaluation.is_done("validation"):
             self._pump("the validation")
         self.now_s = self.clock.validated_s(self.now_s)
-        return Evaluated(self.now_s, self._scores(evaluation, "validation")[0])
-
-    def _scores(self, evaluation: Evaluation, pool: Pool) -> tuple[float, float]:
-        """(accuracy, mean loss) of a finished pool."""
-        correct, loss_sum = evaluation.sums(pool)
-        return correct / self.data.num_scored(pool), loss_sum / self.data.num_scored(pool)
+        return Evaluated(self.now_s, self.evaluator.accuracy(evaluation))
 
     def _pump(self, awaited: str) -> None:
         self.pool.pump(awaited)
-        self._finish_evaluations()
+        self.evaluator.write_rows()
 
     def _record_merge(self, merged: Merged) -> None:
-        mean_density = float(merged.density.mean())
-        for pending in self.pending:
-            if pending.evaluation.version == merged.version:
-                pending.mean_density = mean_density
         if merged.version > 0:
             for row in self.unmerged:
                 is_merged = row.client in merged.clients  # not if it was lost or quarantined since
                 self.writer.append(replace(row, version=merged.version if is_merged else 0))
             self.writer.append(self._merge_row(merged))
             self.unmerged = []
-        self._finish_evaluations()
+        self.evaluator.merged(merged)
         self.progress.update(
             merged.round,
             self.now_s,
-            mean_density=mean_density,
+            mean_density=float(merged.density.mean()),
             up_bytes=self.ledger.server_down_bytes,
             down_bytes=self.ledger.server_up_bytes,
         )
@@ -344,37 +304,13 @@ class Server:
             weight=merged.weight,
             up_bytes=self.ledger.up_bytes.copy(),
             down_bytes=self.ledger.down_bytes.copy(),
-            wall_s=time.perf_counter() - self.began_s,
+            wall_s=self.wall_s(),
             wall_rss_bytes=resident_bytes(),
         )
 
-    def _finish_evaluations(self) -> None:
-        """Rows come in the order of versions, each when its test set is through."""
-        while self.pending:
-            first = self.pending[0]
-            if first.mean_density is None or not first.evaluation.is_done("test"):
-                return
-            self.pending.popleft()
-            del self.pool.evaluations[first.evaluation.version]
-            row = self._evaluation_row(first, first.mean_density)
-            self.writer.append(row)
-            self.progress.evaluated(row)
-
-    def _evaluation_row(self, pending: _Pending, mean_density: float) -> EvaluationRow:
-        val_accuracy, val_loss = self._scores(pending.evaluation, "validation")
-        test_accuracy, test_loss = self._scores(pending.evaluation, "test")
-        return EvaluationRow(
-            version=pending.evaluation.version,
-            round=pending.round,
-            now_s=pending.now_s,
-            val_accuracy=val_accuracy,
-            val_loss=val_loss,
-            test_accuracy=test_accuracy,
-            test_loss=test_loss,
-            mean_density=mean_density,
-            model_xxh3=pending.model_xxh3,
-            wall_s=time.perf_counter() - self.began_s,
-        )
+    def wall_s(self) -> float:
+        """Wall time since the run began, without that between a checkpoint and its resumption."""
+        return time.perf_counter() - self.began_s
 
     @property
     def moved_bytes(self) -> list[int]:

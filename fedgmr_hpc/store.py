@@ -6,7 +6,7 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     @format           utf-8, fixed   -         at start   "fedgmr_hpc results 2"
     /status           utf-8, fixed   ()        all along  running | finished | failed: reason |
                                                           checkpointed: when, and by which signal
-    /committed        int64          (6,)      each flush rows of the tables, in the order below
+    /committed        int64          (8,)      each flush rows of the tables, in the order below
     /config           utf-8, fixed   ()        at start   resolved configuration, YAML
     /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: provenance.py
     /merges/COL       int64 float64  (N[, C])  each flush one dataset a field of records.MergeRow
@@ -15,6 +15,8 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /events/COL       int64 float64  (N,)      each flush of records.EventRow, what a replay follows
     /transfers/COL    int64 float64  (N,)      each flush of records.TransferRow, wall clock only
     /checkpoints/COL  int64 float64  (N,)      each flush of records.CheckpointRow
+    /looks/COL        int64 float64  (N,)      each flush of records.LookRow, where asked for
+    /submodels/COL    int64 float64  (N,)      each flush of records.SubmodelRow, where asked for
     /ranks/COL        int64 float64, (R,)      at the end of schema.RankRow
                       utf-8 fixed
     /model/weights    float32        (P,)      at the end final weights, natural order; (0,) before
@@ -26,7 +28,8 @@ what came after its last flush. A dataset's extent can reach the disk before its
 disk, a kill inside a flush), hence `/committed`: it is written after the columns, and readers cut
 them to it. A run that is resumed (resume.py) copies its rows up to the checkpoint's into a new
 file, which then takes the old one's name; `/provenance @resume_1` and on say where it went on. A
-file from before there were checkpoints has no such table and reads as one with none.
+file from before there were checkpoints, looks or sub-models' scores lacks the table and reads as
+one without rows.
 
 The writer takes a file lock until SWMR starts, as `results.locking` says; readers take none.
 """

@@ -117,8 +117,19 @@ def num_rounds(config: Config, least_round_s: float) -> int:
     return rounds if limit_s is None else min(rounds, math.ceil(limit_s / least_round_s))
 
 
+def num_looks(config: Config, rounds: int, least_round_s: float) -> int:
+    """Looks at equal times at most; none sees the version of another."""
+    every_s = config.eval.every_s
+    return 0 if every_s is None else min(rounds, math.ceil(rounds * least_round_s / every_s)) + 1
+
+
 def compute_s(
-    config: Config, paces: Sequence[Pace], rounds: int, num_samples: int, num_scored: int
+    config: Config,
+    paces: Sequence[Pace],
+    rounds: int,
+    num_samples: int,
+    num_scored: int,
+    looks: int = 0,
 ) -> float:
     """Seconds for the training and evaluation of a whole run, shared by the ranks.
 
@@ -126,12 +137,13 @@ def compute_s(
         paces: of the ranks that train.
         num_samples: in the validation and test sets.
         num_scored: that score each client at a refresh.
+        looks: evaluations beside those of refreshes.
     """
     densities = highest_densities(config)
     train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
     refreshes = rounds // config.run.interval_rounds + 1
-    samples = num_samples + num_active(config) * num_scored
-    evaluate_s = refreshes * samples * fmean(pace.sample_s for pace in paces)
+    samples = (refreshes + looks) * num_samples + refreshes * num_active(config) * num_scored
+    evaluate_s = samples * fmean(pace.sample_s for pace in paces)
     return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY
 
 

@@ -127,7 +127,7 @@ class Coordinator:
         if isinstance(event, Resumed):
             return self._resume(event.now_s)
         self._report = self._make_report(0, ())
-        return [self._evaluate()]
+        return [self.look()]
 
     def _deliver(self, event: Delivered) -> list[Command]:
         update = event.update
@@ -211,7 +211,7 @@ class Coordinator:
         is_late = run.max_time_s is not None and event.ready_s >= run.max_time_s
         self.is_last = is_late or self.round >= run.max_rounds
         if self.is_last or self.round // run.interval_rounds > before // run.interval_rounds:
-            return [self._evaluate()]
+            return [self.look()]
         if self.config.submodel.refresh == "round" and self.round > before:
             self._cut()
         return [self._finish_report(), *self._dispatch(event.ready_s)]
@@ -269,7 +269,10 @@ class Coordinator:
         self._report.density[:] = self.restoration.densities
         return self._report
 
-    def _evaluate(self) -> Evaluate:
+    def look(self) -> Evaluate:
+        """The current version, to be evaluated: the validation of a refresh is answered with
+        `Evaluated`; whoever drives the coordinator may look at any other time, too.
+        """
         return Evaluate(self.version, self.round, self.masks, self.packed, self.dense)
 
     def _refresh(self, event: Evaluated) -> list[Command]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgmr_hpc.result import Result
-from fedgmr_hpc.study.series import Values
+from fedgmr_hpc.study.series import Values, scored
 
 WINDOW = 5  # evaluations of a moving mean (spec section 12)
 NUM_INTERVALS = 10
@@ -89,12 +89,13 @@ def series_of(result: Result) -> Series:
     if len(densities) != 1:
         got = f"{densities.min():g} to {densities.max():g}" if len(densities) else "no merge"
         raise ValueError(f"{result.path}: densities: got {got}, allowed: one for all clients")
-    known = np.isfinite(result.evaluations["test_accuracy"])
+    evaluations = scored(result)
+    known = np.isfinite(evaluations["test_accuracy"])
     return Series(
         density=float(densities[0]),
         seed=int(result.config["seed"]),
-        times_s=result.evaluations["now_s"][known],
-        accuracy=result.evaluations["test_accuracy"][known],
+        times_s=evaluations["now_s"][known],
+        accuracy=evaluations["test_accuracy"][known],
     )
 
 

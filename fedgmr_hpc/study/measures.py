@@ -1,6 +1,9 @@
 """What a study measures in one run: series over its evaluations, as plain arrays.
 
-Shapes: E evaluations with a test accuracy, N densities.
+Where a run has looks at equal times (`eval.every_s`), these are its evaluations, and those of its
+refreshes count for the release's own number alone.
+
+Shapes: E evaluations with a test accuracy, F of them at refreshes, N densities.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import numpy as np
 
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.series import Values, mean_density
+from fedgmr_hpc.study.series import Values, mean_density, scored
 from fedgmr_hpc.study.statistics import cost_to_reach, mean_last
 
 
@@ -31,7 +34,16 @@ class Run:
     client_steps: Values  # [E] local steps behind the updates delivered so far
     density_times_s: Values  # [N] virtual
     densities: Values  # [N] means over the clients
+    refresh_times_s: Values  # [F] virtual, of the refreshes alone
+    refresh_test: Values  # [F]
     labels: dict[str, object]
+
+    @property
+    def resolution_s(self) -> float:
+        """Longest time between two evaluations: how much later than it happened anything is seen;
+        NaN for fewer than two.
+        """
+        return float(np.diff(self.times_s).max()) if len(self.times_s) > 1 else np.nan
 
     def accuracy_at(self, at_s: float, last: int) -> float:
         """Test accuracy at `at_s`; NaN where the run ended more than an evaluation before it."""
@@ -43,9 +55,7 @@ class Run:
 
     def covers(self, at_s: float) -> bool:
         """Whether the next evaluation would have come after `at_s`."""
-        if len(self.times_s) < 2:
-            return False
-        return bool(self.times_s[-1] + np.diff(self.times_s).max() >= at_s)
+        return len(self.times_s) > 1 and bool(self.times_s[-1] + self.resolution_s >= at_s)
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
         """`times_s`, `bytes` or `client_steps` until `target`; infinite where it is not reached."""
@@ -54,8 +64,10 @@ class Run:
 
 def measure(cell: Cell, result: Result) -> Run:
     """The series of a cell's result."""
-    evaluations, merges = result.evaluations, result.merges
+    evaluations, merges = scored(result), result.merges
     known = np.isfinite(evaluations["test_accuracy"])
+    refreshes = result.evaluations
+    is_tested = np.isfinite(refreshes["test_accuracy"])
     versions = evaluations["version"][known]
     num_merged = np.searchsorted(merges["version"], versions, side="right")
     moved = merges["server_up_bytes"] + merges["server_down_bytes"]
@@ -72,6 +84,8 @@ def measure(cell: Cell, result: Result) -> Run:
         client_steps=_client_steps(result, evaluations["now_s"][known]),
         density_times_s=times,
         densities=densities,
+        refresh_times_s=refreshes["now_s"][is_tested],
+        refresh_test=refreshes["test_accuracy"][is_tested],
         labels=dict(cell.labels),
     )
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedgmr_hpc.result import Result
-from fedgmr_hpc.study.series import end_s, mean_density
+from fedgmr_hpc.study.series import end_s, mean_density, scored
 
 MAX_MARKED = 40  # lines with more points are drawn without markers
 Style = Literal["-", "--"]
@@ -28,7 +28,7 @@ def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
     colours = _colours(len(results))
     for colour, result in zip(colours, results, strict=True):
         _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
-        marker = "o" if len(result.evaluations["version"]) <= MAX_MARKED else ""
+        marker = "o" if len(scored(result)["version"]) <= MAX_MARKED else ""
         _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
     styles = [_key("black", "test"), _key("black", "validation", "--")]
     _finish_plot(figure, axes, [*_run_keys(colours, names), *styles])
@@ -37,10 +37,10 @@ def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
 
 def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: Any) -> None:
     """The finite values of one accuracy, in percent."""
-    values = result.evaluations[name]
-    known = np.isfinite(values)
-    times = result.evaluations["now_s"][known] / unit_s
-    axes.plot(times, 100 * values[known], markersize=4, **style)
+    evaluations = scored(result)
+    known = np.isfinite(evaluations[name])
+    times, values = evaluations["now_s"] / unit_s, evaluations[name]
+    axes.plot(times[known], 100 * values[known], markersize=4, **style)
 
 
 def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:

@@ -25,7 +25,7 @@ from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.process import own_python
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.pairs import MAX_OVERRUN_FRAC, overrun_frac
-from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages
+from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages, scored
 from fedgmr_hpc.study.tables import count_of
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 
@@ -51,7 +51,8 @@ COURSE_HEADS = ("round", "time\ns", "val\n%", "test\n%", "density", "up\nMB", "d
 LEGEND = (
     "time: virtual, or on the wall clock unscaled; up: clients to server, down: server to clients, "
     "10^6 bytes on the server's links;\ntest, mean of 3: over the last evaluations, at most 3, the "
-    "untrained model's left out; dead?: it says running, but is silent"
+    "untrained model's left out; dead?: it says running, but is silent;\nwith eval.every_s means, "
+    "courses and curves are of looks at equal times, test and val of the last version"
 )
 
 
@@ -141,7 +142,7 @@ def _run_cells(name: str, result: Result) -> list[str]:
 
 def _course(name: str, result: Result) -> str:
     """About `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
-    evaluations = result.evaluations
+    evaluations = scored(result)
     num_rows = len(evaluations["version"])
     head = "\n".join(filter(None, [f"{name}: {result.status}", _overruns(result)]))
     if not num_rows:
@@ -228,9 +229,10 @@ def _accuracies(result: Result) -> list[str]:
 
 def _last_tests(result: Result) -> Values:
     """The last test accuracies, at most 3, of models that were trained if there are any."""
-    test = result.evaluations["test_accuracy"]
+    evaluations = scored(result)
+    test = evaluations["test_accuracy"]
     is_known = np.isfinite(test)
-    is_trained = is_known & (result.evaluations["version"] > 0)
+    is_trained = is_known & (evaluations["version"] > 0)
     return test[is_trained if is_trained.any() else is_known][-3:]
 
 

@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.result import Result
+from fedgmr_hpc.schema import Columns
 
 Values = NDArray[Any]
+
+
+def scored(result: Result) -> Columns:
+    """The evaluations that curves and comparisons are made of: looks at equal times where the run
+    has them (`eval.every_s`), else those of its refreshes, which come with its rounds.
+    """
+    return result.looks if len(result.looks.get("version", ())) else result.evaluations
 
 
 def mean_density(result: Result) -> tuple[Values, Values]:

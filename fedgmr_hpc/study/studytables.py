@@ -6,7 +6,7 @@ Accuracies are test accuracies in percent unless they say validation; difference
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,7 +92,11 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     if not scale.targets:
         return None
     heads = ["condition", "method", "n"]
-    heads += [f"{unit} to {t:.1%}" for t in scale.targets for unit, _ in COSTS.values()]
+    steps = _resolutions(runs)
+    units = [unit for unit, _ in COSTS.values()]
+    if len(steps) == 1:
+        units[0] += f" (\u00b1{next(iter(steps)):g})"
+    heads += [f"{unit} to {t:.1%}" for t in scale.targets for unit in units]
     rows, records = [], []
     for column in columns_of(runs):
         for row in rows_of(select_column(runs, column)):
@@ -123,7 +127,8 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
             f"Median over seeds of the first evaluation whose mean over {scale.last} evaluations "
             "reaches the target; a seed that does not reach it counts as infinite. MB: 10^6 bytes "
             "on the server's links, both directions; steps: local SGD steps behind the updates "
-            "delivered by then."
+            "delivered by then.",
+            _resolution_note(steps),
         ],
         num_seeds=_seeds(runs),
         command=scale.command,
@@ -137,7 +142,7 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     shown: dict[tuple[str, str], tuple[float, float]] = {}
     for run in runs:
         if run.seed == lowest:
-            value = window_around(run.times_s, run.test, scale.at_s, LEGACY_NUM)
+            value = window_around(run.refresh_times_s, run.refresh_test, scale.at_s, LEGACY_NUM)
             shown[run.row, run.column] = value
     if all(math.isnan(mean) for mean, _ in shown.values()):
         return None
@@ -286,6 +291,28 @@ def _plus_minus(value: tuple[float, float] | None) -> str:
     if value is None or math.isnan(value[0]):
         return "-"
     return f"{100 * value[0]:.2f} \u00b1 {100 * value[1]:.2f}"
+
+
+def _resolutions(runs: Sequence[Run]) -> dict[float, list[str]]:
+    """The rows by the longest time between two evaluations in any of their runs, ascending."""
+    steps: dict[float, list[str]] = {}
+    for row in rows_of(runs):
+        known = [run.resolution_s for run in select_runs(runs, row)]
+        if known := [step_s for step_s in known if math.isfinite(step_s)]:
+            steps.setdefault(round(max(known), 6), []).append(row)
+    return dict(sorted(steps.items()))
+
+
+def _resolution_note(steps: Mapping[float, Sequence[str]]) -> str:
+    """How well times to an accuracy are known."""
+    if len(steps) == 1:
+        step_s = next(iter(steps))
+        return f"Evaluated every {step_s:g} s in every run: times are at most that much too late."
+    named = "; ".join(f"{step_s:g} s {', '.join(rows)}" for step_s, rows in steps.items())
+    return (
+        "NOT COMPARABLE below these steps, since the runs were not evaluated at equal times "
+        f"(eval.every_s): times are at most so much too late: {named or 'unknown'}."
+    )
 
 
 def _median(values: Sequence[float]) -> float:

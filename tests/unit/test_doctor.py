@@ -246,6 +246,12 @@ def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
         (80 + 4.2) / 2 / 0.75
     )
     assert pace.at(0.525) == pytest.approx(0.15)
+    # looks every 10 s, 100 rounds of at least 3 s: 31 evaluations of 1000 samples more
+    config = load_config("digits", [*WORDS, "run.interval_rounds=50", "eval.every_s=10"])
+    looks = estimate.num_looks(config, 100, 3.0)
+    assert looks == 31 and estimate.compute_s(
+        config, [pace, pace], 100, 1000, 100, looks
+    ) == pytest.approx((80 + 4.2 + 31) / 2 / 0.75)
 
 
 def test_rounds_of_a_time_limit_follow_from_the_fastest_cycle() -> None:

@@ -128,6 +128,7 @@ class Ran:
     def __init__(self, density: list[float], seed: int = 0, model: str = "conv2") -> None:
         self.config = {"seed": seed, "data": {"name": "digits"}, "model": {"name": model}}
         self.merges = {"density": np.array([density, density])}
+        self.looks = {}
         self.evaluations = {
             "now_s": np.array([0.0, 10, 20]),
             "test_accuracy": np.array([0.1, np.nan, 0.5]),

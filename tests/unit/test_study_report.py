@@ -46,6 +46,8 @@ def make_run(row: str, seed: int, end: float, patience: int | None = None) -> Ru
         val=np.array([0.1, 0.4, 1 - end]),
         bytes=times * 1e6,
         client_steps=times * 5,
+        refresh_times_s=times,
+        refresh_test=np.array([0.1, 0.4, end]),
         density_times_s=times,
         densities=np.array([0.2, 0.2, 0.5]),
         labels={"method": row} if patience is None else {"method": row, "patience": patience},
@@ -85,6 +87,18 @@ def test_costs_are_medians_and_say_what_was_not_reached() -> None:
     assert table is not None
     assert table.rows[0] == ["high", "a", "2", "20", "20", "100", *["not reached"] * 3]
     assert table.records[-1]["median"] == math.inf
+
+
+def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
+    table = cost_table(RUNS, SCALE)
+    assert table is not None
+    assert table.heads[3:5] == ["virtual s (\u00b110) to 50.0%", "MB to 50.0%"]
+    assert "every 10 s in every run: times are at most that much too late" in table.notes[1]
+    rare = replace(make_run("c", 0, 0.9), times_s=np.array([0.0, 5.0, 700.0]))
+    table = cost_table([*RUNS, rare], SCALE)
+    assert table is not None and table.heads[3] == "virtual s to 50.0%"
+    assert table.notes[1].startswith("NOT COMPARABLE below these steps")
+    assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
 
 
 def test_a_choice_looks_at_validation_only() -> None:

@@ -1,0 +1,182 @@
+"""When versions are evaluated, and which rows that makes: refreshes, and looks at equal times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedgmr_hpc
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.evaluations import Evaluator
+from fedgmr_hpc.fl.events import Evaluate, Merged
+from fedgmr_hpc.fl.submodels import full_masks
+from fedgmr_hpc.methods import configs_dir
+from fedgmr_hpc.rankpool import Evaluation
+from fedgmr_hpc.records import EvaluationRow, LookRow
+from fedgmr_hpc.result import Result, differing_columns
+from fedgmr_hpc.study.studyfile import load_study
+
+TINY = (
+    "progress=quiet",
+    "run.max_rounds=6",
+    "run.interval_rounds=3",
+    "train.steps=1",
+    "eval.client_samples=16",
+    "data.max_train=200",
+    "data.max_test=50",
+)
+
+
+class Hands:
+    """A pool that has evaluated version v at once, with v of ten samples right; or once told to."""
+
+    def __init__(self) -> None:
+        self.evaluations: dict[int, Evaluation] = {}
+        self.asked: list[tuple[int, bool]] = []
+        self.is_slow = False
+
+    def evaluate(self, evaluation: Evaluation, *, is_awaited: bool) -> None:
+        self.asked.append((evaluation.version, is_awaited))
+        self.evaluations[evaluation.version] = evaluation
+        if not self.is_slow:
+            self.answer(evaluation)
+
+    def answer(self, evaluation: Evaluation) -> None:
+        for chunks in evaluation.chunks.values():
+            chunks.update(dict.fromkeys(chunks, (evaluation.version, 5.0)))
+
+
+class Desk:
+    """An evaluator, and a coordinator of which only the version is there."""
+
+    def __init__(self, every_s: float | None) -> None:
+        self.pool, self.rows, self.version = Hands(), [], 0
+        self.restoration = SimpleNamespace(densities=[0.5, 1.0])
+        data = SimpleNamespace(pool_size=lambda pool: 10, num_scored=lambda pool: 10)
+        self.evaluator = Evaluator(
+            make_config({"eval": {"every_s": every_s}}),
+            self.pool,
+            data,
+            SimpleNamespace(append=self.rows.append),
+            SimpleNamespace(evaluated=lambda row: None),
+            run_id=1,
+            wall_s=lambda: 0.0,
+        )
+
+    def look(self) -> Evaluate:
+        weights = np.full(3, self.version, np.float32)
+        return Evaluate(self.version, 10 + self.version, full_masks(2), weights[:2], weights[2:])
+
+    def refresh(self, now_s: float) -> None:
+        """The current version is validated, and its densities are decided."""
+        self.evaluator.validate(self.look(), now_s)
+        no_weights = np.zeros(0)
+        density = np.array(self.restoration.densities)
+        merged = Merged(self.version, 0, (), no_weights, density, no_weights)
+        self.evaluator.merged(merged)
+
+    def merge(self, ready_s: float) -> None:
+        """The next version is there at `ready_s`."""
+        self.evaluator.look(self, ready_s)
+        self.version += 1
+
+    def seen(self, row_type: type[Any]) -> list[tuple[float, int, float]]:
+        """(time, version, test accuracy) of the rows of a table."""
+        rows = [row for row in self.rows if type(row) is row_type]
+        return [(row.now_s, row.version, row.test_accuracy) for row in rows]
+
+
+def test_looks_come_at_equal_times_and_see_the_version_that_is_current_then() -> None:
+    """Versions exist from 0, 1, 10, 12.5, 13 on; a version merged at the very time is seen."""
+    desk = Desk(2.5)
+    desk.refresh(0.0)
+    for ready_s in (1.0, 10.0, 12.5, 13.0):
+        desk.merge(ready_s)
+    desk.evaluator.look(desk, 15.1)
+    assert desk.seen(LookRow) == [
+        (0.0, 0, 0.0),
+        (2.5, 1, 0.1),
+        (5.0, 1, 0.1),
+        (7.5, 1, 0.1),
+        (10.0, 2, 0.2),
+        (12.5, 3, 0.3),
+        (15.0, 4, 0.4),
+    ]
+    assert desk.seen(EvaluationRow) == [(0.0, 0, 0.0)]
+    assert desk.pool.asked == [(0, True), (1, False), (2, False), (3, False), (4, False)]
+    assert not desk.evaluator.is_waiting and not desk.pool.evaluations
+
+
+def test_without_a_step_only_refreshes_are_evaluated() -> None:
+    desk = Desk(None)
+    desk.refresh(0.0)
+    desk.merge(100.0)
+    desk.refresh(100.0)
+    assert desk.seen(LookRow) == [] and desk.seen(EvaluationRow) == [(0.0, 0, 0.0), (100, 1, 0.1)]
+
+
+def test_a_version_is_evaluated_once_whatever_asks_for_it() -> None:
+    desk = Desk(2.0)
+    desk.refresh(0.0)
+    desk.merge(3.0)
+    desk.refresh(3.0)
+    desk.merge(7.0)
+    assert desk.pool.asked == [(0, True), (1, True)]
+    assert desk.seen(LookRow) == [(0.0, 0, 0.0), (2.0, 0, 0.0), (4.0, 1, 0.1), (6.0, 1, 0.1)]
+    looks = [row for row in desk.rows if type(row) is LookRow]
+    assert {(row.mean_density, row.round - row.version) for row in looks} == {(0.75, 10)}
+
+
+def test_rows_wait_for_their_scores_in_the_order_of_versions() -> None:
+    desk = Desk(2.0)
+    desk.refresh(0.0)
+    desk.merge(1.0)
+    desk.pool.is_slow = True
+    desk.merge(3.0)
+    desk.pool.is_slow = False
+    desk.refresh(3.0)
+    assert desk.seen(EvaluationRow) == [(0.0, 0, 0.0)] and desk.evaluator.is_waiting
+    desk.pool.answer(desk.pool.evaluations[1])
+    desk.evaluator.write_rows()
+    assert [row.version for row in desk.rows] == [0, 0, 1, 2]
+
+
+def test_times_of_looks_do_not_drift() -> None:
+    """The time of look k is k steps, not a sum of k steps."""
+    desk = Desk(0.1)
+    desk.evaluator.look(desk, 0.7)
+    assert [row.now_s for row in desk.rows] == [0.1 * number for number in range(7)]
+
+
+def run_tiny(folder: Path, name: str, *words: str) -> Result:
+    words = (*TINY, f"results.path={folder / name}.h5", *words)
+    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+
+
+@pytest.mark.parametrize("method", ["fedgmr", "fedavg"])
+def test_looks_change_nothing_that_a_run_does(method: str, tmp_path: Path) -> None:
+    """Versions, merges, updates, events and the evaluations of refreshes are bit for bit those of
+    a run without looks, and looks see what the merges say is current.
+    """
+    words = ("restoration.patience=1",) if method == "fedgmr" else ()
+    plain = run_tiny(tmp_path, "plain", f"method={method}", *words)
+    looked = run_tiny(tmp_path, "looked", f"method={method}", "eval.every_s=0.7", *words)
+    assert {name.partition("/")[0] for name in differing_columns(looked, plain)} == {"looks"}
+    times, merges = looked.looks["now_s"], looked.merges
+    assert np.array_equal(times, 0.7 * np.arange(len(times)))
+    assert 0 <= merges["now_s"][-1] - times[-1] < 0.7
+    current = np.searchsorted(merges["now_s"], times, side="right")
+    assert np.array_equal(looked.looks["version"], current)
+    assert len(plain.looks["version"]) == 0
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (configs_dir() / "studies").glob("*.yaml")))
+def test_studies_look_at_all_their_methods_at_equal_times(name: str) -> None:
+    """At T itself, too, and often enough that times to an accuracy mean something."""
+    study, _ = load_study(name)
+    looks = study.comparison_time_s / study.settings["eval.every_s"]
+    assert looks == int(looks) and looks >= 40
