@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import torch
+
 
 def resident_bytes() -> int:
     """Resident memory now; its peak where the system does not tell (outside Linux)."""
@@ -59,6 +61,21 @@ def own_python() -> str:
         return "python"  # not where they only lead to the same: a venv's is a link
     here = os.path.relpath(sys.executable)
     return sys.executable if here.startswith("..") else here
+
+
+def compute_repeatably() -> None:
+    """Makes CUDA devices add in one order and multiply in full fp32, so that the same training
+    gives the same bits however often it runs, on any GPU of one model.
+
+    Left to themselves, cuDNN and cuBLAS choose algorithms that add in the order in which threads
+    come, and convolutions round their inputs to TF32. An operation without a repeatable algorithm
+    warns on stderr.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def return_large_blocks() -> None:

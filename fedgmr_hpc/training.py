@@ -25,6 +25,7 @@ from fedgmr_hpc.models import (
     loss_function,
     make_layout,
 )
+from fedgmr_hpc.process import compute_repeatably
 from fedgmr_hpc.records import Assignment, make_rng
 
 
@@ -70,6 +71,8 @@ class LocalTraining:
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
+        if torch.device(device).type == "cuda":
+            compute_repeatably()
         self.config, self.data = config, data
         self.layout = make_layout(config.model.name, config.submodel.kind)
         self.sub_model = make_sub_model(config, device)
