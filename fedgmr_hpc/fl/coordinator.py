@@ -59,6 +59,8 @@ from fedgmr_hpc.fl.selection import Availability, Selection
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
 from fedgmr_hpc.records import Assignment, Floats, RunError, Update
 
+DIVERGED = "the model has diverged"  # begins the error of a run that it ends
+
 
 class Coordinator:
     """The learning side of the server."""
@@ -296,7 +298,7 @@ class Coordinator:
 
     def _fail_diverged(self, why: str) -> NoReturn:
         raise RunError(
-            f"the model has diverged: {why}; lower train.learning_rate",
+            f"{DIVERGED}: {why}; lower train.learning_rate",
             version=self.version,
             stage="merge",
         )

@@ -1,5 +1,8 @@
 """The cells of a study: every combination of its values as one checked configuration.
 
+A cell whose study tunes something is open: it has a run for each of the combinations of values that
+its row uses, and trials, which are cells too, with other seeds, that judge them (tuning.py).
+
 A cell's name is a readable slug and the hash of its configuration without the keys that say where
 results go and what is shown. Cells of several studies that agree in it share one
 file.
@@ -11,14 +14,14 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data import describe_missing
-from fedgmr_hpc.methodlabel import method_label
+from fedgmr_hpc.methodlabel import flat, is_used, method_label
 from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
 
 NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
@@ -29,7 +32,14 @@ Labels = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study. `labels`: the varied keys that it names, with its values."""
+    """One run of a study.
+
+    Attributes:
+        labels: the varied keys that it names, with its values.
+        values: what is tried, of a trial; what was chosen, of another cell.
+        tuning: of an open cell, whose configuration and digest only stand in for its run's.
+        ticket: the digest that it had while it was open.
+    """
 
     labels: Labels
     row: str
@@ -38,6 +48,10 @@ class Cell:
     config: Config
     slug: str
     digest: str
+    values: Labels = field(default_factory=dict)
+    is_trial: bool = False
+    tuning: Tuning | None = None
+    ticket: str = ""
 
     @property
     def name(self) -> str:
@@ -45,8 +59,30 @@ class Cell:
         return f"{self.slug}-{self.digest}"
 
 
+@dataclass(frozen=True)
+class Option:
+    """A combination of values: the run with it, and the trials that judge it, one for each seed."""
+
+    run: Cell
+    trials: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a cell's values are chosen from, by accuracy at `at_s`, a mean of `last` evaluations."""
+
+    at_s: float
+    last: int
+    options: tuple[Option, ...]
+
+    @property
+    def trials(self) -> list[Cell]:
+        """All trials."""
+        return [trial for option in self.options for trial in option.trials]
+
+
 def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
-    """Every cell, resolved and checked, in the file's order.
+    """Every cell, resolved and checked: the trials, then the others in the file's order.
 
     Raises:
         ValueError: one line for each different mistake, with how many cells have it.
@@ -65,9 +101,12 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
         raise ValueError("\n".join(_counted(line, names) for line, names in wrong.items()))
     if not cells:
         raise ValueError("exclude: got every cell, allowed: leaving at least one")
+    if shared := {cell.seed for cell in cells} & set(study.tune_seeds if study.tune else ()):
+        raise ValueError(f"tune_seeds: got {min(shared)}, allowed: seeds that no cell is run with")
     for place, row in _named_rows(study):
         find_row(cells, row, place)
-    return cells
+    trials = {trial.digest: trial for cell in cells if cell.tuning for trial in cell.tuning.trials}
+    return [*trials.values(), *cells]
 
 
 def label_sets(study: StudyFile) -> list[Labels]:
@@ -118,7 +157,11 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def digest_of(config: Config) -> str:
     """Ten hexadecimal digits of the configuration's identity."""
-    text = json.dumps(identity(config.model_dump(mode="json")), sort_keys=True)
+    return _digest(identity(config.model_dump(mode="json")))
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -133,24 +176,76 @@ def label_of(labels: Labels, keys: Sequence[str]) -> str:
 
 
 def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Cell:
-    words = [as_override(key, value) for key, value in {**study.settings, **labels}.items()]
-    config = load_config(study.base, [*words, *overrides])
+    """The cell of `labels`: open where more than one combination of tuned values is to be tried."""
+    plain = _make_run(study, labels, overrides)
+    found = flat(plain.config.model_dump(mode="json"))
+    combinations = study.combinations([key for key in study.tune if is_used(key, found)])
+    runs = [_make_run(study, labels, overrides, values) for values in combinations]
+    if len(runs) == 1:
+        return runs[0]
+    options = tuple(
+        Option(
+            run,
+            tuple(
+                _make_run(study, labels, overrides, run.values, seed) for seed in study.tune_seeds
+            ),
+        )
+        for run in runs
+    )
+    ticket = _digest([run.digest for run in runs])
+    tuning = Tuning(study.tuned_at_s(), study.last, options)
+    return replace(runs[0], values={}, digest=ticket, tuning=tuning)
+
+
+def _make_run(
+    study: StudyFile,
+    labels: Labels,
+    overrides: Sequence[str],
+    values: Labels | None = None,
+    trial_seed: int | None = None,
+) -> Cell:
+    """A run of `labels` with tuned `values`; with a seed of its own where it is a trial."""
+    is_trial, values = trial_seed is not None, values or {}
+    seed = {"seed": trial_seed} if is_trial else {}
+    own = {key: as_override(key, value) for key, value in {**values, **seed}.items()}
+    given = [word for word in overrides if word.partition("=")[0] not in own]
+    said = {word.partition("=")[0] for word in given} | own.keys()
+    words = {**study.settings, **labels}
+    config = load_config(
+        study.base,
+        [*(as_override(k, v) for k, v in words.items() if k not in said), *given, *own.values()],
+    )
+    config = _bounded(study, config, {*words, *said}, is_trial)
+    shown = {key: value for key, value in {**labels, **values}.items() if key != "seed"}
     return Cell(
         labels=labels,
-        row=label_of(_named(labels, config), study.row_keys()),
+        row=label_of(_named(labels, study, config), study.row_keys()),
         column=label_of(labels, study.column_keys()),
         seed=config.seed,
         config=config,
-        slug=_slug(labels),
+        slug=_slug({"trial": "tune", **shown, **seed} if is_trial else labels),
         digest=digest_of(config),
+        values=values,
+        is_trial=is_trial,
     )
 
 
-def _named(labels: Labels, config: Config) -> Labels:
+def _bounded(study: StudyFile, config: Config, said: Set[str], is_trial: bool) -> Config:
+    """A run that ends once all is known that is compared, unless the study says when it ends."""
+    if not is_trial and said & {"run", "run.max_time_s"}:
+        return config
+    end_s = study.end_s(study.tuned_at_s() if is_trial else study.compared_until_s(), config)
+    run = config.run
+    if run.max_time_s is not None and run.max_time_s <= end_s:
+        return config
+    return config.model_copy(update={"run": run.model_copy(update={"max_time_s": end_s})})
+
+
+def _named(labels: Labels, study: StudyFile, config: Config) -> Labels:
     """Labels whose method says what else was made different from its row."""
     if "method" not in labels:
         return labels
-    return {**labels, "method": method_label(config, but=labels)}
+    return {**labels, "method": method_label(config, but={*labels, *study.tune})}
 
 
 def _slug(labels: Labels) -> str:

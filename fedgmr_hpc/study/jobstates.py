@@ -85,10 +85,10 @@ def jobs_dir(cells_dir: Path) -> Path:
     return cells_dir / ".jobs"
 
 
-def next_folder(cells_dir: Path) -> Path:
-    """The folder of the next submission."""
+def next_folder(cells_dir: Path, ahead: int = 0) -> Path:
+    """The folder of the next submission, or of one so many further on."""
     numbers = [int(path.name) for path in jobs_dir(cells_dir).glob("[0-9]*")]
-    return jobs_dir(cells_dir) / f"{max(numbers, default=0) + 1:04d}"
+    return jobs_dir(cells_dir) / f"{max(numbers, default=0) + 1 + ahead:04d}"
 
 
 def write_submission(submission: Submission) -> None:

@@ -18,14 +18,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.runner import handling, run_cell, start_here
+from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.studyfile import as_override
+from fedgmr_hpc.study.tuning import settled
 
 _RUN = 'source "$0/common.sh"; flag=$1; shift; run_ranks "$@"'
 _REQUEUE = 'source "$0/common.sh"; finish "$CHECKPOINTED"'
@@ -33,7 +35,7 @@ _REQUEUE = 'source "$0/common.sh"; finish "$CHECKPOINTED"'
 
 @dataclass(frozen=True)
 class CellTask:
-    """One cell.
+    """One cell; an open one takes the values that its trials have chosen by then.
 
     Args:
         cells_dir: the cells' files.
@@ -54,6 +56,13 @@ class CellTask:
             RunError: it is not done; so the job has failed for Slurm, too.
             SystemExit: it was told to end.
         """
+        try:
+            cell = settled(self.cells_dir, self.cell)
+        except ValueError as error:
+            raise RunError(f"{self.cell.name}: {error}") from None
+        replace(self, cell=cell)._run()
+
+    def _run(self) -> None:
         launcher = start_here
         if self.scripts:
             flag = self.cells_dir / f"{self.cell.name}.checkpointed"
@@ -70,7 +79,7 @@ class CellTask:
         if state.status == "interrupted" and self.scripts:
             sys.stdout.flush()
             os.execvp("bash", ["bash", "-c", _REQUEUE, str(self.scripts)])
-        if state.status != "done":
+        if state.status not in ENDED:
             raise RunError(f"{self.cell.name}: {state.status}: {state.error}")
 
     def _cache_word(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
 from fedgmr_hpc.study.jobstates import CellJob, read_jobs, with_job
 from fedgmr_hpc.study.series import end_s
-from fedgmr_hpc.study.states import CellState, read_state
+from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.studyfile import StudyFile, find_study, load_study
 from fedgmr_hpc.study.tables import as_text
+from fedgmr_hpc.study.tuning import States, read_states
 
 DEFAULT_OUT = "results/studies"
 IN_HAND = ("queued", "running")
-States = list[tuple[Cell, CellState]]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Place:
         note.write_text(yaml.safe_dump(self.words))
 
     def states(self) -> States:
-        """The state of every cell, from its files."""
-        return [(cell, read_state(self.cells_dir, cell)) for cell in self.cells]
+        """Every cell, with its chosen values where there are some, and its state from its files."""
+        return read_states(self.cells_dir, self.cells)
 
     def abreast(self, num_ranks: int, wished: int | None = None) -> int:
         """How many cells run at a time on this machine."""
@@ -89,7 +89,7 @@ def check_reach(place: Place) -> None:
     Raises:
         ValueError: none may, so that nothing could be compared.
     """
-    limits_s = [cell.config.run.max_time_s for cell in place.cells]
+    limits_s = [cell.config.run.max_time_s for cell in place.cells if not cell.is_trial]
     at_s = place.study.comparison_time_s
     if all(limit_s is not None and limit_s < at_s for limit_s in limits_s):
         longest_s = max(limit_s for limit_s in limits_s if limit_s is not None)
@@ -120,8 +120,13 @@ def states_with_jobs(place: Place) -> tuple[States, dict[str, CellJob], str]:
         jobs, unknown = read_jobs(place.cells_dir.absolute()), ""
     except ValueError as error:
         jobs, unknown = {}, str(error)
-    states = [(cell, with_job(state, jobs.get(cell.digest))) for cell, state in place.states()]
+    states = [(cell, with_job(state, job_of(jobs, cell))) for cell, state in place.states()]
     return states, jobs, unknown
+
+
+def job_of(jobs: Mapping[str, CellJob], cell: Cell) -> CellJob | None:
+    """The last job of a cell, which may have been submitted before its values were chosen."""
+    return jobs.get(cell.digest) or jobs.get(cell.ticket)
 
 
 def render_status(place: Place) -> str:
@@ -130,9 +135,10 @@ def render_status(place: Place) -> str:
     rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
     table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
     in_hand = [(cell, state) for cell, state in states if state.status in IN_HAND and state.job]
-    abreast = max((jobs[cell.digest].at_most for cell, _ in in_hand), default=0)
+    at_most = [job.at_most for cell, _ in in_hand if (job := job_of(jobs, cell))]
+    abreast = max(at_most, default=0)
     left_s = eta_s(in_hand or states, states, abreast or place.abreast(place.study.ranks))
-    is_over = all(s.status == "done" for _, s in states)
+    is_over = all(s.status in ENDED for _, s in states)
     eta = "" if is_over else f"; time left {describe_s(left_s)}"
     what = " once they all run" if any(s.status == "queued" for _, s in states) else ""
     note = f"\nwithout the queue: {unknown}" if unknown else ""
@@ -151,7 +157,7 @@ def eta_s(open_states: States, states: States, abreast: int) -> float:
     left = [
         (cell, 0.0 if s.status == "failed" else s.progress_frac)
         for cell, s in open_states
-        if s.status != "done"
+        if s.status not in ENDED
     ]
     return remaining_s(left, mean_paces(seen), abreast)
 

@@ -27,6 +27,7 @@ from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (
+    ENDED,
     CellLock,
     CellState,
     can_go_on,
@@ -120,7 +121,7 @@ class Queue:
             if lock is None:
                 continue
             self.waiting.remove(cell)
-            if read_state(self.folder, cell, held=True).status == "done":
+            if read_state(self.folder, cell, held=True).status in ENDED:
                 _output(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
                 lock.release()
                 self.done.append(cell)
@@ -152,11 +153,12 @@ class Queue:
             (self.done if self._conclude(job) else self.failed).append(job.cell)
 
     def _conclude(self, job: Job) -> bool:
-        """Keeps the error of a job that has failed, not been ended; whether its cell is done."""
+        """Keeps the error of a job that has failed, not been ended; whether its cell has ended."""
         code = job.process.returncode
         is_done = code == 0 and read_state(self.folder, job.cell, held=True).status == "done"
         if not (is_done or self.is_ending or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
             write_error(job.path, job.output.read_text(errors="replace"), code)
+            is_done = read_state(self.folder, job.cell, held=True).status in ENDED
         job.output.unlink()
         job.lock.release()
         return is_done
@@ -249,9 +251,8 @@ def interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
-def known_paces(folder: Path, cells: Sequence[Cell]) -> Mapping[str, Pace]:
+def known_paces(states: Sequence[tuple[Cell, CellState]]) -> Mapping[str, Pace]:
     """Paces of the methods that have finished cells."""
-    states = [(cell, read_state(folder, cell)) for cell in cells]
     return mean_paces(
         (cell.config.method, state.result)
         for cell, state in states

@@ -1,5 +1,8 @@
 """The files of a study's cells, and what they say: done, running, failed, interrupted or missing.
 
+A trial may have diverged, which is final; a cell whose values trials have yet to choose is waiting
+(tuning.py).
+
     cells/NAME.h5       the result; NAME is slug-digest, found again by its digest alone
     cells/NAME.log      the run's log
     cells/NAME.yaml     its configuration: python -m fedgmr_hpc.launch --config NAME.yaml
@@ -20,10 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 from fedgmr_hpc.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
+from fedgmr_hpc.fl.coordinator import DIVERGED
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.cells import Cell, identity
 
-Status = Literal["done", "queued", "running", "failed", "interrupted", "missing"]
+Status = Literal[
+    "done", "diverged", "queued", "running", "failed", "interrupted", "missing", "waiting"
+]
+ENDED = ("done", "diverged")  # nothing of it is left to do
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def read_state(folder: Path, cell: Cell, held: bool = False) -> CellState:
     error = path.with_suffix(".error")
     if error.exists():
         first = error.read_text(errors="replace").partition("\n")[0]
-        return CellState("failed", path, _progress(cell, result), first, result)
+        status: Status = "diverged" if cell.is_trial and DIVERGED in first else "failed"
+        return CellState(status, path, _progress(cell, result), first, result)
     if path.exists():
         return CellState("interrupted", path, _progress(cell, result), result=result)
     return CellState("missing", path)

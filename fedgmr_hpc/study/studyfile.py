@@ -8,19 +8,30 @@
     exclude: [{method: fjord, seed: 2}]    cells left out, where all of these values fit
     rows: [method]                         keys that make a table's row; the others make columns
     reference: fedgmr                      the row (or its values) that differences refer to
-    comparison_time_s: 70000               T; accuracies are compared there
+    comparison_time_s: 70000               T; accuracies are compared there, and runs end a little
+                                           past it, unless they say run.max_time_s
     last: 5                                m: evaluations averaged, and window of moving means
     targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
     ranks: 1, side_by_side: 2              ranks of a cell, cells at a time (default: cores / ranks)
-    select: restoration.patience           key whose value is chosen on validation accuracy
+    tune: {train.learning_rate: [...]}     dotted key -> values, chosen for every row and column
+    tune_cells: 3                          combinations tried of them (default: all; see below)
+    tune_seeds: [1000]                     seeds of the trials, none of which is a cell's
+    tune_time_s: 35000                     when trials are judged (default: T)
     claims: [...]                          see claims.py
 
-On the command line `key=value` sets a key in every cell; a key that the cells vary takes a list
-and replaces its values.
+What is tuned is chosen by validation accuracy in trials of their own, before the row's other cells
+run (tuning.py). A key that has no effect in a row, as `restoration.patience` without restoration,
+is not varied there. So that such rows get no more trials than the others, `tune_cells` bounds the
+combinations: the first values of all keys together, the second ones, and so on round the shorter
+lists, then the same with later keys moved on by one.
+
+On the command line `key=value` sets a key in every cell; a key that the cells vary or tune takes a
+list and replaces its values.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +41,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fedgmr_hpc.axes import Count, Positive, Section
+from fedgmr_hpc.config import Config
 from fedgmr_hpc.methods import configs_dir
 
+PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
+Seed = Annotated[int, Field(ge=0, strict=True)]
 Accuracy = Annotated[float, Field(gt=0, le=1)]
 Row = str | dict[str, Any]
 Kind = Literal["difference", "time_ratio", "gap_narrowing", "stability"]
@@ -72,8 +86,11 @@ class StudyFile(Section):
     targets: tuple[Accuracy, ...] = ()
     ranks: Count = 1
     side_by_side: Count | None = None
-    select: str | None = None
     claims: tuple[ClaimSpec, ...] = ()
+    tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    tune_cells: Count | None = None
+    tune_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1000,)
+    tune_time_s: Positive | None = None
 
     def varied(self) -> list[str]:
         """The dotted keys that the cells vary, in the file's order."""
@@ -88,6 +105,38 @@ class StudyFile(Section):
     def column_keys(self) -> tuple[str, ...]:
         """The keys of a table's column: what is varied beyond rows and seed."""
         return tuple(key for key in self.varied() if key not in (*self.row_keys(), "seed"))
+
+    def combinations(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """The values of some tuned keys that are tried together, at most `tune_cells` of them; one
+        without values for no keys.
+        """
+        lists = [list({json.dumps(v): v for v in self.tune[key]}.values()) for key in keys]
+        sizes = [len(values) for values in lists]
+        longest = max(sizes, default=1)
+        shifts = itertools.product(*(range(size) for size in sizes))
+        places = dict.fromkeys(
+            tuple((turn + by) % size for by, size in zip(shift, sizes, strict=True))
+            for shift in shifts
+            for turn in range(longest)
+        )
+        found = [
+            dict(zip(keys, (v[i] for v, i in zip(lists, place, strict=True)), strict=True))
+            for place in places
+        ]
+        return found[: self.tune_cells]
+
+    def compared_until_s(self) -> float:
+        """The last time at which anything is compared."""
+        return max([self.comparison_time_s, *(c.at_s for c in self.claims if c.at_s is not None)])
+
+    def tuned_at_s(self) -> float:
+        """When trials are judged."""
+        return self.tune_time_s or self.comparison_time_s
+
+    def end_s(self, at_s: float, config: Config) -> float:
+        """When a run has all that is compared at `at_s`, and `last` evaluations more."""
+        every_s = config.eval.every_s
+        return at_s + (self.last * every_s if every_s else PAST_FRAC * at_s)
 
 
 def find_study(source: str | Path) -> Path:
@@ -152,8 +201,8 @@ def _line(error: Any) -> str:
 
 
 def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFile, list[str]]:
-    """Values of varied keys go into the matrix and the cells that name them."""
-    varied, new, others = study.varied(), {}, []
+    """Values of varied keys go into the matrix and the cells that name them, tuned ones too."""
+    varied, new, others = [*study.varied(), *study.tune], {}, []
     for override in overrides:
         key, equals, text = override.partition("=")
         if equals and key in varied:
@@ -165,6 +214,7 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
     change = {
         "matrix": {key: new.get(key, old) for key, old in study.matrix.items()},
         "cells": tuple({k: new.get(k, old) for k, old in cell.items()} for cell in study.cells),
+        "tune": {key: new.get(key, old) for key, old in study.tune.items()},
     }
     return study.model_copy(update=change), others
 
@@ -183,7 +233,7 @@ def _parse(key: str, text: str) -> list[Any]:
 def _contradictions(study: StudyFile) -> list[str]:
     """Keys that no cell varies, where only varied ones make sense."""
     named = {f"exclude.{i}": list(cell) for i, cell in enumerate(study.exclude)}
-    named |= {"rows": list(study.rows or ()), "select": [study.select] if study.select else []}
+    named |= {"rows": list(study.rows or ())}
     named |= {f"claims.{i}.where": list(claim.where) for i, claim in enumerate(study.claims)}
     varied = study.varied()
     wrong = [
@@ -191,6 +241,11 @@ def _contradictions(study: StudyFile) -> list[str]:
         for place, keys in named.items()
         for key in keys
         if key not in varied
+    ]
+    wrong += [
+        f"tune: got {key}, allowed: keys that the cells do not vary, and neither method nor seed"
+        for key in study.tune
+        if key in (*varied, "method", "seed")
     ]
     if not varied:
         wrong.append("matrix: got no keys, allowed: at least one key with values")

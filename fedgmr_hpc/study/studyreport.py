@@ -19,19 +19,19 @@ from fedgmr_hpc.study.claims import Contest, Finding, judge
 from fedgmr_hpc.study.figures import COURSES, draw
 from fedgmr_hpc.study.measures import Run, measure
 from fedgmr_hpc.study.series import end_s
-from fedgmr_hpc.study.states import CellState, read_state
+from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.studyfile import ClaimSpec, StudyFile
 from fedgmr_hpc.study.studytables import (
     Scale,
     accuracy_table,
-    choice_tables,
     claims_table,
     cost_table,
     difference_table,
-    kept_runs,
     legacy_table,
 )
 from fedgmr_hpc.study.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
+from fedgmr_hpc.study.tuning import read_states
+from fedgmr_hpc.study.tuningtables import tuning_tables
 
 FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
 STYLE = """
@@ -70,14 +70,15 @@ def write_report(
     Raises:
         OSError: `out_dir` cannot be written.
     """
-    states = [(cell, read_state(cells_dir, cell)) for cell in cells]
-    finished = [(c, s.result) for c, s in states if s.status == "done" and s.result is not None]
+    states = read_states(cells_dir, cells)
+    compared = [(cell, state) for cell, state in states if not cell.is_trial]
+    finished = [(c, s.result) for c, s in compared if s.status == "done" and s.result is not None]
     runs = [measure(cell, result) for cell, result in finished]
     scale = _scale(study, cells, command("report"))
-    tables = _tables(study, cells, runs, scale) if runs else []
+    tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
+    tables += tuning_tables(study, cells, states, scale.command)
     tables += [_provenance(states, scale.command)]
-    drawn = runs if study.select is None else kept_runs(runs, study.select, scale)
-    pictures = _write_figures(drawn, scale.at_s, out_dir / "figures") if drawn else []
+    pictures = _write_figures(runs, scale.at_s, out_dir / "figures") if runs else []
     _write_tables(tables, out_dir / "tables")
     head = _head(study, states, runs, scale)
     (out_dir / "report.md").write_text(_markdown(study, head, tables, pictures))
@@ -95,9 +96,7 @@ def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
 def _tables(
     study: StudyFile, cells: Sequence[Cell], runs: Sequence[Run], scale: Scale
 ) -> list[Table]:
-    """Every table that the study asks for. A choice shows no test accuracy but the chosen one's."""
-    if study.select is not None:
-        return choice_tables(runs, study.select, scale)
+    """Every table of the runs that the study compares."""
     findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
     tables = [
         claims_table(findings, scale.command) if findings else None,
@@ -135,14 +134,16 @@ def _head(
     study: StudyFile, states: Sequence[tuple[Cell, CellState]], runs: Sequence[Run], scale: Scale
 ) -> list[str]:
     """What a reader must know first: how many cells, which are not there, and why."""
+    trials = [state.status in ENDED for cell, state in states if cell.is_trial]
+    of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
     lines = [
-        f"{len(runs)} of {len(states)} cells finished; accuracies are the {scale.when}, of "
-        "virtual time, on the test set, which decides nothing while a run runs."
+        f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
+        f"{scale.when}, of virtual time, on the test set, which decides nothing while a run runs."
     ]
     lines += [
         f"Not in the tables: {cell.name} ({state.status}{': ' * bool(state.error)}{state.error})"
         for cell, state in states
-        if state.status != "done"
+        if state.status not in ENDED
     ]
     lines += [
         f"No value at T: {run.name} ended at {run.times_s[-1] if len(run.times_s) else 0:g} s"

@@ -1,13 +1,13 @@
 """The tables of a study: rows are its methods, columns its conditions, values over seeds.
 
-Accuracies are test accuracies in percent unless they say validation; differences are in points.
+Accuracies are test accuracies in percent; differences are in points.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,20 +42,18 @@ class Scale:
         return f"mean of the last {self.last} evaluations at or before T = {self.at_s:g} s"
 
 
-def accuracy_table(runs: Sequence[Run], scale: Scale, validation: bool = False) -> Table:
-    """Accuracy at the comparison time."""
-    what = "Validation" if validation else "Test"
+def accuracy_table(runs: Sequence[Run], scale: Scale) -> Table:
+    """Test accuracy at the comparison time."""
 
     def summary(row: str, column: str) -> Summary | None:
-        read = Run.validation_at if validation else Run.accuracy_at
         cells = select_runs(runs, row, column)
-        return summarize([100 * read(run, scale.at_s, scale.last) for run in cells])
+        return summarize([100 * run.accuracy_at(scale.at_s, scale.last) for run in cells])
 
     return _grid(
         runs,
         summary,
-        name=f"{what.lower()}_accuracy",
-        title=f"{what} accuracy (%) at {scale.at_s:g} s of virtual time",
+        name="test_accuracy",
+        title=f"Test accuracy (%) at {scale.at_s:g} s of virtual time",
         notes=[f"Each run: {scale.when}; a run that ended before T has no value.", INTERVALS],
         command=scale.command,
     )
@@ -193,41 +191,6 @@ def claims_table(findings: Sequence[Finding], command: str) -> Table:
         ],
         command=command,
     )
-
-
-def choose(runs: Sequence[Run], key: str, scale: Scale) -> Any:
-    """The value of `key` with the greatest mean validation accuracy at T over all its runs, the
-    first of equals; None where no run has one.
-    """
-    values: dict[Any, list[float]] = {}
-    for run in runs:
-        accuracy = run.validation_at(scale.at_s, scale.last)
-        if key in run.labels and math.isfinite(accuracy):
-            values.setdefault(run.labels[key], []).append(accuracy)
-    means = {value: float(np.mean(found)) for value, found in values.items()}
-    return max(means, key=lambda value: means[value]) if means else None
-
-
-def kept_runs(runs: Sequence[Run], key: str, scale: Scale) -> list[Run]:
-    """The runs with the chosen value of `key`, and those without the key."""
-    chosen = choose(runs, key, scale)
-    return [run for run in runs if run.labels.get(key, chosen) == chosen]
-
-
-def choice_tables(runs: Sequence[Run], key: str, scale: Scale) -> list[Table]:
-    """Validation accuracies of all values of `key`, and the test accuracy of the chosen one."""
-    chosen = choose(runs, key, scale)
-    if chosen is None:
-        return []
-    searched = [run for run in runs if key in run.labels]
-    kept = kept_runs(runs, key, scale)
-    validation = accuracy_table(searched, scale, validation=True)
-    rule = f"Chosen on validation accuracy alone, over all conditions and seeds: {key} = {chosen}."
-    test = accuracy_table(kept, scale)
-    return [
-        replace(validation, notes=[rule, *validation.notes]),
-        replace(test, title=f"{test.title}, {key} = {chosen}", notes=[rule, *test.notes]),
-    ]
 
 
 def select_column(runs: Sequence[Run], column: str) -> list[Run]:

@@ -2,8 +2,10 @@
 
 One task of the array is one cell (jobtask.py). submitit writes the text for sbatch, carries the
 cells to the jobs and keeps what they print in cells/.jobs; slurm/common.sh enters the site. Cells
-that are done, queued or running are left alone (jobstates.py). `--dry-run` shows the same texts,
-`--local` runs the same tasks by submitit on this machine.
+that are done, queued or running are left alone (jobstates.py). Where something is tuned, an array
+of the cells that wait for their values follows the array of their trials; each of its tasks reads
+what the trials have chosen. `--dry-run` shows the same texts, `--local` runs the same tasks by
+submitit on this machine.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,20 @@ from submitit.slurm.slurm import _make_sbatch_string
 from fedgmr_hpc.methods import configs_dir
 from fedgmr_hpc.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.jobstates import Submission, next_folder, write_submission
+from fedgmr_hpc.study.jobstates import CellJob, Submission, next_folder, write_submission
 from fedgmr_hpc.study.jobtask import CellTask, ReportTask
 from fedgmr_hpc.study.place import (
+    IN_HAND,
     Place,
-    States,
     at_least_1,
     counts,
+    job_of,
     render_status,
     states_with_jobs,
 )
 from fedgmr_hpc.study.runner import GRACE_S, handling, interrupt
+from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.tuning import States
 
 SIGNAL_S = 300  # from Slurm's warning to the end of a job's time
 AT_MOST = 32  # cells at a time in a cluster, where nobody says
@@ -48,7 +53,7 @@ MOST_TASKS = 1000  # of an array; Slurm's own limit (MaxArraySize) is 1001 unles
 YEAR_MIN = 365 * 24 * 60
 POLL_S = 0.2
 PYTHON = "exec python"  # takes the batch script's place, so that signals for it arrive
-LEFT_ALONE = ("done", "queued", "running")
+LEFT_ALONE = (*ENDED, *IN_HAND)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Plan:
         at_most: cells at a time.
         scripts: the folder slurm/.
         variables: of a job's environment.
+        after: ids of jobs that its cells wait for.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Plan:
     site: Site
     scripts: Path
     variables: Mapping[str, str]
+    after: tuple[str, ...] = ()
 
     @property
     def report_folder(self) -> Path:
@@ -86,6 +93,8 @@ class Plan:
     def array_settings(self) -> dict[str, Any]:
         """What submitit is told for the cells."""
         asked = {"ntasks": self.num_ranks, "requeue": True, "signal": f"B:USR1@{SIGNAL_S}"}
+        if self.after:
+            asked["dependency"] = _afterany(self.after)
         return {
             **self._settings(self.name),
             "nodes": self.num_nodes,
@@ -95,9 +104,9 @@ class Plan:
             "additional_parameters": asked,
         }
 
-    def report_settings(self, after: str) -> dict[str, Any]:
-        """What submitit is told for the report; `after`: the array's job id."""
-        asked = {"ntasks": 1, "dependency": f"afterany:{after}"}
+    def report_settings(self, after: Sequence[str]) -> dict[str, Any]:
+        """What submitit is told for the report; `after`: the ids of the cells' jobs."""
+        asked = {"ntasks": 1, "dependency": _afterany(after)}
         return {**self._settings(f"{self.name}-report"), "additional_parameters": asked}
 
     def for_sbatch(self) -> dict[str, str]:
@@ -129,21 +138,37 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
     needs_slurm = not (arguments.dry_run or arguments.local)
     if needs_slurm:
         _check_slurm()
-    states, _, unknown = states_with_jobs(place)
+    states, jobs, unknown = states_with_jobs(place)
     if unknown and needs_slurm:
         raise ValueError(f"study submit: what is in the queue is not known: {unknown}")
     todo = {cell.digest: cell for cell, state in states if state.status not in LEFT_ALONE}
-    plan = make_plan(place, list(todo.values())[:MOST_TASKS], arguments)
+    ready = [cell for cell in todo.values() if cell.tuning is None]
+    waiting = [cell for cell, state in states if state.status == "waiting"]
+    plans = [
+        make_plan(place, cells[:MOST_TASKS], arguments, number)
+        for number, cells in enumerate(filter(None, (ready, waiting)))
+    ]
     print(_describe(place, states, len(todo)), file=sys.stderr, flush=True)
-    for name, text in plan.for_sbatch().items():
-        print(f"  with {name}={text} for sbatch", file=sys.stderr)
-    if not todo:
+    if not plans:
         return 0
+    plans[-1] = replace(plans[-1], after=_awaited(states, jobs) if waiting else ())
+    for name, text in plans[0].for_sbatch().items():
+        print(f"  with {name}={text} for sbatch", file=sys.stderr)
     if arguments.dry_run:
-        print(*render_texts(plan), sep="", end="")
+        print(*render_texts(plans), sep="", end="")
         return 0
     place.note_words()
-    return _run_here(place, plan) if arguments.local else _submit_all(place, plan)
+    return _run_here(place, plans) if arguments.local else _submit_all(place, plans)
+
+
+def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
+    """The ids of the jobs that have trials in hand."""
+    names = [
+        job.name.partition("_")[0]
+        for cell, state in states
+        if cell.is_trial and state.status in IN_HAND and (job := job_of(jobs, cell))
+    ]
+    return tuple(dict.fromkeys(names))
 
 
 def add_site_data(words: list[str], source: str | None) -> list[str]:
@@ -157,8 +182,10 @@ def add_site_data(words: list[str], source: str | None) -> list[str]:
     return [*words, f"data.root={root}"] if root and not says_it else words
 
 
-def make_plan(place: Place, cells: Sequence[Cell], arguments: argparse.Namespace) -> Plan:
-    """What is submitted for `cells`, with the options of the command line.
+def make_plan(
+    place: Place, cells: Sequence[Cell], arguments: argparse.Namespace, number: int = 0
+) -> Plan:
+    """What is submitted for `cells` as the array `number` of several, with the command's options.
 
     Raises:
         ValueError: wrong options, or no job scripts.
@@ -175,7 +202,7 @@ def make_plan(place: Place, cells: Sequence[Cell], arguments: argparse.Namespace
         name=place.report_dir.name,
         cells=tuple(cells),
         cells_dir=cells_dir,
-        folder=next_folder(cells_dir),
+        folder=next_folder(cells_dir, number),
         report=tuple(place.command_words("report")),
         num_ranks=num_ranks,
         num_nodes=at_least_1("--nodes", nodes),
@@ -186,15 +213,22 @@ def make_plan(place: Place, cells: Sequence[Cell], arguments: argparse.Namespace
     )
 
 
-def render_texts(plan: Plan, job: str = "JOB") -> tuple[str, str]:
-    """What sbatch is given for the cells and, once they have the id `job`, for the report."""
-    count = len(plan.cells) if len(plan.cells) > 1 else None
-    array = {**plan.array_settings(), "map_count": count}
-    report = plan.report_settings(job)
-    return (
-        _make_sbatch_string(_command(plan.folder), plan.folder, **array),
-        _make_sbatch_string(_command(plan.report_folder), plan.report_folder, **report),
-    )
+def render_texts(plans: Sequence[Plan], job: str = "JOB") -> list[str]:
+    """What sbatch is given for the cells and for the report, with ids that `job` stands for."""
+    ids = [job if len(plans) == 1 else f"{job}{number}" for number in range(1, len(plans) + 1)]
+    texts = []
+    for number, plan in enumerate(plans):
+        plan = replace(plan, after=(*plan.after, *ids[:number]))
+        count = len(plan.cells) if len(plan.cells) > 1 else None
+        array = {**plan.array_settings(), "map_count": count}
+        texts.append(_make_sbatch_string(_command(plan.folder), plan.folder, **array))
+    folder = plans[-1].report_folder
+    report = _make_sbatch_string(_command(folder), folder, **plans[-1].report_settings(ids))
+    return [*texts, report]
+
+
+def _afterany(jobs: Sequence[str]) -> str:
+    return ":".join(["afterany", *jobs])
 
 
 def _command(folder: Path) -> str:
@@ -242,27 +276,36 @@ def _own_venv(site: Site) -> dict[str, str]:
     return {"FEDGMR_VENV": sys.prefix} if has_own else {}
 
 
-def _submit_all(place: Place, plan: Plan) -> int:
-    """Submits the array and its report.
+def _submit_all(place: Place, plans: Sequence[Plan]) -> int:
+    """Submits the arrays, each after those before it, and their report.
 
     Raises:
         ValueError: Slurm does not take them; says why, and what it has taken.
     """
-    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
-    digests = tuple(cell.digest for cell in plan.cells)
-    os.environ.update(plan.for_sbatch())
+    os.environ.update(plans[0].for_sbatch())
+    jobs: list[str] = []
     with _uninterrupted():
-        write_submission(Submission(plan.folder, digests, plan.at_most))
-        try:
-            job = _submit(plan.folder, plan.array_settings(), tasks)
-        except ValueError:
-            shutil.rmtree(plan.folder)
-            raise
-        print(f"job {job}: {len(tasks)} cells, {plan.at_most} at a time; logs: {plan.folder}")
-        report = ReportTask(plan.report)
-        after = _submit(plan.report_folder, plan.report_settings(job), [report])
+        for plan in plans:
+            jobs.append(_submit_cells(replace(plan, after=(*plan.after, *jobs))))
+        last = plans[-1]
+        after = _submit(last.report_folder, last.report_settings(jobs), [ReportTask(last.report)])
     print(f"job {after}: the report, after them\nnext: {place.command('status')}")
     return 0
+
+
+def _submit_cells(plan: Plan) -> str:
+    """Submits the cells' array; returns its id."""
+    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
+    digests = tuple(cell.digest for cell in plan.cells)
+    write_submission(Submission(plan.folder, digests, plan.at_most))
+    try:
+        job = _submit(plan.folder, plan.array_settings(), tasks)
+    except ValueError:
+        shutil.rmtree(plan.folder)
+        raise
+    after = f", after {' and '.join(plan.after)}" if plan.after else ""
+    print(f"job {job}: {len(tasks)} cells, {plan.at_most} at a time{after}; logs: {plan.folder}")
+    return job
 
 
 def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> str:
@@ -287,18 +330,23 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_here(place: Place, plan: Plan) -> int:
+def _run_here(place: Place, plans: Sequence[Plan]) -> int:
     """Runs the same tasks on this machine, `at_most` at a time, then the report."""
-    os.environ.update(plan.variables)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, None, visible) for cell in plan.cells]
-    print(f"{len(tasks)} cells, {plan.at_most} at a time; logs: {plan.folder}")
+    os.environ.update(plans[0].variables)
     print(f"meanwhile: {place.command('status')}", flush=True)
-    _run_locally(plan.folder, tasks, plan.at_most)
-    _run_locally(plan.report_folder, [ReportTask(plan.report)], 1)
+    for plan in plans:
+        _run_cells_here(plan)
+    _run_locally(plans[-1].report_folder, [ReportTask(plans[-1].report)], 1)
     states = place.states()
     print(f"{render_status(place)}\nreport: {place.report_dir}")
-    return 0 if all(state.status == "done" for _, state in states) else 1
+    return 0 if all(state.status in ENDED for _, state in states) else 1
+
+
+def _run_cells_here(plan: Plan) -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, None, visible) for cell in plan.cells]
+    print(f"{len(tasks)} cells, {plan.at_most} at a time; logs: {plan.folder}", flush=True)
+    _run_locally(plan.folder, tasks, plan.at_most)
 
 
 def _run_locally(folder: Path, tasks: Sequence[Any], at_most: int) -> None:

@@ -3,7 +3,8 @@
     run      runs what is missing, was cut short or has failed, on this machine
     submit   the same as an array of Slurm jobs, then a job that reports; see submit.py; data.root
              is where the site's `data` is, unless a word says it
-    status   every cell: done, queued, running, failed, interrupted or missing; the time left
+    status   every cell: done, queued, running, failed, interrupted, missing, or waiting for the
+             trials of what is tuned; the time left
     report   tables, figures and verdicts of what is done
 
 DIR (default results/studies) holds `cells/`, shared by all studies of DIR, and a folder for each
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +26,6 @@ from fedgmr_hpc.study.cost import describe_s, remaining_s
 from fedgmr_hpc.study.place import (
     DEFAULT_OUT,
     Place,
-    States,
     at_least_1,
     check_reach,
     counts,
@@ -33,6 +34,8 @@ from fedgmr_hpc.study.place import (
     render_status,
 )
 from fedgmr_hpc.study.runner import Queue, known_paces, probe
+from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.tuning import States
 
 ACTIONS = ("run", "submit", "status", "report")
 LIVE_S, PLAIN_S = 2.0, 30.0  # seconds between two looks at running cells, terminal or not
@@ -128,19 +131,30 @@ def _run(place: Place, arguments: argparse.Namespace) -> int:
         place.note_words()
         place.cells_dir.mkdir(parents=True, exist_ok=True)
     states = place.states()
-    todo = [cell for cell, state in states if state.status != "done"]
+    todo = [cell for cell, state in states if state.status not in ENDED]
     print(_plan(place, states, num_ranks, abreast), flush=True)
     if is_dry:
         print("\n".join(f"  {state.status}: {cell.name}" for cell, state in states))
     if todo:
-        print(f"estimate: {_estimate(place, todo, num_ranks, abreast, not is_dry)}", flush=True)
+        print(f"estimate: {_estimate(place, states, num_ranks, abreast, not is_dry)}", flush=True)
     if is_dry:
         return 0
-    watch = _Watch(place, abreast)
-    all_done = Queue(place.cells_dir, num_ranks, abreast, watch.see).run(todo)
+    _run_all(place, num_ranks, abreast)
     print(render_status(place))
     print(f"next: {place.command('report')}")
-    return 0 if all_done else 1
+    return 0 if all(state.status in ENDED for _, state in place.states()) else 1
+
+
+def _run_all(place: Place, num_ranks: int, abreast: int) -> None:
+    """Runs what can run, then what waited for that, each cell once."""
+    begun: set[str] = set()
+    while todo := [
+        cell
+        for cell, state in place.states()
+        if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
+    ]:
+        begun |= {cell.digest for cell in todo}
+        Queue(place.cells_dir, num_ranks, abreast, _Watch(place, abreast).see).run(todo)
 
 
 def _plan(place: Place, states: States, num_ranks: int, abreast: int) -> str:
@@ -149,7 +163,34 @@ def _plan(place: Place, states: States, num_ranks: int, abreast: int) -> str:
     found = counts([state for _, state in states])
     how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {abreast} cells side by side"
     head = f"{place.study.title}: {len(place.cells)} cells ({found}), {how}"
-    return "\n".join([head, *varied, f"  results: {place.cells_dir}"])
+    ends = [_ends(place), *_tuned(place)]
+    return "\n".join([head, *varied, *ends, f"  results: {place.cells_dir}"])
+
+
+def _ends(place: Place) -> str:
+    """When the cells end, and when they are compared."""
+    runs = [cell.config.run for cell in place.cells if not cell.is_trial]
+    limits = dict.fromkeys(
+        "no limit" if run.max_time_s is None else f"{run.max_time_s:g} s" for run in runs
+    )
+    rounds = " or ".join(dict.fromkeys(str(run.max_rounds) for run in runs))
+    at_s = place.study.comparison_time_s
+    return (
+        f"  until: {' or '.join(limits)} of virtual time, {rounds} rounds (compared at {at_s:g} s)"
+    )
+
+
+def _tuned(place: Place) -> list[str]:
+    """What is tuned, and with which trials."""
+    study, trials = place.study, [cell for cell in place.cells if cell.is_trial]
+    if not trials:
+        return []
+    seeds = ", ".join(map(str, study.tune_seeds))
+    keys = [f"  tune {key}: {', '.join(map(str, values))}" for key, values in study.tune.items()]
+    counts_of = sorted(Counter((cell.row, cell.column) for cell in trials).values())
+    each = "-".join(map(str, dict.fromkeys((counts_of[0], counts_of[-1]))))
+    how = f"{len(trials)} of the cells, {each} for a row and column, until {study.tuned_at_s():g} s"
+    return [*keys, f"  trials: {how}, seed {seeds}"]
 
 
 def _values(cells: Sequence[Cell], key: str) -> str:
@@ -157,11 +198,10 @@ def _values(cells: Sequence[Cell], key: str) -> str:
     return ", ".join(values)
 
 
-def _estimate(
-    place: Place, todo: Sequence[Cell], num_ranks: int, abreast: int, measures: bool
-) -> str:
+def _estimate(place: Place, states: States, num_ranks: int, abreast: int, measures: bool) -> str:
     """Wall time of the missing cells, and what it rests on; short runs where it `measures`."""
-    paces = dict(known_paces(place.cells_dir, place.cells))
+    todo = [cell for cell, state in states if state.status not in ENDED]
+    paces = dict(known_paces(states))
     unknown = [cell for cell in todo if cell.config.method not in paces]
     source = "finished cells of this study"
     if measures and unknown and len(todo) > abreast:
