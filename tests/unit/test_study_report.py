@@ -19,7 +19,6 @@ from fedgmr_hpc.study.studyreport import write_report
 from fedgmr_hpc.study.studytables import (
     Scale,
     accuracy_table,
-    choice_tables,
     cost_table,
     difference_table,
 )
@@ -34,7 +33,7 @@ TINY = {
 }
 
 
-def make_run(row: str, seed: int, end: float, patience: int | None = None) -> Run:
+def make_run(row: str, seed: int, end: float) -> Run:
     times = np.array([0.0, 10.0, 20.0])
     return Run(
         row=row,
@@ -50,7 +49,7 @@ def make_run(row: str, seed: int, end: float, patience: int | None = None) -> Ru
         refresh_test=np.array([0.1, 0.4, end]),
         density_times_s=times,
         densities=np.array([0.2, 0.2, 0.5]),
-        labels={"method": row} if patience is None else {"method": row, "patience": patience},
+        labels={"method": row},
     )
 
 
@@ -99,18 +98,6 @@ def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     assert table is not None and table.heads[3] == "virtual s to 50.0%"
     assert table.notes[1].startswith("NOT COMPARABLE below these steps")
     assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
-
-
-def test_a_choice_looks_at_validation_only() -> None:
-    runs = [make_run("a", 0, 0.9, 1), make_run("a", 0, 0.6, 5), make_run("c", 0, 0.7)]
-    validation, test = choice_tables(
-        [replace(run, row=f"{run.row}{run.labels.get('patience', '')}") for run in runs],
-        "patience",
-        SCALE,
-    )
-    assert "patience = 5" in test.title  # best on validation, worst on the test set
-    assert [row[0] for row in test.rows] == ["a5", "c"]
-    assert [row[0] for row in validation.rows] == ["a1", "a5"]
 
 
 def test_forms_of_a_table() -> None:

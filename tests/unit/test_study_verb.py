@@ -34,6 +34,7 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     assert run(tmp_path, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "2 cells (2 missing)" in shown and shown.count("  missing: ") == 2
+    assert "\n  until: 52.5 s of virtual time, 2 rounds (compared at 50 s)\n" in shown
     assert "estimate: unknown: no pace of fedavg, fedasync is measured yet;" in shown
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, "method=fedavg") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -135,5 +136,31 @@ def test_shipped_studies_resolve(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     study, words = load_study(name)
     cells = expand(study, words)
     assert len({cell.digest for cell in cells}) == len(cells) > 10
-    limit_s = {cell.config.run.max_time_s for cell in cells}
-    assert all(time_s is not None and time_s >= study.comparison_time_s for time_s in limit_s)
+    for is_trial, at_s in ((True, study.tuned_at_s()), (False, study.comparison_time_s)):
+        limits = {cell.config.run.max_time_s for cell in cells if cell.is_trial == is_trial}
+        assert all(limit_s is not None and limit_s >= at_s for limit_s in limits)
+
+
+def test_a_study_bounds_its_runs_a_little_past_the_comparison() -> None:
+    def limits(*words: str, **changes: Any) -> set[float | None]:
+        study, others = load_study({**TINY, **changes}, words)
+        return {cell.config.run.max_time_s for cell in expand(study, others)}
+
+    assert limits() == {10.5}
+    assert limits("eval.every_s=2", last=4) == {18.0}  # four looks more
+    claim = {"name": "n", "kind": "difference", "a": "fedgmr", "b": "fedavg", "at_s": 40}
+    assert limits(claims=[claim]) == {42.0}
+    assert limits("run.max_time_s=99") == {99.0} and limits("run.max_time_s=null") == {None}
+    assert limits(set={"run.max_time_s": 70}) == {70.0}
+    assert limits(base={"run": {"max_time_s": 1000}}) == {10.5}  # a base says nothing of T
+    assert limits(base={"run": {"max_time_s": 10.2}}) == {10.2}
+
+
+def test_every_tuned_study_gives_all_methods_as_many_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells_module, "describe_missing", lambda *words: [])
+    for name in ("main", "main_small", "claims", "claims_small"):
+        cells = expand(*load_study(name))
+        rows = Counter(cell.row for cell in cells if cell.is_trial)
+        assert set(rows) == {cell.row for cell in cells} and len(set(rows.values())) == 1

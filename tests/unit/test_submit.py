@@ -66,13 +66,13 @@ def make_plan(cells: list[Cell], site: Site = SITE) -> Plan:
 
 def test_texts_are_the_recorded_ones() -> None:
     """After a wanted change: write the texts into the files, and read what has become of them."""
-    array, report = render_texts(make_plan(make_cells()), job="4711")
+    array, report = render_texts([make_plan(make_cells())], job="4711")
     assert array == (GOLDEN / "study_array.sh").read_text()
     assert report == (GOLDEN / "study_report.sh").read_text()
 
 
 def test_one_cell_is_no_array_and_a_site_without_facts_asks_for_nothing() -> None:
-    array, report = render_texts(make_plan(make_cells()[:1], Site()))
+    array, report = render_texts([make_plan(make_cells()[:1], Site())])
     assert "--array" not in array and "0003/%j_0_log.out" in array
     for key in ("partition", "account", "qos", "constraint", "mem", "time", "gpus", "wckey"):
         assert f"--{key}" not in array + report
