@@ -70,6 +70,9 @@ class DataConfig(Section):
     """Folder of the data set's files in their official layout; null for the embedded ones."""
     cache: str = "~/.cache/fedgmr_hpc"
     """Folder of the decoded, memory-mapped copies that the ranks of a node share."""
+    cache_owner: Annotated[str, Field(min_length=1)] | None = None
+    """User whose files in the cache are believed besides one's own and root's, as those of a
+    colleague who has prepared it for all; null for nobody's."""
     partition: Literal["iid", "group", "dirichlet", "shards"] = "dirichlet"
     """Equal random slices, whole writers or users, Dirichlet(alpha) shares of each class, or
     random shards of the samples in label order."""

@@ -29,7 +29,7 @@ DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
 _LINK = struct.Struct("<Qqddq")
 _NOT_HASHED: dict[str, Any] = {  # what changes no event
     **dict.fromkeys(("results", "progress", "transport", "device", "trace", "checkpoint"), True),
-    "data": {"root", "cache"},
+    "data": {"root", "cache", "cache_owner"},
     "eval": {"every_s", "submodels"},
     "run": {"max_rounds", "max_time_s", "timeout_s", "pin_cores"},  # a resumed run may change them
 }

@@ -1,8 +1,13 @@
 """Decoded data sets on disk, memory-mapped, so that all ranks of a node share one copy in memory.
 
-A cache folder holds `{train,test}_{x,y,group}.npy` and `meta.json`. It appears by one rename, so it
-is complete or absent; a lock keeps ranks that start together from decoding the same files at once.
-Where the file system has no locks, each rank builds its own copy and the first rename wins.
+A cache folder holds `{train,test}_{x,sums,y,group}.npy` and `meta.json`. It is forced to the disk
+and then appears by one rename, so it is complete or absent; a lock keeps ranks that start together
+from decoding the same files at once. Where the file system has no locks, each rank builds its own
+copy and the first rename wins.
+
+Every byte is under a checksum: `sums` has the xxh3 of each row of `x` (digests.py), `meta.json`
+that of the small arrays and its own. One rank of a node reads all rows once at the start; every
+rank checks each row that it reads. What is damaged is decoded anew, with a warning.
 
 A small data set is built in memory and then written. A large one is filled into a private folder
 that belongs to the cache's name, outlives a kill, and is gone on with at the next start.
@@ -14,25 +19,32 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+import xxhash
+from numpy.typing import NDArray
 
+from fedgmr_hpc.data.digests import Guard, array_digest, first_wrong, row_sums
 from fedgmr_hpc.data.formats import Split
+from fedgmr_hpc.data.ownership import find_intruder, keep_others_out
 from fedgmr_hpc.records import RunError
 
-CACHE_VERSION = 1
+log = logging.getLogger("fedgmr_hpc")
+CACHE_VERSION = 2
 PARTS = ("train", "test")
 FIELDS: dict[str, tuple[type, ...]] = {
     "x": (np.uint8, np.uint16),
+    "sums": (np.uint64,),  # xxh3 of each row of x
     "y": (np.int64,),
     "group": (np.int32,),
 }
@@ -43,7 +55,7 @@ Alive = Callable[[str], None]  # tells the ranks that wait how far this one is
 Fill = Callable[[Path, Alive], None]  # writes the six arrays to a folder that may hold some of them
 
 
-def make_fingerprint(facts: Iterable[object]) -> str:
+def make_cache_key(facts: Iterable[object]) -> str:
     """16 hex digits of what the content of a cache depends on."""
     text = json.dumps([CACHE_VERSION, *map(str, facts)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -57,9 +69,30 @@ def file_facts(paths: Iterable[Path]) -> list[str]:
     ]
 
 
-def open_or_build(
-    folder: Path, build: Build, *, wait_s: float = LOCK_WAIT_S
-) -> tuple[Split, Split]:
+@dataclass(frozen=True)
+class Reader:
+    """Who opens a cache.
+
+    Attributes:
+        owner: a user whose files are believed, too (ownership.py).
+        checks_all: whether every row is read and checked at once: one rank of a node does, and
+            the others check the rows that they read.
+        wait_s: how long another process may decode without a sign of life.
+    """
+
+    owner: str | None = None
+    checks_all: bool = True
+    wait_s: float = LOCK_WAIT_S
+
+
+ALONE = Reader()
+
+
+class _Unusable(Exception):
+    """What is wrong with a cache folder, or that there is none."""
+
+
+def open_or_build(folder: Path, build: Build, reader: Reader = ALONE) -> tuple[Split, Split]:
     """The cached (train, test) of `folder`, decoded by `build` first if absent or damaged."""
 
     def fill(private: Path, _: Alive) -> None:
@@ -69,54 +102,98 @@ def open_or_build(
             raise ValueError(f"data.root: a file cannot be read ({error})") from error
         _write(private, {"train": train, "test": test})
 
-    return _open_or_fill(folder, fill, wait_s=wait_s, resumable=False)
+    return _open_or_fill(folder, fill, reader, resumable=False)
 
 
-def open_or_fill(folder: Path, fill: Fill, *, wait_s: float = LOCK_WAIT_S) -> tuple[Split, Split]:
+def open_or_fill(folder: Path, fill: Fill, reader: Reader = ALONE) -> tuple[Split, Split]:
     """The cached (train, test) of `folder`; `fill` goes on with what an interrupted one left."""
-    return _open_or_fill(folder, fill, wait_s=wait_s, resumable=True)
+    return _open_or_fill(folder, fill, reader, resumable=True)
 
 
 def _open_or_fill(
-    folder: Path, fill: Fill, *, wait_s: float, resumable: bool
+    folder: Path, fill: Fill, reader: Reader, *, resumable: bool
 ) -> tuple[Split, Split]:
-    found = _open(folder)
-    if found is None:
-        path = folder.with_name(folder.name + ".lock")
-        with _writable(folder.parent), _lock(path, wait_s) as lock:
-            found = _open(folder)  # another rank may have built it while this one waited
-            if found is None:
-                _make(folder, fill, lock, keep=resumable and lock.is_held)
-                found = _open(folder)
-    if found is None:
-        raise RunError(f"{folder}: the data cache just written cannot be read back")
-    return found
-
-
-def _open(folder: Path) -> tuple[Split, Split] | None:
-    """The memory-mapped splits, or None for anything absent, short or of another version."""
+    with suppress(_Unusable):
+        return _open(folder, reader)
+    path = folder.with_name(folder.name + ".lock")
+    with _writable(folder.parent), _lock(path, reader.wait_s) as lock:
+        try:
+            return _open(folder, reader)  # another rank may have built it while this one waited
+        except _Unusable as fault:
+            if folder.exists():
+                log.warning("data cache %s: %s; the data are decoded anew", folder, fault)
+            _make(folder, fill, reader, lock, keep=resumable and lock.is_held)
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        if meta["version"] != CACHE_VERSION:
-            return None
-        train, test = (_map_split(folder, part, meta[part]) for part in PARTS)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return _open(folder, reader)
+    except _Unusable as fault:
+        raise RunError(f"{folder}: the data cache just written cannot be used: {fault}") from None
+
+
+def _open(folder: Path, reader: Reader) -> tuple[Split, Split]:
+    """The memory-mapped splits of a cache that is whole, and closed to others.
+
+    Raises:
+        ValueError: it is another user's, who is not trusted.
+    """
+    try:
+        fault = find_intruder(folder, reader.owner)
+    except OSError as error:
+        fault = str(error)
+    if fault:
+        raise _Unusable(fault)
+    try:
+        train, test = _map(folder, reader.checks_all)
+    except Exception as error:  # damage to a header or to JSON raises nearly anything
+        reason = " ".join(str(error).split())
+        raise _Unusable(f"damaged ({reason or type(error).__name__})") from error
     return train, test
 
 
-def _map_split(folder: Path, part: str, shapes: dict[str, list[int]]) -> Split:
-    arrays = {}
-    for field, dtypes in FIELDS.items():
-        path = folder / f"{part}_{field}.npy"
-        array = np.lib.format.open_memmap(path, mode="r")  # np.load would also try other formats
-        if array.dtype not in dtypes or list(array.shape) != shapes[field]:
-            raise ValueError(f"{path}: {array.dtype} {array.shape} is not what meta.json says")
-        arrays[field] = np.asarray(array)  # a plain view of the map indexes faster than np.memmap
-    return Split(**arrays)
+def _map(folder: Path, checks_all: bool) -> Iterator[Split]:
+    meta = _read_meta(folder)
+    for part in PARTS:
+        arrays = {field: _map_array(folder, f"{part}_{field}", meta) for field in FIELDS}
+        sums, path = arrays.pop("sums"), folder / f"{part}_x.npy"
+        if not len(sums) == len(arrays["x"]) == len(arrays["y"]) == len(arrays["group"]):
+            raise ValueError(f"{part}: arrays of several lengths")
+        wrong = first_wrong(arrays["x"], sums) if checks_all else None
+        if wrong is not None:
+            raise ValueError(f"{path.name}: sample {wrong} fails its checksum")
+        yield Split(**arrays, guard=Guard(sums, str(path)))
 
 
-def _make(folder: Path, fill: Fill, lock: _Lock, *, keep: bool) -> None:
+def _map_array(folder: Path, name: str, meta: dict[str, Any]) -> NDArray[Any]:
+    # np.load would also try other formats
+    array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+    if _describe(name, array) != meta["arrays"][name]:
+        raise ValueError(f"{name}.npy is not what meta.json says")
+    return np.asarray(array)  # a plain view of the map indexes faster than np.memmap
+
+
+def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
+    """What `meta.json` says of an array: its content, too, where no other array guards that."""
+    part, field = name.split("_", 1)
+    if array.dtype not in FIELDS[field] or not array.flags.c_contiguous:
+        raise ValueError(f"{name}.npy has {array.dtype}, in an order that is not expected")
+    facts: dict[str, Any] = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    return facts if field == "x" else facts | {"xxh3": array_digest(array)}
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
+    if meta != _sealed(meta) or meta["version"] != CACHE_VERSION or meta["name"] != folder.name:
+        raise ValueError("meta.json fails its checksum, or is of another cache")
+    return meta
+
+
+def _sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """`meta` with the checksum of the rest of it."""
+    content = {key: value for key, value in meta.items() if key != "xxh3"}
+    text = json.dumps(content, sort_keys=True).encode()
+    return content | {"xxh3": xxhash.xxh3_64_hexdigest(text)}
+
+
+def _make(folder: Path, fill: Fill, reader: Reader, lock: _Lock, *, keep: bool) -> None:
     """Fill a private folder beside `folder`, then rename it; `keep` leaves it on a failure."""
     own = "partial" if keep else f"{socket.gethostname()}-{os.getpid()}"
     private = folder.with_name(f".{folder.name}.{own}")
@@ -125,8 +202,10 @@ def _make(folder: Path, fill: Fill, lock: _Lock, *, keep: bool) -> None:
     private.mkdir(exist_ok=keep)
     try:
         fill(private, lock.tell)
-        _write_meta(private)
-        _publish(private, folder)
+        _write_meta(private, folder.name)
+        keep_others_out(private)
+        _sync(private)
+        _publish(private, folder, reader)
     except BaseException:
         if not keep:
             shutil.rmtree(private, ignore_errors=True)
@@ -136,22 +215,36 @@ def _make(folder: Path, fill: Fill, lock: _Lock, *, keep: bool) -> None:
 
 def _write(folder: Path, splits: dict[str, Split]) -> None:
     for part, split in splits.items():
-        for field in FIELDS:
-            np.save(folder / f"{part}_{field}.npy", getattr(split, field), allow_pickle=False)
+        arrays = {"x": split.x, "sums": row_sums(split.x), "y": split.y, "group": split.group}
+        for field, array in arrays.items():
+            np.save(folder / f"{part}_{field}.npy", array, allow_pickle=False)
 
 
-def _write_meta(folder: Path) -> None:
-    """Last of all: version and the shape of every array."""
-    meta: dict[str, object] = {"version": CACHE_VERSION}
-    for part in PARTS:
-        paths = {field: folder / f"{part}_{field}.npy" for field in FIELDS}
-        arrays = {f: np.lib.format.open_memmap(path, mode="r") for f, path in paths.items()}
-        meta[part] = {field: list(array.shape) for field, array in arrays.items()}
+def _write_meta(folder: Path, name: str) -> None:
+    """Last of all: what every array is, and whose cache this is."""
+    names = [f"{part}_{field}" for part in PARTS for field in FIELDS]
+    arrays = {n: np.lib.format.open_memmap(folder / f"{n}.npy", mode="r") for n in names}
+    facts = {n: _describe(n, array) for n, array in arrays.items()}
+    meta = _sealed({"version": CACHE_VERSION, "name": name, "arrays": facts})
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _publish(private: Path, folder: Path) -> None:
-    if folder.exists() and _open(folder) is None:
+def _sync(folder: Path) -> None:
+    """Forces a folder's files and their names to the disk."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _publish(private: Path, folder: Path, reader: Reader) -> None:
+    """Gives the folder its name; another rank's that is whole stays, anything else goes."""
+    with suppress(_Unusable):
+        _open(folder, reader)
+        return
+    if folder.exists():
         damaged = private.with_name(private.name + ".damaged")
         os.replace(folder, damaged)
         shutil.rmtree(damaged, ignore_errors=True)

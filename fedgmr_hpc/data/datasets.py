@@ -19,7 +19,14 @@ import numpy as np
 
 from fedgmr_hpc.config import DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
-from fedgmr_hpc.data.cache import file_facts, make_fingerprint, open_or_build, open_or_fill
+from fedgmr_hpc.data.cache import (
+    Reader,
+    file_facts,
+    make_cache_key,
+    open_or_build,
+    open_or_fill,
+)
+from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.data.formats import Longs, Split, read_cifar, read_leaf
 from fedgmr_hpc.data.imagenet import fill_imagenet, list_imagenet
 from fedgmr_hpc.data.layouts import check_complete
@@ -74,6 +81,11 @@ class Dataset:
     train: Split
     test: Split
     kind: Kind
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """xxh3 of all samples, labels and groups, the same from a cache or not (digests.py)."""
+        return fingerprint(self.train, self.test)
 
     @property
     def num_classes(self) -> int:
@@ -148,17 +160,20 @@ class Dataset:
 _AUGMENT = {"crop_flip": augment_images, "resized_crop": crop_and_resize}
 
 
-def load_dataset(data: DataConfig, *, seed: int) -> Dataset:
+def load_dataset(data: DataConfig, *, seed: int, checks_all: bool = True) -> Dataset:
     """The data set of a configuration, from its cache, which is filled from the files when needed.
 
     `data.max_train` and `data.max_test` keep a random subset fixed by the seed, in the original
     order; a stand-in is drawn, and ImageNet-100 decoded, at that size.
 
+    Args:
+        checks_all: read and check the whole cache at once; else every sample when it is read.
+
     Raises:
-        ValueError: files are missing or damaged, or the cache cannot be written.
+        ValueError: files are missing or damaged, or the cache cannot be written or believed.
     """
-    plan = plan_dataset(data, seed=seed)
-    train, test = plan.open(Path(data.cache).expanduser() / plan.folder)
+    plan, reader = plan_dataset(data, seed=seed), Reader(data.cache_owner, checks_all)
+    train, test = plan.open(Path(data.cache).expanduser() / plan.folder, reader=reader)
     return Dataset(
         name=data.name,
         train=_keep_some(train, data.max_train, client=0, seed=seed),
@@ -172,7 +187,7 @@ class Plan:
     """The name of a cache folder, how to open or fill it, and what is then in it."""
 
     folder: str
-    open: Callable[[Path], tuple[Split, Split]]
+    open: Callable[..., tuple[Split, Split]]  # (folder, reader=) of cache.py
     kind: Kind
 
 
@@ -199,7 +214,7 @@ def plan_dataset(data: DataConfig, *, seed: int) -> Plan:
 def _plan_build(
     name: str, facts: Sequence[object], build: Callable[[], tuple[Split, Split]]
 ) -> Plan:
-    folder = f"{name}-{make_fingerprint(facts)}"
+    folder = f"{name}-{make_cache_key(facts)}"
     return Plan(folder, partial(open_or_build, build=build), KINDS[name])
 
 
@@ -229,7 +244,7 @@ def _plan_imagenet(data: DataConfig, kind: Kind, train_folder: Path, seed: int) 
     )
     shape = (3, data.image_size, data.image_size)
     return Plan(
-        folder=f"imagenet100-{make_fingerprint(source.facts())}",
+        folder=f"imagenet100-{make_cache_key(source.facts())}",
         open=partial(open_or_fill, fill=partial(fill_imagenet, source)),
         kind=replace(kind, num_classes=len(source.classes), input_shape=shape),
     )
@@ -243,4 +258,4 @@ def _keep_some(split: Split, limit: int | None, *, client: int, seed: int) -> Sp
     y, group = split.y[kept], split.group[kept]
     for array in (y, group, kept):
         array.flags.writeable = False
-    return Split(split.x, y, group, rows=kept)
+    return replace(split, y=y, group=group, rows=kept)

@@ -35,14 +35,17 @@ Pool = Literal["validation", "score", "test"]
 class FederatedData:
     """The partitioned data set of a run.
 
+    Args:
+        checks_all: whether the whole data cache is read and checked now (cache.py).
+
     Raises:
         ValueError: files are missing or damaged, the model does not fit, or clients get too little.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, checks_all: bool = True) -> None:
         data = config.data
         self.config = config
-        self.dataset = load_dataset(data, seed=SUBSET_SEED)
+        self.dataset = load_dataset(data, seed=SUBSET_SEED, checks_all=checks_all)
         self._check_model()
         self._check_partition()
         train = self.dataset.train

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.data.digests import Guard
+
 Bytes = NDArray[np.uint8]
 Longs = NDArray[np.int64]
 
@@ -33,19 +35,29 @@ class Split:
     """Samples of one split. The arrays are read-only; `x` of `load_dataset` is memory-mapped.
 
     In a subset, `rows` are the rows of `x` that belong to it, so that `x` need not be copied.
+    What comes from a cache has a `guard` that knows how its rows must read.
     """
 
     x: Bytes | NDArray[np.uint16]  # images [N,C,H,W], or tokens [N,L] padded with 0
     y: Longs  # [N] class, or number of scored target tokens
     group: NDArray[np.int32]  # [N] writer or user
     rows: Longs | None = None  # [N]
+    guard: Guard | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, index: Longs) -> NDArray[Any]:
-        """[B,...] copies of the samples at these positions."""
-        return self.x[index if self.rows is None else self.rows[index]]
+        """[B,...] copies of the samples at these positions.
+
+        Raises:
+            RunError: one is not what was decoded.
+        """
+        rows = index if self.rows is None else self.rows[index]
+        x = self.x[rows]
+        if self.guard is not None:
+            self.guard.check(x, rows)
+        return x
 
 
 def _refuse(path: Path, found: str, expected: str) -> NoReturn:

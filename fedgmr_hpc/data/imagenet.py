@@ -1,8 +1,8 @@
 """ImageNet-100: JPEG class folders, decoded once to one size, chunk by chunk.
 
 As in the FedGMR experiments (data section), images are resized once ignoring their aspect ratio.
-What is decoded is appended to the cache's array, so the file's length says how many images are
-done, and an interrupted build goes on there. Neither memory nor an interruption grows with the set.
+What is decoded is appended to the cache's array (rowfile.py), so the file's length says how many
+images are done, and an interrupted build goes on there. Neither memory nor an interruption grows with the set.
 Shapes: N images, S the stored edge in pixels; images are bytes [N,3,S,S].
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats import Bytes
 from fedgmr_hpc.data.layouts import find_imagenet
 from fedgmr_hpc.data.meter import Meter
+from fedgmr_hpc.data.rowfile import RowFile
 from fedgmr_hpc.records import make_rng
 
 MAX_CLASSES = 100
@@ -164,41 +164,22 @@ def decode_image(path: Path, edge: int) -> Bytes:
 
 
 def fill_imagenet(source: ImageNet, folder: Path, alive: Callable[[str], None]) -> None:
-    """Writes the six arrays of the cache; images that are already in `folder` are kept."""
+    """Writes the arrays of the cache; images that are already in `folder`, and whole, are kept."""
     parts = {"train": source.train, "test": source.test}
     for part, images in parts.items():
         np.save(folder / f"{part}_y.npy", np.array(images.labels, np.int64))
         np.save(folder / f"{part}_group.npy", np.zeros(len(images), np.int32))
-    done = {part: _begin(folder / f"{part}_x.npy", _shape(parts[part], source)) for part in parts}
-    _check_space(folder, source, sum(done.values()))
-    total = len(source.train) + len(source.test)
-    meter = Meter("imagenet100", total, done=sum(done.values()), alive=alive)
+    shape = 3, source.edge, source.edge
+    files = {part: RowFile(folder, part, (len(parts[part]), *shape)) for part in parts}
+    done = sum(file.done for file in files.values())
+    _check_space(folder, source, done)
+    meter = Meter("imagenet100", len(source.train) + len(source.test), done=done, alive=alive)
     try:
         for part, images in parts.items():
-            with (folder / f"{part}_x.npy").open("ab") as file:
-                _append(file, images.paths[done[part] :], source.edge, meter)
+            with files[part] as file:
+                _append(file, images.paths[file.done :], source.edge, meter)
     finally:
         meter.close()
-
-
-def _shape(images: ImageList, source: ImageNet) -> tuple[int, int, int, int]:
-    return len(images), 3, source.edge, source.edge
-
-
-def _begin(path: Path, shape: tuple[int, int, int, int]) -> int:
-    """Whole images that `path` holds; writes the array's header, or cuts a torn image off."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with path.open("ab") as file:
-        if not file.tell():
-            np.lib.format.write_array_header_1_0(file, header)
-            return 0
-    with path.open("rb+") as file:
-        np.lib.format.read_magic(file)
-        np.lib.format.read_array_header_1_0(file)
-        start, image_bytes = file.tell(), int(np.prod(shape[1:]))
-        done = (file.seek(0, os.SEEK_END) - start) // image_bytes
-        file.truncate(start + done * image_bytes)
-    return done
 
 
 def _check_space(folder: Path, source: ImageNet, done: int) -> None:
@@ -212,13 +193,13 @@ def _check_space(folder: Path, source: ImageNet, done: int) -> None:
         )
 
 
-def _append(file: BinaryIO, paths: Sequence[Path], edge: int, meter: Meter) -> None:
+def _append(file: RowFile, paths: Sequence[Path], edge: int, meter: Meter) -> None:
     """Decodes on all cores of this process and writes in order, a chunk at a time."""
     num_threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(paths), CHUNK):
             chunk = paths[start : start + CHUNK]
             for image in pool.map(lambda path: decode_image(path, edge), chunk):
-                file.write(np.ascontiguousarray(image).data)
+                file.append(image)
                 meter.add(1)
             file.flush()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgmr_hpc.config import DataConfig
+from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.datasets import SUBSET_SEED, Kind, plan_dataset
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.layouts import LAYOUTS, describe_missing
@@ -20,7 +21,8 @@ def prepare(data: DataConfig) -> str:
         return "\n".join([*lines, LAYOUTS[data.name]])
     plan = plan_dataset(data, seed=SUBSET_SEED)
     folder = Path(data.cache).expanduser() / plan.folder
-    splits = dict(zip(("train", "test"), plan.open(folder), strict=True))
+    reader = Reader(data.cache_owner)
+    splits = dict(zip(("train", "test"), plan.open(folder, reader=reader), strict=True))
     size = sum(path.stat().st_size for path in folder.iterdir())
     describe = _describe_sentences if plan.kind.is_text else _describe_images
     lines = [

@@ -5,9 +5,11 @@ import fcntl
 import json
 import os
 import pickle
+import pwd
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,9 +24,11 @@ from fedgmr_hpc.data import (
     cache,
     describe_missing,
     load_dataset,
+    ownership,
     prepare,
 )
-from fedgmr_hpc.data.cache import open_or_build
+from fedgmr_hpc.data.cache import Reader, open_or_build
+from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.records import RunError, make_rng
 
 WHITE, BLACK, GREY = 1.0, 0.0, 0.8
@@ -491,8 +495,20 @@ def truncate(folder):
 
 
 def rewrite_meta(folder, **changes):
+    """Another content under a right checksum."""
     path = folder / "meta.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(cache._sealed(json.loads(path.read_text()) | changes)))
+
+
+def flip(name, at):
+    """Another byte at `at` of a cache's file."""
+
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[at] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -502,21 +518,117 @@ def rewrite_meta(folder, **changes):
         lambda folder: (folder / "meta.json").write_text("{"),
         lambda folder: (folder / "meta.json").write_text("[]"),
         lambda folder: rewrite_meta(folder, version=0),
-        lambda folder: rewrite_meta(folder, test={}),
+        lambda folder: rewrite_meta(folder, arrays={}),
+        lambda folder: rewrite_meta(folder, name="tiny-2"),
+        lambda folder: (folder / "meta.json").write_text("[" * 100_000),
         lambda folder: (folder / "test_y.npy").unlink(),
         lambda folder: (folder / "test_y.npy").write_bytes(b""),
         lambda folder: np.save(folder / "train_y.npy", np.arange(2)),
         lambda folder: np.save(folder / "train_y.npy", np.zeros(3)),
         truncate,
+        flip("train_x.npy", -1),
+        flip("train_sums.npy", -1),
+        flip("train_y.npy", -1),
+        flip("test_group.npy", -1),
+        flip("test_x.npy", 20),  # a brace of the header
+        lambda folder: (folder / "train_x.npy").chmod(0o664),
+        lambda folder: folder.chmod(0o777),
     ],
 )
-def test_damaged_cache_is_rebuilt(tmp_path, damage):
+def test_damaged_cache_is_rebuilt_with_a_warning(tmp_path, damage, caplog):
     folder = tmp_path / "tiny-1"
     open_or_build(folder, tiny)
     damage(folder)
     train, test = open_or_build(folder, lambda: tiny(7))
     assert (train.x.min(), len(test)) == (7, 3)
+    (line,) = caplog.messages
+    assert line.startswith(f"data cache {folder}: ") and line.endswith("the data are decoded anew")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny-1", "tiny-1.lock"]
+
+
+DAMAGES = (
+    lambda content, at: content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :],
+    lambda content, at: content[:at] + bytes(len(content[at : at + 9])) + content[at + 9 :],
+    lambda content, at: content[:at],
+)
+
+
+def test_none_of_hundreds_of_damaged_caches_is_read_as_data(tmp_path):
+    """Flipped, zeroed and cut at random places: what is opened is what was decoded, every time."""
+    folder, made, rng = tmp_path / "tiny-1", tiny_random(), np.random.default_rng(0)
+    whole = fingerprint(*open_or_build(folder, lambda: made))
+    rebuilt = []
+    for number in range(150):
+        files = sorted(folder.iterdir())
+        content = files[number % len(files)].read_bytes()
+        at = int(rng.integers(len(content)))
+        files[number % len(files)].write_bytes(DAMAGES[number % 3](content, at))
+        assert fingerprint(*open_or_build(folder, lambda: rebuilt.append(1) or made)) == whole
+    assert len(rebuilt) > 100  # the others fell on zeros, or on blanks of a header
+
+
+def tiny_random():
+    rng = np.random.default_rng(1)
+    return tuple(
+        Split(
+            rng.integers(0, 256, (num, 1, 4, 4), dtype=np.uint8),
+            rng.integers(0, 9, num),
+            rng.integers(0, 4, num).astype(np.int32),
+        )
+        for num in (12, 5)
+    )
+
+
+def test_a_sample_that_is_damaged_during_a_run_is_not_trained_on(tmp_path):
+    folder = tmp_path / "tiny-1"
+    open_or_build(folder, tiny)
+    flip("train_x.npy", -1)(folder)  # of sample 2
+    train, _ = open_or_build(folder, tiny, Reader(checks_all=False))
+    assert train.take(np.array([0, 1])).shape == (2, 1, 2, 2)
+    with pytest.raises(RunError, match=r"train_x\.npy: sample 2 was damaged or changed since"):
+        train.take(np.array([1, 2]))
+
+
+def test_the_cache_of_another_user_is_refused_unless_named(tmp_path, monkeypatch):
+    folder = tmp_path / "tiny-1"
+    open_or_build(folder, tiny)
+    monkeypatch.setattr(ownership.os, "getuid", lambda: os.stat(folder).st_uid + 1)
+    monkeypatch.setattr(ownership, "ROOT", -1)  # tests may run as root
+    name = pwd.getpwuid(os.stat(folder).st_uid).pw_name
+    with pytest.raises(ValueError, match=rf"data\.cache: got .*, whose tiny-1 belongs to {name}, al"):
+        open_or_build(folder, tiny)
+    assert open_or_build(folder, lambda: 1 / 0, Reader(owner=name))[0].y.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"data\.cache_owner: got 'no-one-here', allowed: a user"):
+        open_or_build(folder, tiny, Reader(owner="no-one-here"))
+
+
+def test_a_cache_is_closed_to_others_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        open_or_build(tmp_path / "tiny-1", tiny)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "tiny-1", tmp_path / "tiny-1/meta.json")]
+    assert modes == [0o755, 0o644]
+
+
+def test_the_fingerprint_is_that_of_the_samples_in_their_order_cached_or_not(tmp_path, load):
+    made = tiny_random()
+    whole = fingerprint(*made)
+    assert whole == fingerprint(*open_or_build(tmp_path / "tiny-1", lambda: made))
+    train, test = made
+    for field in ("x", "y", "group"):
+        changed = getattr(train, field).copy()
+        changed[0] = changed[0] + 1
+        assert fingerprint(replace(train, **{field: changed}), test) != whole
+        swapped = getattr(train, field)[[1, 0, *range(2, 12)]]
+        assert fingerprint(replace(train, **{field: swapped}), test) != whole
+    some = np.array([3, 5])
+    picked = Split(train.x[some], train.y[some], train.group[some])
+    mapped = open_or_build(tmp_path / "tiny-1", lambda: made)[0]
+    subset = replace(mapped, y=mapped.y[some], group=mapped.group[some], rows=some)
+    assert fingerprint(subset) == fingerprint(picked)
+    assert load("digits", root=None).fingerprint == "bb0f734a9e0c0cc1"
 
 
 def test_changed_source_file_gets_a_new_cache(tmp_path, load):
@@ -529,7 +641,8 @@ def test_changed_source_file_gets_a_new_cache(tmp_path, load):
 RANK = """
 import sys, time
 from pathlib import Path
-from fedgmr_hpc.data.cache import open_or_build
+from fedgmr_hpc.data.cache import Reader, open_or_build
+from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.data.synthetic import make_synthetic
 folder, log, start = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 def build():
@@ -569,7 +682,7 @@ def test_waiting_for_the_lock_ends_and_names_the_holder(tmp_path):
         held.write("node7 pid 42\n")
         held.flush()
         with pytest.raises(RunError, match=r"waited 0\.1 s for another process \(node7 pid 42\)"):
-            open_or_build(tmp_path / "tiny-1", tiny, wait_s=0.1)
+            open_or_build(tmp_path / "tiny-1", tiny, Reader(wait_s=0.1))
 
 
 def test_without_file_locks_the_first_rename_wins(tmp_path, monkeypatch):

@@ -198,6 +198,21 @@ def test_a_torn_image_is_decoded_again(tmp_path, load, monkeypatch):
     assert second[0] == "n2_0.JPEG"
 
 
+@pytest.mark.parametrize("name, at", [("train_x.npy", 128 + 3 * 16 * 16), ("train_sums.npy", -1)])
+def test_an_image_whose_page_was_lost_is_decoded_again(tmp_path, load, monkeypatch, name, at):
+    with monkeypatch.context() as patch:
+        count_decoded(patch, fail_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            load()
+    (folder,) = (tmp_path / "cache").glob(".imagenet100-*.partial")
+    content = bytearray((folder / name).read_bytes())
+    content[at] ^= 255
+    (folder / name).write_bytes(content)
+    decoded = count_decoded(monkeypatch)
+    assert load().train.x[2, :, 8, 8].astype(int) == pytest.approx(GREEN, abs=3)
+    assert len(decoded) == 6 if name == "train_x.npy" else 5
+
+
 def test_other_choices_do_not_go_on_with_a_foreign_folder(load, monkeypatch):
     with monkeypatch.context() as patch:
         count_decoded(patch, fail_at=3)
