@@ -32,6 +32,7 @@ from fedgmr_hpc.resume import Keeper, StopSignals
 from fedgmr_hpc.server import Server, load_availability
 from fedgmr_hpc.start import (
     Start,
+    check_data,
     find_start,
     resumed_provenance,
     set_aside,
@@ -77,15 +78,18 @@ def prepare_experiment(
         resumes: whether the run goes on with its result file, where that was begun.
 
     Raises:
-        ValueError: data missing, damaged or too small for the clients, the results file exists
-            or its checkpoint does not fit, or the log to replay is damaged or of another
-            configuration.
+        ValueError: data missing, damaged, too small for the clients or other than those of the
+            run to go on with or to replay, the results file exists or its checkpoint does not fit,
+            or the log to replay is damaged or of another configuration.
     """
     if recorded is not None:
         ReplayClock(config, recorded)
     data = check_inputs(config)
+    if recorded is not None:
+        then = recorded.provenance.get("data_xxh3")
+        check_data(then, data.fingerprint, config, recorded.path)
     path = Path(config.results.path or _default_path(config)).expanduser()
-    start = find_start(path, config) if resumes else None
+    start = find_start(path, config, data.fingerprint) if resumes else None
     if path.exists() and start is None:
         hint = "; --resume goes on with it" if has_checkpoint(checkpoint_path(path)) else ""
         raise ValueError(f"results.path: {path} exists and is never overwritten{hint}")
@@ -165,6 +169,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
     config, kept = experiment.config, None
     layout = make_layout(config.model.name, config.submodel.kind)
     provenance = collect_provenance(Path(__file__).resolve().parent.parent)
+    provenance["data_xxh3"] = experiment.data.fingerprint
     if saved is not None:
         before = read_result(experiment.path)
         kept = kept_rows(before, saved["num_rows"])

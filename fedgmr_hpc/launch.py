@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _print_identity(launch, transport, device)
         lead_here = partial(lead, config, recorded, transport, arguments.resume)
-        part = partial(follow, transport, chosen) if transport.rank else lead_here
+        follow_here = partial(follow, transport, chosen, launch.local_rank == 0)
+        part = follow_here if transport.rank else lead_here
         code = guard(transport, part)
     SIGNALS.ignore()  # Python's end would let them kill; nothing changes any more how this ends
     return code
@@ -194,6 +195,7 @@ def lead(
             "config": experiment.config.model_dump(mode="json"),
             "run_id": experiment.run_id,
             "is_replay": experiment.recorded is not None,
+            "data_xxh3": experiment.data.fingerprint,
         }
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
     _begin(recorded is not None)
@@ -257,33 +259,47 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         return EXIT_FAILED
 
 
-def follow(transport: Transport, device: str = "cpu") -> int:
-    """A client rank: waits for the configuration, then works until the server says stop."""
+def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) -> int:
+    """A client rank: waits for the configuration, then works until the server says stop.
+
+    Args:
+        checks_data: whether this rank reads its node's whole data cache at the start.
+    """
     message = transport.recv(START_TIMEOUT_S)
     content = json.loads(bytes(message.payload))
     if message.tag == Tag.STOP:
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
-    _begin(content["is_replay"])
-    return work(config, transport, run_id, content["is_replay"], device)
+    is_replay, data_xxh3 = content["is_replay"], content["data_xxh3"]
+    _begin(is_replay)
+    return work(config, transport, run_id, data_xxh3, is_replay, device, checks_data)
 
 
 def work(
     config: Config,
     transport: Transport,
     run_id: int,
+    data_xxh3: str,
     is_replay: bool = False,
     device: str = "cpu",
+    checks_data: bool = False,
 ) -> int:
     """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had.
+
+    Args:
+        data_xxh3: the fingerprint of the server's data, which this rank must have, too.
+        checks_data: see `follow`.
 
     Returns:
         The exit code that the server gave.
     """
     torch.set_num_threads(1)
     try:
-        data = FederatedData(config)
+        data = FederatedData(config, checks_all=checks_data)
+        if data.fingerprint != data_xxh3:
+            found = f"the data here have the fingerprint {data.fingerprint}"
+            raise RunError(f"{found}, those of rank 0 {data_xxh3}: see data.root and data.cache")
     except Exception as error:
         report_failure(transport, error, "receive")
         return 0
@@ -314,7 +330,8 @@ def _run_threads(experiment: Experiment, server_side: Transport, client_side: Tr
     is_replay = experiment.recorded is not None
     config = experiment.config
     device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
-    arguments = (config, client_side, experiment.run_id, is_replay, device)
+    data_xxh3 = experiment.data.fingerprint
+    arguments = (config, client_side, experiment.run_id, data_xxh3, is_replay, device)
     thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
     thread.start()
     try:

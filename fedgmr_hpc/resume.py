@@ -1,11 +1,12 @@
 """Runs that go on: what a checkpoint holds, when one is written, and how a run is taken up again.
 
-A checkpoint (RUN.ckpt, format in checkpoint.py) holds the configuration, how many rows each table
-of the result file had, and the server's state: model, buffer, densities and triggers, admission,
-clients (`coordinator`, fl/snapshot.py); transfers under way, their numbers and the time (`clock`);
-byte counts and who knows which positions (`ledger`); the event log's hash; delivered updates whose
-rows wait for their merge. Random streams are keyed and need no state (records.make_rng), and so do
-the ranks, but for the error feedback of int8, which is collected from them.
+A checkpoint (RUN.ckpt, format in checkpoint.py) holds the configuration, the fingerprint of the
+data, how many rows each table of the result file had, and the server's state: model, buffer,
+densities and triggers, admission, clients (`coordinator`, fl/snapshot.py); transfers under way,
+their numbers and the time (`clock`); byte counts and who knows which positions (`ledger`); the
+event log's hash; delivered updates whose rows wait for their merge. Random streams are keyed and
+need no state (records.make_rng), and so do the ranks, but for the error feedback of int8, which is
+collected from them.
 
 Virtual clock: training runs ahead of time, so a checkpoint first lets the ranks finish what they
 were given, evaluations too, and then holds the updates of all clients in flight. A run that was
@@ -215,6 +216,7 @@ class Keeper:
     def _tree(self, server: Server) -> Tree:
         return {
             "config": self.config.model_dump(mode="json"),
+            "data_xxh3": server.data.fingerprint,
             "version": server.coordinator.version,
             "resumed_version": self.resumed_version,
             "server": server_state(server),

@@ -51,17 +51,22 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def find_start(results: Path, config: Config) -> Start:
+def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> Start:
     """Looks for what `results` and its checkpoint say; what a kill left of a finished run's
     checkpoints goes.
 
+    Args:
+        data_xxh3: the fingerprint of the data that the run would go on with, if that counts.
+
     Raises:
-        ValueError: no whole checkpoint, or of another configuration, or without its rows.
+        ValueError: no whole checkpoint, or of another configuration, of other data, or without its
+            rows.
     """
     path = checkpoint_path(results)
     begun = _read_begun(results)
     if begun is not None and begun.status == "finished":
         _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
+        check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
         remove_checkpoints(path)
         return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
     if not has_checkpoint(path):
@@ -78,6 +83,7 @@ def find_start(results: Path, config: Config) -> Start:
         )
     saved, file, wrong = read_newest(path)
     _check_config(saved["config"], config, f"the checkpoint {file}", (*MAY_DIFFER, *LIMITS))
+    check_data(saved.get("data_xxh3"), data_xxh3, config, file)
     kept_rows(read_result(results), saved["num_rows"])
     note = f"{wrong}; goes on from the older {file}"
     return Start(is_resumed=True, notes=(note,) if wrong else ())
@@ -102,6 +108,20 @@ def _check_config(
     ]
     if wrong:
         raise ValueError("\n".join(wrong))
+
+
+def check_data(then: str | None, now: str | None, config: Config, of: Path) -> None:
+    """Fails if the data of a run are not those of `of`; files older than fingerprints have none.
+
+    Raises:
+        ValueError: names both fingerprints.
+    """
+    if None not in (then, now) and then != now:
+        root = config.data.root
+        raise ValueError(
+            f"data.root: got {root!r}, whose data have the fingerprint {now}, allowed with {of}: "
+            f"data with {then}"
+        )
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,7 @@ def first_wrong(x: NDArray[Any], sums: Sums) -> int | None:
     for rows in chunks(x):
         wrong = np.flatnonzero(row_sums(x[rows]) != sums[rows])
         if len(wrong):
-            return rows.start + int(wrong[0])
+            return int(rows.start + wrong[0])
     return None
 
 

@@ -94,6 +94,11 @@ class FederatedData:
         return {"validation": validation, "score": np.sort(subset), "test": test}
 
     @property
+    def fingerprint(self) -> str:
+        """xxh3 of all samples, labels and groups, in 16 hex digits."""
+        return self.dataset.fingerprint
+
+    @property
     def top_k(self) -> int:
         """An answer counts as right if it is among the model's so many best guesses."""
         return self.dataset.top_k

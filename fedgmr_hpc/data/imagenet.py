@@ -2,7 +2,8 @@
 
 As in the FedGMR experiments (data section), images are resized once ignoring their aspect ratio.
 What is decoded is appended to the cache's array (rowfile.py), so the file's length says how many
-images are done, and an interrupted build goes on there. Neither memory nor an interruption grows with the set.
+images are done, and an interrupted build goes on there. Neither memory nor an interruption grows
+with the set.
 Shapes: N images, S the stored edge in pixels; images are bytes [N,3,S,S].
 """
 

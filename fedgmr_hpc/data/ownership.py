@@ -49,7 +49,8 @@ def _named(owner: str | None) -> list[int]:
     try:
         return [pwd.getpwnam(owner).pw_uid]
     except KeyError:
-        raise ValueError(f"data.cache_owner: got {owner!r}, allowed: a user of this machine") from None
+        allowed = "a user of this machine"
+        raise ValueError(f"data.cache_owner: got {owner!r}, allowed: {allowed}") from None
 
 
 def _name(uid: int) -> str:

@@ -387,6 +387,22 @@ def test_a_start_tells_finished_resumed_and_fresh_apart(tmp_path: Path) -> None:
     assert names(tmp_path) == {"run.h5"}  # of its checkpoints nothing is left
 
 
+def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path: Path) -> None:
+    path, config = tmp_path / "run.h5", make_config({"data": {"root": "/there"}})
+    num_rows, saved = write_results(path), {"config": config.model_dump(mode="json")}
+    where = checkpoint_path(path)
+    write_checkpoint(where, {**saved, "num_rows": num_rows, "data_xxh3": "aa11"})
+    assert find_start(path, config, "aa11").is_resumed
+    with pytest.raises(ValueError) as wrong:
+        find_start(path, config, "bb22")
+    assert str(wrong.value) == (
+        "data.root: got '/there', whose data have the fingerprint bb22, "
+        f"allowed with {where}: data with aa11"
+    )
+    write_checkpoint(where, {**saved, "num_rows": num_rows})  # from before there were any
+    assert find_start(path, config, "bb22").is_resumed
+
+
 def test_a_start_names_every_key_that_may_not_differ(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     save(path, {"seed": 1, "links": {"merge_s": 0.25}}, write_results(path))

@@ -553,18 +553,19 @@ DAMAGES = (
 )
 
 
-def test_none_of_hundreds_of_damaged_caches_is_read_as_data(tmp_path):
+def test_no_cache_that_is_damaged_anywhere_is_read_as_data(tmp_path, monkeypatch):
     """Flipped, zeroed and cut at random places: what is opened is what was decoded, every time."""
     folder, made, rng = tmp_path / "tiny-1", tiny_random(), np.random.default_rng(0)
+    monkeypatch.setattr(cache, "_sync", lambda folder: None)  # for speed
     whole = fingerprint(*open_or_build(folder, lambda: made))
     rebuilt = []
-    for number in range(150):
+    for number in range(99):
         files = sorted(folder.iterdir())
         content = files[number % len(files)].read_bytes()
         at = int(rng.integers(len(content)))
         files[number % len(files)].write_bytes(DAMAGES[number % 3](content, at))
         assert fingerprint(*open_or_build(folder, lambda: rebuilt.append(1) or made)) == whole
-    assert len(rebuilt) > 100  # the others fell on zeros, or on blanks of a header
+    assert len(rebuilt) > 60  # the others fell on zeros, or on blanks of a header
 
 
 def tiny_random():
@@ -595,7 +596,7 @@ def test_the_cache_of_another_user_is_refused_unless_named(tmp_path, monkeypatch
     monkeypatch.setattr(ownership.os, "getuid", lambda: os.stat(folder).st_uid + 1)
     monkeypatch.setattr(ownership, "ROOT", -1)  # tests may run as root
     name = pwd.getpwuid(os.stat(folder).st_uid).pw_name
-    with pytest.raises(ValueError, match=rf"data\.cache: got .*, whose tiny-1 belongs to {name}, al"):
+    with pytest.raises(ValueError, match=rf"data\.cache: got .*, whose tiny-1 belongs to {name}, "):
         open_or_build(folder, tiny)
     assert open_or_build(folder, lambda: 1 / 0, Reader(owner=name))[0].y.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"data\.cache_owner: got 'no-one-here', allowed: a user"):
@@ -608,8 +609,9 @@ def test_a_cache_is_closed_to_others_whatever_the_umask(tmp_path):
         open_or_build(tmp_path / "tiny-1", tiny)
     finally:
         os.umask(before)
-    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "tiny-1", tmp_path / "tiny-1/meta.json")]
-    assert modes == [0o755, 0o644]
+    folder = tmp_path / "tiny-1"
+    modes = [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())]
+    assert (modes[0], set(modes[1:])) == (0o755, {0o644})
 
 
 def test_the_fingerprint_is_that_of_the_samples_in_their_order_cached_or_not(tmp_path, load):
