@@ -187,6 +187,8 @@ class EvalConfig(Section):
     every_s: Annotated[float, Field(ge=0.001)] | None = None
     """Virtual time (on the wall clock unscaled) between two looks at the then current version, the
     same for every method; refreshes, which decide, stay with rounds. Null for refreshes only."""
+    submodels: bool = False
+    """Score every evaluated version also cut to each density with which clients begin."""
     client_samples: Count = 512
     """Size of the fixed validation subset that scores each client's local model."""
     chunk: Count = 128

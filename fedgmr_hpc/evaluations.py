@@ -11,6 +11,14 @@ A version is evaluated once: looks repeat what it has scored. Rows come in the o
 each when its test set is through; those of refreshes go to the table `evaluations`, those of looks
 to `looks`.
 
+With `eval.submodels` every evaluated version is also scored for each density with which clients
+begin: what a client of that class would compute with that is sent the version now. A version that a
+refresh follows is cut by the masks of that refresh (the last version as if the run went on), any
+other by the newest masks there are. Clients of density 1, and all clients of a method without
+sub-models, have the whole model. These rows go to the table `submodels`, one a version and density.
+A level costs as much as another evaluation, with width methods that of the narrower network, and
+masks are cut twice.
+
 Shapes: P prunable entries, D dense entries.
 """
 
@@ -19,49 +27,68 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from fedgmr_hpc.chunks import Evaluation, Part
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Evaluate, Merged
+from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.progress import Progress
-from fedgmr_hpc.rankpool import Evaluation, RankPool
-from fedgmr_hpc.records import EvaluationRow, LookRow
+from fedgmr_hpc.rankpool import RankPool
+from fedgmr_hpc.records import EvaluationRow, LookRow, SubmodelRow
 from fedgmr_hpc.store import ResultWriter
 
 POOLS: tuple[Pool, ...] = ("validation", "test")
+VALIDATION, TEST = Part("validation"), Part("test")
 
 
 @dataclass
 class _Sheet:
-    """One version's scores, and the rows that wait for them."""
+    """One version's scores, and the rows that wait for them.
+
+    Attributes:
+        now_s: when it was first to be evaluated.
+        rows: of which table and at which time.
+        mean_density: None until a refresh has decided it.
+    """
 
     evaluation: Evaluation
     round: int
+    now_s: float
     model_xxh3: int
-    rows: list[tuple[type[EvaluationRow], float]]  # of which table, at which time
-    mean_density: float | None = None  # of a refresh: not decided yet
+    rows: list[tuple[type[EvaluationRow], float]]
+    mean_density: float | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether all that its rows say is there."""
-        return self.mean_density is not None and all(map(self.evaluation.is_done, POOLS))
+        is_scored = self.evaluation.is_done(VALIDATION) and self.evaluation.is_done(TEST)
+        return is_scored and self.mean_density is not None
+
+    @property
+    def is_through(self) -> bool:
+        """Whether everything is scored, the levels too."""
+        return all(map(self.evaluation.is_done, self.evaluation.chunks))
 
 
 class Evaluator:
     """Has versions evaluated by the ranks, and writes their rows.
 
     Args:
+        coordinator: whose versions they are; only read.
         wall_s: wall time since the run began.
     """
 
     def __init__(
         self,
         config: Config,
+        coordinator: Coordinator,
         pool: RankPool,
         data: FederatedData,
         writer: ResultWriter,
@@ -70,63 +97,80 @@ class Evaluator:
         run_id: int,
         wall_s: Callable[[], float],
     ) -> None:
-        self.config, self.pool, self.data = config, pool, data
+        self.config, self.coordinator, self.pool, self.data = config, coordinator, pool, data
         self.writer, self.progress = writer, progress
         self.run_id, self.wall_s = run_id, wall_s
-        self.num_looks = 0  # due so far
+        self._num_looks = 0  # due so far
+        self._cut_version = -1  # the newest with levels scored, or being scored
         self._open: deque[_Sheet] = deque()  # with rows to come
+        self._cut: deque[_Sheet] = deque()  # with rows of levels to come
         self._newest: _Sheet | None = None
 
     @property
     def is_waiting(self) -> bool:
         """Whether rows are still to come."""
-        return bool(self._open)
+        return bool(self._open or self._cut)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back, when no rows are to come."""
+        return {"num_looks": self._num_looks, "cut_version": self._cut_version}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self._num_looks, self._cut_version = state["num_looks"], state["cut_version"]
 
     def validate(self, command: Evaluate, now_s: float) -> Evaluation:
         """Begins the evaluation of a refresh, the validation set before anything else."""
-        sheet = self._begin(command, is_awaited=True)
+        sheet = self._begin(command, now_s)
         sheet.rows.append((EvaluationRow, now_s))
+        self._open.append(sheet)
+        self.pool.evaluate(sheet.evaluation, [VALIDATION], is_awaited=True)
+        self.pool.evaluate(sheet.evaluation, [TEST])
         return sheet.evaluation
 
-    def look(self, coordinator: Coordinator, before_s: float) -> None:
+    def merged(self, merged: Merged) -> None:
+        """A version's densities are decided, and its masks are cut."""
+        sheet = self._newest
+        if sheet is not None and sheet.evaluation.version == merged.version:
+            sheet.mean_density = float(merged.density.mean())
+            self._score_levels(sheet)
+        self.write_rows()
+
+    def look(self, before_s: float) -> None:
         """Gives the current version the looks that are due before a time."""
         times = self._due_times(before_s)
         if not times:
             return
         sheet = self._newest
-        if sheet is None or sheet.evaluation.version != coordinator.version:
-            sheet = self._begin(coordinator.look(), is_awaited=False)
-            sheet.mean_density = float(np.mean(coordinator.restoration.densities))
-        elif not sheet.rows:
+        if sheet is None or sheet.evaluation.version != self.coordinator.version:
+            sheet = self._begin(self.coordinator.look(), times[0])
+            sheet.mean_density = float(np.mean(self.coordinator.restoration.densities))
+            self.pool.evaluate(sheet.evaluation, [VALIDATION, TEST])
+            self._score_levels(sheet)
+        if not sheet.rows:
             self._open.append(sheet)
         sheet.rows += [(LookRow, at_s) for at_s in times]
         self.write_rows()
 
     def _due_times(self, before_s: float) -> list[float]:
-        every_s = self.config.eval.every_s
-        if every_s is None:
-            return []
-        times = []
-        while (at_s := self.num_looks * every_s) < before_s:
+        every_s, times = self.config.eval.every_s, []
+        while every_s is not None and (at_s := self._num_looks * every_s) < before_s:
             times.append(at_s)
-            self.num_looks += 1
+            self._num_looks += 1
         return times
 
-    def _begin(self, command: Evaluate, *, is_awaited: bool) -> _Sheet:
+    def _begin(self, command: Evaluate, now_s: float) -> _Sheet:
         frame = self._frame(command)
         digest = xxhash.xxh3_64(frame.values.data)
         digest.update(frame.dense.data)
-        starts = {p: range(0, self.data.pool_size(p), self.config.eval.chunk) for p in POOLS}
-        evaluation = Evaluation(
-            version=command.version,
-            payload=encode_parts(frame),
-            chunks={p: dict.fromkeys(starts[p]) for p in POOLS},
-        )
-        self._newest = _Sheet(evaluation, command.round, digest.intdigest(), [])
-        self._open.append(self._newest)
-        del frame  # holds a dense model
-        self.pool.evaluate(evaluation, is_awaited=is_awaited)
+        chunks = {part: self._chunks(part) for part in (VALIDATION, TEST)}
+        evaluation = Evaluation(command.version, encode_parts(frame), chunks)
+        self._newest = _Sheet(evaluation, command.round, now_s, digest.intdigest(), [])
         return self._newest
+
+    def _chunks(self, part: Part) -> dict[int, tuple[int, float] | None]:
+        starts = range(0, self.data.pool_size(part.pool), self.config.eval.chunk)
+        return dict.fromkeys(starts)
 
     def _frame(self, command: Evaluate) -> Frame:
         masks = command.masks
@@ -143,47 +187,92 @@ class Evaluator:
             dense=command.dense,
         )
 
-    def merged(self, merged: Merged) -> None:
-        """A version's densities are decided."""
-        for sheet in self._open:
-            if sheet.evaluation.version == merged.version:
-                sheet.mean_density = float(merged.density.mean())
-        self.write_rows()
+    def _score_levels(self, sheet: _Sheet) -> None:
+        """Has a version scored at each level that lacks something of the whole model."""
+        evaluation = sheet.evaluation
+        if not self.config.eval.submodels or evaluation.version <= self._cut_version:
+            return
+        self._cut_version = evaluation.version
+        evaluation.ladder = ladder = self.coordinator.masking.ladder
+        partial = (
+            [] if ladder is None else [n for n, k in enumerate(ladder.counts) if k < ladder.size]
+        )
+        parts = [Part(pool, level) for level in partial for pool in POOLS]
+        evaluation.chunks |= {part: self._chunks(part) for part in parts}
+        self._cut.append(sheet)
+        self.pool.evaluate(evaluation, parts)
 
     def accuracy(self, evaluation: Evaluation) -> float:
         """Validation accuracy, once its chunks are in."""
-        return self._scores(evaluation, "validation")[0]
+        return self._scores(evaluation, VALIDATION)[0]
 
-    def _scores(self, evaluation: Evaluation, pool: Pool) -> tuple[float, float]:
-        """(accuracy, mean loss) of a finished pool."""
-        correct, loss_sum = evaluation.sums(pool)
-        return correct / self.data.num_scored(pool), loss_sum / self.data.num_scored(pool)
+    def _scores(self, evaluation: Evaluation, part: Part) -> tuple[float, float]:
+        """(accuracy, mean loss) of a finished part."""
+        correct, loss_sum = evaluation.sums(part)
+        num_scored = self.data.num_scored(part.pool)
+        return correct / num_scored, loss_sum / num_scored
+
+    def _figures(self, evaluation: Evaluation, level: int | None = None) -> dict[str, float]:
+        """The scores of a row, by column."""
+        val_accuracy, val_loss = self._scores(evaluation, Part("validation", level))
+        test_accuracy, test_loss = self._scores(evaluation, Part("test", level))
+        return {
+            "val_accuracy": val_accuracy,
+            "val_loss": val_loss,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "wall_s": self.wall_s(),
+        }
 
     def write_rows(self) -> None:
         """Writes the rows of the versions that are through, in their order."""
         while self._open and self._open[0].is_known:
             sheet = self._open.popleft()
-            self.pool.evaluations.pop(sheet.evaluation.version, None)
-            sheet.evaluation.payload = ()
             rows = [self._row(sheet, row_type, at_s) for row_type, at_s in sheet.rows]
             sheet.rows = []
             for row in rows:
                 self.writer.append(row)
             self.progress.evaluated(rows[-1])
+            self._close(sheet)
+        while self._cut and self._cut[0].is_through:
+            self._write_levels(sheet := self._cut.popleft())
+            self._close(sheet)
+
+    def _close(self, sheet: _Sheet) -> None:
+        """Nothing of it is to come from the ranks any more, if that is so."""
+        if sheet.is_through:
+            self.pool.evaluations.pop(sheet.evaluation.version, None)
+            sheet.evaluation.payload = ()
 
     def _row(self, sheet: _Sheet, row_type: type[EvaluationRow], at_s: float) -> EvaluationRow:
         assert sheet.mean_density is not None
-        val_accuracy, val_loss = self._scores(sheet.evaluation, "validation")
-        test_accuracy, test_loss = self._scores(sheet.evaluation, "test")
         return row_type(
             version=sheet.evaluation.version,
             round=sheet.round,
             now_s=at_s,
-            val_accuracy=val_accuracy,
-            val_loss=val_loss,
-            test_accuracy=test_accuracy,
-            test_loss=test_loss,
             mean_density=sheet.mean_density,
             model_xxh3=sheet.model_xxh3,
-            wall_s=self.wall_s(),
+            **self._figures(sheet.evaluation),
         )
+
+    def _write_levels(self, sheet: _Sheet) -> None:
+        for density, num_clients in sorted(self.coordinator.classes.items()):
+            level, num_kept = self._level(sheet.evaluation.ladder, density)
+            self.writer.append(
+                SubmodelRow(
+                    version=sheet.evaluation.version,
+                    now_s=sheet.now_s,
+                    density=density,
+                    num_kept=num_kept,
+                    num_clients=num_clients,
+                    **self._figures(sheet.evaluation, level),
+                )
+            )
+
+    def _level(self, ladder: MaskSet | None, density: float) -> tuple[int | None, int]:
+        """The level of a density, None for the whole model, and how many weights it keeps."""
+        if ladder is None:
+            return None, self.coordinator.masks.size
+        level = ladder.level(density)
+        num_kept = ladder.counts[level]
+        return (None if num_kept == ladder.size else level), num_kept

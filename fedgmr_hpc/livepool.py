@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fedgmr_hpc.chunks import Evaluation
 from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.comm.pieces import Outgoing
 from fedgmr_hpc.comm.throttle import WallClock
@@ -23,8 +24,8 @@ from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.rankpool import Chunk, RankPool, RankState
 from fedgmr_hpc.rankpool import Outgoing as OutgoingFrames
+from fedgmr_hpc.rankpool import RankPool, RankState
 from fedgmr_hpc.records import Assignment, RunError, TransferRow, TransportTimeout
 from fedgmr_hpc.transfers import Cycle, Transfers
 
@@ -213,11 +214,8 @@ class LivePool(RankPool):
             is_idle = not any(cycle.is_training for cycle in self.transfers.of_rank(rank))
         return super()._feed_rank(rank, state, is_idle=is_idle)
 
-    def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
+    def _drop_payload(self, evaluation: Evaluation) -> None:
         """Keeps the version's frame: the chunks of a rank that is lost go to those left."""
-        payload = chunk.evaluation.payload
-        super()._send_chunk(rank, state, chunk)
-        chunk.evaluation.payload = payload
 
     def _take(self, message: Message) -> None:
         if message.source not in self.ranks:

@@ -144,6 +144,8 @@ class LiveWorker(Worker):
             self._offer_again(read_mark(message.payload))
         elif message.tag == Tag.FRAME:
             self._add_job(_EVALUATE, partial(self._accept, message.payload))
+        elif message.tag == Tag.MASKS:
+            self._add_job(_EVALUATE, partial(self._hold_ladder, message.payload))
         elif message.tag == Tag.EVALUATE:
             self._add_job(_EVALUATE, partial(self._evaluate, json.loads(bytes(message.payload))))
 

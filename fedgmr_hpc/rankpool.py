@@ -16,16 +16,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedgmr_hpc.checkpoint import pack_tree, unpack_tree
+from fedgmr_hpc.chunks import Chunk, Evaluation, Part
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.data.federated import Pool
 from fedgmr_hpc.fl.events import Dispatch
+from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.records import Assignment, RankFailed, RunError, TransportTimeout, Update, WireError
+from fedgmr_hpc.records import (
+    Assignment,
+    RankFailed,
+    RunError,
+    TransportTimeout,
+    Update,
+    WireError,
+    fields_of,
+)
 from fedgmr_hpc.trace import ClockOffset, RankTrace, Tracer, align, estimate_offset
 
 log = logging.getLogger("fedgmr_hpc")
@@ -77,39 +86,6 @@ def host_rank(client: int, num_ranks: int) -> int:
 
 
 @dataclass
-class Evaluation:
-    """One version's evaluation under way, in chunks that any rank may take.
-
-    `chunks[pool][start]` is (correct, summed loss) of the chunk at `start`, None while it is
-    missing.
-    """
-
-    version: int
-    payload: tuple[memoryview, ...]  # the version's frame, until every rank has it
-    chunks: dict[Pool, dict[int, tuple[int, float] | None]]
-
-    def is_done(self, pool: Pool) -> bool:
-        """Whether every chunk of the pool is in."""
-        return all(result is not None for result in self.chunks[pool].values())
-
-    def sums(self, pool: Pool) -> tuple[int, float]:
-        """(correct, summed loss) over a finished pool, in chunk order."""
-        correct, loss_sum = 0, 0.0
-        for part in self.chunks[pool].values():
-            assert part is not None
-            correct, loss_sum = correct + part[0], loss_sum + part[1]
-        return correct, loss_sum
-
-
-class Chunk(NamedTuple):
-    """One piece of evaluation work."""
-
-    evaluation: Evaluation
-    pool: Pool
-    start: int
-
-
-@dataclass
 class RankState:
     """What a client rank holds and owes."""
 
@@ -120,6 +96,7 @@ class RankState:
     mask_id: int = -1
     num_known: int = 0  # levels whose positions it has
     eval_version: int = -1
+    ladder_id: int = -1  # mask id of the ladder it has
 
 
 class RankPool:
@@ -167,16 +144,18 @@ class RankPool:
         self.tasks.extend((outgoing, assignment) for assignment in (*first, *rest))
         self._feed()
 
-    def evaluate(self, evaluation: Evaluation, *, is_awaited: bool) -> None:
-        """Queues an evaluation for idle time; a validation that is awaited comes at once."""
-        # A rank holds one version for evaluation, so what is left of the last one goes first.
-        self.urgent.extend(self.idle_time)
-        self.idle_time.clear()
-        self.evaluations[evaluation.version] = evaluation
-        for pool, starts in evaluation.chunks.items():
-            is_urgent = is_awaited and pool == "validation"
-            queue = self.urgent if is_urgent else self.idle_time
-            queue.extend(Chunk(evaluation, pool, start) for start in starts)
+    def evaluate(
+        self, evaluation: Evaluation, parts: Sequence[Part], *, is_awaited: bool = False
+    ) -> None:
+        """Queues parts of an evaluation, for idle time unless they are awaited."""
+        if evaluation.version not in self.evaluations:
+            # A rank holds one version for evaluation, so what is left of the last one goes first.
+            self.urgent.extend(self.idle_time)
+            self.idle_time.clear()
+            self.evaluations[evaluation.version] = evaluation
+        queue = self.urgent if is_awaited else self.idle_time
+        for part in parts:
+            queue.extend(Chunk(evaluation, part, start) for start in evaluation.chunks[part])
         self._feed()
         self._hand_over()
 
@@ -243,10 +222,22 @@ class RankPool:
             state.eval_version = evaluation.version
             self.transport.send(rank, Tag.FRAME, *evaluation.payload)
             if all(other.eval_version == evaluation.version for other in self.ranks.values()):
-                evaluation.payload = ()
+                self._drop_payload(evaluation)
+        if chunk.part.level is not None:
+            self._send_ladder(rank, state, evaluation.ladder)
         state.chunks.append(chunk)
-        task = {"version": evaluation.version, "pool": chunk.pool, "start": chunk.start}
+        task = {"version": evaluation.version, **chunk.part._asdict(), "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
+
+    def _drop_payload(self, evaluation: Evaluation) -> None:
+        """Every rank has the version's frame."""
+        evaluation.payload = ()
+
+    def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
+        assert ladder is not None
+        if state.ladder_id != ladder.mask_id:
+            state.ladder_id = ladder.mask_id
+            self.transport.send(rank, Tag.MASKS, *pack_tree(fields_of(ladder)))
 
     def pump(self, awaited: str) -> None:
         """Takes one message from a rank.
@@ -333,7 +324,8 @@ class RankPool:
 
     def _take_result(self, source: int, result: dict[str, Any]) -> None:
         self.ranks[source].chunks.popleft()
-        chunks = self.evaluations[result["version"]].chunks[result["pool"]]
+        part = Part(result["pool"], result["level"])
+        chunks = self.evaluations[result["version"]].chunks[part]
         chunks[result["start"]] = (result["correct"], result["loss_sum"])
 
     def measure_offsets(self) -> None:

@@ -188,15 +188,15 @@ class LookRow(EvaluationRow):
 
 @dataclass(frozen=True, slots=True)
 class SubmodelRow:
-    """What one level of an evaluated version scores, cut as for a client that is sent it next
-    (`eval.submodels`).
+    """What an evaluated version scores when it is cut as for the clients of one class, those that
+    begin with the same density (`eval.submodels`).
     """
 
     version: int
     now_s: float  # of the version's first evaluation
-    density: float  # with which some clients begin, or 1 for the whole model
+    density: float
     num_kept: int  # prunable weights
-    num_clients: int  # that begin with this density
+    num_clients: int  # of this class
     val_accuracy: float
     val_loss: float
     test_accuracy: float

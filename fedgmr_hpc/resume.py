@@ -102,7 +102,7 @@ def server_state(server: Server) -> Tree:
         "ledger": server.ledger.state(),
         "log": server.log.state(),
         "now_s": server.now_s,
-        "num_looks": server.evaluator.num_looks,
+        "evaluator": server.evaluator.state(),
         "wall_s": server.wall_s(),
         "moved_bytes": server.moved_bytes,
         "unmerged": [fields_of(row) for row in server.unmerged],
@@ -121,7 +121,8 @@ def restore_server(server: Server, state: Tree) -> None:
     server.ledger.restore(state["ledger"])
     server.log.restore(state["log"])
     server.now_s, server.base_bytes = state["now_s"], state["moved_bytes"]
-    server.evaluator.num_looks = state["num_looks"]
+    if "evaluator" in state:  # which older checkpoints lack
+        server.evaluator.restore(state["evaluator"])
     server.began_s = time.perf_counter() - state["wall_s"]
     server.unmerged = [UpdateRow(**row) for row in state["unmerged"]]
     server.in_flight = {task["client"]: Assignment(**task) for task in state["in_flight"]}

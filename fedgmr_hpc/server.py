@@ -21,7 +21,7 @@ from fedgmr_hpc.comm.throttle import WallClock
 from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.evaluations import Evaluator
+from fedgmr_hpc.evaluations import VALIDATION, Evaluator
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
     CloseAt,
@@ -112,7 +112,14 @@ class Server:
         self.weights: Floats | None = None
         self.began_s = time.perf_counter()
         self.evaluator = Evaluator(
-            config, self.pool, data, writer, progress, run_id=run_id, wall_s=self.wall_s
+            config,
+            self.coordinator,
+            self.pool,
+            data,
+            writer,
+            progress,
+            run_id=run_id,
+            wall_s=self.wall_s,
         )
         self.base_bytes = [0, 0]  # sent and received before this process resumed the run
         self.first_event: Event | None = Started(0.0)
@@ -175,7 +182,7 @@ class Server:
         if isinstance(event, Resumed):
             self._forget_in_flight(event.now_s)
         if isinstance(event, Closed):
-            self.evaluator.look(self.coordinator, event.ready_s)
+            self.evaluator.look(event.ready_s)
         row = self.log.row(event)
         if row is not None:
             self.writer.append(row)
@@ -254,7 +261,7 @@ class Server:
             )
         elif isinstance(command, Finish):
             self.weights = command.weights
-            self.evaluator.look(self.coordinator, math.nextafter(self.now_s, math.inf))
+            self.evaluator.look(math.nextafter(self.now_s, math.inf))
         return None
 
     def _dispatch(self, dispatch: Dispatch) -> None:
@@ -266,7 +273,7 @@ class Server:
         evaluation = self.evaluator.validate(command, self.now_s)
         if not self.coordinator.is_last:
             self.coordinator.rank()  # while the ranks validate
-        while not evaluation.is_done("validation"):
+        while not evaluation.is_done(VALIDATION):
             self._pump("the validation")
         self.now_s = self.clock.validated_s(self.now_s)
         return Evaluated(self.now_s, self.evaluator.accuracy(evaluation))

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedgmr_hpc.axes import WIDTH_KINDS
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.local import GatedBias, SubModel
-from fedgmr_hpc.fl.sgd import SgdChoices, Trained, evaluate
+from fedgmr_hpc.fl.sgd import Net, SgdChoices, Trained, evaluate
 from fedgmr_hpc.fl.sliced import SlicedModel
+from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.models import (
     FlatNet,
     Layout,
@@ -68,6 +70,7 @@ class LocalTraining:
         layout: of the flat vector [P + D].
         sub_model: the one loaded last.
         eval_net: the whole model, for the server's evaluations.
+        cut_model: a version cut to a level of the ladder, likewise; made when first needed.
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
@@ -77,6 +80,11 @@ class LocalTraining:
         self.layout = make_layout(config.model.name, config.submodel.kind)
         self.sub_model = make_sub_model(config, device)
         self.eval_net = FlatNet(config.model.name, device, config.submodel.kind)
+        self.cut_model: SubModel | SlicedModel | None = None
+        self._held: tuple[torch.Tensor, torch.Tensor] | None = None  # [P], [D] of the version
+        self._ladder: MaskSet | None = None
+        self._level: int | None = None  # to which `cut_model` is cut
+        self._device = device
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
         self.choices = SgdChoices(config.train.momentum, config.train.weight_decay)
@@ -131,7 +139,46 @@ class LocalTraining:
             hits, _ = evaluate(net, batches, self.loss, self.hits)
         return hits / self.data.num_scored("score")
 
-    def evaluate(self, pool: Any, start: int, stop: int) -> tuple[int, float]:
-        """Hits and summed loss of the whole model on the samples [start, stop) of a pool."""
-        batches = self.data.pool_batches(pool, start, stop)
-        return evaluate(self.eval_net, batches, self.loss, self.hits)
+    def hold(self, values: torch.Tensor, dense: torch.Tensor) -> None:
+        """Takes a version to be evaluated.
+
+        Args:
+            values: [P] in natural order; not written to as long as the version is held.
+            dense: [D], likewise.
+        """
+        num_prunable = self.layout.num_prunable
+        self.eval_net.flat[:num_prunable].copy_(values)
+        self.eval_net.flat[num_prunable:].copy_(dense)
+        if self.config.eval.submodels:
+            self._held, self._level = (values, dense), None
+
+    def hold_ladder(self, ladder: MaskSet) -> None:
+        """Takes the masks to which versions are cut from now on."""
+        self._ladder, self._level = ladder, None
+
+    def evaluate(
+        self, pool: Any, start: int, stop: int, level: int | None = None
+    ) -> tuple[int, float]:
+        """Hits and summed loss of the version held on the samples [start, stop) of a pool.
+
+        Args:
+            level: of the ladder, to which the version is cut; None for the whole model.
+        """
+        net = self.eval_net if level is None else self._cut_net(level)
+        return evaluate(net, self.data.pool_batches(pool, start, stop), self.loss, self.hits)
+
+    def _cut_net(self, level: int) -> Net:
+        """What a client that is sent a level of the version held computes with before it trains:
+        a masked model without the biases of units that are cut off, or a narrower network.
+        """
+        if self.cut_model is None:
+            self.cut_model = make_sub_model(self.config, self._device)
+        if level != self._level:
+            assert self._held is not None and self._ladder is not None
+            (values, dense), masks = self._held, self._ladder
+            assert masks.perm is not None  # else nothing is cut
+            at = torch.from_numpy(masks.perm[: masks.counts[level]].astype(np.int64))
+            density = masks.densities[level]
+            self.cut_model.load(values[at], dense, at, mask_id=masks.mask_id, density=density)
+            self._level = level
+        return self.cut_model.net

@@ -32,6 +32,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.feedback import ErrorFeedback
 from fedgmr_hpc.fl.local import SubModel
 from fedgmr_hpc.fl.sgd import Trained
+from fedgmr_hpc.fl.submodels import read_masks
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.records import Assignment, Failure, Floats, Stage, TransportError, WireError
 from fedgmr_hpc.trace import Tracer
@@ -139,6 +140,8 @@ class Worker:
             self._accept(message.payload)
         elif message.tag == Tag.TASK:
             self._train(Assignment(**json.loads(bytes(message.payload))))
+        elif message.tag == Tag.MASKS:
+            self._hold_ladder(message.payload)
         elif message.tag == Tag.EVALUATE:
             self._evaluate(json.loads(bytes(message.payload)))
         elif message.tag == Tag.CLOCK:
@@ -168,9 +171,11 @@ class Worker:
 
     def _hold_for_evaluation(self, frame: Frame) -> None:
         self.eval_version = frame.base_version
-        flat = self.training.eval_net.flat
-        flat[: self.num_prunable].copy_(torch.from_numpy(frame.values))
-        flat[self.num_prunable :].copy_(torch.from_numpy(frame.dense))
+        self.training.hold(torch.from_numpy(frame.values), torch.from_numpy(frame.dense))
+
+    def _hold_ladder(self, payload: memoryview) -> None:
+        self.stage = "decode"
+        self.training.hold_ladder(read_masks(unpack_tree(payload)))
 
     def _train(self, task: Assignment) -> None:
         parts = self.answer(task, self.received, self.transport.poll)
@@ -238,7 +243,8 @@ class Worker:
             raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
         stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
         with self.tracer.span("evaluate", version=self.eval_version):
-            correct, loss_sum = self.training.evaluate(task["pool"], task["start"], stop)
+            part = task["pool"], task["start"], stop, task["level"]
+            correct, loss_sum = self.training.evaluate(*part)
         task |= {"correct": correct, "loss_sum": loss_sum}
         self._send_json(Tag.RESULT, task)
 

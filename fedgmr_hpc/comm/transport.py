@@ -41,6 +41,7 @@ class Tag(IntEnum):
     CLOCK = 14  # what time is it there?
     TRACE = 15
     REMAINDERS = 16  # of the clients' error feedback, to be told or, with a content, to be taken
+    MASKS = 17  # of the levels to which a version is cut for evaluation
 
 
 class Message(NamedTuple):

@@ -130,7 +130,7 @@ def judge_memory(
             need[host] += estimate.server_bytes(config, num_weights)
         if rank > 0 or is_alone:
             grows = max(0, facts["peak_bytes"] - facts["rss_bytes"])
-            need[host] += grows + estimate.worker_bytes(num_weights)
+            need[host] += grows + estimate.worker_bytes(config, num_weights)
     host = max(need, key=lambda host: need[host] / max(1, free[host]))
     text = f"{host} needs about {megabytes(need[host])} more, {megabytes(free[host])} are free"
     advice = "fewer ranks a host, more memory for the job, or fewer clients at a time"

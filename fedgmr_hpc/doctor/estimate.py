@@ -31,6 +31,7 @@ from fedgmr_hpc.schema import columns_of
 
 EFFICIENCY = 0.75
 SERVER_MODELS = 6
+CUT_MODELS = 2  # more where versions are cut to levels: masks, and their ranking once more
 WORKER_BYTES_PER_WEIGHT = 20
 FILE_BYTES = 1 << 20  # of a result file without rows: chunks are written whole
 
@@ -117,6 +118,11 @@ def num_rounds(config: Config, least_round_s: float) -> int:
     return rounds if limit_s is None else min(rounds, math.ceil(limit_s / least_round_s))
 
 
+def num_levels(config: Config) -> int:
+    """Sub-models of a version that are scored beside the whole model."""
+    return len({*first_densities(config)} - {1.0}) if config.eval.submodels else 0
+
+
 def num_looks(config: Config, rounds: int, least_round_s: float) -> int:
     """Looks at equal times at most; none sees the version of another."""
     every_s = config.eval.every_s
@@ -142,7 +148,8 @@ def compute_s(
     densities = highest_densities(config)
     train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
     refreshes = rounds // config.run.interval_rounds + 1
-    samples = (refreshes + looks) * num_samples + refreshes * num_active(config) * num_scored
+    models = (refreshes + looks) * (1 + num_levels(config))
+    samples = models * num_samples + refreshes * num_active(config) * num_scored
     evaluate_s = samples * fmean(pace.sample_s for pace in paces)
     return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY
 
@@ -213,9 +220,12 @@ def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
 
 def server_bytes(config: Config, num_weights: int) -> int:
     """The server's memory beside the program itself."""
-    return int(4 * num_weights * (SERVER_MODELS + buffer_models(config)))
+    models = SERVER_MODELS + CUT_MODELS * bool(num_levels(config)) + buffer_models(config)
+    return int(4 * num_weights * models)
 
 
-def worker_bytes(num_weights: int) -> int:
-    """A worker's memory beside the program, the data and training."""
-    return WORKER_BYTES_PER_WEIGHT * num_weights
+def worker_bytes(config: Config, num_weights: int) -> int:
+    """A worker's memory beside the program, the data and training; as much again to cut versions
+    to levels: version, positions, network and mask.
+    """
+    return WORKER_BYTES_PER_WEIGHT * num_weights * (1 + bool(num_levels(config)))

@@ -25,7 +25,7 @@ Shapes: C clients, P prunable entries, D dense entries.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
@@ -63,7 +63,11 @@ DIVERGED = "the model has diverged"  # begins the error of a run that it ends
 
 
 class Coordinator:
-    """The learning side of the server."""
+    """The learning side of the server.
+
+    Attributes:
+        classes: how many clients begin with each density.
+    """
 
     def __init__(
         self,
@@ -81,12 +85,14 @@ class Coordinator:
             availability: when clients can be chosen; None for always.
         """
         self.config, sampled = config, config.clients.sampled
-        self.masking = Masking(config.submodel, layers)
-        self.masks = self.masking.newest
-        densities = [1.0] * len(shares) if self.masking.is_full else list(shares)
+        densities = [1.0] * len(shares) if config.submodel.kind == "full" else list(shares)
         self.restoration = Restoration(
             config.restoration, densities, config.clients.max_densities or ()
         )
+        self.classes = Counter(self.restoration.densities)
+        ladder = sorted(self.classes) if config.eval.submodels else ()
+        self.masking = Masking(config.submodel, layers, ladder)
+        self.masks = self.masking.newest
         self.admission = Admission(config.admission, shares, sampled)
         self.selection = Selection(sampled, config.seed, availability)
         recent = max(1, config.run.interval_rounds // 2)
@@ -280,6 +286,8 @@ class Coordinator:
     def _refresh(self, event: Evaluated) -> list[Command]:
         self._check_finite()
         if self.is_last:
+            if self.config.eval.submodels:
+                self._cut()  # as if the run went on
             weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
             return [self._finish_report(), Finish(weights)]
         times = [client.mean_cycle_s() for client in self.clients]

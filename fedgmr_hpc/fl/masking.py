@@ -20,24 +20,36 @@ from fedgmr_hpc.fl.submodels import (
     full_masks,
     magnitude_masks,
     rank_entries,
+    read_masks,
     score_entries,
     width_masks,
 )
-from fedgmr_hpc.records import Floats
+from fedgmr_hpc.records import Floats, fields_of
 
 
 class Masking:
     """Cuts one mask set after the other.
 
+    Args:
+        ladder: densities for which the same masks are cut beside, to be looked at; empty for none.
+
     Attributes:
         newest: the masks cut last.
+        ladder: the same, cut for the densities of the ladder; None without them.
     """
 
-    def __init__(self, config: SubmodelConfig, layers: Sequence[PrunableLayer]) -> None:
+    def __init__(
+        self,
+        config: SubmodelConfig,
+        layers: Sequence[PrunableLayer],
+        ladder: Sequence[float] = (),
+    ) -> None:
         if not config.use_costs:
             layers = [replace(layer, cost=1.0) for layer in layers]
         self.config, self.layers = config, tuple(layers)
         self.newest = full_masks(self.layers[-1].stop)
+        self.ladder: MaskSet | None = None
+        self._ladder_densities = () if self.is_full else tuple(ladder)
         self._keys: Keys | None = None  # of the current version, between ranking and cutting
         self._last_refresh: Floats | None = None  # [P] natural, only for score wg
         self._grad_squares: Floats | None = None  # [P] natural, only for score g
@@ -57,12 +69,18 @@ class Masking:
     def state(self) -> dict[str, Any]:
         """What `restore` takes back, but for the newest masks; not between ranking and cutting."""
         assert self._keys is None
-        return {"last_refresh": self._last_refresh, "grad_squares": self._grad_squares}
+        return {
+            "last_refresh": self._last_refresh,
+            "grad_squares": self._grad_squares,
+            "ladder": None if self.ladder is None else fields_of(self.ladder),
+        }
 
     def restore(self, state: dict[str, Any], newest: MaskSet) -> None:
         """Goes back to a saved state."""
         self.newest = newest
         self._last_refresh, self._grad_squares = state["last_refresh"], state["grad_squares"]
+        ladder = state.get("ladder")  # which older checkpoints lack
+        self.ladder = None if ladder is None else read_masks(ladder)
 
     def rank(self, packed: Floats) -> None:
         """Ranks the entries of a version that is to be cut next; densities do not enter, so it can
@@ -99,16 +117,26 @@ class Masking:
         Raises:
             RunError: a weight or score is not finite.
         """
+        self.rank(packed)
+        if self._ladder_densities:
+            self.ladder = self._cut(packed, self._ladder_densities, round_, is_last=False)
+        self.newest = self._cut(packed, densities, round_, is_last=True)
+        self._keys = None
+        return self.newest
+
+    def _cut(
+        self, packed: Floats, densities: Sequence[float], round_: int, *, is_last: bool
+    ) -> MaskSet:
+        """Masks of the next number; the last ones take the memory of the ranking."""
         kind, mask_id = self.config.kind, self.newest.mask_id + 1
         if kind == "importance":
-            self.rank(packed)
             assert self._keys is not None
-            self.newest = cut_masks(self._keys, densities, mask_id=mask_id)
-            self._keys = None
-        elif kind == "magnitude":
+            keys = self._keys if is_last else self._keys.copy()
+            return cut_masks(keys, densities, mask_id=mask_id)
+        if kind == "magnitude":
             natural = self.newest.unpack(packed)
-            self.newest = magnitude_masks(natural, self.layers, densities, mask_id=mask_id)
-        elif kind in WIDTH_KINDS:
+            return magnitude_masks(natural, self.layers, densities, mask_id=mask_id)
+        if kind in WIDTH_KINDS:
             offset = round_ if kind == "width_rolling" else 0
-            self.newest = width_masks(self.layers, densities, offset=offset, mask_id=mask_id)
+            return width_masks(self.layers, densities, offset=offset, mask_id=mask_id)
         return self.newest

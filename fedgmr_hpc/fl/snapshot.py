@@ -15,7 +15,7 @@ from typing import Any
 
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.coordinator import Coordinator
-from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.fl.submodels import MaskSet, read_masks
 from fedgmr_hpc.records import Assignment, fields_of
 
 
@@ -54,7 +54,7 @@ def _client_state(client: Client) -> dict[str, Any]:
 def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None:
     """Takes a coordinator, new or not, back to a saved state, whose arrays become its own."""
     c = coordinator
-    masks = {fields["mask_id"]: _make_masks(**fields) for fields in state["masks"]}
+    masks = {fields["mask_id"]: read_masks(fields) for fields in state["masks"]}
     c.version, c.is_last = state["version"], state["is_last"]
     c.quarantined = set(state["quarantined"])
     c.base_versions, c.packed, c.dense = state["base_versions"], state["packed"], state["dense"]
@@ -66,10 +66,6 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     c.restoration.restore(state["restoration"])
     c.admission.restore(state["admission"])
     c.buffer.restore(state["buffer"], masks)
-
-
-def _make_masks(densities: list[float], counts: list[int], **fields: Any) -> MaskSet:
-    return MaskSet(densities=tuple(densities), counts=tuple(counts), **fields)
 
 
 def _restore_client(client: Client, fields: dict[str, Any], masks: dict[int, MaskSet]) -> None:

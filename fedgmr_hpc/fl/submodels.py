@@ -19,8 +19,9 @@ Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,12 @@ class MaskSet:
 def _blocks(size: int) -> Iterator[slice]:
     """Spans in turn: numpy widens the positions it indexes with, here only a block of them."""
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
+
+
+def read_masks(fields: Mapping[str, Any]) -> MaskSet:
+    """A mask set from its fields by name, by way of JSON, which knows no tuples."""
+    levels = {name: tuple(fields[name]) for name in ("densities", "counts")}
+    return MaskSet(**{**fields, **levels})
 
 
 def full_masks(size: int) -> MaskSet:

@@ -24,7 +24,14 @@ import fedgmr_hpc.experiment as experiment
 import fedgmr_hpc.resume as resume
 from fedgmr_hpc.result import Result, differing_columns, read_result
 
-SMALL = (*TINY, "clients.count=5", "run.max_rounds=8", "checkpoint.every_s=0", "eval.every_s=2")
+SMALL = (
+    *TINY,
+    "clients.count=5",
+    "run.max_rounds=8",
+    "checkpoint.every_s=0",
+    "eval.every_s=2",
+    "eval.submodels=true",
+)
 ROWS = {
     "fedgmr": (),
     "int8": ("wire.dtype=int8", "links.client_sigma=1.0"),

@@ -15,7 +15,7 @@ SCRIPT = str(Path(__file__).with_name("many.py"))
 WRAPPED = ("heterofl+aux+gmr", "fedrolex+aux+gmr", "fjord+aux+gmr", "fiarse+aux+gmr")
 METHODS = (*method_names(), *WRAPPED)
 SLOW = ("links.client_sigma=1.0", "links.client_up_bytes_per_s=2e5")  # so that updates come late
-WORDS = (*TINY, *SLOW, "eval.every_s=1.5")
+WORDS = (*TINY, *SLOW, "eval.every_s=7", "eval.submodels=true")
 pytestmark = pytest.mark.skipif(
     not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
 )

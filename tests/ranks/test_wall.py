@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
     not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
 )
-WALL = (*TINY, "clock=wall", "time_scale=0.05", "eval.every_s=3")
+WALL = (*TINY, "clock=wall", "time_scale=0.05", "eval.every_s=3", "eval.submodels=true")
 DELIVERED, CLOSED, EVALUATED, LOST = range(4)
 
 

@@ -357,6 +357,7 @@ def test_the_reference_describes_every_key():
     lines = describe_keys().splitlines()
     assert [line.split()[0] for line in describe_keys("eval").splitlines()[::2]] == [
         "eval.every_s",
+        "eval.submodels",
         "eval.client_samples",
         "eval.chunk",
     ]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fedgmr_hpc
+from fedgmr_hpc.chunks import Evaluation, Part
 from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.evaluations import Evaluator
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.methods import configs_dir
-from fedgmr_hpc.rankpool import Evaluation
+from fedgmr_hpc.models import FlatNet, Layout, make_layout
 from fedgmr_hpc.records import EvaluationRow, LookRow
 from fedgmr_hpc.result import Result, differing_columns
+from fedgmr_hpc.resultchecks import verify
 from fedgmr_hpc.study.studyfile import load_study
 
 TINY = (
@@ -39,8 +44,11 @@ class Hands:
         self.asked: list[tuple[int, bool]] = []
         self.is_slow = False
 
-    def evaluate(self, evaluation: Evaluation, *, is_awaited: bool) -> None:
-        self.asked.append((evaluation.version, is_awaited))
+    def evaluate(
+        self, evaluation: Evaluation, parts: Sequence[Part], *, is_awaited: bool = False
+    ) -> None:
+        if evaluation.version not in self.evaluations:
+            self.asked.append((evaluation.version, is_awaited))
         self.evaluations[evaluation.version] = evaluation
         if not self.is_slow:
             self.answer(evaluation)
@@ -59,6 +67,7 @@ class Desk:
         data = SimpleNamespace(pool_size=lambda pool: 10, num_scored=lambda pool: 10)
         self.evaluator = Evaluator(
             make_config({"eval": {"every_s": every_s}}),
+            self,
             self.pool,
             data,
             SimpleNamespace(append=self.rows.append),
@@ -81,7 +90,7 @@ class Desk:
 
     def merge(self, ready_s: float) -> None:
         """The next version is there at `ready_s`."""
-        self.evaluator.look(self, ready_s)
+        self.evaluator.look(ready_s)
         self.version += 1
 
     def seen(self, row_type: type[Any]) -> list[tuple[float, int, float]]:
@@ -96,7 +105,7 @@ def test_looks_come_at_equal_times_and_see_the_version_that_is_current_then() ->
     desk.refresh(0.0)
     for ready_s in (1.0, 10.0, 12.5, 13.0):
         desk.merge(ready_s)
-    desk.evaluator.look(desk, 15.1)
+    desk.evaluator.look(15.1)
     assert desk.seen(LookRow) == [
         (0.0, 0, 0.0),
         (2.5, 1, 0.1),
@@ -148,7 +157,7 @@ def test_rows_wait_for_their_scores_in_the_order_of_versions() -> None:
 def test_times_of_looks_do_not_drift() -> None:
     """The time of look k is k steps, not a sum of k steps."""
     desk = Desk(0.1)
-    desk.evaluator.look(desk, 0.7)
+    desk.evaluator.look(0.7)
     assert [row.now_s for row in desk.rows] == [0.1 * number for number in range(7)]
 
 
@@ -160,18 +169,23 @@ def run_tiny(folder: Path, name: str, *words: str) -> Result:
 @pytest.mark.parametrize("method", ["fedgmr", "fedavg"])
 def test_looks_change_nothing_that_a_run_does(method: str, tmp_path: Path) -> None:
     """Versions, merges, updates, events and the evaluations of refreshes are bit for bit those of
-    a run without looks, and looks see what the merges say is current.
+    a run without looks and sub-models' scores, and looks see what the merges say is current.
     """
-    words = ("restoration.patience=1",) if method == "fedgmr" else ()
-    plain = run_tiny(tmp_path, "plain", f"method={method}", *words)
-    looked = run_tiny(tmp_path, "looked", f"method={method}", "eval.every_s=0.7", *words)
-    assert {name.partition("/")[0] for name in differing_columns(looked, plain)} == {"looks"}
+    words = (f"method={method}", *(["restoration.patience=1"] if method == "fedgmr" else []))
+    plain = run_tiny(tmp_path, "plain", *words)
+    looked = run_tiny(tmp_path, "looked", *words, "eval.every_s=0.7", "eval.submodels=true")
+    tables = {name.partition("/")[0] for name in differing_columns(looked, plain)}
+    assert tables == {"looks", "submodels"}
     times, merges = looked.looks["now_s"], looked.merges
     assert np.array_equal(times, 0.7 * np.arange(len(times)))
     assert 0 <= merges["now_s"][-1] - times[-1] < 0.7
     current = np.searchsorted(merges["now_s"], times, side="right")
     assert np.array_equal(looked.looks["version"], current)
-    assert len(plain.looks["version"]) == 0
+    assert len(plain.looks["version"]) == len(plain.submodels["version"]) == 0
+    seen = {*looked.looks["version"], *looked.evaluations["version"]}
+    num_classes = 5 if method == "fedgmr" else 1
+    assert looked.submodels["version"].tolist() == sorted([*seen] * num_classes)
+    assert verify(looked.path) == []
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (configs_dir() / "studies").glob("*.yaml")))
@@ -180,3 +194,68 @@ def test_studies_look_at_all_their_methods_at_equal_times(name: str) -> None:
     study, _ = load_study(name)
     looks = study.comparison_time_s / study.settings["eval.every_s"]
     assert looks == int(looks) and looks >= 40
+
+
+def cut_by_hand(method: str, weights: Any, layout: Layout, density: float) -> FlatNet:
+    """The network of a class, entry by entry: the largest weights of all or of each tensor, without
+    the biases of units that keep none; or the first units of every layer.
+    """
+    tensors = {e.name: weights[e.span].reshape(e.shape).copy() for e in layout.entries}
+    if method == "heterofl":
+        net = FlatNet("digits_cnn", "cpu", "width_prefix", density)
+        for name, tensor in net.tensors.items():
+            corner = tensors[name][tuple(slice(size) for size in tensor.shape)]
+            tensor.data.copy_(torch.from_numpy(np.ascontiguousarray(corner)))
+        return net
+    cut = [e for e in layout.entries if e.prunable]
+    groups = [cut] if method == "fedgmr" else [[entry] for entry in cut]
+    for group in groups:
+        sizes = np.concatenate([abs(tensors[e.name]).ravel() for e in group])
+        least = np.sort(sizes)[len(sizes) - int(density * len(sizes))]
+        for entry in group:
+            tensors[entry.name] *= abs(tensors[entry.name]) >= least
+    for entry in layout.entries:
+        if entry.gated_by is not None:
+            gate = tensors[entry.gated_by]
+            tensors[entry.name] *= abs(gate).reshape(len(gate), -1).max(1) > 0
+    net = FlatNet("digits_cnn")
+    net.flat.copy_(
+        torch.from_numpy(np.concatenate([tensors[e.name].ravel() for e in layout.entries]))
+    )
+    return net
+
+
+@pytest.mark.parametrize("method", ["fedgmr", "fiarse", "heterofl"])
+def test_sub_models_score_what_models_cut_by_hand_do(method: str, tmp_path: Path) -> None:
+    """The last version at each density, by an independent cut of the run's final weights."""
+    words = ["eval.submodels=true", "train.steps=5", "train.learning_rate=0.2"]
+    if method == "fedgmr":
+        words += ["submodel.use_costs=false", "submodel.floor_frac=0", "restoration.patience=1"]
+    result = run_tiny(tmp_path, "run", f"method={method}", *words)
+    config = make_config(result.config)
+    data, rows = FederatedData(config), result.submodels
+    last = np.flatnonzero(rows["version"] == result.merges["version"][-1])
+    assert rows["density"][last].tolist() == [0.05, 0.1, 0.2, 0.5, 1.0]
+    assert rows["num_clients"][last].tolist() == [6, 1, 1, 1, 1]
+    layout, losses = make_layout("digits_cnn", config.submodel.kind), []
+    for row in last:
+        net = cut_by_hand(method, result.weights, layout, rows["density"][row])
+        assert rows["num_kept"][row] == sum(
+            net.split(net.flat)[i].count_nonzero()
+            for i, e in enumerate(net.layout.trainable)
+            if e.prunable
+        )
+        for pool, prefix in (("validation", "val"), ("test", "test")):
+            num, hits, loss_sum = data.pool_size(pool), 0, 0.0
+            for samples, labels in data.pool_batches(pool, 0, num):
+                logits = net(samples).detach()
+                hits += int((logits.argmax(1) == labels).sum())
+                loss_sum += float(
+                    torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+                )
+            assert rows[f"{prefix}_accuracy"][row] == hits / num
+            assert rows[f"{prefix}_loss"][row] == pytest.approx(loss_sum / num, rel=1e-5)
+            losses.append(loss_sum / num)
+    assert len(set(losses)) == len(losses)
+    whole = result.evaluations["test_accuracy"][-1], result.evaluations["test_loss"][-1]
+    assert (rows["test_accuracy"][last[-1]], rows["test_loss"][last[-1]]) == whole

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedgmr_hpc.chunks import Evaluation, Part
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks
 from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.rankpool import Evaluation, Outgoing
+from fedgmr_hpc.rankpool import Outgoing
 from fedgmr_hpc.worker import ReceivedModel
 
 KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
@@ -60,10 +61,11 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
 
 
 def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:
-    evaluation = Evaluation(1, None, {"validation": dict.fromkeys((0, 2, 4)), "test": {}})
+    whole = Part("validation")
+    evaluation = Evaluation(1, (), {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
     parts = {4: (1, 0.1), 0: (2, 1e16), 2: (1, 1.0)}
     for start, part in parts.items():
-        assert not evaluation.is_done("validation")
-        evaluation.chunks["validation"][start] = part
-    assert evaluation.is_done("validation")
-    assert evaluation.sums("validation") == (4, 1e16 + 1.0 + 0.1)
+        assert not evaluation.is_done(whole)
+        evaluation.chunks[whole][start] = part
+    assert evaluation.is_done(whole)
+    assert evaluation.sums(whole) == (4, 1e16 + 1.0 + 0.1)
