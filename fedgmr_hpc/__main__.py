@@ -13,7 +13,8 @@ What each verb takes:
     watch RESULT... [--every S] [--once]         a live table of runs: files, a pattern, a folder
     results verify|repair|merge|export FILE...   check and save result files; see results --help
     replay RESULT [key=value ...]                do a run over from its event log; also under mpirun
-    agree [CONFIG] [--ranks N] [key=value ...]   run and compare both clocks; or A.h5 B.h5
+    agree [CONFIG] [--ranks N] [--points P] [key=value ...]
+                                                 run and compare both clocks; or A.h5 B.h5
     study run|submit|status|report STUDY [--out DIR] [--ranks N] [key=value ...]
                                                  many runs, here or as Slurm jobs, their state,
                                                  tables and verdicts; see study --help
@@ -144,6 +145,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", help="folder of decoded data sets")
     parser.add_argument("--out", help="folder for plots and reports")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a benchmark")
+    parser.add_argument("--points", type=float, help="agree: most of the accuracies' difference")
     return parser
 
 
@@ -253,18 +255,23 @@ def _report(words: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _agree(words: list[str], arguments: argparse.Namespace) -> int:
-    from fedgmr_hpc.study.agreement import agree, agree_config
+    from fedgmr_hpc.study.agreement import MAX_POINTS, agree, agree_config
 
+    points = MAX_POINTS if arguments.points is None else arguments.points
+    if not points > 0:
+        raise ValueError(f"--points: got {points:g}, allowed: above 0")
     overrides = [word for word in words if "=" in word]
     sources = [word for word in words if "=" not in word]
     if len(sources) >= 2 and all(source.endswith(".h5") for source in sources):
         virtual, wall, *others = sources
-        print(agree(virtual, wall, arguments.out or Path(wall).parent, others))
-        return 0
+        agrees, text = agree(virtual, wall, arguments.out or Path(wall).parent, others, points)
+        print(text)
+        return 0 if agrees else 1
     source = _one(sources, "one configuration, or two result files") if sources else None
     ranks = 3 if arguments.ranks is None else arguments.ranks
-    print(agree_config(source, overrides, ranks, arguments.out or "results/agree"))
-    return 0
+    agrees, text = agree_config(source, overrides, ranks, arguments.out or "results/agree", points)
+    print(text)
+    return 0 if agrees else 1
 
 
 def _feasibility(words: list[str], arguments: argparse.Namespace) -> int:

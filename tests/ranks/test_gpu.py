@@ -33,8 +33,7 @@ def test_ranks_that_share_a_device_give_the_bytes_of_one_process(
 
 def test_a_device_trains_what_the_cpu_trains(tmp_path: Path) -> None:
     results = [
-        run_tiny(tmp_path / f"{device}.h5", 1, f"device={device}")
-        for device in ("cpu", "cuda")
+        run_tiny(tmp_path / f"{device}.h5", 1, f"device={device}") for device in ("cpu", "cuda")
     ]
     cpu, cuda = (result.weights for result in results)
     assert cpu is not None and cuda is not None
