@@ -127,7 +127,7 @@ def serve_updates(transport: Transport, config: Config) -> dict[str, Any]:
     for rank in range(1, transport.size):
         transport.send(rank, Tag.HELLO, hello)
     waits: list[float] = []
-    served = Counter[int]()
+    served = Counter(dict.fromkeys(range(1, transport.size), 0))  # who starves counts, too
     writer = ResultWriter(
         experiment.path,
         config_yaml="",

@@ -8,10 +8,11 @@
 
 Pairs share column and seed. A claim is supported where the 95 % interval over the pairs lies above
 zero, not supported where it lies below, else inconclusive. The interval is the percentile bootstrap
-of the mean, widened to Student's t for 2 to 5 pairs, where a bootstrap is too narrow; of the median
-for time_ratio, whose values may be infinite (only one of the two gets there) and which leaves out
-pairs where neither does. A stability claim is not supported where a run of `a` ends more than
-`max_drop` under its best moving mean.
+of the mean, widened to Student's t for 2 to 5 pairs, where a bootstrap is too narrow: two or three
+pairs of one sign would always decide. For time_ratio it is that of the median, since values may be
+infinite (only one of the two gets there; nothing is widened then); pairs where neither gets there
+are left out. A stability claim is not supported where a run of `a` ends more than `max_drop` under
+its best moving mean.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fedgmr_hpc.study.statistics import (
     medians,
     std_last,
     summarize,
+    widest,
 )
 from fedgmr_hpc.study.studyfile import ClaimSpec
 
@@ -159,10 +161,12 @@ def _narrowings(contest: Contest, runs: Sequence[Run]) -> list[float]:
 def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, float] | None]:
     if not values:
         return math.nan, None
+    summary = summarize(values)
     if kind == "time_ratio":
         array = np.array(values)
-        return float(medians(array)), bootstrap_interval(array, statistic="median")
-    summary = summarize(values)
+        student = summary.student if summary and np.isfinite(array).all() else None
+        interval = widest(bootstrap_interval(array, statistic="median"), student)
+        return float(medians(array)), interval
     return (summary.mean, summary.widest) if summary else (math.nan, None)
 
 

@@ -35,8 +35,13 @@ class Summary:
     @property
     def widest(self) -> tuple[float, float] | None:
         """The bootstrap interval, widened to Student's t where a bootstrap is too narrow."""
-        known = [interval for interval in (self.bootstrap, self.student) if interval is not None]
-        return (min(i[0] for i in known), max(i[1] for i in known)) if known else None
+        return widest(self.bootstrap, self.student)
+
+
+def widest(*intervals: tuple[float, float] | None) -> tuple[float, float] | None:
+    """What the known intervals span together; None for none."""
+    known = [interval for interval in intervals if interval is not None]
+    return (min(i[0] for i in known), max(i[1] for i in known)) if known else None
 
 
 def summarize(values: Sequence[float], seed: int = 0) -> Summary | None:

@@ -186,8 +186,8 @@ def claims_table(findings: Sequence[Finding], command: str) -> Table:
         notes=[
             "Values are positive where the claim holds; SUPPORTED: the paired 95 % interval lies "
             "above zero, NOT SUPPORTED: below it (or a collapse), else INCONCLUSIVE. Intervals: "
-            "percentile bootstrap, widened to Student's t for 2 to 5 pairs; median for times. "
-            "Pairs share seed and condition; those of several conditions are pooled."
+            "percentile bootstrap, widened to Student's t for 2 to 5 finite pairs; median for "
+            "times. Pairs share seed and condition; those of several conditions are pooled."
         ],
         command=command,
     )

@@ -150,6 +150,13 @@ def test_cores_are_shown_as_spans() -> None:
 # --- pings and rates
 
 
+@pytest.mark.parametrize(("trip_s", "state"), [(0.03, "ok"), (0.06, "warn")])
+def test_two_ranks_are_slow_by_more_than_each_other(trip_s: float, state: str) -> None:
+    found = findings.judge_pings({(0, 1): trip_s}, PLACES)
+    assert found.state == state
+    assert ("slow to answer: ranks 0 on n0, 1 on n1" in found.text) == (state == "warn")
+
+
 def test_a_slow_rank_is_named_though_it_spoils_most_pairs() -> None:
     trips = {(0, 1): 1e-5, (0, 2): 5e-2, (1, 2): 6e-2}
     state, text, advice = check(findings.judge_pings(trips, PLACES))

@@ -103,6 +103,19 @@ def test_time_ratio_counts_halvings_and_who_never_gets_there() -> None:
     assert (found.verdict, found.num_missing, found.value) == ("SUPPORTED", 1, math.inf)
 
 
+def test_three_scattered_time_ratios_of_one_sign_are_inconclusive() -> None:
+    """Their bootstrapped median lies between them, so that zero would never be inside."""
+    courses = ([0.1, 0.1, 0.9, 0.9], [0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9])
+    runs = [make_run("a", seed, course) for seed, course in enumerate(courses)]
+    runs += [make_run("b", seed, [0.1, 0.1, 0.1, 0.9]) for seed in range(3)]
+    found = judge(contest("time_ratio", target=0.5), runs, 3)  # 30 s against 20, 10 and 20 s
+    short, long = math.log2(1.5), math.log2(3)
+    mean = (2 * short + long) / 3
+    half = 4.303 * np.std([short, long, short], ddof=1) / math.sqrt(3)
+    assert found.interval == pytest.approx((mean - half, mean + half))
+    assert found.value == pytest.approx(short) and found.verdict == "INCONCLUSIVE"
+
+
 def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
     runs = [make_run("a", s, [0.1] * 4) for s in (0, 1)]
     runs += [make_run("b", s, [0.1, 0.9, 0.9, 0.9]) for s in (0, 1)]
