@@ -15,8 +15,8 @@ NaN and infinity by name. Nothing in a file is ever run.
 
 A file is written under another name (RUN.ckpt.tmp), forced to the disk, and only then takes its
 name; what had that name before is the older generation, RUN.ckpt.old. So whenever a process is
-killed, a whole file is there. A reader that finds the newest damaged takes the older one and says
-so.
+killed, a whole file is there. Where the newest is damaged, or is not of the rows in the result
+file, a run goes on from the older one (start.py).
 
 Shapes are those of the arrays saved.
 """
@@ -131,7 +131,7 @@ def write_checkpoint(path: Path, tree: Tree) -> int:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return num_bytes
 
 
@@ -143,7 +143,7 @@ def _write(path: Path, parts: Iterable[memoryview]) -> int:
     return num_bytes
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Forces the new names to the disk, where the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
@@ -162,21 +162,6 @@ def remove_checkpoints(path: Path) -> None:
 def has_checkpoint(path: Path) -> bool:
     """Whether any generation is there, damaged or not."""
     return path.exists() or older(path).exists()
-
-
-def read_newest(path: Path) -> tuple[Tree, Path, str]:
-    """The newest generation that is whole, its file, and a line on the newer one if that is not.
-
-    Raises:
-        ValueError: none is whole; says what is wrong with each.
-    """
-    wrong: list[str] = []
-    for each in (path, older(path)):
-        try:
-            return read_checkpoint(each), each, "; ".join(wrong)
-        except ValueError as error:
-            wrong.append(str(error))
-    raise ValueError("; ".join(wrong))
 
 
 def read_checkpoint(path: Path) -> Tree:

@@ -6,6 +6,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -36,11 +37,12 @@ from fedgmr_hpc.start import (
     find_start,
     resumed_provenance,
     set_aside,
-    take_newest,
+    take_checkpoint,
 )
 from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.trace import timeline_path, write_timeline
 
+log = logging.getLogger("fedgmr_hpc")
 SIGNALS = StopSignals()  # of this process
 
 
@@ -144,20 +146,28 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
         if saved is not None:
             keeper.restore(server, saved)
         weights = server.run(None if experiment.recorded is not None else keeper.ends_here)
-        if config.trace:
-            write_timeline(timeline_path(path), server.pool.rank_traces())
         status = "finished" if weights is not None else keeper.describe_end()
         writer.finish(status, weights=weights, ranks=rank_rows(server))
+        if config.trace:
+            _write_timeline(path, server)
     if weights is not None:
         remove_checkpoints(checkpoint_path(path))
     return read_result(path)
 
 
+def _write_timeline(path: Path, server: Server) -> None:
+    """The results are whole without it."""
+    try:
+        write_timeline(timeline_path(path), server.pool.rank_traces())
+    except OSError as error:
+        log.warning("no timeline: %s: %s", timeline_path(path), error.strerror)
+
+
 def _saved_state(experiment: Experiment) -> Tree | None:
     """The checkpoint to go on from; without one, what an earlier try left is moved away."""
     path, start = experiment.path, experiment.start
-    if start is not None and start.is_resumed:
-        return take_newest(path)
+    if start is not None and start.checkpoint is not None:
+        return take_checkpoint(path, start.checkpoint)
     remove_checkpoints(checkpoint_path(path))
     if start is not None:
         set_aside(path)

@@ -8,6 +8,9 @@ is opened plainly, which repeats nothing. Past the end of a file an SWMR reader 
 word, so `num_readable_rows` says what a file that is too short still holds.
 
 Readers take no file lock: a writer under SWMR holds none either.
+
+A writer whose write failed lets go of its file by `abandon`: libhdf5 keeps what it could not write,
+tries again when the file is closed and at the end of the process, and may crash there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +129,51 @@ def num_readable_rows(dataset: h5py.Dataset, num_rows: int, file_bytes: int) -> 
         if chunk.byte_offset is None or chunk.byte_offset + chunk.size > file_bytes:
             return start
     return num_rows
+
+
+def put(group: h5py.Group, name: str, value: Any) -> None:
+    """A new dataset. What is wrong is raised here: h5py drops an error of closing it.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written.
+    """
+    dataset = group.create_dataset(name, data=value)  # kept by name, so that it outlives an error
+    dataset.id.flush()
+
+
+def force_to_disk(file: h5py.File) -> None:
+    """Writes what libhdf5 holds and waits until it is on the disk.
+
+    Raises:
+        OSError, RuntimeError: it is not.
+    """
+    file.flush()
+    os.fsync(file.id.get_vfd_handle())
+
+
+def settle_closed(path: Path) -> None:
+    """Waits until a closed file is on the disk; whoever reads it next asks the disk.
+
+    Raises:
+        OSError: it is not.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def abandon(file: h5py.File) -> None:
+    """Closes a file that could not be written to, without another byte to the disk: whatever
+    libhdf5 still has goes to the null device, whose place the file's descriptor takes.
+    """
+    if not file:
+        return
+    handle, nowhere = file.id.get_vfd_handle(), os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, handle)
+    os.close(nowhere)
+    with suppress(OSError, RuntimeError):  # the null device has no length to be set
+        file.close()
 
 
 def fixed_text(text: str, num_bytes: int = 0) -> NDArray[Any]:

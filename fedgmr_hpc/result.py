@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
+import xxhash
 import yaml
+from numpy.typing import NDArray
 
+from fedgmr_hpc.blankfile import RUNNING, Texts
+from fedgmr_hpc.checksums import first_damaged, status_xxh3, texts_xxh3
 from fedgmr_hpc.hdf5file import (
     describe_error,
     num_missing_bytes,
     num_readable_rows,
     open_for_reading,
+    read_superblock,
 )
 from fedgmr_hpc.records import Floats
-from fedgmr_hpc.schema import MERGED_FORMAT, REQUIRED, TABLES, Columns, columns_of
+from fedgmr_hpc.schema import (
+    MERGED_FORMAT,
+    PARTS,
+    REQUIRED,
+    TABLES,
+    UNGUARDED_FORMAT,
+    Columns,
+    columns_of,
+)
 
+UNENDED = (RUNNING, "failed")  # how the status of a run begins that is not at its end
 DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError)
 
 
@@ -44,35 +58,51 @@ class Result:
     checkpoints: Columns = field(default_factory=dict)
     looks: Columns = field(default_factory=dict)
     submodels: Columns = field(default_factory=dict)
+    is_guarded: bool = True  # by checksums, which files of format 2 lack
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
     """Read a finished, running or killed run, up to its last flush.
 
     Raises:
-        ValueError: `path` is missing, unreadable or no result file; says what is missing.
+        ValueError: `path` is missing, damaged or no result file; says what is wrong.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"results {path}: no such file")
     try:
+        refuse_cut(path)
         with open_for_reading(path) as file:
-            result = read_group(path, file)
             if missing_bytes := num_missing_bytes(path):
                 _check_whole(path, file, missing_bytes)
-            return result
+            return read_group(path, file)
     except DAMAGE as error:
         reason, missing_bytes = describe_error(error), num_missing_bytes(path)
         cut = f"cut off, the last {missing_bytes} bytes are missing: " * bool(missing_bytes)
         raise ValueError(f"results {path}: {cut}cannot be read ({reason})") from error
 
 
+def refuse_cut(path: Path) -> None:
+    """Fails where a file that was closed is shorter than it was then.
+
+    Raises:
+        ValueError: it is.
+        OSError: it cannot be opened.
+    """
+    block, missing_bytes = read_superblock(path), num_missing_bytes(path)
+    if block is not None and missing_bytes and not block.is_marked:
+        raise ValueError(
+            f"results {path}: cut off, the last {missing_bytes} bytes are missing; "
+            "`python -m fedgmr_hpc results repair` keeps what can be read"
+        )
+
+
 def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
-    """Fails unless all that counts lies before the end of a file that is too short."""
+    """Fails unless all that counts lies before the end of a running or killed run's file."""
     file_bytes = path.stat().st_size
     committed = zip(TABLES, file["committed"][...].tolist(), strict=False)  # older ones have fewer
     rows = {table: num_rows for table, num_rows in committed if table in file}
-    for name in ("status", "committed", "config", "model/layout", "model/weights"):
+    for name in ("status", "committed", "config", "model/layout"):
         rows[name] = len(file[name]) if file[name].ndim else 1
     for name, num_rows in rows.items():
         for place in [name] if name not in TABLES else [f"{name}/{c}" for c in file[name]]:
@@ -83,37 +113,114 @@ def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
                 )
 
 
-def read_group(path: Path, file: h5py.Group) -> Result:
+def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Result:
     """One run, from a file or from its group in a file of several (`resultfiles.merge`).
 
+    Args:
+        is_ended: whether the run is at its end, although its status does not say so yet.
+
     Raises:
-        ValueError: something is missing; says what.
+        ValueError: something is missing or fails its checksum; says what.
         OSError, RuntimeError: HDF5 cannot read it.
     """
-    missing = [name for name in REQUIRED if name not in file]
-    if missing:
-        lacks = ", ".join(f"/{name}" for name in missing)
-        if file.attrs.get("format") == MERGED_FORMAT.encode():
-            raise ValueError(f"results {path}: holds several runs; `results export` reads them")
-        raise ValueError(f"results {path}: not a fedgmr_hpc result, it lacks {lacks}")
-    committed = file["committed"][...].tolist()  # before the columns, which may grow meanwhile
-    num_rows = dict(zip(TABLES, committed, strict=False))
+    _check_parts(path, group)
+    status = group["status"][()].decode()
+    is_ended = is_ended or not status.startswith(UNENDED)
+    num_rows = count_rows(group, is_ended)
+    parts = {part: read_columns(group, part, num_rows[part]) for part in PARTS if part in group}
+    texts = read_texts(group)
+    if is_guarded(group) and (found := [*faults(group, parts, texts, status, is_ended)]):
+        raise ValueError(f"results {path}: damaged: {'; '.join(found)}")
     tables = {
-        table: _read_columns(file[table], num_rows[table]) if table in file else _no_rows(row_type)
+        table: parts[table] if table in parts else _no_rows(row_type)
         for table, row_type in TABLES.items()
     }
-    config_yaml = file["config"][()].decode()
     return Result(
         path=path,
-        status=file["status"][()].decode(),
-        config_yaml=config_yaml,
-        config=yaml.safe_load(config_yaml) or {},
-        provenance={key: value.decode() for key, value in file["provenance"].attrs.items()},
-        ranks=_read_columns(file["ranks"], min(len(file["ranks"][name]) for name in file["ranks"])),
-        weights=file["model/weights"][...],
-        layout_json=file["model/layout"][()].decode(),
+        status=status,
+        config_yaml=texts.config,
+        config=yaml.safe_load(texts.config) or {},
+        provenance=dict(texts.provenance),
+        ranks={name: as_text(values) for name, values in parts["ranks"].items()},
+        weights=parts["model"]["weights"],
+        layout_json=texts.layout,
+        is_guarded=is_guarded(group),
         **tables,
     )
+
+
+def _check_parts(path: Path, group: h5py.Group) -> None:
+    missing = [name for name in REQUIRED if name not in group]
+    if is_guarded(group) and "checksums" not in group:
+        missing.append("checksums")
+    if not missing:
+        return
+    lacks = ", ".join(f"/{name}" for name in missing)
+    if group.attrs.get("format") == MERGED_FORMAT.encode():
+        raise ValueError(f"results {path}: holds several runs; `results export` reads them")
+    raise ValueError(f"results {path}: not a fedgmr_hpc result, it lacks {lacks}")
+
+
+def is_guarded(group: h5py.Group) -> bool:
+    """Whether a run's file or group has checksums."""
+    return bool(group.attrs.get("format") != UNGUARDED_FORMAT.encode())
+
+
+def count_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
+    """How many rows of each part count; of `ranks` and `model` none before the run has ended."""
+    committed = group["committed"][...].tolist()  # before the columns, which may grow meanwhile
+    num_rows = dict(zip(TABLES, committed, strict=False))
+    for part in ("ranks", "model"):
+        sizes = [len(group[part][name]) for name in column_names(group, part)]
+        num_rows[part] = min(sizes) if is_ended else 0
+    return num_rows
+
+
+def column_names(group: h5py.Group, part: str) -> list[str]:
+    """The datasets of a table."""
+    return ["weights"] if part == "model" else list(group[part])
+
+
+def read_columns(group: h5py.Group, part: str, num_rows: int) -> Columns:
+    """The first rows of a table, as they lie in the file."""
+    return {name: group[part][name][:num_rows] for name in column_names(group, part)}
+
+
+def read_texts(group: h5py.Group) -> Texts:
+    """What is written once; the provenance by key."""
+    provenance = {key: value.decode() for key, value in group["provenance"].attrs.items()}
+    return Texts(group["config"][()].decode(), group["model/layout"][()].decode(), provenance)
+
+
+def faults(
+    group: h5py.Group, parts: Mapping[str, Columns], texts: Texts, status: str, is_ended: bool
+) -> Iterator[str]:
+    """What fails its checksum, or of a run that has ended lies behind its last committed row."""
+    checksums = group["checksums"]
+    if texts_xxh3(*texts) != checksums["texts"][()]:
+        yield "configuration, layout or provenance fail their checksum"
+    if status != RUNNING and status_xxh3(status) != checksums["status"][()]:
+        yield "the status fails its checksum"
+    for part, columns in parts.items():
+        blocks = checksums[part][...]
+        num_rows = min(len(values) for values in columns.values())
+        if (row := first_damaged(columns, blocks, num_rows)) is not None:
+            yield f"/{part} fails its checksum from row {row} on"
+        elif is_ended and len(blocks) and blocks[-1, 0] != num_rows:
+            yield f"/{part} has {num_rows} rows, checksums for {blocks[-1, 0]}"
+
+
+def doubt(result: Result) -> str:
+    """Why a file that says `finished` is not believed; empty where it is."""
+    versions = result.evaluations["version"][-1:].tolist()
+    last = result.merges["version"][-1:].tolist() or [0]
+    if not len(result.weights):
+        return "it has no weights"
+    if versions != last:  # not a run of launch.py: nobody has said what they must be
+        return ""
+    if xxhash.xxh3_64_intdigest(result.weights.tobytes()) != result.evaluations["model_xxh3"][-1]:
+        return f"its weights are not those of version {last[0]}, by evaluations/model_xxh3"
+    return ""
 
 
 def _no_rows(row_type: type[Any]) -> Columns:
@@ -137,12 +244,9 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
     return kept
 
 
-def _read_columns(group: h5py.Group, num_rows: int) -> Columns:
-    columns = {name: group[name][:num_rows] for name in group}  # items() gives None for damage
-    return {
-        name: np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
-        for name, values in columns.items()
-    }
+def as_text(values: NDArray[Any]) -> NDArray[Any]:
+    """A column as it is read: fixed-size utf-8 becomes str."""
+    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
 
 def deterministic_columns(result: Result) -> Columns:

@@ -1,9 +1,10 @@
 """What `results verify` checks in a result file: each finding is one line.
 
-Structure first (every dataset of the schema, columns as long as `/committed` says), then what the
-tables say of each other: a configuration that holds, the event log's chain of hashes (replay.py),
-versions without gaps, as many updates as every merge counts, bytes that add up and never shrink,
-finite weights, and a final model with the hash that its last evaluation has.
+Structure first (a whole file, every dataset of the schema, columns as long as `/committed` says),
+then the checksums, then what the tables say of each other: a configuration that holds, the event
+log's chain of hashes (replay.py), versions without gaps, as many updates as every merge counts,
+bytes that add up and never shrink, finite weights, and a final model with the hash that its last
+evaluation has.
 
 Shapes: N rows of a table, C clients, P model weights.
 """
@@ -17,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from fedgmr_hpc.configfile import make_config
 from fedgmr_hpc.hdf5file import UNREADABLE, describe_error, open_for_reading
 from fedgmr_hpc.replay import EventLog
-from fedgmr_hpc.result import Result
+from fedgmr_hpc.result import Result, doubt, refuse_cut
 from fedgmr_hpc.resultfiles import read_runs
-from fedgmr_hpc.schema import FORMAT, TABLES, RankRow, columns_of
+from fedgmr_hpc.schema import FORMAT, TABLES, UNGUARDED_FORMAT, RankRow, columns_of
 
 SCORED = ("evaluations", "looks", "submodels")  # tables of evaluations
 NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_bytes", "down_bytes")
@@ -39,26 +39,54 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f"results {path}: no such file")
     try:
-        runs = read_runs(path)
-        return [finding for name in runs for finding in _verify_run(Path(path), name, runs)]
+        return _structure(Path(path)) or _contents(Path(path))
     except ValueError as error:
         return str(error).splitlines()
 
 
-def _verify_run(path: Path, name: str, runs: dict[str, Result]) -> list[str]:
-    result = runs[name]
-    with open_for_reading(path) as file:
-        group = file[name] if "status" not in file else file
-        findings = list(_structure(group, result.status))
-    if not findings:  # the checks count on it
-        findings = [line for check in CHECKS for line in check(result)]
-    prefix = f"results {path}" + (f" run {name}" if len(runs) > 1 else "")
-    return [f"{prefix}: {line}" for line in findings]
+def remark(path: str | os.PathLike[str]) -> str:
+    """What is to be said of a sound file: that it is of the time before there were checksums."""
+    old = [name for name, result in read_runs(path).items() if not result.is_guarded]
+    return f", but without checksums, which its format lacks: {', '.join(old)}" if old else ""
 
 
-def _structure(group: Any, status: str) -> Iterator[str]:
-    if group.attrs.get("format") != FORMAT.encode():
+def _structure(path: Path) -> list[str]:
+    """Findings in which datasets there are, and how long."""
+    refuse_cut(path)
+    findings = []
+    try:
+        with open_for_reading(path) as file:
+            runs = {"": file} if "status" in file else dict(file)
+            for name, group in runs.items():
+                found = _group_structure(group)
+                findings += [f"results {path}{_of_run(name, len(runs))}: {line}" for line in found]
+    except UNREADABLE as error:
+        return [f"results {path}: unreadable ({describe_error(error)})"]
+    return findings
+
+
+def _of_run(name: str, num_runs: int) -> str:
+    return f" run {name}" if num_runs > 1 else ""
+
+
+def _contents(path: Path) -> list[str]:
+    """Findings in what the datasets hold."""
+    runs = read_runs(path)
+    return [
+        f"results {path}{_of_run(name, len(runs))}: {line}"
+        for name, result in runs.items()
+        for check in CHECKS
+        for line in check(result)
+    ]
+
+
+def _group_structure(group: Any) -> Iterator[str]:
+    if "committed" not in group:
+        return  # no result file, as the reader says
+    formats = [name.encode() for name in (FORMAT, UNGUARDED_FORMAT)]
+    if group.attrs.get("format") not in formats:
         yield f"@format: got {group.attrs.get('format')!r}, allowed: {FORMAT.encode()!r}"
+    status = group["status"][()].decode()
     committed = dict(zip(TABLES, group["committed"][...].tolist(), strict=False))
     for table, row_type in {**TABLES, "ranks": RankRow}.items():
         if table in group:
@@ -165,7 +193,7 @@ def _evaluations(result: Result) -> Iterator[str]:
 
 
 def _model(result: Result) -> Iterator[str]:
-    weights, versions = result.weights, result.evaluations["version"]
+    weights = result.weights
     if result.status == "finished" and not len(weights):
         yield "model/weights: missing from a finished run"
     if not np.isfinite(weights).all():
@@ -174,10 +202,8 @@ def _model(result: Result) -> Iterator[str]:
         json.loads(result.layout_json)
     except ValueError:
         yield "model/layout: no JSON"
-    last = result.merges["version"][-1:].tolist() or [0]
-    if len(weights) and versions[-1:].tolist() == last:
-        if xxhash.xxh3_64_intdigest(weights.tobytes()) != result.evaluations["model_xxh3"][-1]:
-            yield f"model/weights: not those of version {last[0]}, by evaluations/model_xxh3"
+    if len(weights) and (fault := doubt(result)):
+        yield f"model/weights: {fault}"
 
 
 CHECKS: tuple[Callable[[Result], Iterator[str]], ...] = (

@@ -55,16 +55,17 @@ def act(words: Sequence[str], out: str | None, form: str | None) -> int:
 
 
 def _verify(files: Sequence[str]) -> int:
-    from fedgmr_hpc.resultchecks import verify
+    from fedgmr_hpc.resultchecks import remark, verify
 
     findings = {file: verify(file) for file in files}
     for file, lines in findings.items():
-        print("\n".join(lines) if lines else f"results {file}: sound")
+        print("\n".join(lines) if lines else f"results {file}: sound{remark(file)}")
     return 1 if any(findings.values()) else 0
 
 
 def _remake(action: str, files: Sequence[str], out: str) -> str:
-    from fedgmr_hpc.resultfiles import merge, repair
+    from fedgmr_hpc.resultfiles import merge
+    from fedgmr_hpc.salvage import repair
 
     if action == "merge":
         return merge(files, out)

@@ -18,8 +18,9 @@ follow it); error feedback begins anew. Such a run is not bit for bit what it wo
 Timed checkpoints are written just before a merge, when most of the work is in. USR1, USR2, TERM
 and Ctrl-C ask for one between any two events; then all ranks end with exit code 75. A resumed run
 that is told to end before it has made a version fails instead, so that too short a time limit loops
-at most once. A checkpoint that cannot be written is a warning; the run goes on and tries again
-later.
+at most once. A timed checkpoint that cannot be written is a warning; the run goes on and tries
+again later. One that a signal asked for is tried again for `GIVE_UP_S`, then the run fails. The
+result file is another matter: whatever cannot be written there ends the run (store.py).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from fedgmr_hpc.records import (
 from fedgmr_hpc.server import Server
 
 log = logging.getLogger("fedgmr_hpc")
-RETRY_S = 10.0  # after a checkpoint that a signal asked for could not be written
+RETRY_S, GIVE_UP_S = 2.0, 10.0  # where a checkpoint that a signal asked for cannot be written
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 AGAIN_S = 1.0
 
@@ -149,9 +150,11 @@ class Keeper:
         self.resumed_version: int | None = None
         self.version = -1  # of the last checkpoint
         self.tried_s, self.retry_s = time.perf_counter(), 0.0
+        self.give_up_s = math.inf  # once a signal's checkpoint could not be written
+        self.fault = ""  # of the last try
 
     def restore(self, server: Server, saved: Tree) -> None:
-        """Takes a new server to what `take_newest` found, which lacks its state afterwards."""
+        """Takes a new server to what `take_checkpoint` read, which lacks its state afterwards."""
         began_s = time.perf_counter()
         state = saved.pop("server")
         self.version = self.resumed_version = state["coordinator"]["version"]
@@ -164,14 +167,19 @@ class Keeper:
         """To be asked between events: writes a checkpoint if it is time to; whether the run ends.
 
         Raises:
-            RunError: it is to end, and has made no version since it was resumed.
+            RunError: it is to end, and has made no version since it was resumed, or no checkpoint
+                can be written.
+            OSError: the result file cannot be written.
         """
         name = self.signals.name
         if name is None:
             if self._is_due(server):
                 self._write(server)
             return False
-        if time.perf_counter() < self.retry_s or not self._write(server):
+        if time.perf_counter() < self.retry_s:
+            return False
+        if not self._write(server):
+            self._give_up_in_time(name)
             return False
         if self.version == self.resumed_version:
             raise RunError(
@@ -180,6 +188,17 @@ class Keeper:
                 version=self.version,
             )
         return True
+
+    def _give_up_in_time(self, name: str) -> None:
+        """After a checkpoint that a signal asked for could not be written."""
+        self.give_up_s = min(self.give_up_s, self.tried_s + GIVE_UP_S)
+        if self.tried_s >= self.give_up_s:
+            last = (
+                f"the last is of version {self.version}" if self.version >= 0 else "there is none"
+            )
+            raise RunError(
+                f"told to end by {name}, but no checkpoint can be written: {self.fault}; {last}"
+            )
 
     def describe_end(self) -> str:
         """The status of a run that has ended here."""
@@ -198,10 +217,12 @@ class Keeper:
         began_s = time.perf_counter()
         server.settle()
         settled_s = time.perf_counter()
+        tree = self._tree(server)
         try:
-            num_bytes = write_checkpoint(self.path, self._tree(server))
+            num_bytes = write_checkpoint(self.path, tree)
         except OSError as error:
-            log.warning("no checkpoint: %s: %s; the run goes on", self.path, error)
+            self.fault = f"{self.path}: {error}"
+            log.warning("no checkpoint: %s; the run goes on", self.fault)
             self.tried_s = time.perf_counter()
             self.retry_s = self.tried_s + RETRY_S
             return False

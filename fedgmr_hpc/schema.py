@@ -23,7 +23,8 @@ from fedgmr_hpc.records import (
     UpdateRow,
 )
 
-FORMAT = "fedgmr_hpc results 2"
+FORMAT = "fedgmr_hpc results 3"
+UNGUARDED_FORMAT = "fedgmr_hpc results 2"  # without checksums
 MERGED_FORMAT = "fedgmr_hpc merged results 1"  # one group a run, see resultfiles.py
 NAME_BYTES = 256  # host and device names of /ranks
 
@@ -57,6 +58,7 @@ TABLES: dict[str, type[Any]] = {
     "looks": LookRow,
     "submodels": SubmodelRow,
 }
+PARTS = (*TABLES, "ranks", "model")  # all that comes in rows under checksums
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
 _LATER_TABLES = {"checkpoints", "looks", "submodels"}  # that older files lack
 REQUIRED = (

@@ -3,9 +3,13 @@
     result file   checkpoint   what `launch --resume` does
     none          none         starts from the beginning
     unfinished    none         starts from the beginning; the file becomes NAME.old
-    unfinished    whole        goes on from the newest whole generation
+    unfinished    whole        goes on from the newest generation that is whole and fits the rows
     finished      any          nothing, with exit code 0
     none          any          an error: its rows are missing
+
+A file is taken for finished where its weights are those that its last evaluation has seen
+(`result.doubt`), whatever its status says. A checkpoint fits where the file has all of its rows
+and the event log has, at its last one, the hash that the checkpoint has.
 
 A configuration that differs in more than `MAY_DIFFER` is an error that names the keys; from that
 of a finished run the limits `LIMITS` may not differ either.
@@ -27,11 +31,11 @@ from fedgmr_hpc.checkpoint import (
     checkpoint_path,
     has_checkpoint,
     older,
-    read_newest,
+    read_checkpoint,
     remove_checkpoints,
 )
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.result import Result, kept_rows, read_result
+from fedgmr_hpc.result import Result, doubt, kept_rows, read_result
 
 log = logging.getLogger("fedgmr_hpc")
 LIMITS = ("run.max_rounds", "run.max_time_s")
@@ -44,10 +48,15 @@ _SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins that may be a resumed one. `notes`: what its user should know."""
+    """How a run begins that may be a resumed one.
+
+    Attributes:
+        checkpoint: the generation that it goes on from, None where it begins anew.
+        notes: what its user should know.
+    """
 
     is_finished: bool = False
-    is_resumed: bool = False
+    checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -59,34 +68,34 @@ def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> S
         data_xxh3: the fingerprint of the data that the run would go on with, if that counts.
 
     Raises:
-        ValueError: no whole checkpoint, or of another configuration, of other data, or without its
-            rows.
+        ValueError: no checkpoint is whole and fits, or it is of another configuration or of other
+            data.
     """
     path = checkpoint_path(results)
     begun = _read_begun(results)
+    doubts: tuple[str, ...] = ()
     if begun is not None and begun.status == "finished":
         _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
         check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
-        remove_checkpoints(path)
-        return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+        if not (why := doubt(begun)):
+            remove_checkpoints(path)
+            return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+        doubts = (f"{results} says that it is finished, but {why}",)
     if not has_checkpoint(path):
         note = f"no checkpoint {path} yet: starts from the beginning"
         if begun is not None:
             _check_config(begun.config, config, results, (*MAY_DIFFER, *LIMITS))
         if results.exists():
             note += f"; {results} as it was becomes {_set_aside_path(results)}"
-        return Start(notes=(note,))
+        return Start(notes=(*doubts, note))
     if not results.exists():
         raise ValueError(
             f"results.path: got {results}, which is not there, but its checkpoint is: "
             f"bring it back, or remove {path}*"
         )
-    saved, file, wrong = read_newest(path)
-    _check_config(saved["config"], config, f"the checkpoint {file}", (*MAY_DIFFER, *LIMITS))
-    check_data(saved.get("data_xxh3"), data_xxh3, config, file)
-    kept_rows(read_result(results), saved["num_rows"])
-    note = f"{wrong}; goes on from the older {file}"
-    return Start(is_resumed=True, notes=(note,) if wrong else ())
+    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3)
+    notes = (f"{wrong}; goes on from the older {file}",) if wrong else ()
+    return Start(checkpoint=file, notes=(*doubts, *notes))
 
 
 def _read_begun(results: Path) -> Result | None:
@@ -95,6 +104,39 @@ def _read_begun(results: Path) -> Result | None:
         return read_result(results) if results.exists() else None
     except ValueError:
         return None
+
+
+def _fitting_checkpoint(
+    path: Path, result: Result, config: Config, data_xxh3: str | None
+) -> tuple[Path, str]:
+    """The newest generation from which a result goes on, and why no newer one.
+
+    Raises:
+        ValueError: there is none, or one is of another configuration or of other data.
+    """
+    wrong: list[str] = []
+    for each in (path, older(path)):
+        try:
+            saved = read_checkpoint(each)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        _check_config(saved["config"], config, f"the checkpoint {each}", (*MAY_DIFFER, *LIMITS))
+        check_data(saved.get("data_xxh3"), data_xxh3, config, each)
+        try:
+            _check_fit(result, saved)
+            return each, "; ".join(wrong)
+        except ValueError as error:
+            wrong.append(f"checkpoint {each}: {error}")
+    raise ValueError("; ".join(wrong))
+
+
+def _check_fit(result: Result, saved: Tree) -> None:
+    """Fails where a checkpoint is of other rows than a result holds."""
+    kept = kept_rows(result, saved["num_rows"])
+    chain = kept["events"]["chain_xxh3"]
+    if len(chain) and int(chain[-1]) != saved["server"]["log"]["chain"]:
+        raise ValueError(f"its events are not those of {result.path}, by events/chain_xxh3")
 
 
 def _check_config(
@@ -133,18 +175,18 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def take_newest(results: Path) -> Tree:
-    """The newest whole checkpoint, which is the newest by name too from now on.
+def take_checkpoint(results: Path, file: Path) -> Tree:
+    """Reads the generation to go on from, which is the newest by name from now on.
 
     Raises:
-        ValueError: none is whole.
+        ValueError: it is damaged.
     """
     path = checkpoint_path(results)
-    saved, file, _ = read_newest(path)
+    saved = read_checkpoint(file)
     if file != path:
         if path.exists():
             os.replace(path, path.with_name(f"{path.name}.damaged"))
-        os.replace(older(path), path)
+        os.replace(file, path)
     return saved
 
 

@@ -3,7 +3,7 @@
 Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units stand in the names.
 
     path              type           shape     filled     content
-    @format           utf-8, fixed   -         at start   "fedgmr_hpc results 2"
+    @format           utf-8, fixed   -         at start   "fedgmr_hpc results 3"
     /status           utf-8, fixed   ()        all along  running | finished | failed: reason |
                                                           checkpointed: when, and by which signal
     /committed        int64          (8,)      each flush rows of the tables, in the order below
@@ -21,15 +21,20 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
                       utf-8 fixed
     /model/weights    float32        (P,)      at the end final weights, natural order; (0,) before
     /model/layout     utf-8, fixed   ()        at start   JSON: names, shapes, offsets
+    /checksums/...    uint64         see there each flush checksums.py
 
 Columns named `*_xxh3` are uint64. There is one writer (rank 0). Everything exists before SWMR
 starts and has a fixed size, so readers may follow a running file, and a killed writer loses only
-what came after its last flush. A dataset's extent can reach the disk before its values (a full
-disk, a kill inside a flush), hence `/committed`: it is written after the columns, and readers cut
-them to it. A run that is resumed (resume.py) copies its rows up to the checkpoint's into a new
-file, which then takes the old one's name; `/provenance @resume_1` and on say where it went on. A
-file from before there were checkpoints, looks or sub-models' scores lacks the table and reads as
-one without rows.
+what came after its last flush. A flush adds a block of rows and its checksum to each table, waits
+until the disk has them, and only then writes `/committed`, to which readers cut the tables: a
+dataset's extent can reach the disk before its values (a full disk, a kill inside a flush).
+
+After an error nothing is written through HDF5 any more (hdf5file.abandon). The weights and `/ranks`
+count where the status says that the run has ended, which is said last: the file is closed, read
+back and compared first, then the status is written into its place. A run that is resumed
+(resume.py) copies its rows up to the checkpoint's into a new file, which then takes the old one's
+name; `/provenance @resume_1` and on say where it went on. Files of format 2 have no checksums, and
+the first ones lack tables that came later; they are read nevertheless.
 
 The writer takes a file lock until SWMR starts, as `results.locking` says; readers take none.
 """
@@ -37,39 +42,34 @@ The writer takes a file lock until SWMR starts, as `results.locking` says; reade
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.blankfile import STATUS_BYTES, Sizes, Texts, lay_out, open_new, part_path
+from fedgmr_hpc.checkpoint import sync_folder
+from fedgmr_hpc.checksums import status_xxh3
 from fedgmr_hpc.hdf5file import (
-    LOCKING,
+    UNREADABLE,
+    abandon,
     clip_text,
     describe_error,
-    fixed_text,
+    force_to_disk,
+    open_for_reading,
+    settle_closed,
 )
-from fedgmr_hpc.records import Floats, MergeRow
-from fedgmr_hpc.schema import (
-    FORMAT,
-    NAME_BYTES,
-    TABLE_OF,
-    TABLES,
-    Column,
-    Columns,
-    RankRow,
-    Row,
-    columns_of,
-)
-
-STATUS_BYTES = 2048
-CHUNK_BYTES = 1 << 14
+from fedgmr_hpc.records import Floats, MergeRow, RunError
+from fedgmr_hpc.result import doubt, read_group
+from fedgmr_hpc.schema import NAME_BYTES, TABLE_OF, TABLES, Columns, RankRow, Row, columns_of
+from fedgmr_hpc.tablefile import TableFile
 
 
 class ResultWriter:
@@ -86,6 +86,7 @@ class ResultWriter:
         flush_s: seconds between two flushes while rows come in.
         locking: whether the file is locked while it is made: auto, on or off, see config.py.
         kept: the rows to begin with, by table; the new file then replaces the one at `path`.
+        may_write: raises a RunError where the run is no longer this process's (ownership.py).
 
     Raises:
         ValueError: `path` exists, and no rows are kept.
@@ -105,32 +106,40 @@ class ResultWriter:
         flush_s: float = 2.0,
         locking: str = "auto",
         kept: Mapping[str, Columns] | None = None,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self._may_write = Path(path), may_write
         self._flush_s, self._flushed_s = flush_s, time.monotonic()
-        self._num_clients = num_clients
+        self._sizes = Sizes(num_clients, num_weights, num_ranks)
         self._schema = {table: columns_of(row_type) for table, row_type in TABLES.items()}
         self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
-        self._committed = dict.fromkeys(TABLES, 0)
-        self._file = _create(self.path if kept is None else _fresh_part(self.path), locking)
-        with self._named_errors():
-            for table, columns in self._schema.items():
-                self._create_table(table, columns, None)
-            self._create_table("ranks", columns_of(RankRow), num_ranks)
-            self._create("model/weights", np.dtype(np.float32), (), num_weights)
-            self._write_header(config_yaml, layout_json, provenance)
-            self._keep(kept or {})
-            self._file.swmr_mode = True
-            self._file.flush()
-            if kept is not None:
-                os.replace(self._file.filename, self.path)
+        self._error: OSError | RunError | None = None  # after which nothing is written
+        self._is_ended = False
+        if kept is None and self.path.exists():
+            raise ValueError(
+                f"results.path: {path} exists and is never overwritten; move it or name another"
+            )
+        self._make(locking, Texts(config_yaml, layout_json, provenance), kept or {})
 
-    def _keep(self, kept: Mapping[str, Columns]) -> None:
-        for table, columns in kept.items():
-            for name, values in columns.items():
-                self._fill(f"{table}/{name}", 0, values)
-                self._committed[table] = len(values)
-        self._file["committed"][...] = list(self._committed.values())
+    def _make(self, locking: str, texts: Texts, kept: Mapping[str, Columns]) -> None:
+        """Makes the file under another name, which it loses when all is in it."""
+        part = part_path(self.path)
+        self._file = open_new(self.path, locking)
+        try:
+            with self._writing():
+                lay_out(self._file, self._sizes, texts)
+                self._tables = TableFile(self._file)
+                self._tables.commit(kept)
+                self._file.swmr_mode = True
+                force_to_disk(self._file)
+                self._status_at = [
+                    self._file[name].id.get_offset() for name in ("checksums/status", "status")
+                ]
+                self._may_write()
+                os.replace(part, self.path)
+        finally:
+            part.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
 
     def sync(self) -> dict[str, int]:
         """Brings every row to the disk itself; returns how many rows each table has.
@@ -139,32 +148,9 @@ class ResultWriter:
             OSError: writing failed.
         """
         self.flush()
-        with self._named_errors(), self.path.open("rb") as file:
-            os.fsync(file.fileno())
-        return dict(self._committed)
-
-    def _create_table(self, table: str, columns: Sequence[Column], max_rows: int | None) -> None:
-        for column in columns:
-            tail = (self._num_clients,) if column.per_client else ()
-            self._create(f"{table}/{column.name}", column.dtype, tail, max_rows)
-
-    def _create(
-        self, name: str, dtype: np.dtype[Any], tail: tuple[int, ...], max_rows: int | None
-    ) -> None:
-        fitting = CHUNK_BYTES // (dtype.itemsize * max(1, *tail, 1))
-        chunk = max(1, min(fitting, max_rows or fitting))
-        self._file.create_dataset(
-            name, (0, *tail), dtype, maxshape=(max_rows, *tail), chunks=(chunk, *tail)
-        )
-
-    def _write_header(self, config: str, layout: str, provenance: Mapping[str, str]) -> None:
-        self._file.attrs["format"] = fixed_text(FORMAT)
-        self._file["config"], self._file["model/layout"] = fixed_text(config), fixed_text(layout)
-        self._file["status"] = fixed_text("running", STATUS_BYTES)
-        self._file["committed"] = np.zeros(len(TABLES), np.int64)
-        attributes = self._file.create_group("provenance").attrs
-        for key, value in provenance.items():
-            attributes[key] = fixed_text(value)
+        with self._writing():
+            force_to_disk(self._file)
+        return self._tables.num_committed()
 
     def append(self, row: Row) -> None:
         """Buffer one row (its arrays are copied); flush when the last flush is `flush_s` ago.
@@ -189,8 +175,8 @@ class ResultWriter:
         )
 
     def _per_client(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        if values.shape != (self._num_clients,):
-            want = (self._num_clients,)
+        want = (self._sizes.num_clients,)
+        if values.shape != want:
             raise ValueError(f"results MergeRow.{name}: shape {values.shape}, want {want}")
         return np.array(values)
 
@@ -200,70 +186,106 @@ class ResultWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Bring every buffered row to the file, where readers and a crash find it."""
-        with self._named_errors():
-            for table, rows in self._rows.items():
-                for column in self._schema[table] if rows else ():
-                    values = np.array([getattr(row, column.name) for row in rows], column.dtype)
-                    self._fill(f"{table}/{column.name}", self._committed[table], values)
-            self._file.flush()
-            for table, rows in self._rows.items():  # only now: a failed flush can be repeated
-                self._committed[table] += len(rows)
+        """Bring every buffered row to the disk, where readers and a crash find it.
+
+        Raises:
+            OSError: it failed; nothing is written any more.
+            RunError: the run is no longer this process's.
+        """
+        with self._writing():
+            filled = [table for table, rows in self._rows.items() if rows]
+            self._tables.commit({table: self._columns(table) for table in filled})
+            for rows in self._rows.values():
                 rows.clear()
-            self._write("committed", list(self._committed.values()))
         self._flushed_s = time.monotonic()
+
+    def _columns(self, table: str) -> Columns:
+        rows, columns = self._rows[table], self._schema[table]
+        return {c.name: np.array([getattr(row, c.name) for row in rows], c.dtype) for c in columns}
 
     def finish(
         self, status: str, *, weights: Floats | None = None, ranks: Sequence[RankRow] | None = None
     ) -> None:
-        """Write the final model and the rank table, then `status`, and close; later calls are idle.
+        """Write the final model and the rank table, close, read all back, and only then write
+        `status`; later calls are idle.
 
         Raises:
             ValueError: weights [P] or ranks do not fit the sizes given at the start.
-            OSError: writing failed.
+            OSError: writing failed, or what is read back is not what was written.
+            RunError: the run is no longer this process's.
         """
-        if not self._file:
+        if self._is_ended:
             return
+        last: dict[str, Columns] = {}
+        if ranks:
+            self._check_size("ranks/rank", len(ranks), len(ranks) <= self._sizes.num_ranks)
+            last["ranks"] = _rank_columns(ranks)
+        if weights is not None:
+            self._check_size("model/weights", weights.size, weights.size == self._sizes.num_weights)
+            last["model"] = {"weights": weights}
         self.flush()
-        with self._named_errors():
-            if weights is not None:
-                self._check_size("model/weights", weights.size, exact=True)
-                self._fill("model/weights", 0, weights)
-            if ranks:
-                self._check_size("ranks/rank", len(ranks), exact=False)
-                self._write_ranks(ranks)
-            self._file.flush()
-            self._write("status", fixed_text(status, STATUS_BYTES))
-            self._file.close()
+        with self._writing():
+            self._tables.commit(last)
+        self._close()
+        self._prove(weights)
+        self._end(status)
 
-    def _check_size(self, name: str, size: int, *, exact: bool) -> None:
-        room = self._file[name].maxshape[0]
-        if size > room or (exact and size != room):
+    def _check_size(self, name: str, size: int, is_right: bool) -> None:
+        if not is_right:
+            room = self._file[name].maxshape[0]
             raise ValueError(f"results {name}: {size} values, the file was made for {room}")
 
-    def _write_ranks(self, ranks: Sequence[RankRow]) -> None:
-        for column in columns_of(RankRow):
-            values = [getattr(row, column.name) for row in ranks]
-            if column.dtype.kind == "S":
-                values = [clip_text(value, NAME_BYTES) for value in values]
-            self._fill(f"ranks/{column.name}", 0, np.array(values, column.dtype))
+    def _close(self) -> None:
+        with self._writing():
+            self._file.close()
+            settle_closed(self.path)
 
-    def _fill(self, name: str, start: int, values: NDArray[Any]) -> None:
-        # Opened for this write only: a dataset kept open keeps up to 8 MiB of its chunks in memory.
-        dataset = self._file[name]
-        dataset.resize(start + len(values), axis=0)
-        dataset[start:] = values
+    def _prove(self, weights: Floats | None) -> None:
+        try:
+            with open_for_reading(self.path) as file:
+                result = read_group(self.path, file, is_ended=True)
+            fault = doubt(result) if weights is not None else ""
+            if weights is not None and result.weights.tobytes() != weights.tobytes():
+                fault = "its weights are not those that were written"
+        except UNREADABLE as error:
+            fault = describe_error(error)
+        if fault:
+            raise OSError(f"results {self.path}: cannot be read back ({fault})")
 
-    def _write(self, name: str, value: Any) -> None:
-        self._file[name][...] = value
-        self._file[name].flush()  # this dataset alone, so it works while another one fails
+    def _end(self, status: str) -> None:
+        """Writes the status into its place, without HDF5: the file is closed, or was abandoned."""
+        clipped = clip_text(status, STATUS_BYTES)
+        checksum = status_xxh3(clipped.decode()).to_bytes(8, sys.byteorder)
+        texts = (checksum, clipped.ljust(STATUS_BYTES, b"\0"))
+        try:
+            self._may_write()
+            with self.path.open("r+b") as file:
+                for place, text in zip(self._status_at, texts, strict=True):
+                    os.pwrite(file.fileno(), text, place)
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise self._named(error) from error
+        self._is_ended = True
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        """Around all that writes: none but the run's owner does, and nobody after an error."""
+        if self._error is not None:
+            raise self._error
         try:
+            self._may_write()
             yield
+        except RunError as error:
+            self._error = error
+            abandon(self._file)
+            raise
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-            raise OSError(f"results {self.path}: cannot write ({describe_error(error)})") from error
+            self._error = self._named(error)
+            abandon(self._file)
+            raise self._error from error
+
+    def _named(self, error: OSError | RuntimeError) -> OSError:
+        return OSError(f"results {self.path}: cannot write ({describe_error(error)})")
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -276,30 +298,20 @@ class ResultWriter:
     ) -> None:
         if error is None:
             self.finish("finished")
-        elif self._file:
-            with suppress(OSError):  # the run's own error is the one to see
+        elif not self._is_ended:
+            with suppress(OSError, RunError):  # the run's own error is the one to see
                 self.flush()
-            with suppress(OSError), self._named_errors():
-                reason = f"failed: {type(error).__name__}: {error}"
-                self._write("status", fixed_text(reason, STATUS_BYTES))
-                self._file.close()
+                self._close()
+            if not isinstance(self._error, RunError):
+                with suppress(OSError, RunError):
+                    self._end(f"failed: {type(error).__name__}: {error}")
 
 
-def _create(path: Path, locking: str) -> h5py.File:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return h5py.File(path, "x", libver="latest", locking=LOCKING[locking])
-    except OSError as error:
-        if isinstance(error, FileExistsError) and path.is_file():
-            raise ValueError(
-                f"results.path: {path} exists and is never overwritten; move it or name another"
-            ) from error
-        reason = describe_error(error)
-        raise OSError(f"results {path}: cannot create the file ({reason})") from error
-
-
-def _fresh_part(path: Path) -> Path:
-    """Where a file is made that is to replace the one at `path`; what a kill left there goes."""
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    return part
+def _rank_columns(ranks: Sequence[RankRow]) -> Columns:
+    columns: Columns = {}
+    for name, dtype, _ in columns_of(RankRow):
+        values = [getattr(row, name) for row in ranks]
+        if dtype.kind == "S":
+            values = [clip_text(value, NAME_BYTES) for value in values]
+        columns[name] = np.array(values, dtype)
+    return columns

@@ -22,6 +22,7 @@ import fedgmr_hpc
 import fedgmr_hpc.checkpoint as checkpoint
 import fedgmr_hpc.experiment as experiment
 import fedgmr_hpc.resume as resume
+from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import Result, differing_columns, read_result
 
 SMALL = (
@@ -236,6 +237,22 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         pytest.skip("only root can mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told_too_late(path: Path, tree: checkpoint.Tree) -> int:
+        experiment.SIGNALS.name = "SIGTERM"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume, "write_checkpoint", told_too_late)
+    monkeypatch.setattr(resume, "RETRY_S", 0.0)
+    monkeypatch.setattr(resume, "GIVE_UP_S", 0.1)
+    monkeypatch.setattr(experiment.SIGNALS, "name", None)
+    with pytest.raises(RunError, match=r"told to end by SIGTERM, but no checkpoint .*No space"):
+        run_here(tmp_path / "run.h5", "run.max_rounds=100000")
+    assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: told to end")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from fedgmr_hpc.checkpoint import (
     older,
     pack_tree,
     read_checkpoint,
-    read_newest,
     remove_checkpoints,
     unpack_tree,
     write_checkpoint,
@@ -39,9 +39,9 @@ from fedgmr_hpc.fl.events import (
 )
 from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
 from fedgmr_hpc.fl.submodels import PrunableLayer
-from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Update
+from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Floats, Update
 from fedgmr_hpc.result import kept_rows, read_result
-from fedgmr_hpc.start import find_start, resumed_provenance, set_aside, take_newest
+from fedgmr_hpc.start import Start, find_start, resumed_provenance, set_aside, take_checkpoint
 from fedgmr_hpc.store import ResultWriter
 
 TREE: Tree = {
@@ -130,32 +130,13 @@ def test_the_last_two_generations_are_kept(tmp_path: Path) -> None:
     assert not names(tmp_path) and not has_checkpoint(path)
 
 
-def test_the_older_generation_stands_in_for_a_damaged_or_missing_one(tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
-    write_checkpoint(path, {"number": 0})
-    write_checkpoint(path, {"number": 1})
-    path.write_bytes(path.read_bytes()[:-1])
-    tree, file, wrong = read_newest(path)
-    assert (tree["number"], file) == (0, older(path)) and "its header" in wrong
-    path.unlink()  # killed between the two renames
-    assert read_newest(path)[0]["number"] == 0
-
-
-def test_with_both_generations_damaged_both_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "run.ckpt"
-    path.write_bytes(b"FGMRCKPT")
-    older(path).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"run\.ckpt: damaged.*; .*run\.ckpt\.old: damaged"):
-        read_newest(path)
-
-
 def test_going_on_from_the_older_one_puts_the_damaged_one_out_of_the_way(tmp_path: Path) -> None:
     """Else the next checkpoint would make the damaged one the older, and leave nothing whole."""
     path = tmp_path / "run.ckpt"
     write_checkpoint(path, {"number": 0})
     write_checkpoint(path, {"number": 1})
     path.write_bytes(b"junk")
-    assert take_newest(tmp_path / "run.h5")["number"] == 0
+    assert take_checkpoint(tmp_path / "run.h5", older(path))["number"] == 0
     assert names(tmp_path) == {"run.ckpt", "run.ckpt.damaged"}
     assert read_checkpoint(path)["number"] == 0
 
@@ -328,7 +309,9 @@ def event(number: int) -> EventRow:
     return EventRow(kind=0, now_s=float(number), ready_s=0.0, client=number, chain_xxh3=number)
 
 
-def write_results(path: Path, status: str | None = None) -> dict[str, int]:
+def write_results(
+    path: Path, status: str | None = None, weights: Floats | None = None
+) -> dict[str, int]:
     """Three events, of which the last is not synced."""
     text = render_config(make_config({}))
     writer = ResultWriter(path, config_yaml=text, provenance={"cpu_model": "one"}, **SIZES)
@@ -337,7 +320,7 @@ def write_results(path: Path, status: str | None = None) -> dict[str, int]:
     num_rows = writer.sync()
     writer.append(event(2))
     writer.append(CheckpointRow(1, 2.0, 0, 99, 0.0, 0.5, 3.0))
-    writer.finish(status or "checkpointed: version 1")
+    writer.finish(status or "checkpointed: version 1", weights=weights)
     return num_rows
 
 
@@ -363,7 +346,9 @@ def test_a_checkpoint_without_its_rows_is_refused(tmp_path: Path) -> None:
 
 def save(path: Path, values: dict[str, object], num_rows: dict[str, int]) -> None:
     config = make_config(values).model_dump(mode="json")
-    write_checkpoint(checkpoint_path(path), {"config": config, "num_rows": num_rows})
+    server = {"log": {"chain": num_rows["events"] - 1}}
+    tree = {"config": config, "num_rows": num_rows, "server": server}
+    write_checkpoint(checkpoint_path(path), tree)
 
 
 def test_a_start_tells_finished_resumed_and_fresh_apart(tmp_path: Path) -> None:
@@ -373,26 +358,25 @@ def test_a_start_tells_finished_resumed_and_fresh_apart(tmp_path: Path) -> None:
     )
     num_rows = write_results(path)
     again = find_start(path, config)
-    assert not again.is_resumed and again.notes[0].endswith(f"becomes {tmp_path / 'run.h5.old'}")
+    assert not again.checkpoint and again.notes[0].endswith(f"becomes {tmp_path / 'run.h5.old'}")
     save(path, {}, num_rows)
-    assert find_start(path, config).is_resumed and find_start(path, config).notes == ()
-    save(path, {}, num_rows)
-    checkpoint_path(path).write_bytes(b"")
-    assert "goes on from the older" in find_start(path, config).notes[0]
+    assert find_start(path, config) == Start(checkpoint=checkpoint_path(path))
     path.unlink()
     with pytest.raises(ValueError, match="which is not there, but its checkpoint is"):
         find_start(path, config)
-    write_results(path, "finished")
+    write_results(path, "finished", np.ones(4, np.float32))
     assert find_start(path, config).is_finished
     assert names(tmp_path) == {"run.h5"}  # of its checkpoints nothing is left
 
 
 def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path: Path) -> None:
     path, config = tmp_path / "run.h5", make_config({"data": {"root": "/there"}})
-    num_rows, saved = write_results(path), {"config": config.model_dump(mode="json")}
+    num_rows = write_results(path)
+    server = {"log": {"chain": num_rows["events"] - 1}}
+    saved = {"config": config.model_dump(mode="json"), "server": server}
     where = checkpoint_path(path)
     write_checkpoint(where, {**saved, "num_rows": num_rows, "data_xxh3": "aa11"})
-    assert find_start(path, config, "aa11").is_resumed
+    assert find_start(path, config, "aa11").checkpoint
     with pytest.raises(ValueError) as wrong:
         find_start(path, config, "bb22")
     assert str(wrong.value) == (
@@ -400,7 +384,52 @@ def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path
         f"allowed with {where}: data with aa11"
     )
     write_checkpoint(where, {**saved, "num_rows": num_rows})  # from before there were any
-    assert find_start(path, config, "bb22").is_resumed
+    assert find_start(path, config, "bb22").checkpoint
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda path, rows: path.write_bytes(b""), "does not begin as a checkpoint does"),
+        (lambda path, rows: path.unlink(), "No such file"),  # killed between the two renames
+        (
+            lambda path, rows: respoil(path, {**rows, "events": 4}, 3),
+            "events has 3 rows, the checkpoint needs 4",
+        ),
+        (lambda path, rows: respoil(path, rows, 9), "its events are not those of "),
+    ],
+)
+def test_the_older_generation_stands_in_for_one_that_does_not_fit(
+    spoil: Callable[[Path, dict[str, int]], None], why: str, tmp_path: Path
+) -> None:
+    path, config = tmp_path / "run.h5", make_config({})
+    num_rows = write_results(path)
+    save(path, {}, num_rows)
+    save(path, {}, num_rows)
+    newest = checkpoint_path(path)
+    spoil(newest, num_rows)
+    start = find_start(path, config)
+    assert start.checkpoint == older(newest)
+    assert why in start.notes[0] and f"goes on from the older {older(newest)}" in start.notes[0]
+
+
+def respoil(path: Path, num_rows: dict[str, int], chain: int) -> None:
+    """A whole checkpoint, but of other rows."""
+    tree = read_checkpoint(path)
+    path.write_bytes(
+        b"".join(pack_tree({**tree, "num_rows": num_rows, "server": {"log": {"chain": chain}}}))
+    )
+
+
+def test_finished_is_believed_only_with_the_weights_of_its_last_evaluation(tmp_path: Path) -> None:
+    path, config = tmp_path / "run.h5", make_config({})
+    num_rows = write_results(path, "finished")
+    (again,) = find_start(path, config).notes[:1]
+    assert again == f"{path} says that it is finished, but it has no weights"
+    save(path, {}, num_rows)
+    start = find_start(path, config)
+    assert start.checkpoint == checkpoint_path(path) and start.notes == (again,)
+    assert checkpoint_path(path).exists()
 
 
 def test_a_start_names_every_key_that_may_not_differ(tmp_path: Path) -> None:
@@ -449,7 +478,7 @@ def test_limits_and_where_things_are_may_differ(tmp_path: Path) -> None:
         "transport": "gloo",
         "device": "cpu",
     }
-    assert find_start(path, make_config(values)).is_resumed
+    assert find_start(path, make_config(values)).checkpoint
 
 
 def test_results_without_a_checkpoint_are_put_aside_not_lost(tmp_path: Path) -> None:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from test_store import merge_row, open_writer, write_run
+from test_store import EVALUATION, merge_row, open_writer, write_run
 
 from fedgmr_hpc.__main__ import main
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.hdf5file import num_missing_bytes, read_superblock
 from fedgmr_hpc.launch import run
-from fedgmr_hpc.result import deterministic_columns, differing_columns, read_result
+from fedgmr_hpc.result import Result, deterministic_columns, differing_columns, read_result
 from fedgmr_hpc.resultchecks import verify
 from fedgmr_hpc.resultexport import export
-from fedgmr_hpc.resultfiles import merge, read_runs, repair
+from fedgmr_hpc.resultfiles import merge, read_runs, write_group
+from fedgmr_hpc.salvage import repair
+from fedgmr_hpc.schema import TABLES
 
 WORDS = [
     *("clients.count=2", "run.max_rounds=12", "run.interval_rounds=5", "progress=quiet"),
@@ -113,11 +117,23 @@ def test_a_whole_run_is_sound_and_so_is_a_followed_one(whole: Path, tmp_path: Pa
 def test_verify_names_what_was_changed(
     whole: Path, tmp_path: Path, place: str, value: float, finding: str
 ) -> None:
-    path = Path(shutil.copy(whole, tmp_path / "changed.h5"))
-    with h5py.File(path, "r+") as file:
-        file[place][3] = value
+    def change(result: Result) -> None:
+        table, _, name = place.partition("/")
+        values = result.weights if table == "model" else getattr(result, table)[name]
+        values[3] = value
+
+    path = rewrite(whole, tmp_path / "changed.h5", change)
     assert any(line.startswith(f"results {path}: {finding}") for line in verify(path)), verify(path)
     assert main(["results", "verify", str(whole), str(path)]) == 1
+
+
+def rewrite(whole: Path, path: Path, change: Callable[[Result], None]) -> Path:
+    """A changed run, with checksums that hold."""
+    result = read_result(whole)
+    change(result)
+    with h5py.File(path, "w", libver="latest") as file:
+        write_group(file, result)
+    return path
 
 
 def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
@@ -131,8 +147,10 @@ def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
         f"results {path}: merges/density: 5 rows, 12 are committed",
         f"results {path}: updates/score: missing",
     ]
-    with h5py.File(Path(shutil.copy(whole, path)), "r+") as file:
-        file["config"][...] = file["config"][()].replace(b"method: fedgmr", b"method: fedgmx")
+    result = read_result(whole)
+    text = result.config_yaml.replace("method: fedgmr", "method: fedgmx")
+    with h5py.File(path, "w", libver="latest") as file:
+        write_group(file, dataclasses.replace(result, config_yaml=text))
     assert any(": config: method" in line for line in verify(path))
 
 
@@ -262,7 +280,11 @@ def test_csv_and_jsonl_hold_every_row(tmp_path: Path) -> None:
     ]
     (line,) = (tmp_path / "lines/run/evaluations.jsonl").read_text().splitlines()
     row = json.loads(line)
-    assert (row["model_xxh3"], row["val_accuracy"], row["test_accuracy"]) == (2**64 - 1, 0.5, None)
+    assert (row["model_xxh3"], row["val_accuracy"], row["test_accuracy"]) == (
+        EVALUATION.model_xxh3,
+        0.5,
+        None,
+    )
     assert json.loads((tmp_path / "csv/run/run.json").read_text())["config"]["seed"] == 7
     with pytest.raises(ValueError, match="has files already"):
         export(source, "csv", tmp_path / "csv")
@@ -312,3 +334,78 @@ def test_every_locking_policy_writes_a_file_that_is_read_meanwhile(
         code = "import sys; from fedgmr_hpc import read_result; read_result(sys.argv[1])"
         command = [sys.executable, "-c", code, str(writer.path)]
         assert subprocess.run(command, timeout=60).returncode == 0
+
+
+def test_a_full_disk_leaves_no_merged_file(whole: Path, tmp_path: Path) -> None:
+    code = f"""
+        import resource, sys
+        from fedgmr_hpc.__main__ import main
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        sys.exit(main(["results", "merge", {str(whole)!r}, "--out", {str(tmp_path / "two.h5")!r}]))
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.count("\n") == 1 and "two.h5 (File too large)" in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_byte_is_found_wherever_it_changes_what_is_read(
+    whole: Path, tmp_path: Path
+) -> None:
+    data, unbroken, rng = whole.read_bytes(), read_result(whole), np.random.default_rng(11)
+    path = tmp_path / "flipped.h5"
+    for at in rng.choice(len(data), 100, replace=False).tolist():
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
+        if not verify(path):
+            assert same_content(read_result(path), unbroken), at
+
+
+def same_content(a: Result, b: Result) -> bool:
+    """Whether two results hold the same, down to the bits of NaN."""
+    texts = ("status", "config_yaml", "provenance", "layout_json")
+    return all(getattr(a, name) == getattr(b, name) for name in texts) and all(
+        values.tobytes() == getattr(b, table)[name].tobytes()
+        for table in (*TABLES, "ranks")
+        for name, values in getattr(a, table).items()
+    )
+
+
+def test_a_file_without_checksums_is_sound_with_a_remark(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copy(whole, tmp_path / "old.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["checksums"]
+        file.attrs["format"] = np.bytes_("fedgmr_hpc results 2")
+    assert same_content(read_result(path), read_result(whole))
+    assert main(["results", "verify", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said == f"results {path}: sound, but without checksums, which its format lacks: old\n"
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = np.bytes_("fedgmr_hpc results 3")
+    assert "lacks /checksums" in verify(path)[0]
+
+
+@pytest.mark.parametrize("num_bytes", [1, 8, 63])
+def test_a_closed_file_that_lost_its_last_bytes_is_not_sound(
+    whole: Path, tmp_path: Path, num_bytes: int
+) -> None:
+    path = tmp_path / "cut.h5"
+    path.write_bytes(whole.read_bytes()[:-num_bytes])
+    assert verify(path) == [
+        f"results {path}: cut off, the last {num_bytes} bytes are missing; "
+        "`python -m fedgmr_hpc results repair` keeps what can be read"
+    ]
+
+
+def test_repair_drops_rows_that_fail_their_checksum(whole: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(whole, tmp_path / "changed.h5"))
+    with h5py.File(path, "r+") as file:
+        file["merges/wall_s"][7] = 1.0
+    said = repair(path, tmp_path / "new.h5")
+    repaired = read_result(tmp_path / "new.h5")
+    assert "was finished; merges from row 7 of 12 on, where checksums fail" in said
+    assert repaired.merges["version"].tolist() == list(range(1, 8))
+    assert len(repaired.evaluations["version"]) == len(read_result(whole).evaluations["version"])

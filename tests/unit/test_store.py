@@ -13,14 +13,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xxhash
 
+import fedgmr_hpc.tablefile as tablefile
 from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.result import deterministic_columns, differing_columns, read_result
-from fedgmr_hpc.schema import RankRow
+from fedgmr_hpc.schema import PARTS, RankRow
 from fedgmr_hpc.store import ResultWriter
 
 SIZES = {"num_clients": 3, "num_weights": 4, "num_ranks": 2, "layout_json": '{"names": ["w"]}'}
 TEXTS = {"config_yaml": "seed: 7\ndata: {name: digits}\n", "provenance": {"hostname": "näme"}}
+WEIGHTS = np.arange(4, dtype=np.float32)
 I8, F8, U8 = np.dtype("i8"), np.dtype("f8"), np.dtype("u8")
 
 
@@ -52,7 +55,7 @@ EVALUATION = EvaluationRow(
     test_accuracy=float("nan"),
     test_loss=float("nan"),
     mean_density=0.75,
-    model_xxh3=2**64 - 1,
+    model_xxh3=xxhash.xxh3_64_intdigest(WEIGHTS.tobytes()),
     wall_s=0.2,
 )
 UPDATE = UpdateRow(
@@ -108,7 +111,7 @@ def write_run(path: Path, **changes: Any) -> Path:
         writer.append(UPDATE)
         writer.append(EVENT)
         writer.append(TRANSFER)
-        writer.finish("finished", weights=np.arange(4, dtype=np.float32), ranks=[RANK])
+        writer.finish("finished", weights=WEIGHTS, ranks=[RANK])
     return path
 
 
@@ -122,8 +125,8 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
 
     with h5py.File(tmp_path / "run.h5", "r", swmr=True) as file:
         file.visititems(visit)
-        assert file.attrs["format"] == b"fedgmr_hpc results 2"
-    number, each_client = (0,), (0, 3)
+        assert file.attrs["format"] == b"fedgmr_hpc results 3"
+    number, each_client, block = (0,), (0, 3), (0, 2)
     assert {name: kind for name, kind in found.items() if kind[1].kind != "S"} == {
         "committed": ((8,), I8),
         "merges/version": (number, I8),
@@ -212,6 +215,9 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         "ranks/wait_s": (number, F8),
         "ranks/rss_bytes": (number, I8),
         "model/weights": (number, np.dtype("f4")),
+        "checksums/texts": ((), U8),
+        "checksums/status": ((), U8),
+        **{f"checksums/{part}": (block, U8) for part in PARTS},
     }
     texts = {name for name, kind in found.items() if kind[1].kind == "S"}
     assert texts == {"status", "config", "model/layout", "ranks/host", "ranks/device"}
@@ -232,7 +238,7 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert result.merges["version"].tolist() == [1, 2]
     assert result.merges["up_bytes"].tolist() == [[10, 20, 70], [20, 40, 140]]
     assert result.merges["density"].tolist() == [[0.25, 0.5, 1.0]] * 2
-    assert result.evaluations["model_xxh3"].tolist() == [2**64 - 1]
+    assert result.evaluations["model_xxh3"].tolist() == [EVALUATION.model_xxh3]
     assert np.isnan(result.evaluations["test_accuracy"]).tolist() == [True]
     assert result.updates["train_loss"].tolist() == [2.25]
     assert row_of(result.updates) == pytest.approx(dataclasses.asdict(UPDATE), rel=0, nan_ok=True)
@@ -324,47 +330,81 @@ def test_a_killed_writer_keeps_all_up_to_its_last_flush(tmp_path: Path) -> None:
     assert all(len(column) == 200 for column in result.merges.values())
 
 
-def test_a_full_disk_is_named_and_leaves_whole_rows(tmp_path: Path) -> None:
+FILL = """
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+    try:
+        with open_writer(path, flush_s=0.0) as writer:
+            for version in range(1, 100_000):
+                writer.append(merge_row(version))
+    except OSError as error:
+        print(error, flush=True)
+        sys.exit(3)  # as any program ends: libhdf5 has nothing left to write, and does not crash
+"""
+
+
+@pytest.mark.parametrize("limit_bytes", [1000, 20_000, 30_000, 100_000, 200_000, 300_000])
+def test_a_full_disk_is_named_and_leaves_whole_rows(tmp_path: Path, limit_bytes: int) -> None:
     path = tmp_path / "run.h5"
-    ran = run_writer(
-        path,
-        """
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        try:
-            with open_writer(path, flush_s=0.0) as writer:
-                for version in range(1, 100_000):
-                    writer.append(merge_row(version))
-        except OSError as error:
-            print(error, flush=True)
-            os._exit(3)
-        """,
-    )
+    ran = run_writer(path, FILL.replace("ROOM", str(limit_bytes)))
     assert ran.stdout == f"results {path}: cannot write (File too large)\n", ran.stderr
+    assert (ran.returncode, ran.stderr) == (3, "")
+    if not path.exists():  # not even its head found room: nothing is left behind
+        assert limit_bytes <= 30_000 and not list(tmp_path.iterdir())
+        return
     result = read_result(path)
     versions = result.merges["version"]
-    assert len(versions) > 10 and versions.tolist() == list(range(1, len(versions) + 1))
-    assert result.merges["density"].min() == 0.25
+    assert versions.tolist() == list(range(1, len(versions) + 1))
+    assert (result.merges["density"] == [0.25, 0.5, 1.0]).all()
+    assert len(versions) > 10 or limit_bytes < 300_000
     assert result.status.startswith("failed: OSError")
 
 
-def test_a_flush_that_failed_can_be_repeated(
+def test_after_an_error_nothing_more_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_writer(tmp_path / "run.h5", flush_s=1e9) as writer:
-        writer.append(merge_row(1))
-        fill = writer._fill
-
-        def fail_at_density(name: str, start: int, values: Any) -> None:
-            if name == "merges/density":
-                raise OSError("no space")
-            fill(name, start, values)
-
-        with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
-            patched.setattr(writer, "_fill", fail_at_density)
+    path = tmp_path / "run.h5"
+    writer = open_writer(path, flush_s=1e9)
+    writer.append(merge_row(1))
+    writer.flush()
+    with monkeypatch.context() as patched:
+        patched.setattr(tablefile, "force_to_disk", fail)
+        writer.append(merge_row(2))
+        with pytest.raises(OSError, match=r"run\.h5: cannot write \(no space\)"):
             writer.flush()
-        assert read_elsewhere(tmp_path / "run.h5") == "running [] (0, 3) 0"
-    assert read_elsewhere(tmp_path / "run.h5") == "finished [1] (1, 3) 0"
+    before = path.read_bytes()
+    for act in (writer.flush, writer.sync, lambda: writer.finish("finished", weights=WEIGHTS)):
+        with pytest.raises(OSError, match="no space"):
+            act()
+    assert path.read_bytes() == before
+    assert read_elsewhere(path) == "running [1] (1, 3) 0"
+
+
+def fail(file: h5py.File) -> None:
+    raise OSError("no space")
+
+
+def test_finished_is_said_only_of_weights_that_were_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.h5"
+    real = tablefile.TableFile._fill
+
+    def lose(self: tablefile.TableFile, name: str, start: int, values: Any) -> None:
+        real(self, name, start, values * 0 if name == "model/weights" else values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tablefile.TableFile, "_fill", lose)
+        with pytest.raises(OSError, match="cannot be read back .*/model fails its checksum"):
+            write_run(path)
+    assert read_result(path).status.startswith("failed: OSError")
+    with pytest.raises(OSError, match="not those of version 2, by evaluations/model_xxh3"):
+        with open_writer(tmp_path / "other.h5") as writer:
+            writer.append(merge_row(1))
+            writer.append(merge_row(2))
+            writer.append(EVALUATION)
+            writer.finish("finished", weights=WEIGHTS + 1)
+    assert read_result(tmp_path / "other.h5").status.startswith("failed: OSError")
 
 
 def test_an_exception_marks_the_file_failed(tmp_path: Path) -> None:
@@ -434,7 +474,7 @@ def test_differing_columns_names_what_differs(tmp_path: Path) -> None:
     other = read_result(write_run(tmp_path / "c.h5", density=np.array([0.25, 0.5, 0.9])))
     assert differing_columns(first, slower) == []
     assert differing_columns(first, other) == ["merges/density"]
-    open_writer(tmp_path / "d.h5").finish("finished", weights=np.arange(4, dtype=np.float32))
+    open_writer(tmp_path / "d.h5").finish("finished", weights=WEIGHTS)
     assert "merges/version" in differing_columns(first, read_result(tmp_path / "d.h5"))
 
 
