@@ -30,7 +30,8 @@ class TableFile:
         return {table: self._num_rows[table] for table in TABLES}
 
     def commit(self, added: Mapping[str, Columns]) -> None:
-        """Adds a block of rows to each table named; they count once they are on the disk."""
+        """Adds a block to each table that has new rows; they count once they are on the disk."""
+        added = {t: columns for t, columns in added.items() if len(next(iter(columns.values())))}
         num_rows = {table: self._add_block(table, columns) for table, columns in added.items()}
         force_to_disk(self._file)
         self._num_rows |= num_rows

@@ -39,7 +39,7 @@ from fedgmr_hpc.fl.events import (
 )
 from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
 from fedgmr_hpc.fl.submodels import PrunableLayer
-from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Floats, Update
+from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Floats, LookRow, Update
 from fedgmr_hpc.result import kept_rows, read_result
 from fedgmr_hpc.start import Start, find_start, resumed_provenance, set_aside, take_checkpoint
 from fedgmr_hpc.store import ResultWriter
@@ -305,6 +305,9 @@ def test_error_feedback_goes_on_from_its_remainders() -> None:
 SIZES = {"num_clients": 3, "num_weights": 4, "num_ranks": 2, "layout_json": ""}
 
 
+LOOK = LookRow(1, 1, 1.0, *[0.5] * 5, model_xxh3=1, wall_s=1.0)
+
+
 def event(number: int) -> EventRow:
     return EventRow(kind=0, now_s=float(number), ready_s=0.0, client=number, chain_xxh3=number)
 
@@ -332,8 +335,9 @@ def test_a_resumed_file_begins_with_the_rows_of_the_checkpoint(tmp_path: Path) -
     with ResultWriter(path, config_yaml="{}", provenance={}, kept=kept, **SIZES) as writer:
         assert read_result(path).events["client"].tolist() == [0, 1]  # at once, under its name
         writer.append(event(7))
+        writer.append(LOOK)  # of a table that kept nothing
     result = read_result(path)
-    assert result.events["client"].tolist() == [0, 1, 7]
+    assert result.events["client"].tolist() == [0, 1, 7] and len(result.looks["version"]) == 1
     assert result.checkpoints["bytes"].tolist() == [99]  # what was written is no part of the run
     assert names(tmp_path) == {"run.h5"}
 
