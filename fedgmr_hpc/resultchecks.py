@@ -42,6 +42,8 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         return _structure(Path(path)) or _contents(Path(path))
     except ValueError as error:
         return str(error).splitlines()
+    except OSError as error:
+        return [f"results {path}: cannot be read ({describe_error(error)})"]
 
 
 def remark(path: str | os.PathLike[str]) -> str:
@@ -61,7 +63,7 @@ def _structure(path: Path) -> list[str]:
                 found = _group_structure(group)
                 findings += [f"results {path}{_of_run(name, len(runs))}: {line}" for line in found]
     except UNREADABLE as error:
-        return [f"results {path}: unreadable ({describe_error(error)})"]
+        return [f"results {path}: cannot be read ({describe_error(error)})"]
     return findings
 
 

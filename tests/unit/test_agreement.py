@@ -14,7 +14,8 @@ from matplotlib.image import imread
 
 from fedgmr_hpc.__main__ import main
 from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
-from fedgmr_hpc.result import Result
+from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.resultfiles import write_group
 from fedgmr_hpc.schema import columns_of
 from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.study.agreement import _plot_staleness as plot_staleness
@@ -292,8 +293,10 @@ def test_a_disagreement_ends_in_an_exit_code(
 ) -> None:
     files = [str(write(tmp_path / f"{clock}.h5", clock)) for clock in ("virtual", "wall")]
     assert main(["agree", *files, "--out", str(tmp_path)]) == 0
-    with h5py.File(files[1], "r+") as file:
-        file["evaluations/test_accuracy"][:] += 0.03
+    wall = read_result(files[1])
+    wall.evaluations["test_accuracy"][:] += 0.03
+    with h5py.File(files[1], "w", libver="latest") as file:
+        write_group(file, wall)
     assert main(["agree", *files, "--out", str(tmp_path)]) == 1
     assert line(capsys.readouterr().out.rpartition("DISAGREE")[2], "final test")[-1] == "NO"
     assert main(["agree", *files, "--out", str(tmp_path), "--points", "4"]) == 0
