@@ -14,16 +14,15 @@ Shapes: N sentences, L = 128 tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from fedgmr_hpc.data.formats import Split
+from fedgmr_hpc.foreign import refuse
+from fedgmr_hpc.isolation import read_in_child
 
 PAD, UNKNOWN, FIRST_WORD = 0, 1, 2
 NUM_TOKENS = 10_000  # pad and unknown included
@@ -71,39 +70,14 @@ def _read_sentences(path: Path, max_users: int, max_user_samples: int) -> _Sente
     words: list[Words] = []
     users: list[int] = []
     names: list[str] = []
-    try:
-        with h5py.File(path, "r") as file:
-            for name, lines in _clients(path, file, max_users, max_user_samples):
-                words += [_words(path, name, line) for line in lines]
-                users += [len(names)] * len(lines)
-                names.append(name)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error}), expected {EXPECTED}") from None
+    limits = map(str, (max_users, max_user_samples, MAX_TOKENS))
+    for name, lines in read_in_child("fedgmr_hpc.tffclients", path, limits, EXPECTED):
+        words += [line.split() for line in lines]
+        users += [len(names)] * len(lines)
+        names.append(name)
     if not words:
-        raise ValueError(f"{path}: no sentences, expected {EXPECTED}")
+        refuse(path, "no sentences", EXPECTED)
     return _Sentences(words, users, names)
-
-
-def _clients(
-    path: Path, file: h5py.File, max_users: int, max_user_samples: int
-) -> Iterator[tuple[str, Any]]:
-    """(name, first sentences) of the first users by id."""
-    clients = file.get("examples")
-    if not isinstance(clients, h5py.Group):
-        raise ValueError(f'{path}: no group "examples", expected {EXPECTED}')
-    for name in islice(clients, max_users):
-        lines = clients.get(f"{name}/tokens")
-        if not isinstance(lines, h5py.Dataset) or lines.ndim != 1 or lines.dtype.kind not in "OS":
-            raise ValueError(f"{path}: client {name!r} has no list tokens, expected {EXPECTED}")
-        yield name, lines[:max_user_samples]
-
-
-def _words(path: Path, client: str, line: Any) -> Words:
-    try:
-        return bytes(line).decode("utf-8").split()[:MAX_TOKENS]
-    except (TypeError, ValueError) as error:
-        found = f"client {client!r} has a sentence that is no text ({error})"
-        raise ValueError(f"{path}: {found}, expected {EXPECTED}") from None
 
 
 def _encode(
@@ -116,8 +90,6 @@ def _encode(
     num_scored = (x[:, 1:] >= FIRST_WORD).sum(axis=1)
     kept = num_scored > 0
     if not kept.any():
-        raise ValueError(
-            f"{path}: no sentence has two words of the vocabulary, expected {EXPECTED}"
-        )
+        refuse(path, "no sentence has two words of the vocabulary", EXPECTED)
     group = np.array([users[name] for name in sentences.names], np.int32)
     return Split(x[kept], num_scored[kept], group[np.array(sentences.users)][kept])
