@@ -192,7 +192,19 @@ class Plan:
 
 
 def plan_dataset(data: DataConfig, *, seed: int) -> Plan:
-    """Where the cache of a configuration's data set lies; ValueError if its files are missing."""
+    """Where the cache of a configuration's data set lies.
+
+    Raises:
+        ValueError: its files are missing, or cannot be looked at.
+    """
+    try:
+        return _plan(data, seed)
+    except OSError as error:
+        found = f"where something cannot be read ({error})"
+        raise ValueError(f"data.root: got {data.root!r}, {found}") from None
+
+
+def _plan(data: DataConfig, seed: int) -> Plan:
     kind = KINDS[data.name]
     if kind.synthetic_sizes:
         return _plan_synthetic(data, kind, seed)

@@ -26,7 +26,7 @@ from fedgmr_hpc.data.partition import (
     cut_validation,
     make_partition,
 )
-from fedgmr_hpc.models import accepts
+from fedgmr_hpc.models import FlatNet, accepts, has_norms
 from fedgmr_hpc.records import make_rng
 
 Pool = Literal["validation", "score", "test"]
@@ -71,6 +71,19 @@ class FederatedData:
             raise ValueError(
                 f"model.name: got {model!r} with data.name = {dataset.name}, but {model} {wrong}"
             )
+        if self.config.train.batch == 1 and has_norms(model):
+            self._try_one_sample()
+
+    def _try_one_sample(self) -> None:
+        """Batch normalisation needs two values of a channel: samples, or pixels of one sample."""
+        model, shape = self.config.model.name, self.dataset.input_shape
+        try:
+            FlatNet(model)(torch.zeros(1, *shape), training=True)
+        except ValueError:
+            raise ValueError(
+                f"train.batch: got 1, allowed with model.name = {model} and images "
+                f"{'x'.join(map(str, shape))}: 2 or more (a batch norm sees one value a channel)"
+            ) from None
 
     def _check_partition(self) -> None:
         kind = self.config.data.partition

@@ -13,12 +13,13 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.data.digests import Guard
+from fedgmr_hpc.foreign import reading, refuse
 
 Bytes = NDArray[np.uint8]
 Longs = NDArray[np.int64]
@@ -60,15 +61,11 @@ class Split:
         return x
 
 
-def _refuse(path: Path, found: str, expected: str) -> NoReturn:
-    raise ValueError(f"{path}: {found}, expected {expected}")
-
-
 def _check_labels(path: Path, labels: Longs, *, num_classes: int, where: str) -> None:
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(bad):
         found = f"{where} {bad[0]} has label {labels[bad[0]]}"
-        _refuse(path, found, f"0..{num_classes - 1}")
+        refuse(path, found, f"0..{num_classes - 1}")
 
 
 def _whole_numbers(values: list[Any]) -> Longs | None:
@@ -113,8 +110,13 @@ def _leaf_pixels(rows: list[Any]) -> Bytes | _Writer:
     return np.rint(255 * (1 - x)).astype(np.uint8)
 
 
-def _pack_writer(entry: dict[str, Any]) -> Any:
-    """json object_hook: a writer's floats, 32 bytes each, become bytes as soon as parsed."""
+def _pack_writer(pairs: list[tuple[str, Any]]) -> Any:
+    """json object_pairs_hook: a writer's floats, 32 bytes each, become bytes as soon as parsed."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
     x, y = entry.get("x"), entry.get("y")
     if not isinstance(x, list) and not isinstance(y, list):
         return entry
@@ -131,14 +133,11 @@ def _pack_writer(entry: dict[str, Any]) -> Any:
 
 
 def _parse_shard(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as handle:
-            shard: dict[str, Any] = json.load(handle, object_hook=_pack_writer)
-    except ValueError as error:
-        raise ValueError(f"{path}: invalid JSON ({error}), expected a LEAF shard") from None
+    with reading(path, "a LEAF shard"), path.open(encoding="utf-8-sig") as handle:
+        shard: dict[str, Any] = json.load(handle, object_pairs_hook=_pack_writer)
     for key, kind in (("users", list), ("num_samples", list), ("user_data", dict)):
         if not isinstance(shard, dict) or not isinstance(shard.get(key), kind):
-            _refuse(path, f'"{key}" is missing or no {kind.__name__}', "a LEAF shard")
+            refuse(path, f'"{key}" is missing or no {kind.__name__}', "a LEAF shard")
     return shard
 
 
@@ -147,21 +146,23 @@ def _read_shard(path: Path) -> dict[str, _Writer]:
     shard = _parse_shard(path)
     users, counts = shard["users"], shard["num_samples"]
     if len(users) != len(counts):
-        _refuse(path, f"{len(users)} users but {len(counts)} num_samples", "as many of each")
+        refuse(path, f"{len(users)} users but {len(counts)} num_samples", "as many of each")
     writers: dict[str, _Writer] = {}
     for user, count in zip(users, counts, strict=True):
         writer = shard["user_data"].get(user) if isinstance(user, str) else None
         if not isinstance(writer, _Writer):
-            _refuse(path, f"user {user!r} has no x and y in user_data", 'lists "x" and "y"')
+            refuse(path, f"user {user!r} has no x and y in user_data", 'lists "x" and "y"')
         if writer.found:
-            _refuse(path, f"user {user!r}: {writer.found}", writer.expected)
+            refuse(path, f"user {user!r}: {writer.found}", writer.expected)
         if len(writer.y) != count:
             found = f"user {user!r} has {len(writer.y)} samples"
-            _refuse(path, found, f"num_samples {count}")
+            refuse(path, found, f"num_samples {count}")
         _check_labels(path, writer.y, num_classes=LEAF_CLASSES, where=f"user {user!r}: sample")
         if user in writers:
-            _refuse(path, f"user {user!r} is listed twice", "each user once")
+            refuse(path, f"user {user!r} is listed twice", "each user once")
         writers[user] = writer
+    if unlisted := shard["user_data"].keys() - writers.keys():
+        refuse(path, f"user {min(unlisted)!r} of user_data is not in users", "all users listed")
     return writers
 
 
@@ -171,10 +172,10 @@ def _read_shards(paths: Sequence[Path]) -> dict[str, _Writer]:
         shard = _read_shard(path)
         repeated = sorted(shard.keys() & writers.keys())
         if repeated:
-            _refuse(path, f"user {repeated[0]!r} also stands in an earlier file", "each user once")
+            refuse(path, f"user {repeated[0]!r} also stands in an earlier file", "each user once")
         writers |= shard
     if not sum(len(writer.y) for writer in writers.values()):
-        _refuse(paths[0].parent, "no samples in its files", "at least one")
+        refuse(paths[0].parent, "no samples in its files", "at least one")
     return writers
 
 
@@ -198,10 +199,11 @@ def read_leaf(train_files: Sequence[Path], test_files: Sequence[Path]) -> tuple[
 
 
 def _read_binary_batch(path: Path) -> tuple[Bytes, Longs]:
-    raw = np.fromfile(path, dtype=np.uint8)
+    with reading(path, "a CIFAR-10 binary batch"):
+        raw = np.fromfile(path, dtype=np.uint8)
     if not raw.size or raw.size % CIFAR_RECORD_BYTES:
         expected = f"a positive whole number of {CIFAR_RECORD_BYTES}-byte records"
-        _refuse(path, f"{raw.size} bytes", f"{expected} (1 label + {CIFAR_PIXELS} pixels)")
+        refuse(path, f"{raw.size} bytes", f"{expected} (1 label + {CIFAR_PIXELS} pixels)")
     records = raw.reshape(-1, CIFAR_RECORD_BYTES)
     return records[:, 1:], records[:, 0].astype(np.int64)
 
@@ -258,29 +260,29 @@ class _BatchUnpickler(pickle.Unpickler):
 
 def _unpickle_batch(path: Path) -> dict[str, Any]:
     expected = "a CIFAR-10 python batch: a pickled dict with data and labels"
-    try:
-        with path.open("rb") as handle:
-            batch = _BatchUnpickler(handle, encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path}: cannot be read ({error}), expected {expected}") from None
+    with reading(path, expected), path.open("rb") as handle:
+        batch = _BatchUnpickler(handle, encoding="latin1").load()
     if not isinstance(batch, dict):
-        _refuse(path, f"holds a {type(batch).__name__}", expected)
-    return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        refuse(path, f"holds a {type(batch).__name__}", expected)
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else key: value
+        for key, value in batch.items()
+    }
 
 
 def _read_pickled_batch(path: Path) -> tuple[Bytes, Longs]:
     batch = _unpickle_batch(path)
     pickled, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pickled, _PickledArray) or not hasattr(pickled, "array"):
-        _refuse(path, 'has no uint8 array "data"', f"[N,{CIFAR_PIXELS}] bytes")
+        refuse(path, 'has no uint8 array "data"', f"[N,{CIFAR_PIXELS}] bytes")
     y = _whole_numbers(labels) if isinstance(labels, list) else None
     if y is None:
-        _refuse(path, 'has no list "labels" of integers', "one label per image")
+        refuse(path, 'has no list "labels" of integers', "one label per image")
     x = pickled.array
     if x.ndim != 2 or x.shape[1] != CIFAR_PIXELS or not len(x):
-        _refuse(path, f"data has shape {list(x.shape)}", f"[N,{CIFAR_PIXELS}], N at least 1")
+        refuse(path, f"data has shape {list(x.shape)}", f"[N,{CIFAR_PIXELS}], N at least 1")
     if len(y) != len(x):
-        _refuse(path, f"{len(x)} images and {len(y)} labels", "as many of each")
+        refuse(path, f"{len(x)} images and {len(y)} labels", "as many of each")
     return x, y
 
 

@@ -22,13 +22,16 @@ from PIL import Image
 
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats import Bytes
-from fedgmr_hpc.data.layouts import find_imagenet
+from fedgmr_hpc.data.layouts import find_imagenet, is_data
 from fedgmr_hpc.data.meter import Meter
 from fedgmr_hpc.data.rowfile import RowFile
+from fedgmr_hpc.foreign import reading, refuse
 from fedgmr_hpc.records import make_rng
 
 MAX_CLASSES = 100
 SUFFIXES = (".jpeg", ".jpg")
+WIDE_MODES = ("I", "F")  # 16 or 32 bits, which a conversion to bytes would clip
+EXPECTED = "a JPEG image"
 CHUNK = 256  # images decoded between two writes: 22 MB at 168 pixels
 MAX_THREADS = 16
 PARTS = ("train", "val")
@@ -64,7 +67,7 @@ class ImageNet:
         class count, since asking for every size takes minutes on a shared file system."""
         parts = (self.train, self.test)
         names = hashlib.sha256(
-            "\n".join(path.name for part in parts for path in part.paths).encode()
+            b"\n".join(os.fsencode(path.name) for part in parts for path in part.paths)
         )
         firsts = [path for part in parts for path in part.firsts()]
         return ["imagenet100", self.edge, names.hexdigest(), *self.classes, *file_facts(firsts)]
@@ -97,7 +100,8 @@ def list_imagenet(
 
 def _choose_classes(folder: Path, class_list: str | None) -> tuple[str, ...]:
     """The classes of the list in its order, else the first hundred folders by name."""
-    found = sorted(entry.name for entry in (folder / PARTS[0]).iterdir() if entry.is_dir())
+    entries = (folder / PARTS[0]).iterdir()
+    found = sorted(entry.name for entry in entries if entry.is_dir() and is_data(entry.name))
     if class_list is None:
         return tuple(found[:MAX_CLASSES])
     wanted = _read_class_list(Path(class_list).expanduser())
@@ -114,8 +118,9 @@ def _choose_classes(folder: Path, class_list: str | None) -> tuple[str, ...]:
 def _read_class_list(path: Path) -> tuple[str, ...]:
     expected = "allowed: a text file with one class folder a line, each once"
     try:
-        names = tuple(filter(None, map(str.strip, path.read_text().splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        names = tuple(filter(None, map(str.strip, text.splitlines())))
+    except (OSError, ValueError) as error:
         raise ValueError(f"data.class_list: got {str(path)!r} ({error}), {expected}") from None
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
@@ -135,11 +140,22 @@ def _list_images(folder: Path, classes: Sequence[str]) -> ImageList:
 
 
 def _image_names(folder: Path) -> list[str]:
-    names = os.listdir(folder) if folder.is_dir() else []
-    names = sorted(name for name in names if name.lower().endswith(SUFFIXES))
+    """In order; asks nothing of regular files but their names."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    names = [entry.name for entry in entries if _is_image(entry)]
     if not names:
         raise ValueError(f"{folder}: no images, expected files *.JPEG of this class")
-    return names
+    return sorted(names)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """By its name; what is called so and is no file would be lost in silence, so it is refused."""
+    if not (entry.name.lower().endswith(SUFFIXES) and is_data(entry.name)):
+        return False
+    with reading(entry.path, EXPECTED):
+        if not entry.is_file():
+            refuse(entry.path, "is no file, or a link to none", EXPECTED)
+    return True
 
 
 def _keep_some(images: ImageList, limit: int | None, *, client: int, seed: int) -> ImageList:
@@ -153,13 +169,19 @@ def _keep_some(images: ImageList, limit: int | None, *, client: int, seed: int) 
 
 
 def decode_image(path: Path, edge: int) -> Bytes:
-    """[3,S,S] RGB bytes of any JPEG; ValueError naming the file where it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (edge, edge))  # decodes at a half or a quarter where that suffices
-            pixels = image.convert("RGB").resize((edge, edge), Image.Resampling.BILINEAR)
-    except Exception as error:  # damaged files raise nearly anything
-        raise ValueError(f"{path}: cannot be decoded ({error}), expected a JPEG image") from None
+    """[3,S,S] RGB bytes of any image of 8 bits a channel, whatever its file is called.
+
+    As in the usual pipelines of ImageNet, transparency is dropped and the orientation that a camera
+    has noted (EXIF) is not applied.
+
+    Raises:
+        ValueError: the file cannot be decoded, or has pixels of 16 or 32 bits; names it.
+    """
+    with reading(path, EXPECTED), Image.open(path) as image:
+        if image.mode.startswith(WIDE_MODES):
+            refuse(path, f"has pixels of more than 8 bits ({image.mode})", EXPECTED)
+        image.draft("RGB", (edge, edge))  # decodes at a half or a quarter where that suffices
+        pixels = image.convert("RGB").resize((edge, edge), Image.Resampling.BILINEAR)
     rgb: Bytes = np.asarray(pixels).transpose(2, 0, 1)
     return rgb
 

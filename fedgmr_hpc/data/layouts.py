@@ -45,6 +45,15 @@ https://storage.googleapis.com/tff-datasets-public/stackoverflow.tar.bz2 to
 }
 
 
+# What file managers, archives, notebooks and file systems leave between the files of others.
+LITTER = ("__macosx", "lost+found", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin")
+
+
+def is_data(name: str) -> bool:
+    """False for hidden files and folders, as ._NAME of macOS archives, and other litter."""
+    return not name.startswith(".") and name.lower() not in LITTER
+
+
 def _by_number(path: Path) -> list[tuple[int, str]]:
     """Sorts all_data_2 before all_data_10."""
     pieces = re.split(r"(\d+)", path.name)
@@ -54,9 +63,15 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 def _leaf_files(root: Path) -> Files:
     folders = [root / "data", root / "femnist" / "data"]
     folder = next((folder for folder in folders if (folder / "train").is_dir()), folders[-1])
-    train = sorted((folder / "train").glob("*.json"), key=_by_number)
-    test = sorted((folder / "test").glob("*.json"), key=_by_number)
+    train, test = (
+        sorted(filter(_is_data_path, (folder / part).glob("*.json")), key=_by_number)
+        for part in ("train", "test")
+    )
     return train or [folder / "train" / "*.json"], test or [folder / "test" / "*.json"]
+
+
+def _is_data_path(path: Path) -> bool:
+    return is_data(path.name)
 
 
 def _cifar_files(root: Path) -> Files:
@@ -80,7 +95,7 @@ def find_imagenet(root: Path) -> Path:
 def _imagenet_folders(root: Path) -> Files:
     """The two folders; a pattern stands for one without class folders."""
     train, val = (
-        [folder] if any(folder.glob("*/")) else [folder / "<wnid>"]
+        [folder] if any(map(_is_data_path, folder.glob("*/"))) else [folder / "<wnid>"]
         for folder in (find_imagenet(root) / "train", find_imagenet(root) / "val")
     )
     return train, val
@@ -114,7 +129,8 @@ def describe_missing(name: str, root: str | None) -> list[str]:
     if root is None:
         return [f"data.root is not set, {name} needs it"]
     train, test = source_files(name, Path(root).expanduser())
-    return [str(path) for path in train + test if not path.exists()]
+    is_there = Path.is_dir if name == "imagenet100" else Path.is_file
+    return [str(path) for path in train + test if not is_there(path)]
 
 
 def check_complete(name: str, root: str | None) -> Files:

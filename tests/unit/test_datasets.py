@@ -159,7 +159,7 @@ def broken_shard(**changes):
         (broken_shard(users=[["a"]]), "user ['a'] has no x and y in user_data"),
         (broken_shard(user_data={"a": {}}), "user 'a' has no x and y in user_data"),
         ([1, 2], '"users" is missing or no list'),
-        ('{"users": [', "invalid JSON (Expecting value: line 1"),
+        ('{"users": [', "cannot be read (Expecting value: line 1"),
         (shard(a=[]), "no samples in its files, expected at least one"),
     ],
 )
@@ -169,6 +169,35 @@ def test_bad_leaf_names_file_finding_and_expectation(tmp_path, load, content, fo
     assert found in message
     assert str(tmp_path / "data" / "train") in message
     assert not list((tmp_path / "cache").glob("femnist-*/*"))
+
+
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ("[" * 100_000, "cannot be read (maximum recursion depth exceeded"),
+        ('{"users": ' + "9" * 5000 + "}", "cannot be read (Exceeds the limit"),
+        ('{"users": ["a"], "users": ["b"]}', "cannot be read ('users' stands twice in one object)"),
+        (b"\xff\xfe", "cannot be read ('utf-8' codec can't decode byte 0xff"),
+        (
+            {**shard(a=[(WHITE, 1)]), "users": [], "num_samples": []},
+            "user 'a' of user_data is not in users, expected all users listed",
+        ),
+    ],
+)
+def test_whatever_a_shard_makes_a_parser_raise_is_one_line_with_its_name(
+    tmp_path, load, content, found
+):
+    write_leaf(tmp_path, {"t.json": ""}, GOOD_TEST)
+    path = tmp_path / "data" / "train" / "t.json"
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert refusal(load, "femnist").startswith(f"{path}: {found}")
+
+
+def test_a_byte_order_mark_is_read_and_what_macos_leaves_is_not(tmp_path, load):
+    write_leaf(tmp_path, {"t.json": "\ufeff" + json.dumps(shard(a=[(WHITE, 1)]))}, GOOD_TEST)
+    (tmp_path / "data" / "train" / "._t.json").write_bytes(b"\0\5\26\7Mac OS X")
+    assert load("femnist").train.y.tolist() == [1]
 
 
 def test_a_writer_in_two_shards_is_refused(tmp_path, load):
@@ -322,6 +351,14 @@ def test_pickle_codec_other_than_latin1_and_damaged_pickle_are_refused(tmp_path,
 
 
 # missing files
+
+
+@pytest.mark.parametrize("damage", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path, load, damage):
+    write_cifar(tmp_path, encode_binary, ".bin")
+    (tmp_path / "test_batch.bin").unlink()
+    damage(tmp_path / "test_batch.bin")
+    assert "missing: " + str(tmp_path / "test_batch.bin") in refusal(load, "cifar10")
 
 
 def test_missing_folder_says_where_it_looked_and_how_to_learn_more(tmp_path, load):

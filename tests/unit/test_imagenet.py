@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedgmr_hpc.config import DataConfig
+from fedgmr_hpc.config import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig
 from fedgmr_hpc.data import augment, cache, crop_and_resize, imagenet, load_dataset, prepare
 from fedgmr_hpc.data.cache import open_or_fill
+from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.meter import Meter
 from fedgmr_hpc.records import make_rng
 
@@ -89,6 +90,71 @@ def test_greyscale_and_cmyk_become_rgb(tmp_path, mode, colour, expected):
     assert pixels[:, 5, 5].astype(int) == pytest.approx(expected, abs=2)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pixels_of_more_than_8_bits_are_refused_not_clipped(tmp_path, dtype):
+    path, form = tmp_path / "wide.JPEG", "PNG" if dtype == np.uint16 else "TIFF"
+    Image.fromarray(np.full((8, 8), 3000, dtype)).save(path, form)
+    with pytest.raises(ValueError) as error:
+        imagenet.decode_image(path, 8)
+    assert str(error.value).startswith(f"{path}: has pixels of more than 8 bits (")
+
+
+def test_palettes_and_transparency_keep_their_colours(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, *RED])
+    image.save(tmp_path / "p.JPEG", "PNG", transparency=1)
+    Image.new("RGBA", (8, 8), (*GREEN, 0)).save(tmp_path / "a.JPEG", "PNG")
+    seen = [
+        imagenet.decode_image(tmp_path / name, 8)[:, 4, 4].tolist() for name in ("p.JPEG", "a.JPEG")
+    ]
+    assert seen == [list(RED), list(GREEN)]
+
+
+def test_hidden_files_and_litter_are_no_classes_and_no_images(tree, load):
+    for part in ("train", "val"):
+        for name in (".ipynb_checkpoints", "__MACOSX", "lost+found", "@eaDir"):
+            write_jpeg(tree / part / name / "n1_0.JPEG", BLUE)
+        (tree / part / "n1" / "._n1_0.JPEG").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+        (tree / part / "n1" / ".n1_0.JPEG.swp").touch()
+        (tree / part / "n1" / "Thumbs.db").touch()
+        (tree / part / ".DS_Store").touch()
+    data = load()
+    assert (data.num_classes, data.train.y.tolist()) == (3, [0, 0, 1, 2])
+
+
+def test_a_link_to_nowhere_and_a_folder_called_like_an_image_are_refused(tree, load):
+    path = tree / "train" / "n1" / "a.JPEG"
+    for make in (lambda: path.symlink_to("nowhere"), lambda: path.symlink_to(path), path.mkdir):
+        make()
+        with pytest.raises(
+            ValueError, match=r"a\.JPEG: (is no file|cannot be read \(.*Too many le)"
+        ):
+            load()
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_names_that_are_no_utf8_are_read(tree, load):
+    write_jpeg(tree / "train" / "n1" / "caf\udce9.JPEG", BLUE)
+    assert load().train.y.tolist() == [0, 0, 0, 1, 2]
+
+
+def federate(tmp_path, batch, **keys):
+    data = configure(tmp_path, tmp_path, **keys, partition="iid")
+    clients, model = ClientsConfig(count=1), ModelConfig(name="resnet18")
+    return FederatedData(
+        Config(data=data, model=model, clients=clients, train=TrainConfig(batch=batch))
+    )
+
+
+def test_one_sample_a_batch_is_refused_where_a_batch_norm_would_see_one_pixel(tmp_path, tree):
+    with pytest.raises(
+        ValueError, match=r"train\.batch: got 1, allowed with .* 3x32x32: 2 or more"
+    ):
+        federate(tmp_path, 1, image_size=32)
+    federate(tmp_path, 2, image_size=32)
+    federate(tmp_path, 1, image_size=48)
+
+
 def test_a_class_list_chooses_and_orders(tmp_path, load):
     (tmp_path / "list.txt").write_text("n3\n\n n1 \n")
     data = load(class_list=str(tmp_path / "list.txt"))
@@ -139,7 +205,7 @@ def test_a_damaged_image_is_named(tree, load, content):
     path.write_bytes(path.read_bytes()[:300] if content == "cut" else content)
     with pytest.raises(ValueError) as error:
         load()
-    assert str(error.value).startswith(f"{path}: cannot be decoded (")
+    assert str(error.value).startswith(f"{path}: cannot be read (")
     assert str(error.value).endswith("expected a JPEG image")
 
 
