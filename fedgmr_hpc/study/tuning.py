@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedgmr_hpc.study.cells import Cell, Option, Tuning, label_of
+from fedgmr_hpc.study.cells import Cell, Labels, Option, Tuning
 from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.series import end_s
 from fedgmr_hpc.study.states import ENDED, CellState, read_state, result_path
@@ -32,7 +32,7 @@ class Score:
 
     row: str
     column: str
-    values: str
+    values: Labels
     validation: float  # mean over the trials; -inf after a divergence, NaN without a value
     num_trials: int
     is_chosen: bool
@@ -138,7 +138,7 @@ def _scores(row: str, column: str, tuning: Tuning, trials: Mapping[str, CellStat
         Score(
             row,
             column,
-            label_of(option.run.values, list(option.run.values)),
+            option.run.values,
             value,
             len(option.trials),
             index == best,

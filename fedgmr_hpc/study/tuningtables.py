@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.cells import Cell, Labels, label_of
 from fedgmr_hpc.study.studyfile import StudyFile
 from fedgmr_hpc.study.tables import Table
 from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_row
@@ -33,13 +34,14 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
         title=f"Values tried, and validation accuracy (%) at {study.tuned_at_s():g} s",
         heads=heads,
         rows=[
-            [s.column, s.row, s.values, _percent(s.validation), "yes" if s.is_chosen else ""]
+            [s.column, s.row, _label(s.values), _percent(s.validation), _mark(s, scores)]
             for s in scores
         ],
         notes=[
             "Chosen for every method and condition on validation accuracy alone: the mean of the "
             f"last {study.last} evaluations, over trials of their own (seed {seeds}), which are in "
-            "no other table or figure."
+            "no other table or figure. At an end: a key's least or greatest value was chosen, so "
+            "that values beyond it may be better."
         ],
         num_seeds=f"{len(study.tune_seeds)} ({seeds})",
         command=command,
@@ -47,7 +49,7 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
             {
                 "condition": s.column,
                 "method": s.row,
-                "values": s.values,
+                "values": _label(s.values),
                 "validation": s.validation,
                 "n": s.num_trials,
                 "chosen": s.is_chosen,
@@ -55,6 +57,31 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
             for s in scores
         ],
     )
+
+
+def _label(values: Labels) -> str:
+    return label_of(values, list(values))
+
+
+def _mark(score: Score, scores: Sequence[Score]) -> str:
+    """Whether values were chosen, and which of them are the least or greatest that were tried."""
+    if not score.is_chosen:
+        return ""
+    place = (score.row, score.column)
+    tried = [other.values for other in scores if (other.row, other.column) == place]
+    ends = [
+        _label({key: value})
+        for key, value in score.values.items()
+        if _is_end(value, [values[key] for values in tried])
+    ]
+    return f"yes, at an end: {', '.join(ends)}" if ends else "yes"
+
+
+def _is_end(value: Any, tried: Sequence[Any]) -> bool:
+    """Whether a number is the least or greatest of several."""
+    if not all(isinstance(each, int | float) for each in tried):
+        return False
+    return value in (min(tried), max(tried)) and min(tried) < max(tried)
 
 
 def _costs(spent: Mapping[str, Spent], command: str) -> Table:

@@ -17,6 +17,7 @@ from fedgmr_hpc.result import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import read_state
 from fedgmr_hpc.study.studyfile import load_study
+from fedgmr_hpc.study.tuning import settled
 
 BIN = Path(sys.executable).parent
 STUDY: dict[str, Any] = {
@@ -148,6 +149,24 @@ def test_one_of_six_cells_fails_and_alone_is_submitted_again(desk: Desk) -> None
     assert "6 done of 6 cells" in desk.study("status"), desk.logs()
     assert "6 of 6 cells finished" in page.read_text()
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+
+
+def test_cells_of_a_tuned_study_wait_for_the_trials(desk: Desk) -> None:
+    """Two arrays and a report: the second's task reads what the first's have chosen."""
+    tune = {"train.learning_rate": [0.1, 0.2]}
+    *trials, cell = desk.write(matrix={"method": ["fedavg"], "seed": [0]}, tune=tune, ranks=1)
+    shown = desk.study("submit", "--site", "local")
+    first, second, report = re.findall(r"^job (\d+): ", shown, flags=re.MULTILINE)
+    assert f"job {second}: 1 cells, 32 at a time, after {first}" in shown
+    assert "PENDING (Dependency)" in desk.queue(second)[0]
+    again = desk.study("submit", "--site", "local")
+    assert "0 to submit" in again and f"queued, job {second} (Dependency)" in again
+    desk.await_end(report)
+    assert "3 done of 3 cells" in desk.study("status"), desk.logs()
+    run = settled(desk.cells_dir, cell)
+    assert [read_state(desk.cells_dir, each).status for each in (*trials, run)] == ["done"] * 3
+    page = (desk.folder / "out" / "tiny" / "report.md").read_text()
+    assert "1 of 1 cells finished, 2 of 2 trials" in page
 
 
 def test_a_cell_goes_on_after_a_cancel_and_a_requeue(desk: Desk) -> None:
