@@ -45,6 +45,12 @@ COURSES = (
            "virtual time (s)", "test accuracy (%)", y_factor=100.0),
     Course("accuracy_vs_bytes", "Test accuracy over traffic", "bytes", "test",
            "server's traffic, both directions (MB)", "test accuracy (%)", 1e-6, 100.0),
+    Course("own_mean_vs_time", "Test accuracy of the clients' own sub-models, mean over clients",
+           "times_s", "own_mean", "virtual time (s)", "own sub-models' accuracy (%)",
+           y_factor=100.0),
+    Course("own_worst_vs_time", "Test accuracy of the clients whose own sub-models have the least",
+           "times_s", "own_worst", "virtual time (s)", "worst class's accuracy (%)",
+           y_factor=100.0),
     Course("density_vs_time", "Mean density over virtual time", "density_times_s", "densities",
            "virtual time (s)", "mean density", is_step=True),
 )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.series import Values, mean_density, scored
+from fedgmr_hpc.study.series import Values, mean_density, own_accuracies, scored
 from fedgmr_hpc.study.statistics import cost_to_reach, mean_last
 
 
@@ -30,6 +30,8 @@ class Run:
     times_s: Values  # [E] virtual
     test: Values  # [E]
     val: Values  # [E]
+    own_mean: Values  # [E] of the clients' own sub-models on the test set; NaN where not scored
+    own_worst: Values  # [E] of the class of clients that has the least
     bytes: Values  # [E] server's links, both directions
     client_steps: Values  # [E] local steps behind the updates delivered so far
     density_times_s: Values  # [N] virtual
@@ -45,13 +47,16 @@ class Run:
         """
         return float(np.diff(self.times_s).max()) if len(self.times_s) > 1 else np.nan
 
-    def accuracy_at(self, at_s: float, last: int) -> float:
-        """Test accuracy at `at_s`; NaN where the run ended more than an evaluation before it."""
-        return mean_last(self.times_s, self.test, at_s, last) if self.covers(at_s) else np.nan
+    def accuracy_at(self, at_s: float, last: int, of: str = "test") -> float:
+        """Test accuracy at `at_s`, or that of another field; NaN where the run ended more than an
+        evaluation before it.
+        """
+        values = getattr(self, of)
+        return mean_last(self.times_s, values, at_s, last) if self.covers(at_s) else np.nan
 
     def validation_at(self, at_s: float, last: int) -> float:
         """Validation accuracy at `at_s`, as `accuracy_at`."""
-        return mean_last(self.times_s, self.val, at_s, last) if self.covers(at_s) else np.nan
+        return self.accuracy_at(at_s, last, "val")
 
     def covers(self, at_s: float) -> bool:
         """Whether the next evaluation would have come after `at_s`."""
@@ -72,6 +77,7 @@ def measure(cell: Cell, result: Result) -> Run:
     num_merged = np.searchsorted(merges["version"], versions, side="right")
     moved = merges["server_up_bytes"] + merges["server_down_bytes"]
     times, densities = mean_density(result)
+    own_mean, own_worst = own_accuracies(result, versions)
     return Run(
         row=cell.row,
         column=cell.column,
@@ -80,6 +86,8 @@ def measure(cell: Cell, result: Result) -> Run:
         times_s=evaluations["now_s"][known],
         test=evaluations["test_accuracy"][known],
         val=evaluations["val_accuracy"][known],
+        own_mean=own_mean,
+        own_worst=own_worst,
         bytes=np.concatenate([[0], moved])[num_merged],
         client_steps=_client_steps(result, evaluations["now_s"][known]),
         density_times_s=times,

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.study.series import end_s, mean_density, scored
+from fedgmr_hpc.study.tables import count_of
 
 MAX_MARKED = 40  # lines with more points are drawn without markers
 Style = Literal["-", "--"]
@@ -41,6 +42,48 @@ def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: 
     known = np.isfinite(evaluations[name])
     times, values = evaluations["now_s"] / unit_s, evaluations[name]
     axes.plot(times[known], 100 * values[known], markersize=4, **style)
+
+
+def plot_submodels(results: Sequence[Result], names: Sequence[str]) -> Figure:
+    """Test accuracy of the server's model cut to the clients' densities: of a run alone over time,
+    of several at their ends against the density.
+    """
+    return _plot_classes(results[0]) if len(results) == 1 else _plot_ends(results, names)
+
+
+def _plot_classes(result: Result) -> Figure:
+    """One line a density, dark where it is small."""
+    figure, axes, unit_s = _time_axes([result])
+    axes.set_ylabel("test accuracy of sub-models (%)")
+    rows, keys = result.submodels, []
+    densities = np.unique(rows["density"])
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(densities)))
+    for density, shade in zip(densities, shades, strict=True):
+        of_class = rows["density"] == density
+        times, values = rows["now_s"][of_class] / unit_s, 100 * rows["test_accuracy"][of_class]
+        axes.plot(times, values, color=shade, linewidth=1.8)
+        clients = count_of(int(rows["num_clients"][of_class][0]), "client")
+        keys.append(_key(shade, f"density {density:g} ({clients})", width=2.5))
+    _finish_plot(figure, axes, keys)
+    return figure
+
+
+def _plot_ends(results: Sequence[Result], names: Sequence[str]) -> Figure:
+    """One line a run; methods that give everybody the whole model have a point."""
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
+    axes, colours = figure.subplots(), _colours(len(results))
+    for colour, result in zip(colours, results, strict=True):
+        rows = result.submodels
+        last = rows["version"] == rows["version"].max(initial=0)
+        values = 100 * rows["test_accuracy"][last]
+        axes.plot(rows["density"][last], values, color=colour, marker="o", linewidth=1.8)
+    axes.set(xscale="log", xlabel="density of the sub-model")
+    axes.set_ylabel("test accuracy of the last version (%)")
+    ticks = np.unique(np.concatenate([result.submodels["density"] for result in results]))
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axes.minorticks_off()
+    _finish_plot(figure, axes, _run_keys(colours, names))
+    return figure
 
 
 def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:

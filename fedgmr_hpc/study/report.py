@@ -2,7 +2,7 @@
 
     render_summary   what a person reads at the end of one run
     make_report      one table over runs, each run's course and, with a timeline beside it, where
-                     its ranks' time went, and two PNG files
+                     its ranks' time went, and plots as PNG files
 
 Text is plain, so that it can be copied into a mail. "Up" is clients to server, "down" server to
 clients, as charged on the server's links, in MB of 10^6 bytes; densities are means over clients;
@@ -57,22 +57,18 @@ LEGEND = (
 
 
 def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
-    """The tables of all runs as text; writes `accuracy_vs_time.png` and `density_vs_time.png`.
+    """The tables of all runs as text; writes `accuracy_vs_time.png`, `density_vs_time.png` and,
+    where sub-models were scored, `submodel_accuracy.png`.
 
     Raises:
         ValueError: a path is no result file.
         OSError: `out_dir` cannot be written.
     """
-    from fedgmr_hpc.study.plots import plot_accuracy, plot_density  # a summary needs no matplotlib
-
     results = [read_result(path) for path in paths]
     names = _run_names(results)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    plots = [out_dir / "accuracy_vs_time.png", out_dir / "density_vs_time.png"]
-    legends = [_legend(*run) for run in zip(names, results, strict=True)]
-    plot_accuracy(results, legends).savefig(plots[0])
-    plot_density(results, legends).savefig(plots[1])
+    plots = _write_plots(results, names, out_dir)
     runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
     spent = [
@@ -82,6 +78,24 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     ]
     written = "\n".join(f"plot: {path}" for path in plots)
     return "\n\n".join([f"{runs}\n{LEGEND}", *courses, *spent, written])
+
+
+def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> list[Path]:
+    """Accuracy and density over time, and the accuracy of sub-models where that was scored."""
+    from fedgmr_hpc.study import plots  # a summary needs no matplotlib
+
+    legends = [_legend(*run) for run in zip(names, results, strict=True)]
+    figures = {
+        "accuracy_vs_time.png": plots.plot_accuracy(results, legends),
+        "density_vs_time.png": plots.plot_density(results, legends),
+    }
+    cut = [index for index, result in enumerate(results) if len(result.submodels["version"])]
+    if cut:
+        runs = [results[index] for index in cut], [legends[index] for index in cut]
+        figures["submodel_accuracy.png"] = plots.plot_submodels(*runs)
+    for name, figure in figures.items():
+        figure.savefig(out_dir / name)
+    return [out_dir / name for name in figures]
 
 
 def render_summary(result: Result) -> str:

@@ -1,6 +1,6 @@
 """Series that tables and plots share, read off a result.
 
-Shapes: N merges, M merged updates.
+Shapes: N merges, M merged updates, E evaluations.
 """
 
 from __future__ import annotations
@@ -21,6 +21,24 @@ def scored(result: Result) -> Columns:
     has them (`eval.every_s`), else those of its refreshes, which come with its rounds.
     """
     return result.looks if len(result.looks.get("version", ())) else result.evaluations
+
+
+def own_accuracies(result: Result, versions: Values) -> tuple[Values, Values]:
+    """[E] test accuracy of the clients' own sub-models, each cut as for its class, at each version:
+    the mean over all clients, and that of the worst class. NaN where a version was not cut.
+    """
+    rows = result.submodels
+    if not len(rows.get("version", ())):
+        unknown = np.full(len(versions), np.nan)
+        return unknown, unknown
+    known, starts = np.unique(rows["version"], return_index=True)
+    weights = rows["num_clients"]
+    total = np.add.reduceat(rows["test_accuracy"] * weights, starts)
+    means = total / np.add.reduceat(weights, starts)
+    worst = np.minimum.reduceat(rows["test_accuracy"], starts)
+    at = np.minimum(np.searchsorted(known, versions), len(known) - 1)
+    is_cut = known[at] == versions
+    return np.where(is_cut, means[at], np.nan), np.where(is_cut, worst[at], np.nan)
 
 
 def mean_density(result: Result) -> tuple[Values, Values]:

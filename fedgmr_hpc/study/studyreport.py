@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedgmr_hpc.study.cells import Cell, find_row, matches
 from fedgmr_hpc.study.claims import Contest, Finding, judge
 from fedgmr_hpc.study.figures import COURSES, draw
@@ -28,6 +30,7 @@ from fedgmr_hpc.study.studytables import (
     cost_table,
     difference_table,
     legacy_table,
+    own_tables,
 )
 from fedgmr_hpc.study.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
 from fedgmr_hpc.study.tuning import read_states
@@ -103,6 +106,7 @@ def _tables(
         accuracy_table(runs, scale),
         difference_table(runs, scale),
         cost_table(runs, scale),
+        *own_tables(runs, scale),
         legacy_table(runs, scale),
     ]
     return [table for table in tables if table is not None]
@@ -186,7 +190,8 @@ def _write_figures(runs: Sequence[Run], at_s: float, folder: Path) -> list[Pictu
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for course in COURSES:
-        figures = draw(runs, course, at_s)
+        known = [run for run in runs if np.isfinite(getattr(run, course.y)).any()]
+        figures = draw(known, course, at_s) if known else []
         for number, figure in enumerate(figures, 1):
             stem = course.name if len(figures) == 1 else f"{course.name}_{number}"
             for suffix in ("png", "pdf"):

@@ -59,6 +59,39 @@ def accuracy_table(runs: Sequence[Run], scale: Scale) -> Table:
     )
 
 
+OWN = {
+    "own_mean": ("own_submodels_mean", "mean over the clients"),
+    "own_worst": ("own_submodels_worst", "the clients that have the least"),
+}
+
+
+def own_tables(runs: Sequence[Run], scale: Scale) -> list[Table]:
+    """Accuracy of the clients' own sub-models at the comparison time; none where none is scored."""
+    if not any(np.isfinite(run.own_mean).any() for run in runs):
+        return []
+    return [_own_table(runs, scale, of, *words) for of, words in OWN.items()]
+
+
+def _own_table(runs: Sequence[Run], scale: Scale, of: str, name: str, whose: str) -> Table:
+    def summary(row: str, column: str) -> Summary | None:
+        cells = select_runs(runs, row, column)
+        return summarize([100 * run.accuracy_at(scale.at_s, scale.last, of) for run in cells])
+
+    return _grid(
+        runs,
+        summary,
+        name=name,
+        title=f"Test accuracy (%) of each client's own sub-model, {whose}, at {scale.at_s:g} s",
+        notes=[
+            "Own: the server's model cut to the density with which the client begins, as it is "
+            "sent the newest masks (eval.submodels); methods without sub-models send everybody "
+            f"the whole model. Each run: {scale.when}.",
+            INTERVALS,
+        ],
+        command=scale.command,
+    )
+
+
 def difference_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     """Paired differences to the reference row; None without one or without its runs."""
     reference = scale.reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fedgmr_hpc.records import EvaluationRow, MergeRow, UpdateRow
+from fedgmr_hpc.records import EvaluationRow, MergeRow, SubmodelRow, UpdateRow
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.study.report import make_report, render_summary
@@ -80,13 +81,14 @@ def write(
     status: str = "finished",
     config: str = CONFIG,
     updates: list[UpdateRow] = UPDATES,
+    others: Sequence[SubmodelRow] = (),
 ) -> Path:
     sizes = {"num_clients": 2, "num_weights": 1, "num_ranks": 1}
     texts: dict[str, Any] = {"config_yaml": config, "layout_json": "{}", "provenance": {}}
     with ResultWriter(path, **sizes, **texts) as writer:
         for version in range(1, num_merges + 1):
             writer.append(merge(version))
-        for row in [*evaluations, *updates[: num_merges + 1]]:
+        for row in [*evaluations, *updates[: num_merges + 1], *others]:
             writer.append(row)
         writer.finish(status)
     return path
@@ -251,3 +253,19 @@ def test_the_untrained_model_is_in_no_mean_of_trained_ones(tmp_path: Path) -> No
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.h5: no such file"):
         make_report([tmp_path / "absent.h5"], tmp_path / "out")
+
+
+def test_sub_models_are_drawn_where_they_were_scored(tmp_path: Path) -> None:
+    scores = {"val_accuracy": 0.5, "val_loss": 1.0, "test_loss": 1.0, "wall_s": 1.0}
+    rows: list[Any] = [
+        SubmodelRow(v, 10.0 * v, density, 1, 1, test_accuracy=density / (5 - v), **scores)
+        for v in (0, 2, 4)
+        for density in (0.05, 1.0)
+    ]
+    plain, cut = write(tmp_path / "plain.h5"), write(tmp_path / "cut.h5", others=rows)
+    more = write(tmp_path / "more.h5", others=rows[:2])
+    for paths in ([cut], [plain, cut, more]):
+        report = make_report(paths, tmp_path / "out")
+        assert "submodel_accuracy.png" in report
+        assert colours_in(tmp_path / "out" / "submodel_accuracy.png") > 50
+    assert "submodel_accuracy" not in make_report([plain], tmp_path / "out")

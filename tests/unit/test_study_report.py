@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fedgmr_hpc.study.cells import expand
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, describe_s, remaining_s
 from fedgmr_hpc.study.figures import COURSES, band, draw
 from fedgmr_hpc.study.measures import Run
+from fedgmr_hpc.study.series import own_accuracies
 from fedgmr_hpc.study.states import read_state, take_lock, write_error
 from fedgmr_hpc.study.studyfile import load_study
 from fedgmr_hpc.study.studyreport import write_report
@@ -21,6 +23,7 @@ from fedgmr_hpc.study.studytables import (
     accuracy_table,
     cost_table,
     difference_table,
+    own_tables,
 )
 from fedgmr_hpc.study.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
 
@@ -43,6 +46,8 @@ def make_run(row: str, seed: int, end: float) -> Run:
         times_s=times,
         test=np.array([0.1, 0.4, end]),
         val=np.array([0.1, 0.4, 1 - end]),
+        own_mean=np.full(3, np.nan),
+        own_worst=np.full(3, np.nan),
         bytes=times * 1e6,
         client_steps=times * 5,
         refresh_times_s=times,
@@ -169,3 +174,23 @@ def test_a_report_lists_what_is_missing(tmp_path: Path) -> None:
     assert f"Not in the tables: {cells[1].name} (failed: broken pipe (exit code 1))" in text
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<h1>tiny &lt;study&gt;</h1>" in page and page.count("class=warn") == 4
+
+
+def test_own_sub_models_have_tables_of_their_mean_and_their_worst() -> None:
+    assert own_tables(RUNS, SCALE) == []
+    cut = {"own_mean": np.array([0.1, 0.2, 0.4]), "own_worst": np.array([0.1, 0.1, 0.3])}
+    mean, worst = own_tables([*RUNS[:2], replace(make_run("c", 0, 0.9), **cut)], SCALE)
+    assert mean.rows == [["a", "-"], ["c", "40.00 (n=1)"]]
+    assert worst.rows == [["a", "-"], ["c", "30.00 (n=1)"]]
+
+
+def test_own_accuracies_weigh_classes_by_their_clients() -> None:
+    """Versions 0 and 3 were cut to two classes, of 3 clients and 1."""
+    rows = {
+        "version": np.array([0, 0, 3, 3]),
+        "num_clients": np.array([3, 1, 3, 1]),
+        "test_accuracy": np.array([0.1, 0.5, 0.6, 0.2]),
+    }
+    mean, worst = own_accuracies(SimpleNamespace(submodels=rows), np.array([0, 2, 3, 3, 4]))
+    np.testing.assert_allclose(mean, [0.2, math.nan, 0.5, 0.5, math.nan])
+    np.testing.assert_allclose(worst, [0.1, math.nan, 0.2, 0.2, math.nan])
