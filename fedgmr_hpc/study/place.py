@@ -84,19 +84,50 @@ def open_place(source: str, words: list[str], out: str | None, takes_over: bool)
 
 
 def check_reach(place: Place) -> None:
-    """Checks that some cell may run until the time at which the study compares.
+    """Checks that some cell may run until the time at which the study compares, and some trial
+    until trials are judged.
 
     Raises:
-        ValueError: none may, so that nothing could be compared.
+        ValueError: none may, so that nothing could be compared or chosen.
     """
-    limits_s = [cell.config.run.max_time_s for cell in place.cells if not cell.is_trial]
-    at_s = place.study.comparison_time_s
-    if all(limit_s is not None and limit_s < at_s for limit_s in limits_s):
-        longest_s = max(limit_s for limit_s in limits_s if limit_s is not None)
-        raise ValueError(
-            f"run.max_time_s: got {longest_s:g}, allowed: at least {at_s:g}, the study's "
-            "comparison_time_s, before which nothing is compared, or null"
-        )
+    study = place.study
+    for is_trial, key, at_s in (
+        (False, "comparison_time_s", study.comparison_time_s),
+        (True, "tune_time_s", study.tuned_at_s()),
+    ):
+        limits = [c.config.run.max_time_s for c in place.cells if c.is_trial == is_trial]
+        known = [limit_s for limit_s in limits if limit_s is not None]
+        if limits and len(known) == len(limits) and max(known) < at_s:
+            raise ValueError(
+                f"run.max_time_s: got {max(known):g}, allowed: at least {at_s:g}, the study's "
+                f"{key}, before which nothing is compared, or null"
+            )
+
+
+def describe_ends(place: Place) -> list[str]:
+    """When the cells end and are compared, and which trials tune them, in lines."""
+    at_s, runs = place.study.comparison_time_s, [c for c in place.cells if not c.is_trial]
+    limits = dict.fromkeys(
+        f"{limit_s:g} s of virtual time" if (limit_s := cell.config.run.max_time_s) else "no time"
+        for cell in runs
+    )
+    rounds = dict.fromkeys(f"{cell.config.run.max_rounds}" for cell in runs)
+    until = f"  until: {' or '.join(limits)}, {' or '.join(rounds)} rounds (compared at {at_s:g} s)"
+    return [until, *_describe_trials(place)]
+
+
+def _describe_trials(place: Place) -> list[str]:
+    study, trials = place.study, [cell for cell in place.cells if cell.is_trial]
+    if not trials:
+        return []
+    each = Counter((cell.row, cell.column) for cell in trials).values()
+    number = str(max(each)) if min(each) == max(each) else f"{min(each)} to {max(each)}"
+    seeds = ", ".join(map(str, study.tune_seeds))
+    return [
+        *(f"  tune {key}: {', '.join(map(str, values))}" for key, values in study.tune.items()),
+        f"  trials: {len(trials)} of the cells, {number} for a row and column, until "
+        f"{study.tuned_at_s():g} s, seed {seeds}",
+    ]
 
 
 def _note(out: Path, source: str) -> Path:

@@ -39,6 +39,7 @@ from fedgmr_hpc.study.place import (
     Place,
     at_least_1,
     counts,
+    describe_ends,
     job_of,
     render_status,
     states_with_jobs,
@@ -254,7 +255,7 @@ def _describe(place: Place, states: States, num_todo: int) -> str:
         if state.status in LEFT_ALONE
     ]
     head = f"{place.study.title}: {len(states)} cells ({found}), {num_todo} to submit"
-    return "\n".join([head, *alone])
+    return "\n".join([head, *describe_ends(place), *alone])
 
 
 def nodes_for(site: Site, num_ranks: int) -> int:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +28,7 @@ from fedgmr_hpc.study.place import (
     at_least_1,
     check_reach,
     counts,
+    describe_ends,
     eta_s,
     open_place,
     render_status,
@@ -163,34 +163,7 @@ def _plan(place: Place, states: States, num_ranks: int, abreast: int) -> str:
     found = counts([state for _, state in states])
     how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {abreast} cells side by side"
     head = f"{place.study.title}: {len(place.cells)} cells ({found}), {how}"
-    ends = [_ends(place), *_tuned(place)]
-    return "\n".join([head, *varied, *ends, f"  results: {place.cells_dir}"])
-
-
-def _ends(place: Place) -> str:
-    """When the cells end, and when they are compared."""
-    runs = [cell.config.run for cell in place.cells if not cell.is_trial]
-    limits = dict.fromkeys(
-        "no limit" if run.max_time_s is None else f"{run.max_time_s:g} s" for run in runs
-    )
-    rounds = " or ".join(dict.fromkeys(str(run.max_rounds) for run in runs))
-    at_s = place.study.comparison_time_s
-    return (
-        f"  until: {' or '.join(limits)} of virtual time, {rounds} rounds (compared at {at_s:g} s)"
-    )
-
-
-def _tuned(place: Place) -> list[str]:
-    """What is tuned, and with which trials."""
-    study, trials = place.study, [cell for cell in place.cells if cell.is_trial]
-    if not trials:
-        return []
-    seeds = ", ".join(map(str, study.tune_seeds))
-    keys = [f"  tune {key}: {', '.join(map(str, values))}" for key, values in study.tune.items()]
-    counts_of = sorted(Counter((cell.row, cell.column) for cell in trials).values())
-    each = "-".join(map(str, dict.fromkeys((counts_of[0], counts_of[-1]))))
-    how = f"{len(trials)} of the cells, {each} for a row and column, until {study.tuned_at_s():g} s"
-    return [*keys, f"  trials: {how}, seed {seeds}"]
+    return "\n".join([head, *varied, *describe_ends(place), f"  results: {place.cells_dir}"])
 
 
 def _values(cells: Sequence[Cell], key: str) -> str:

@@ -73,3 +73,16 @@ def test_progress_is_of_rounds_or_of_virtual_time_where_that_is_more(
 ) -> None:
     cell = expand(*load_study(STUDY, [f"run.max_time_s={limit_s}"]))[0]
     assert progress_of(cell, num_rounds, now_s) == part
+
+
+def test_trials_that_end_before_they_are_judged_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = {"tune": {"train.learning_rate": [0.1, 0.2]}, "tune_time_s": 90}
+    (tmp_path / "tuned.yaml").write_text(json.dumps({**STUDY, **tune}))
+    words = ["study", "run", str(tmp_path / "tuned.yaml"), "--dry-run"]
+    assert main([*words, "run.max_time_s=80"]) == 2
+    assert "got 80, allowed: at least 90, the study's tune_time_s" in capsys.readouterr().err
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "\n  tune train.learning_rate: 0.1, 0.2\n  trials: 4 of the cells, 2 for a row" in shown
