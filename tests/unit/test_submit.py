@@ -22,7 +22,7 @@ from fedgmr_hpc.study.jobstates import (
 )
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.studyfile import load_study
-from fedgmr_hpc.study.submit import Plan, nodes_for, render_texts
+from fedgmr_hpc.study.submitplan import Plan, nodes_for, render_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STUDY = {
