@@ -13,21 +13,22 @@
 Prefix and arrays are little-endian. JSON writes floats so that they read back to the same bits, and
 NaN and infinity by name. Nothing in a file is ever run.
 
-A file is written under another name (RUN.ckpt.tmp), forced to the disk, and only then takes its
-name; what had that name before is the older generation, RUN.ckpt.old. So whenever a process is
-killed, a whole file is there. Where the newest is damaged, or is not of the rows in the result
-file, a run goes on from the older one (start.py).
+A file is written under a name that only its process uses (RUN.ckpt.tmp-...), forced to the disk,
+and only then takes its name; what had that name before is the older generation, RUN.ckpt.old. So
+whenever a process is killed, a whole file is there. Where the newest is damaged, or is not of the
+rows in the result file, a run goes on from the older one (start.py).
 
 Shapes are those of the arrays saved.
 """
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,7 +57,7 @@ def older(path: Path) -> Path:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
+    return path.with_name(f"{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
 
 
 def pack_tree(tree: Tree) -> list[memoryview]:
@@ -115,8 +116,11 @@ def unpack_tree(packed: Any) -> Tree:
     return _read(io.BytesIO(packed), len(packed), "checkpoint message")
 
 
-def write_checkpoint(path: Path, tree: Tree) -> int:
+def write_checkpoint(path: Path, tree: Tree, may_write: Callable[[], None] = lambda: None) -> int:
     """Writes the next generation; returns its bytes. What fails leaves the others as they are.
+
+    Args:
+        may_write: raises an error where the names are no longer this process's (ownership.py).
 
     Raises:
         OSError: writing failed.
@@ -124,13 +128,13 @@ def write_checkpoint(path: Path, tree: Tree) -> int:
     part = _unfinished(path)
     try:
         num_bytes = _write(part, pack_tree(tree))
+        may_write()
         if path.exists():
             os.replace(path, older(path))
         os.replace(part, path)
-    except OSError:
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
     return num_bytes
 
@@ -154,8 +158,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Removes both generations, and what a kill left of a third."""
-    for each in (path, older(path), _unfinished(path)):
+    """Removes both generations, and what kills left of others."""
+    for each in (path, older(path)):
+        each.unlink(missing_ok=True)
+    remove_unfinished(path)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what was never finished; only the owner of the run may."""
+    for each in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
         each.unlink(missing_ok=True)
 
 

@@ -6,11 +6,13 @@ checkpoint.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xxhash
@@ -23,6 +25,7 @@ from fedgmr_hpc.configfile import render_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.methodlabel import method_slug
 from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.ownership import Owner, claim, describe_self
 from fedgmr_hpc.process import return_large_blocks
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.provenance import collect_provenance
@@ -34,6 +37,7 @@ from fedgmr_hpc.server import Server, load_availability
 from fedgmr_hpc.start import (
     Start,
     check_data,
+    find_finished,
     find_start,
     resumed_provenance,
     set_aside,
@@ -43,6 +47,7 @@ from fedgmr_hpc.store import ResultWriter
 from fedgmr_hpc.trace import timeline_path, write_timeline
 
 log = logging.getLogger("fedgmr_hpc")
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 SIGNALS = StopSignals()  # of this process
 
 
@@ -56,6 +61,16 @@ class Experiment:
     run_id: int
     recorded: Result | None = None  # the run to replay
     start: Start | None = None  # of a run that may be a resumed one
+    owner: Owner | None = None  # of its files, until `serve` returns
+
+    def check_owner(self) -> None:
+        """Fails where another process has taken the run over.
+
+        Raises:
+            NotOwner: it has.
+        """
+        if self.owner is not None:
+            self.owner.check()
 
 
 def check_inputs(config: Config) -> FederatedData:
@@ -82,7 +97,9 @@ def prepare_experiment(
     Raises:
         ValueError: data missing, damaged, too small for the clients or other than those of the
             run to go on with or to replay, the results file exists or its checkpoint does not fit,
-            or the log to replay is damaged or of another configuration.
+            or the log to replay is damaged or of another configuration, or another process is
+            the owner of the results.
+        OSError: the disk is full or failing.
     """
     if recorded is not None:
         ReplayClock(config, recorded)
@@ -91,14 +108,33 @@ def prepare_experiment(
         then = recorded.provenance.get("data_xxh3")
         check_data(then, data.fingerprint, config, recorded.path)
     path = Path(config.results.path or _default_path(config)).expanduser()
-    start = find_start(path, config, data.fingerprint) if resumes else None
-    if path.exists() and start is None:
-        hint = "; --resume goes on with it" if has_checkpoint(checkpoint_path(path)) else ""
-        raise ValueError(f"results.path: {path} exists and is never overwritten{hint}")
-    _make_folder(path.parent)
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
-    return Experiment(config, data, path, run_id, recorded, start)
+    run = Experiment(config, data, path, run_id, recorded)
+    finished = find_finished(path, config, data.fingerprint) if resumes else None
+    if finished is not None:
+        return replace(run, start=finished)
+    _make_folder(path.parent)
+    owner = claim(path, describe_self(f"{run_id:016x}"), lambda: SIGNALS.name is not None)
+    try:
+        return replace(run, owner=owner, start=_find_place(run, resumes))
+    except BaseException:
+        owner.release()
+        raise
+
+
+def _find_place(run: Experiment, resumes: bool) -> Start | None:
+    """How a run that may be a resumed one begins; None for one that needs a new file.
+
+    Raises:
+        ValueError: there is a file, or it cannot be gone on with.
+    """
+    if resumes:
+        return find_start(run.path, run.config, run.data.fingerprint)
+    if run.path.exists():
+        hint = "; --resume goes on with it" if has_checkpoint(checkpoint_path(run.path)) else ""
+        raise ValueError(f"results.path: {run.path} exists and is never overwritten{hint}")
+    return None
 
 
 def _make_folder(folder: Path) -> None:
@@ -106,16 +142,23 @@ def _make_folder(folder: Path) -> None:
 
     Raises:
         ValueError: they cannot.
+        OSError: the disk is full or failing.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"results.path: cannot make {folder}: {error.strerror}") from None
+        raise _refused(error, f"cannot make {folder}") from None
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"results.path: cannot write in {folder}: {error.strerror}") from None
+        raise _refused(error, f"cannot write in {folder}") from None
+
+
+def _refused(error: OSError, what: str) -> ValueError | OSError:
+    """A full disk is no wrong input."""
+    text = f"results.path: {what}: {error.strerror}"
+    return OSError(error.errno, text) if error.errno in DISK_FAULTS else ValueError(text)
 
 
 def _default_path(config: Config) -> str:
@@ -128,11 +171,16 @@ def _default_path(config: Config) -> str:
 
 def serve(experiment: Experiment, transport: Transport) -> Result:
     """Runs the server; returns what it wrote. The run may end before its end, checkpointed."""
+    with experiment.owner or nullcontext():
+        return _serve(experiment, transport)
+
+
+def _serve(experiment: Experiment, transport: Transport) -> Result:
     config, path = experiment.config, experiment.path
     return_large_blocks()
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
-    keeper = Keeper(path, config, SIGNALS)
+    keeper = Keeper(path, config, SIGNALS, experiment.check_owner)
     with writer, make_progress(experiment) as progress:
         server = Server(
             config,
@@ -151,6 +199,7 @@ def serve(experiment: Experiment, transport: Transport) -> Result:
         if config.trace:
             _write_timeline(path, server)
     if weights is not None:
+        experiment.check_owner()
         remove_checkpoints(checkpoint_path(path))
     return read_result(path)
 
@@ -195,6 +244,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
         flush_s=config.results.flush_s,
         locking=config.results.locking,
         kept=kept,
+        may_write=experiment.check_owner,
     )
 
 

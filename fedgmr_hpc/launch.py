@@ -39,7 +39,7 @@ from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.experiment import SIGNALS, Experiment, prepare_experiment, serve
+from fedgmr_hpc.experiment import DISK_FAULTS, SIGNALS, Experiment, prepare_experiment, serve
 from fedgmr_hpc.liveworker import LiveWorker
 from fedgmr_hpc.process import describe_cores, keep_large_blocks, pin_core
 from fedgmr_hpc.records import RunError
@@ -162,16 +162,17 @@ def _print_identity(launch: Launch, transport: Transport, device: str) -> None:
 
 
 def say(text: str) -> None:
-    """Prints in one piece, since ranks share the terminal; a reader that has left stops nothing."""
+    """Prints in one piece, since ranks share the terminal; a reader that has left, or a full disk
+    where the output goes, stops nothing."""
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _print_error(text: str) -> None:
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         for line in text.splitlines():
             sys.stderr.write(f"fedgmr_hpc: error: {line}\n")
         sys.stderr.flush()
@@ -214,7 +215,8 @@ def _try_prepare(
         experiment = prepare_experiment(config, recorded, resumes)
     except (ValueError, OSError, RunError) as error:
         _print_error(str(error))
-        return EXIT_BAD_INPUT
+        is_disk = isinstance(error, OSError) and error.errno in DISK_FAULTS
+        return EXIT_FAILED if is_disk else EXIT_BAD_INPUT
     if experiment.start is None:
         return experiment
     for note in experiment.start.notes:
@@ -254,7 +256,8 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
             _print_error("interrupted")
         if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):
             traceback.print_exception(error)
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         transport.abort(EXIT_FAILED)
         return EXIT_FAILED
 

@@ -105,3 +105,23 @@ def _set_malloc(parameter: int, value: int) -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(parameter, value)
+
+
+def machine_id() -> str:
+    """Names the running system and the space in which process ids mean something; empty where
+    that is not told (outside Linux)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """When a process of this machine began, in ticks since the boot; empty where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # from the third on; a name may hold anything
+    return "" if fields[0] in "ZX" else fields[19]

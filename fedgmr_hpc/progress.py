@@ -201,9 +201,29 @@ class _Console(logging.StreamHandler[TextIO]):
         return max(1, (columns or UNKNOWN_WIDTH) - 1)  # a full line would scroll
 
 
+class _LogFile(logging.FileHandler):
+    """The log file. A run goes on without it: what is lost of it is said once, on the console."""
+
+    _is_lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        self._lose(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: BaseException | None) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            log.warning("log file %s: %s; it is not whole", self.baseFilename, error)
+
+
 def _log_file(path: Path) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return logging.FileHandler(path, encoding="utf-8")
+    return _LogFile(path, encoding="utf-8")
 
 
 def _out_of(name: str, value: str, total: float | None) -> str:

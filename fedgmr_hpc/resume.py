@@ -29,6 +29,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedgmr_hpc.checkpoint import (
@@ -143,9 +144,17 @@ class Keeper:
     Args:
         results: the result file.
         signals: whether the run was told to end.
+        may_write: raises a RunError where another process has the run (ownership.py).
     """
 
-    def __init__(self, results: Path, config: Config, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        results: Path,
+        config: Config,
+        signals: StopSignals,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.may_write = may_write
         self.path, self.config, self.signals = checkpoint_path(results), config, signals
         self.resumed_version: int | None = None
         self.version = -1  # of the last checkpoint
@@ -219,7 +228,7 @@ class Keeper:
         settled_s = time.perf_counter()
         tree = self._tree(server)
         try:
-            num_bytes = write_checkpoint(self.path, tree)
+            num_bytes = write_checkpoint(self.path, tree, self.may_write)
         except OSError as error:
             self.fault = f"{self.path}: {error}"
             log.warning("no checkpoint: %s; the run goes on", self.fault)

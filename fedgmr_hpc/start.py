@@ -33,6 +33,7 @@ from fedgmr_hpc.checkpoint import (
     older,
     read_checkpoint,
     remove_checkpoints,
+    remove_unfinished,
 )
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.result import Result, doubt, kept_rows, read_result
@@ -60,27 +61,44 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> Start:
-    """Looks for what `results` and its checkpoint say; what a kill left of a finished run's
-    checkpoints goes.
+def find_finished(results: Path, config: Config, data_xxh3: str | None = None) -> Start | None:
+    """How a run begins that is at its end, None of any other; what a kill left of its checkpoints
+    goes.
 
     Args:
         data_xxh3: the fingerprint of the data that the run would go on with, if that counts.
 
     Raises:
+        ValueError: it is of another configuration or of other data.
+    """
+    begun = _read_begun(results)
+    if begun is None or begun.status != "finished":
+        return None
+    _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
+    check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
+    if doubt(begun):
+        return None
+    remove_checkpoints(checkpoint_path(results))
+    return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+
+
+def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> Start:
+    """Looks for what `results` and its checkpoint say.
+
+    Args:
+        data_xxh3: as for `find_finished`.
+
+    Raises:
         ValueError: no checkpoint is whole and fits, or it is of another configuration or of other
             data.
     """
-    path = checkpoint_path(results)
-    begun = _read_begun(results)
+    finished = find_finished(results, config, data_xxh3)
+    if finished is not None:
+        return finished
+    path, begun = checkpoint_path(results), _read_begun(results)
     doubts: tuple[str, ...] = ()
     if begun is not None and begun.status == "finished":
-        _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
-        check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
-        if not (why := doubt(begun)):
-            remove_checkpoints(path)
-            return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
-        doubts = (f"{results} says that it is finished, but {why}",)
+        doubts = (f"{results} says that it is finished, but {doubt(begun)}",)
     if not has_checkpoint(path):
         note = f"no checkpoint {path} yet: starts from the beginning"
         if begun is not None:
@@ -182,6 +200,7 @@ def take_checkpoint(results: Path, file: Path) -> Tree:
         ValueError: it is damaged.
     """
     path = checkpoint_path(results)
+    remove_unfinished(path)
     saved = read_checkpoint(file)
     if file != path:
         if path.exists():
