@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import killing
 import numpy as np
@@ -215,10 +216,10 @@ def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
     real: Callable[..., int] = resume.write_checkpoint
     calls = iter(range(100))
 
-    def fails_at_first(path: Path, tree: dict[str, object]) -> int:
+    def fails_at_first(*words: Any) -> int:
         if next(calls) < 2:
             raise OSError(28, "No space left on device")
-        return real(path, tree)
+        return real(*words)
 
     monkeypatch.setattr(resume, "write_checkpoint", fails_at_first)
     result = run_here(tmp_path / "run.h5")
@@ -242,7 +243,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told_too_late(path: Path, tree: checkpoint.Tree) -> int:
+    def told_too_late(*words: object) -> int:
         experiment.SIGNALS.name = "SIGTERM"
         raise OSError(28, "No space left on device")
 
