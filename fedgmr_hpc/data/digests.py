@@ -31,12 +31,13 @@ _LITTLE = {"y": "<i8", "group": "<i4"}
 
 def row_sums(x: NDArray[Any]) -> Sums:
     """[N] xxh3 of each row of x [N,...], its bytes in C order."""
-    if not x.size:
-        return np.full(len(x), xxhash.xxh3_64_intdigest(b""), np.uint64)
+    return np.array(_digests(x), np.uint64)
+
+
+def _digests(x: NDArray[Any]) -> list[int]:
     flat = memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
-    step, digest = len(flat) // len(x), xxhash.xxh3_64_intdigest
-    sums = (digest(flat[start : start + step]) for start in range(0, len(flat), step))
-    return np.fromiter(sums, np.uint64, len(x))
+    step, digest = len(flat) // max(1, len(x)), xxhash.xxh3_64_intdigest
+    return [digest(flat[start : start + step]) for start in range(0, len(flat), step or 1)]
 
 
 def array_digest(array: NDArray[Any]) -> str:
@@ -73,12 +74,14 @@ class Guard:
         Raises:
             RunError: one is not; the next start finds it, too, and decodes the data anew.
         """
-        wrong = np.flatnonzero(row_sums(x) != self.sums[rows])
-        if len(wrong):
-            raise RunError(
-                f"{self.path}: sample {rows[wrong[0]]} was damaged or changed since it was "
-                "decoded; the next start, with --resume, rebuilds the data cache and goes on"
-            )
+        found, wanted = _digests(x), self.sums[rows].tolist()  # lists: a batch is small
+        if found == wanted:
+            return
+        wrong = next(row for row, a, b in zip(rows, found, wanted, strict=True) if a != b)
+        raise RunError(
+            f"{self.path}: sample {wrong} was damaged or changed since it was decoded; the next "
+            "start, with --resume, rebuilds the data cache and goes on"
+        )
 
 
 def fingerprint(*splits: Split) -> str:
