@@ -69,9 +69,12 @@ def open_for_reading(path: Path) -> h5py.File:
     """A finished, running or killed run's file.
 
     Raises:
-        OSError: HDF5 cannot open it.
+        OSError: HDF5 cannot open it, or it is of a format that `store` never writes: without
+            checksums on its bookkeeping, a damaged file may keep HDF5 busy for ever.
     """
     block = read_superblock(path)
+    if block is None and h5py.is_hdf5(path):
+        raise OSError("HDF5 of an old format, which no result has")
     if block is not None and (block.is_marked or num_missing_bytes(path)):
         return open_marked(path)
     return _without_lock(lambda locking: h5py.File(path, "r", libver="latest", locking=locking))
@@ -111,6 +114,37 @@ def _limit_attempts(access_id: int) -> None:
     set_attempts.argtypes, set_attempts.restype = (ctypes.c_int64, ctypes.c_uint), ctypes.c_int
     if set_attempts(access_id, READ_ATTEMPTS) < 0:
         raise OSError("HDF5 refuses a limit of metadata read attempts")
+
+
+def own_member(group: h5py.Group, name: str) -> Any:
+    """What lies under a name in this very file and group; None where there is nothing.
+
+    Raises:
+        ValueError: it leads elsewhere: a soft or external link, a virtual data set, or one whose
+            values are in other files.
+    """
+    link, place = group.get(name, getlink=True), f"{group.name.rstrip('/')}/{name}"
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{place} is a link to another place ({type(link).__name__})")
+    found = group[name]
+    if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
+        raise ValueError(f"{place} keeps its values in other files")
+    return found
+
+
+def check_members(group: h5py.Group, depth: int = 3) -> None:
+    """Fails unless all that a group holds lies right here.
+
+    Raises:
+        ValueError: something leads elsewhere, or lies in more groups than `depth`.
+    """
+    for name in group:
+        if isinstance(found := own_member(group, name), h5py.Group):
+            if not depth:
+                raise ValueError(f"{found.name} is nested too deep")
+            check_members(found, depth - 1)
 
 
 def num_readable_rows(dataset: h5py.Dataset, num_rows: int, file_bytes: int) -> int:

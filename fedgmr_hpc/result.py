@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedgmr_hpc.blankfile import RUNNING, Texts
 from fedgmr_hpc.checksums import first_damaged, status_xxh3, texts_xxh3
 from fedgmr_hpc.hdf5file import (
+    check_members,
     describe_error,
     num_missing_bytes,
     num_readable_rows,
@@ -113,6 +114,13 @@ def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
                 )
 
 
+def _check_place(path: Path, group: h5py.Group) -> None:
+    try:
+        check_members(group)
+    except ValueError as error:
+        raise ValueError(f"results {path}: {error}, no part of a result does") from None
+
+
 def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Result:
     """One run, from a file or from its group in a file of several (`resultfiles.merge`).
 
@@ -124,6 +132,7 @@ def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Resu
         OSError, RuntimeError: HDF5 cannot read it.
     """
     _check_parts(path, group)
+    _check_place(path, group)
     status = group["status"][()].decode()
     is_ended = is_ended or not status.startswith(UNENDED)
     num_rows = count_rows(group, is_ended)

@@ -18,6 +18,7 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 
+from fedgmr_hpc.hdf5file import own_member
 from fedgmr_hpc.isolation import serve_parent
 
 BUILT_IN_FILTERS = range(1, 7)  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset
@@ -34,28 +35,17 @@ def read_clients(path: str, max_clients: int, max_lines: int, max_words: int) ->
         OSError, RuntimeError, KeyError: HDF5 cannot read it.
     """
     with h5py.File(path, "r") as file:
-        if not isinstance(clients := _member(file, "examples"), h5py.Group):
+        if not isinstance(clients := own_member(file, "examples"), h5py.Group):
             raise ValueError('no group "examples"')
         for name in islice(clients, max_clients):
-            lines = _sentences(_member(clients, name), name)
+            lines = _sentences(own_member(clients, name), name)
             yield name, [_words(name, line, max_words) for line in lines[:max_lines]]
 
 
-def _member(group: h5py.Group, name: str) -> Any:
-    """A group or data set that lies right here; None where there is none."""
-    link = group.get(name, getlink=True)
-    if link is not None and not isinstance(link, h5py.HardLink):
-        place = f"{group.name.rstrip('/')}/{name}"
-        raise ValueError(f"{place} is a link to another place ({type(link).__name__})")
-    return None if link is None else group[name]
-
-
 def _sentences(client: Any, name: str) -> h5py.Dataset:
-    lines = _member(client, "tokens") if isinstance(client, h5py.Group) else None
+    lines = own_member(client, "tokens") if isinstance(client, h5py.Group) else None
     if not isinstance(lines, h5py.Dataset) or lines.ndim != 1 or not _is_text(lines):
         raise ValueError(f"client {name!r} has no list tokens")
-    if lines.is_virtual or lines.external:
-        raise ValueError(f"client {name!r} keeps its tokens in other files")
     plan = lines.id.get_create_plist()
     filters = {plan.get_filter(index)[0] for index in range(plan.get_nfilters())}
     if unknown := filters - set(BUILT_IN_FILTERS):

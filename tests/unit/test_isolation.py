@@ -14,6 +14,8 @@ import pytest
 from fedgmr_hpc import isolation
 from fedgmr_hpc.foreign import BadFile, reading
 from fedgmr_hpc.isolation import read_in_child
+from fedgmr_hpc.result import read_result
+from fedgmr_hpc.schema import REQUIRED
 from fedgmr_hpc.tffclients import read_clients
 
 CHILD = """
@@ -134,8 +136,8 @@ def make_tokens(file, kind):
         ("soft link", r"/examples/u/tokens is a link to another place \(SoftLink\)"),
         ("external link", r"/examples/u is a link to another place \(ExternalLink\)"),
         ("linked root", r"/examples is a link to another place \(SoftLink\)"),
-        ("external storage", "client 'u' keeps its tokens in other files"),
-        ("virtual", "client 'u' keeps its tokens in other files"),
+        ("external storage", "/examples/u/tokens keeps its values in other files"),
+        ("virtual", "/examples/u/tokens keeps its values in other files"),
         ("bomb", "client 'u' has tokens in chunks of 603979776 bytes"),
         ("references", "client 'u' has no list tokens"),
     ],
@@ -145,6 +147,25 @@ def test_a_file_may_not_lead_elsewhere_nor_swell(tmp_path, kind, found):
         make_tokens(file, kind)
     with pytest.raises(ValueError, match=found):
         list(read_clients(str(tmp_path / "t.h5"), 9, 9, 9))
+
+
+@pytest.mark.parametrize("kind", ["external link", "external storage", "virtual"])
+def test_no_part_of_a_result_may_lie_elsewhere(tmp_path, kind):
+    with h5py.File(tmp_path / "r.h5", "w", libver="latest") as file:
+        for name in (*REQUIRED, "checksums"):
+            file.create_group(name)
+        make_tokens(file, kind)
+    with pytest.raises(ValueError, match=r"r\.h5: /examples/u.* (is a link|keeps its values in)"):
+        read_result(tmp_path / "r.h5")
+
+
+def test_an_old_format_of_hdf5_is_no_result_and_not_opened(tmp_path):
+    with h5py.File(tmp_path / "r.h5", "w", libver="earliest", userblock_size=512) as file:
+        file["status"] = b"finished"
+    with pytest.raises(
+        ValueError, match=r"r\.h5: cannot be read \(HDF5 of an old format, which no"
+    ):
+        read_result(tmp_path / "r.h5")
 
 
 def test_packed_sentences_are_read_to_their_last_allowed_word(tmp_path):
