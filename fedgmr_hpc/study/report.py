@@ -58,13 +58,14 @@ LEGEND = (
 
 def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
     """The tables of all runs as text; writes `accuracy_vs_time.png`, `density_vs_time.png` and,
-    where sub-models were scored, `submodel_accuracy.png`.
+    where sub-models were scored, `submodel_accuracy.png`. A file that cannot be read is left out,
+    with a line that says why.
 
     Raises:
-        ValueError: a path is no result file.
+        ValueError: no path is a result file.
         OSError: `out_dir` cannot be written.
     """
-    results = [read_result(path) for path in paths]
+    results, unreadable = _read_all(paths)
     names = _run_names(results)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,22 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
         if timeline_path(run[1].path).exists()
     ]
     written = "\n".join(f"plot: {path}" for path in plots)
-    return "\n\n".join([f"{runs}\n{LEGEND}", *courses, *spent, written])
+    left_out = "\n".join(f"left out: {line}" for line in unreadable)
+    parts = [f"{runs}\n{LEGEND}", *courses, *spent, written, left_out]
+    return "\n\n".join(filter(None, parts))
+
+
+def _read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Result], list[str]]:
+    """The runs that can be read, and what is wrong with the other files."""
+    results, wrong = [], []
+    for path in paths:
+        try:
+            results.append(read_result(path))
+        except ValueError as error:
+            wrong.append(str(error))
+    if not results:
+        raise ValueError("\n".join(wrong))
+    return results, wrong
 
 
 def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> list[Path]:

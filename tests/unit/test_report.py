@@ -255,6 +255,16 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
         make_report([tmp_path / "absent.h5"], tmp_path / "out")
 
 
+def test_a_report_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> None:
+    good, cut, empty = write(tmp_path / "a.h5"), tmp_path / "cut.h5", tmp_path / "empty.h5"
+    cut.write_bytes(good.read_bytes()[:5000])
+    empty.touch()
+    report = make_report([cut, good, empty], tmp_path / "out")
+    assert report.startswith("run") and "\na " in report
+    for line, path in zip(report.splitlines()[-2:], (cut, empty), strict=True):
+        assert line.startswith(f"left out: results {path}: ")
+
+
 def test_sub_models_are_drawn_where_they_were_scored(tmp_path: Path) -> None:
     scores = {"val_accuracy": 0.5, "val_loss": 1.0, "test_loss": 1.0, "wall_s": 1.0}
     rows: list[Any] = [
