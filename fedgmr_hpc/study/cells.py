@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -205,34 +205,40 @@ def _make_run(
     trial_seed: int | None = None,
 ) -> Cell:
     """A run of `labels` with tuned `values`; with a seed of its own where it is a trial."""
-    is_trial, values = trial_seed is not None, values or {}
-    seed = {"seed": trial_seed} if is_trial else {}
-    own = {key: as_override(key, value) for key, value in {**values, **seed}.items()}
-    given = [word for word in overrides if word.partition("=")[0] not in own]
-    said = {word.partition("=")[0] for word in given} | own.keys()
-    words = {**study.settings, **labels}
-    config = load_config(
-        study.base,
-        [*(as_override(k, v) for k, v in words.items() if k not in said), *given, *own.values()],
-    )
-    config = _bounded(study, config, {*words, *said}, is_trial)
-    shown = {key: value for key, value in {**labels, **values}.items() if key != "seed"}
+    is_trial, own = trial_seed is not None, dict(values or {})
+    if is_trial:
+        labels = {key: value for key, value in labels.items() if key != "seed"}
+        own["seed"] = trial_seed
+    words = _words({**study.settings, **labels}, overrides, own)
+    config = _bounded(study, load_config(study.base, [word for _, word in words]), words, is_trial)
     return Cell(
         labels=labels,
         row=label_of(_named(labels, study, config), study.row_keys()),
         column=label_of(labels, study.column_keys()),
         seed=config.seed,
         config=config,
-        slug=_slug({"trial": "tune", **shown, **seed} if is_trial else labels),
+        slug=_slug({"trial": "tune", **labels, **own} if is_trial else labels),
         digest=digest_of(config),
-        values=values,
+        values=values or {},
         is_trial=is_trial,
     )
 
 
-def _bounded(study: StudyFile, config: Config, said: Set[str], is_trial: bool) -> Config:
+def _words(given: Labels, overrides: Sequence[str], own: Labels) -> list[tuple[str, str]]:
+    """Keys and words for a configuration: of the study, the command line and the run itself, each
+    instead of those before."""
+    typed = [(word.partition("=")[0], word) for word in overrides]
+    said = {key for key, _ in typed}
+    first = [(k, as_override(k, v)) for k, v in given.items() if k not in said | own.keys()]
+    last = [(key, as_override(key, value)) for key, value in own.items()]
+    return [*first, *(each for each in typed if each[0] not in own), *last]
+
+
+def _bounded(
+    study: StudyFile, config: Config, words: Sequence[tuple[str, str]], is_trial: bool
+) -> Config:
     """A run that ends once all is known that is compared, unless the study says when it ends."""
-    if not is_trial and said & {"run", "run.max_time_s"}:
+    if not is_trial and any(key in ("run", "run.max_time_s") for key, _ in words):
         return config
     end_s = study.end_s(study.tuned_at_s() if is_trial else study.compared_until_s(), config)
     run = config.run

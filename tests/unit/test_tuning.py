@@ -78,7 +78,8 @@ def test_trials_have_their_own_seeds_and_end_when_they_are_judged() -> None:
     assert {cell.seed for cell in trials} == {7, 8}
     assert {cell.config.seed for cell in trials} == {7, 8}
     assert {cell.config.run.max_time_s for cell in trials} == {10.5}
-    assert all(cell.slug.startswith("tune-") for cell in trials)
+    assert trials[0].slug == "tune-fedgmr-high-learningrate0.1-patience2-s7"
+    assert not any("seed" in cell.labels for cell in trials)
     long = cells_of("run.max_time_s=100", tune_time_s=10)
     assert {c.config.run.max_time_s for c in long if c.is_trial} == {10.5}
     assert {c.config.run.max_time_s for c in long if not c.is_trial} == {100}
