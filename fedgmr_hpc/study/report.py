@@ -25,7 +25,7 @@ from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.process import own_python
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.pairs import MAX_OVERRUN_FRAC, overrun_frac
-from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages, scored
+from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages, own_accuracies, scored
 from fedgmr_hpc.study.tables import count_of
 from fedgmr_hpc.trace import breakdowns, read_timeline, render_breakdown, timeline_path
 
@@ -122,6 +122,7 @@ def render_summary(result: Result) -> str:
     num_last = count_of(len(_last_tests(result)), "evaluation")
     facts = {
         "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
+        "sub-models": _own_submodels(result),
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),
         "moved": f"{up[-1]:.1f} MB up to the server, {down[-1]:.1f} MB down to the clients",
@@ -264,6 +265,15 @@ def _last_tests(result: Result) -> Values:
     is_known = np.isfinite(test)
     is_trained = is_known & (evaluations["version"] > 0)
     return test[is_trained if is_trained.any() else is_known][-3:]
+
+
+def _own_submodels(result: Result) -> str:
+    """The last test accuracy of the clients' own sub-models, "" where none was scored."""
+    cut = result.submodels["version"][-1:]
+    if not len(cut):
+        return ""
+    mean, worst = (_percent(values[0]) for values in own_accuracies(result, cut))
+    return f"test accuracy {mean} %, mean over the clients, worst class {worst} %"
 
 
 def _clock(result: Result) -> str:

@@ -10,7 +10,7 @@
     reference: fedgmr                      the row (or its values) that differences refer to
     comparison_time_s: 70000               T; accuracies are compared there, and runs end a little
                                            past it, unless they say run.max_time_s
-    last: 5                                m: evaluations averaged, and window of moving means
+    last: 5                                m: looks averaged, and window of moving means
     targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
     ranks: 1, side_by_side: 2              ranks of a cell, cells at a time (default: cores / ranks)
     tune: {train.learning_rate: [...]}     dotted key -> values, chosen for every row and column

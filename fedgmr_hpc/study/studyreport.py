@@ -102,7 +102,7 @@ def _tables(
     """Every table of the runs that the study compares."""
     findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
     tables = [
-        claims_table(findings, scale.command) if findings else None,
+        claims_table(findings, runs, scale.command) if findings else None,
         accuracy_table(runs, scale),
         difference_table(runs, scale),
         cost_table(runs, scale),

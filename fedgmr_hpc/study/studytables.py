@@ -197,8 +197,8 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     )
 
 
-def claims_table(findings: Sequence[Finding], command: str) -> Table:
-    """The verdicts, with their figures."""
+def claims_table(findings: Sequence[Finding], runs: Sequence[Run], command: str) -> Table:
+    """The verdicts, with their figures, of `runs`."""
     rows = [
         [
             f.name,
@@ -220,7 +220,8 @@ def claims_table(findings: Sequence[Finding], command: str) -> Table:
             "Values are positive where the claim holds; SUPPORTED: the paired 95 % interval lies "
             "above zero, NOT SUPPORTED: below it (or a collapse), else INCONCLUSIVE. Intervals: "
             "percentile bootstrap, widened to Student's t for 2 to 5 finite pairs; median for "
-            "times. Pairs share seed and condition; those of several conditions are pooled."
+            "times. Pairs share seed and condition; those of several conditions are pooled.",
+            _resolution_note(_resolutions(runs)),
         ],
         command=command,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fedgmr_hpc
 from fedgmr_hpc.chunks import Evaluation, Part
@@ -259,3 +262,32 @@ def test_sub_models_score_what_models_cut_by_hand_do(method: str, tmp_path: Path
     assert len(set(losses)) == len(losses)
     whole = result.evaluations["test_accuracy"][-1], result.evaluations["test_loss"][-1]
     assert (rows["test_accuracy"][last[-1]], rows["test_loss"][last[-1]]) == whole
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.floats(0.01, 10.0),
+    st.lists(st.floats(0.0, 5.0), min_size=1, max_size=12),
+    st.sets(st.integers(0, 12)),
+)
+def test_looks_see_the_newest_version_at_every_due_time(
+    every_s: float, gaps: list[float], refreshed: set[int]
+) -> None:
+    """Whatever the merges' times and whichever versions are refreshed: a look at each multiple of
+    the step up to the end, at the newest version there is.
+    """
+    desk = Desk(every_s)
+    ready = [0.0, *np.cumsum(gaps).tolist()]
+    for version, now_s in enumerate(ready):
+        if version:
+            desk.merge(now_s)
+        if version in refreshed:
+            desk.refresh(now_s)
+    desk.evaluator.look(math.nextafter(ready[-1], math.inf))
+    looks = desk.seen(LookRow)
+    times = [at_s for at_s, *_ in looks]
+    assert times == [every_s * number for number in range(len(times))]
+    assert times[-1] <= ready[-1] < every_s * len(times)
+    newest = [max(v for v, ready_s in enumerate(ready) if ready_s <= at_s) for at_s in times]
+    assert [version for _, version, _ in looks] == newest
+    assert len(desk.pool.asked) == len({version for version, _ in desk.pool.asked})
