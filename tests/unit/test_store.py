@@ -249,6 +249,15 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     assert result.weights.dtype == np.float32 and result.weights.tolist() == [0, 1, 2, 3]
 
 
+def test_a_file_from_before_a_table_reads_as_one_without_its_rows(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.h5")
+    with h5py.File(path, "r+") as file:
+        del file["looks"], file["submodels"]
+    result = read_result(path)
+    assert result.looks["now_s"].tolist() == result.submodels["density"].tolist() == []
+    assert result.merges["version"].tolist() == [1, 2]
+
+
 def test_a_row_is_copied_when_appended(tmp_path: Path) -> None:
     density = np.array([0.25, 0.5, 1.0])
     with open_writer(tmp_path / "run.h5") as writer:
