@@ -145,12 +145,9 @@ class SubModel:
         On a CUDA device steps are only queued while `after_step` runs; losses are read at the end.
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
-        momentum = torch.zeros_like(self.net.flat) if choices.momentum else None
         if self.spans and self.mask is not None:
             self._threshold = Threshold(self.net, self.mask, self.spans)
-        step = Step(
-            self.net, loss, learning_rate, choices, self.mask, momentum, squares, self._threshold
-        )
+        step = Step(self.net, loss, learning_rate, choices, self.mask, squares, self._threshold)
         done = Done()
         for batch in on_device(batches, self.net.flat.device):
             done.add(step, batch)

@@ -4,7 +4,7 @@ The net may lie on any torch device: what comes in is moved there, what `to_host
 memory, and no step waits for the device. On the CPU nothing is copied for that.
 
 Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on
-receipt (24), weight decay multiplies the weight (23), no clipping (23).
+receipt (24), weight decay multiplies the weight (23), no clipping (23) unless the row asks for it.
 
 Shapes: P prunable entries, D dense entries, B batch.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedgmr_hpc.fl.threshold import Threshold
 
+NORM_EPSILON = 1e-6  # added to a gradient's norm before a limit is divided by it
 Batch = tuple[Tensor, Tensor]  # samples [B, ...], labels [B, ...]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
 Hits = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> how many scored items are hit
@@ -39,10 +40,12 @@ class Net(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SgdChoices:
-    """Local SGD; `momentum` is heavy-ball without dampening."""
+    """Local SGD; `momentum` is heavy-ball without dampening, `clip_norm` the greatest norm of the
+    gradient of all parameters together (None for no limit), before weight decay is added."""
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,14 @@ class Trained:
 
 
 class Step:
-    """One local SGD step after the other on a net.
+    """The local SGD steps of one dispatch.
+
+    It is made when the net holds what the client was sent and lives until the client's last step,
+    so what belongs to the dispatch as a whole (momentum, a pull towards the weights that were sent)
+    is kept here.
 
     Args:
         mask: [P + D] of 0 and 1; only entries at 1 move. None for all.
-        momentum: [P + D] state of the heavy ball, None without.
         squares: [P + D] sums squared gradients on the mask, None if they are not wanted.
         threshold: what gradients pass through.
     """
@@ -71,13 +77,13 @@ class Step:
         learning_rate: float,
         choices: SgdChoices,
         mask: Tensor | None = None,
-        momentum: Tensor | None = None,
         squares: Tensor | None = None,
         threshold: Threshold | None = None,
     ) -> None:
         self.net, self.loss, self.threshold = net, loss, threshold
         self.learning_rate, self.choices = learning_rate, choices
         self.parameters = net.trainable()
+        momentum = torch.zeros_like(net.flat) if choices.momentum else None
         self.masks, self.momenta, self.squares = (
             [*([None] * len(self.parameters) if flat is None else net.split(flat))]
             for flat in (mask, momentum, squares)
@@ -85,22 +91,39 @@ class Step:
 
     def run(self, batch: Batch) -> Tensor:
         """Steps on a batch; returns its mean loss, which is not waited for."""
-        gradients, mean = self._gradients(*batch)
+        gradients, mean = self.gradients(*batch)
         with torch.no_grad():
+            self._sum_squares(gradients)
             for row in zip(
-                self.parameters, gradients, self.masks, self.momenta, self.squares, strict=True
+                self.parameters, self._clipped(gradients), self.masks, self.momenta, strict=True
             ):
                 self._move(*row)
         return mean
 
-    def _gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Of the mean loss, one for each parameter; and that loss."""
         if self.threshold is not None:
             self.threshold.hide()
-        mean = self.loss(self.net(samples, training=True), labels).mean()
-        gradients: Sequence[Tensor] = torch.autograd.grad(mean, self.parameters)
+        gradients, mean, _ = differentiate(self.net, self.loss, samples, labels)
         if self.threshold is not None:
             gradients = self.threshold.restore(gradients)
-        return gradients, mean.detach()
+        return gradients, mean
+
+    def _sum_squares(self, gradients: Sequence[Tensor]) -> None:
+        for gradient, mask, squares in zip(gradients, self.masks, self.squares, strict=True):
+            if squares is not None:
+                kept = _masked(gradient, mask)
+                squares.addcmul_(kept, kept)
+
+    def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients, shortened together where those that count are longer than allowed."""
+        limit = self.choices.clip_norm
+        if limit is None:
+            return gradients
+        kept = map(_masked, gradients, self.masks)
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in kept])
+        factor = (limit / (torch.linalg.vector_norm(norms) + NORM_EPSILON)).clamp(max=1)
+        return [gradient * factor for gradient in gradients]
 
     def _move(
         self,
@@ -108,11 +131,7 @@ class Step:
         gradient: Tensor,
         mask: Tensor | None,
         momentum: Tensor | None,
-        squares: Tensor | None,
     ) -> None:
-        if squares is not None:
-            kept = gradient if mask is None else gradient * mask
-            squares.addcmul_(kept, kept)
         if self.choices.weight_decay:
             gradient = gradient.add(parameter, alpha=self.choices.weight_decay)
         if momentum is not None:
@@ -121,6 +140,20 @@ class Step:
             parameter.add_(gradient, alpha=-self.learning_rate)
         else:
             parameter.addcmul_(gradient, mask, value=-self.learning_rate)
+
+
+def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:
+    return gradient if mask is None else gradient * mask
+
+
+def differentiate(
+    net: Net, loss: Loss, samples: Tensor, labels: Tensor
+) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+    """(gradients of the mean loss, one for each parameter; that loss; logits) of a pass for
+    training."""
+    logits = net(samples, training=True)
+    mean = loss(logits, labels).mean()
+    return torch.autograd.grad(mean, net.trainable()), mean.detach(), logits.detach()
 
 
 class Done:

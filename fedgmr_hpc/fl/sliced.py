@@ -2,7 +2,9 @@
 
 The entries that a width keeps are, in their natural order, the flat vector of the narrower network,
 so loading is a permutation and costs what the sub-model costs. With ordered dropout each local step
-trains a still narrower part, on its own network, and puts it back.
+takes its gradient from a still narrower part, on its own network. It is a step of the client's
+whole sub-model all the same: entries outside the part have gradient zero, so momentum and weight
+decay move them, as `torch.optim.SGD` does in FjORD's code.
 
 Shapes: P prunable entries, K kept, D dense entries.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,12 +26,14 @@ from fedgmr_hpc.fl.sgd import (
     SgdChoices,
     Step,
     Trained,
+    differentiate,
     on_device,
     to_host,
 )
 from fedgmr_hpc.fl.widths import Axis, inner_entries
 
 MAX_NETS = 32  # kept at a time; balancing makes new densities at every refresh
+SoftLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, teacher's logits, labels -> losses
 
 
 class SlicedModel:
@@ -41,6 +46,7 @@ class SlicedModel:
 
     Attributes:
         net: the network loaded last.
+        density: its density.
     """
 
     net: Net
@@ -56,7 +62,7 @@ class SlicedModel:
         self._orders: dict[tuple[int, int], Tensor] = {}  # by (mask id, K)
         self._inner: dict[tuple[float, float], Tensor] = {}  # by (density, outer)
         self._order: Tensor | None = None  # of the loaded values by natural position
-        self._density, self._num_kept = 1.0, 0
+        self.density, self._num_kept = 1.0, 0
 
     def load(
         self,
@@ -78,7 +84,7 @@ class SlicedModel:
         if len(self._nets) > MAX_NETS:
             self._nets.clear()
             self._inner.clear()
-        self.net, self._density = self._net(density), density
+        self.net, self.density = self._net(density), density
         self._num_kept = len(values)
         self._order = None if positions is None else self._find_order(positions, mask_id)
         ordered = values if self._order is None else values[self._order]
@@ -110,47 +116,36 @@ class SlicedModel:
         choices: SgdChoices,
         after_step: Callable[[], None] = lambda: None,
         densities: Sequence[float] = (),
+        soft_loss: SoftLoss | None = None,
     ) -> Trained:
         """Runs one SGD step per batch; `after_step` lets the caller serve its links in between.
 
         Args:
             densities: of each step, at most that of the sub-model; empty for that of the sub-model.
+            soft_loss: self-distillation: with it every step trains the whole sub-model by `loss`,
+                and a narrower part by its loss towards what the whole sub-model says.
         """
-        momentum = torch.zeros_like(self.net.flat) if choices.momentum else None
-        done, device = Done(), self.net.flat.device
-        for number, batch in enumerate(on_device(batches, device)):
-            density = densities[number] if densities else self._density
-            if density == self._density:
-                step = Step(self.net, loss, learning_rate, choices, momentum=momentum)
-                done.add(step, batch)
-            else:
-                self._train_inner(done, batch, density, loss, learning_rate, choices, momentum)
+        if densities:
+            widths = iter(densities)
+            step: Step = OrderedStep(self, loss, learning_rate, choices, widths, soft_loss)
+        else:
+            step = Step(self.net, loss, learning_rate, choices)
+        done = Done()
+        for batch in on_device(batches, self.net.flat.device):
+            done.add(step, batch)
             after_step()
         return done.trained()
 
-    def _train_inner(
-        self,
-        done: Done,
-        batch: Batch,
-        density: float,
-        loss: Loss,
-        learning_rate: float,
-        choices: SgdChoices,
-        momentum: Tensor | None,
-    ) -> None:
-        """One step on a narrower part of the loaded network; the rest keeps value and momentum."""
-        inner, at = self._net(density), self._inner_index(density)
-        inner.flat.copy_(self.net.flat[at])
-        inner.generator.set_state(self.net.generator.get_state())  # one stream for all widths
-        own = None if momentum is None else momentum[at]
-        done.add(Step(inner, loss, learning_rate, choices, momentum=own), batch)
-        self.net.generator.set_state(inner.generator.get_state())
-        self.net.flat[at] = inner.flat
-        if momentum is not None and own is not None:
-            momentum[at] = own
+    def inner(self, density: float) -> tuple[Net, Tensor]:
+        """The network of a density below that of the loaded one, filled with what that has there
+        (its random stream, too), and where in the flat vector of the loaded one it lies."""
+        net, at = self._net(density), self._inner_index(density)
+        net.flat.copy_(self.net.flat[at])
+        net.generator.set_state(self.net.generator.get_state())  # one stream for all widths
+        return net, at
 
     def _inner_index(self, density: float) -> Tensor:
-        key = (density, self._density)
+        key = (density, self.density)
         if key not in self._inner:
             index = torch.from_numpy(inner_entries(self.tensors, *key))
             self._inner[key] = index.to(self.net.flat.device)
@@ -167,3 +162,63 @@ class SlicedModel:
         if self._order is not None:
             values[self._order] = kept
         return values, to_host(self.net.flat[self._num_kept :].clone())
+
+
+class OrderedStep(Step):
+    """Steps of a loaded sub-model, each with the gradient of a part of it (ordered dropout).
+
+    Args:
+        densities: of the part, step after step.
+        soft_loss: self-distillation, see `SlicedModel.train`.
+    """
+
+    def __init__(
+        self,
+        model: SlicedModel,
+        loss: Loss,
+        learning_rate: float,
+        choices: SgdChoices,
+        densities: Iterator[float],
+        soft_loss: SoftLoss | None = None,
+    ) -> None:
+        super().__init__(model.net, loss, learning_rate, choices)
+        self.model, self.densities, self.soft_loss = model, densities, soft_loss
+
+    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Of the part, zero outside it, or with self-distillation of the whole sub-model and the
+        part together; and the loss on the labels: of the part, or of the whole sub-model."""
+        density = next(self.densities)
+        if density == self.model.density:  # what it says of itself is no news to it
+            return super().gradients(samples, labels)
+        if self.soft_loss is None:
+            total = torch.zeros_like(self.net.flat)
+            mean = self._add_part(total, density, self.loss, samples, labels)
+            return self.net.split(total), mean
+        whole, mean, logits = differentiate(self.net, self.loss, samples, labels)
+        total = _joined(self.net, whole)
+        towards = partial(_towards, self.soft_loss, logits)
+        self._add_part(total, density, towards, samples, labels)
+        return self.net.split(total), mean
+
+    def _add_part(
+        self, total: Tensor, density: float, loss: Loss, samples: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Adds the part's gradients to those of the sub-model; returns its mean loss."""
+        part, at = self.model.inner(density)
+        gradients, mean, _ = differentiate(part, loss, samples, labels)
+        self.net.generator.set_state(part.generator.get_state())
+        self.net.flat[at] = part.flat  # its running statistics
+        total.index_add_(0, at, _joined(part, gradients))
+        return mean
+
+
+def _towards(soft_loss: SoftLoss, teacher: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return soft_loss(logits, teacher, labels)
+
+
+def _joined(net: Net, gradients: Sequence[Tensor]) -> Tensor:
+    """[P + D] the gradients of the parameters, zero at running statistics."""
+    flat = torch.zeros_like(net.flat)
+    for part, gradient in zip(net.split(flat), gradients, strict=True):
+        part.copy_(gradient)
+    return flat

@@ -3,8 +3,9 @@
 A width method cuts every layer to a share of about sqrt(P) of its units, so that about a share P of
 the entries is left: `width_prefix` keeps the first units (HeteroFL), `width_rolling` the units that
 follow an offset which moves by one every round (FedRolex), and `ordered_dropout` the first units,
-of which a local step may train fewer still (FjORD). Units of attention heads are cut alike in every
-head, as HeteroFL does.
+of which a local step may train fewer still (FjORD). What is kept is the ceiling of the share, as in
+the public code of all three; units of attention heads are cut alike in every head, as HeteroFL
+does, so there it is the ceiling of the share of a head's units.
 
 The kept units of a density contain those of every smaller density at the same offset, so the masks
 are nested, and what is kept is itself a network: its tensors in their own natural order are the
@@ -23,9 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Cut = Literal["whole", "ceil", "fours", "parts"]
+Cut = Literal["whole", "ceil"]
 Levels = NDArray[np.unsignedinteger[Any]]  # 8 bits each where they suffice
-PARTS = 24  # of each head's or layer's units, for the transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,7 @@ class Axis:
         inner: entries of each unit along this dimension and those after it, up to the next axis;
             the 49 pixels of a channel at a flattened input, the 25 of a 5x5 kernel.
         heads: equal blocks of the units that are cut alike.
-        cut: how many units a share of the width keeps: all (`whole`), its ceiling (`ceil`), that
-            rounded down to a multiple of four (`fours`), or the nearest 24th (`parts`).
+        cut: how many units (of each head) a share of the width keeps: all (`whole`) or its ceiling.
     """
 
     units: int
@@ -49,13 +48,10 @@ class Axis:
 
 def kept_units(axis: Axis, density: float) -> int:
     """Units of an axis that a sub-model of this density keeps, at least one (of every head)."""
-    share = math.sqrt(density)
     if axis.cut == "whole":
         return axis.units
-    if axis.cut == "parts":
-        return max(1, round(PARTS * share)) * axis.units // PARTS
-    kept = math.ceil(round(share * axis.units, 9))
-    return max(4, kept // 4 * 4) if axis.cut == "fours" else kept
+    share = math.sqrt(density) * (axis.units // axis.heads)
+    return axis.heads * max(1, math.ceil(round(share, 9)))
 
 
 def narrowed(axis: Axis, density: float) -> Axis:

@@ -8,7 +8,7 @@ scores the outcome.
 from fedgmr_hpc.models.convnets import TABLES, Layer
 from fedgmr_hpc.models.flatnet import FlatNet
 from fedgmr_hpc.models.layout import WIDTH_KINDS, Entry, Kind, Layout
-from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, loss_function
+from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, loss_function, soft_loss
 from fedgmr_hpc.models.registry import (
     MODELS,
     accepts,
@@ -37,4 +37,5 @@ __all__ = [
     "loss_function",
     "make_layout",
     "num_outputs",
+    "soft_loss",
 ]

@@ -30,6 +30,27 @@ def loss_function(kind: Literal["bce", "cross_entropy"], logits: Tensor, labels:
     return losses[labels != NOT_SCORED]
 
 
+def soft_loss(
+    kind: Literal["bce", "cross_entropy"], logits: Tensor, teacher: Tensor, labels: Tensor
+) -> Tensor:
+    """Loss of each scored item [items] towards what another network says of it.
+
+    The labels of the loss are replaced by the teacher's probabilities at temperature 1: its softmax
+    for `cross_entropy` (Horvath et al. 2021, section 3.3, with alpha = T = 1, but for the teacher's
+    entropy, which has no gradient), the sigmoid of each class for `bce`.
+
+    Args:
+        logits, teacher: as the logits of `loss_function`; no gradient is to reach the teacher's.
+        labels: only say which items are scored.
+    """
+    if logits.dim() == 3:
+        is_scored = labels.flatten() != NOT_SCORED
+        logits, teacher = (each.flatten(0, 1)[is_scored] for each in (logits, teacher))
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits, teacher.softmax(1), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, teacher.sigmoid(), reduction="none").mean(1)
+
+
 def _losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
     """[items] of logits [items, C] and labels [items]."""
     if kind == "cross_entropy":

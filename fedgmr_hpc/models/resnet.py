@@ -48,7 +48,7 @@ BLOCK_COSTS = (  # kappa of both convolutions of each block
 def resnet18_layers() -> tuple[LayerSpec, ...]:
     """The layers in forward order; a block's shortcut follows its convolutions."""
     image = Axis(INPUT_SHAPE[0], cut="whole")
-    streams = [Axis(channels, cut="fours") for channels in STAGE_CHANNELS]
+    streams = [Axis(channels) for channels in STAGE_CHANNELS]
     layers = [*_conv_and_norm("conv1", "norm1", image, streams[0], 7, CONV1_COST)]
     stream = streams[0]
     for (stage, block), costs in zip(BLOCKS, BLOCK_COSTS, strict=True):

@@ -37,9 +37,9 @@ ENCODERS = ("encoder1", "encoder2")
 POSITION_COST, TOKEN_COST, FFN_COST = 5.0, 0.5, 0.6667  # 1 for the others
 FFN_START = Start("normal", 0.02)
 
-_STREAM = Axis(MODEL_UNITS, cut="parts")
-_HEADS = Axis(MODEL_UNITS, heads=NUM_HEADS, cut="parts")
-_FFN = Axis(FFN_UNITS, cut="parts")
+_STREAM = Axis(MODEL_UNITS)
+_HEADS = Axis(MODEL_UNITS, heads=NUM_HEADS)
+_FFN = Axis(FFN_UNITS)
 
 
 def transformer_layers() -> tuple[LayerSpec, ...]:
