@@ -182,11 +182,11 @@ def _describe_shares(config: Config) -> str:
 
 def _describe(config: Config, data: object) -> str:
     from fedgmr_hpc.data.federated import FederatedData
-    from fedgmr_hpc.models import make_layout
+    from fedgmr_hpc.models import run_layout
 
     assert isinstance(data, FederatedData)
     sizes = [len(part) for part in data.train_parts]
-    layout = make_layout(config.model.name, config.submodel.kind)
+    layout = run_layout(config)
     return (
         f"{layout.num_weights:,} weights, {layout.num_prunable:,} prunable; "
         f"{sum(sizes):,} training samples, {min(sizes)} to {max(sizes)} a client; "

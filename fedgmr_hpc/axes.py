@@ -1,6 +1,7 @@
-"""The sections of the configuration that make up a method's row: its five axes (DESIGN idea 1).
+"""The sections of the configuration that make up a method's row: its six axes (DESIGN idea 1).
 
-`transmission`, a word, stands in config.py. Units stand in the names: `_s` seconds, `_frac` 0 to 1.
+`transmission`, a word, stands in config.py, and so do those keys of `train` that are the run's.
+Units stand in the names: `_s` seconds, `_frac` 0 to 1.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class SubmodelConfig(Section):
     refresh: Literal["interval", "round"] = "interval"
     """Cut masks every `run.interval_rounds`, or in every round as well."""
     scaler: bool = False
-    """Width methods: divide what a layer gives by its share of kept units, so that it is as large
-    as the whole network's (HeteroFL's scaler); only in models with normalisation layers, since
-    without them it makes training diverge (spec section 7.3 has it off there too)."""
+    """Width methods: in training divide what a layer gives by its share of kept units, before the
+    norm that follows (HeteroFL's scaler); only in models with normalisation layers. Without them
+    it does not diverge but is no help: SCALER_FIGURES."""
     width_rates: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
     """`ordered_dropout`: each local step trains one of these densities up to the client's own,
     drawn uniformly."""
@@ -71,6 +72,39 @@ class SubmodelConfig(Section):
             found.append(
                 f"submodel.width_rates: got {list(self.width_rates)}, allowed with "
                 f"submodel.kind = {self.kind}: {list(default)}, which it does not use"
+            )
+        return found
+
+
+class LocalConfig(Section):
+    """What a method asks of local training."""
+
+    batch_norm: Literal["tracked", "static"] = "tracked"
+    """Running statistics of batch norms: `tracked` in training, sent and merged like weights, or
+    `static` (HeteroFL): none in training; before an evaluation the model gets them from a pass over
+    training samples (`eval.norm_samples`), the local model that is scored from the batches it was
+    trained on. Without meaning in a model without batch norms."""
+    clip_norm: Positive | None = None
+    """Greatest norm of the gradient of a local step; longer ones are shortened to it. Null for no
+    limit."""
+    masked_loss: bool = False
+    """In training take the logits of classes that the client has no training sample of as 0
+    (HeteroFL's masked cross-entropy); images only."""
+    distillation: bool = False
+    """`ordered_dropout`: each local step trains the client's widest network on the labels, and the
+    width drawn on what the widest says (FjORD's self-distillation)."""
+
+    def contradictions(self, submodel: SubmodelConfig) -> list[str]:
+        """One line for every value that another one rules out."""
+        found = []
+        if submodel.scaler and self.batch_norm == "tracked":
+            found.append(
+                "submodel.scaler: got true, allowed with train.batch_norm = tracked: false "
+                "(running statistics of scaled outputs fit no other width)"
+            )
+        if self.distillation and submodel.kind != "ordered_dropout":
+            found.append(
+                f"train.distillation: got true, allowed with submodel.kind = {submodel.kind}: false"
             )
         return found
 

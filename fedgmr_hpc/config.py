@@ -16,6 +16,7 @@ from fedgmr_hpc.axes import (
     Count,
     Density,
     Fraction,
+    LocalConfig,
     NonNegative,
     Positive,
     RestorationConfig,
@@ -160,7 +161,7 @@ class ClientsConfig(Section):
         return found
 
 
-class TrainConfig(Section):
+class TrainConfig(LocalConfig):
     """Local training (spec section 1.3)."""
 
     steps: Count = 5
@@ -193,6 +194,10 @@ class EvalConfig(Section):
     """Size of the fixed validation subset that scores each client's local model."""
     chunk: Count = 128
     """Samples in one evaluation task; fixed, so that sums do not depend on the ranks."""
+    norm_samples: Count | None = 5000
+    """With `train.batch_norm = static`: clients' training samples, a fixed random choice of all, in
+    the pass from which the model gets its statistics, in batches of `chunk`; null for all, as in
+    HeteroFL's code, which makes an evaluation several times as long."""
 
 
 class LinksConfig(Section):
@@ -352,6 +357,7 @@ class Config(Section):
                     f"allowed: 0 to {self.clients.count - 1}"
                 )
         found += self.submodel.contradictions() + self.aggregation.contradictions()
+        found += self.train.contradictions(self.submodel)
         if self.submodel.kind == "full" and clients.max_densities is not None:
             found.append(
                 "clients.max_densities: allowed with submodel.kind = full: null "

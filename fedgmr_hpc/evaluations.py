@@ -19,7 +19,7 @@ sub-models, have the whole model. These rows go to the table `submodels`, one a 
 A level costs as much as another evaluation, with width methods that of the narrower network, and
 masks are cut twice.
 
-Shapes: P prunable entries, D dense entries.
+Shapes: P prunable entries, D dense entries, S statistics of static batch norms.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from fedgmr_hpc.chunks import Evaluation, Part
+from fedgmr_hpc.chunks import Evaluation, Found, Part
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_parts
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import RankPool
-from fedgmr_hpc.records import EvaluationRow, LookRow, SubmodelRow
+from fedgmr_hpc.records import EvaluationRow, Floats, LookRow, SubmodelRow
 from fedgmr_hpc.store import ResultWriter
 
 POOLS: tuple[Pool, ...] = ("validation", "test")
@@ -61,7 +62,7 @@ class _Sheet:
     evaluation: Evaluation
     round: int
     now_s: float
-    model_xxh3: int
+    hash: xxhash.xxh3_64  # of the weights [P + D]
     rows: list[tuple[type[EvaluationRow], float]]
     mean_density: float | None = None
 
@@ -70,6 +71,14 @@ class _Sheet:
         """Whether all that its rows say is there."""
         is_scored = self.evaluation.is_done(VALIDATION) and self.evaluation.is_done(TEST)
         return is_scored and self.mean_density is not None
+
+    @property
+    def model_xxh3(self) -> int:
+        """Hash of the whole model [P + D + S]."""
+        whole, statistics = self.hash.copy(), self.evaluation.statistics.get(None)
+        if statistics is not None:
+            whole.update(statistics.data)
+        return int(whole.intdigest())
 
     @property
     def is_through(self) -> bool:
@@ -100,6 +109,7 @@ class Evaluator:
         self.config, self.coordinator, self.pool, self.data = config, coordinator, pool, data
         self.writer, self.progress = writer, progress
         self.run_id, self.wall_s = run_id, wall_s
+        self._num_statistics = run_layout(config).num_statistics  # S
         self._num_looks = 0  # due so far
         self._cut_version = -1  # the newest with levels scored, or being scored
         self._open: deque[_Sheet] = deque()  # with rows to come
@@ -124,7 +134,8 @@ class Evaluator:
         sheet = self._begin(command, now_s)
         sheet.rows.append((EvaluationRow, now_s))
         self._open.append(sheet)
-        self.pool.evaluate(sheet.evaluation, [VALIDATION], is_awaited=True)
+        first = [*self._norms(sheet.evaluation), VALIDATION]
+        self.pool.evaluate(sheet.evaluation, first, is_awaited=True)
         self.pool.evaluate(sheet.evaluation, [TEST])
         return sheet.evaluation
 
@@ -145,7 +156,8 @@ class Evaluator:
         if sheet is None or sheet.evaluation.version != self.coordinator.version:
             sheet = self._begin(self.coordinator.look(), times[0])
             sheet.mean_density = float(np.mean(self.coordinator.restoration.densities))
-            self.pool.evaluate(sheet.evaluation, [VALIDATION, TEST])
+            parts = [*self._norms(sheet.evaluation), VALIDATION, TEST]
+            self.pool.evaluate(sheet.evaluation, parts)
             self._score_levels(sheet)
         if not sheet.rows:
             self._open.append(sheet)
@@ -165,10 +177,22 @@ class Evaluator:
         digest.update(frame.dense.data)
         chunks = {part: self._chunks(part) for part in (VALIDATION, TEST)}
         evaluation = Evaluation(command.version, encode_parts(frame), chunks)
-        self._newest = _Sheet(evaluation, command.round, now_s, digest.intdigest(), [])
+        self._newest = _Sheet(evaluation, command.round, now_s, digest, [])
         return self._newest
 
-    def _chunks(self, part: Part) -> dict[int, tuple[int, float] | None]:
+    def _norms(self, evaluation: Evaluation, level: int | None = None) -> list[Part]:
+        """The pass that gives static batch norms their statistics, if there are any."""
+        parts = [Part("norms", level)] if self._num_statistics else []
+        evaluation.chunks |= {part: self._chunks(part) for part in parts}
+        return parts
+
+    def complete(self, weights: Floats) -> Floats:
+        """[P + D + S] the weights [P + D] of the version evaluated last, with its statistics."""
+        assert self._newest is not None
+        statistics = self._newest.evaluation.statistics.get(None, weights[:0])
+        return np.concatenate([weights, statistics])
+
+    def _chunks(self, part: Part) -> dict[int, Found | None]:
         starts = range(0, self.data.pool_size(part.pool), self.config.eval.chunk)
         return dict.fromkeys(starts)
 
@@ -197,10 +221,11 @@ class Evaluator:
         partial = (
             [] if ladder is None else [n for n, k in enumerate(ladder.counts) if k < ladder.size]
         )
+        norms = [part for level in partial for part in self._norms(evaluation, level)]
         parts = [Part(pool, level) for level in partial for pool in POOLS]
         evaluation.chunks |= {part: self._chunks(part) for part in parts}
         self._cut.append(sheet)
-        self.pool.evaluate(evaluation, parts)
+        self.pool.evaluate(evaluation, [*norms, *parts])
 
     def accuracy(self, evaluation: Evaluation) -> float:
         """Validation accuracy, once its chunks are in."""

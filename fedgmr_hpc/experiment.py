@@ -24,7 +24,7 @@ from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import render_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.methodlabel import method_slug
-from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.ownership import Owner, claim, describe_self
 from fedgmr_hpc.process import return_large_blocks
 from fedgmr_hpc.progress import Progress
@@ -226,7 +226,7 @@ def _saved_state(experiment: Experiment) -> Tree | None:
 def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> ResultWriter:
     """The result file, of a resumed run with the rows up to its checkpoint."""
     config, kept = experiment.config, None
-    layout = make_layout(config.model.name, config.submodel.kind)
+    layout = run_layout(config)
     provenance = collect_provenance(Path(__file__).resolve().parent.parent)
     provenance["data_xxh3"] = experiment.data.fingerprint
     if saved is not None:
@@ -238,7 +238,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
         config_yaml=render_config(config),
         provenance=provenance,
         num_clients=config.clients.count,
-        num_weights=layout.num_weights,
+        num_weights=layout.num_weights + layout.num_statistics,
         layout_json=layout.to_json(),
         num_ranks=num_ranks,
         flush_s=config.results.flush_s,

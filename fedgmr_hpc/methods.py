@@ -1,9 +1,9 @@
-"""The method table: a method is a row of choices on five axes (DESIGN idea 1).
+"""The method table: a method is a row of choices on six axes (DESIGN idea 1).
 
-A row is a file of configs/methods that says what it is about and makes a choice on every axis. It
-may name a `base` row and then says only what differs. Files of configs/wrappers are laid over any
-row: `heterofl+aux+gmr` is the row `heterofl` under `aux`, then under `gmr`. So a new method is a
-new file, and at most one new rule.
+A row is a file of configs/methods that says what it is about and makes a choice on every axis but
+`train`, where it says what it asks for besides plain SGD. It may name a `base` row and then says
+only what differs. Files of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row
+`heterofl` under `aux`, then under `gmr`. So a new method is a new file, and at most one new rule.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from fedgmr_hpc.axes import LocalConfig
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configerrors import wrong_values
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
-AXES = (*CHOICES, "transmission")  # a word
+AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
 FACTS = ("about", "source", "section", "differs", "base")
 WRAPPER_SIGN = "+"
 Read = TypeVar("Read")
@@ -31,7 +32,7 @@ class Method:
     """A row with its wrappers applied.
 
     Attributes:
-        axes: nested values of the five axes.
+        axes: nested values of the six axes; `train` is missing where it is plain SGD.
         differs: what is done otherwise than in the `paper` of the method or in the `release` of
             FedGMR, with the items of spec section 11.
     """
@@ -101,7 +102,7 @@ def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing := missing + ["transmission"] * ("transmission" not in row):
         which = "a choice on every axis, as `python -m fedgmr_hpc keys` lists them"
         raise ValueError(f"{file}: {', '.join(missing)}: got nothing, allowed: {which}")
-    _refuse(file, _contradictions({axis: row[axis] for axis in AXES}))
+    _refuse(file, _contradictions({axis: row[axis] for axis in AXES if axis in row}))
     return row
 
 
@@ -133,8 +134,16 @@ def _read(path: str) -> dict[str, Any]:
     differs = values.get("differs", {})
     if not (isinstance(differs, dict) and all(isinstance(v, list) for v in differs.values())):
         raise ValueError(f"{file}: differs: got {differs!r}, allowed: lists named paper, release")
-    _refuse(file, wrong_values({axis: values[axis] for axis in AXES if axis in values}))
+    wrong = wrong_values({axis: values[axis] for axis in AXES if axis in values})
+    _refuse(file, wrong or _foreign_keys(values.get("train", {})))
     return values | {key: [str(values.get(key, ""))] for key in ("about", "section")}
+
+
+def _foreign_keys(train: Mapping[str, Any]) -> list[str]:
+    """One line if a row says of local training what is the run's to say."""
+    if foreign := sorted(train.keys() - LocalConfig.model_fields.keys()):
+        return [f"train: got {', '.join(foreign)}, allowed: {', '.join(LocalConfig.model_fields)}"]
+    return []
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -165,7 +174,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render_methods() -> tuple[str, list[str]]:
-    """The table: a row's five axes, its source and its section of the specification; and one line
+    """The table: a row's six axes, its source and its section of the specification; and one line
     for every mistake in the files of rows and wrappers that it leaves out.
     """
     heads = ("method", *AXES, "source", "section")
@@ -201,7 +210,7 @@ def _describe_wrapper(name: str) -> str:
 def _cells(method: Method) -> tuple[str, ...]:
     return (
         method.name,
-        *(_describe(axis, method.axes[axis]) for axis in AXES),
+        *(_describe(axis, method.axes.get(axis, {})) for axis in AXES),
         method.source or "-",
         method.section,
     )
@@ -211,12 +220,12 @@ def _describe(axis: str, values: Any) -> str:
     """An axis in a few words: its choice, then what else the row sets."""
     if not isinstance(values, Mapping):
         return str(values)
-    choice = values[CHOICES[axis]]
-    others = {key: value for key, value in values.items() if key != CHOICES[axis]}
-    if axis == "restoration" and choice == "none":
+    first = CHOICES.get(axis, "")
+    others = {key: value for key, value in values.items() if key != first}
+    if axis == "restoration" and values[first] == "none":
         others = {}
     kept = [_short(*item) for item in others.items() if item[1] not in (False, None, "constant")]
-    return " ".join([choice, *kept])
+    return " ".join([values[first], *kept] if first else kept or ["sgd"])
 
 
 def _short(key: str, value: Any) -> str:

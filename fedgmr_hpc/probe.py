@@ -35,7 +35,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet, full_masks, repack
-from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.records import Assignment, Floats, Ints
 from fedgmr_hpc.server import prunable_layers
 from fedgmr_hpc.training import LocalTraining
@@ -161,7 +161,7 @@ class Prober:
             allowed = ", ".join(KINDS)
             raise ValueError(f"submodel.kind: got '{kind}', allowed for a probe: {allowed}")
         self.config, self.data = config, data
-        self.layers = prunable_layers(make_layout(config.model.name, kind))
+        self.layers = prunable_layers(run_layout(config))
 
     def uploads(
         self, weights: Floats, round_: int, shares: Sequence[float], densities: Sequence[float]
@@ -169,14 +169,14 @@ class Prober:
         """Two refreshes, `run.interval_rounds` rounds apart, and the uploads after the second.
 
         Args:
-            weights: [P + D] at the first refresh, natural order.
+            weights: [P + D] at the first refresh, natural order; what follows is not looked at.
             round_: rounds done, which only says where the clients' batches go on.
             shares: [C] densities of the rounds in between.
             densities: all that masks are wanted for.
         """
         self.training = LocalTraining(self.config, self.data)  # it keeps masks by their numbers
         masking, levels = Masking(self.config.submodel, self.layers), [*densities, *shares]
-        num = self.layers[-1].stop
+        num, weights = self.layers[-1].stop, weights[: self.training.layout.num_weights]
         old = masking.cut(weights[:num].copy(), levels, round_)
         for done in range(self.config.run.interval_rounds):
             weights = self._next_version(weights, old, shares, round_ + done)

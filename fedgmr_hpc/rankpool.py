@@ -97,6 +97,7 @@ class RankState:
     num_known: int = 0  # levels whose positions it has
     eval_version: int = -1
     ladder_id: int = -1  # mask id of the ladder it has
+    norm_levels: set[int | None] = field(default_factory=set)  # whose statistics it has, likewise
 
 
 class RankPool:
@@ -153,11 +154,20 @@ class RankPool:
             self.urgent.extend(self.idle_time)
             self.idle_time.clear()
             self.evaluations[evaluation.version] = evaluation
-        queue = self.urgent if is_awaited else self.idle_time
         for part in parts:
-            queue.extend(Chunk(evaluation, part, start) for start in evaluation.chunks[part])
+            self._queue(evaluation, part, is_awaited)
         self._feed()
         self._hand_over()
+
+    def _queue(self, evaluation: Evaluation, part: Part, is_awaited: bool) -> None:
+        """Queues a part, or lets it wait for the statistics of what it is to score."""
+        if part.pool == "norms":
+            evaluation.waiting[part.level] = []
+        elif part.level in evaluation.waiting:
+            evaluation.waiting[part.level].append((part, is_awaited))
+            return
+        queue = self.urgent if is_awaited else self.idle_time
+        queue.extend(Chunk(evaluation, part, start) for start in evaluation.chunks[part])
 
     def _hand_over(self) -> None:
         """Waits until the ranks have what they need, before the server turns to other work."""
@@ -219,18 +229,34 @@ class RankPool:
     def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
-            state.eval_version = evaluation.version
+            state.eval_version, state.norm_levels = evaluation.version, set()
             self.transport.send(rank, Tag.FRAME, *evaluation.payload)
-            if all(other.eval_version == evaluation.version for other in self.ranks.values()):
-                self._drop_payload(evaluation)
+            self._drop_if_held(evaluation)
         if chunk.part.level is not None:
             self._send_ladder(rank, state, evaluation.ladder)
         state.chunks.append(chunk)
+        norms = self._missing_norms(state, evaluation, chunk.part.level)
         task = {"version": evaluation.version, **chunk.part._asdict(), "start": chunk.start}
-        self.transport.send(rank, Tag.EVALUATE, json.dumps(task).encode())
+        self.transport.send(rank, Tag.EVALUATE, json.dumps(task | {"norms": norms}).encode())
+
+    def _missing_norms(
+        self, state: RankState, evaluation: Evaluation, level: int | None
+    ) -> list[float] | None:
+        """[S] statistics that the rank needs and has not; None without any."""
+        if level not in evaluation.statistics or level in state.norm_levels:
+            return None
+        state.norm_levels.add(level)
+        return [float(value) for value in evaluation.statistics[level]]
+
+    def _drop_if_held(self, evaluation: Evaluation) -> None:
+        """Drops the version's frame if every rank has it and will not have held another before it
+        gets the rest of this evaluation."""
+        if evaluation.waiting:
+            return
+        if all(other.eval_version == evaluation.version for other in self.ranks.values()):
+            self._drop_payload(evaluation)
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
-        """Every rank has the version's frame."""
         evaluation.payload = ()
 
     def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
@@ -325,8 +351,22 @@ class RankPool:
     def _take_result(self, source: int, result: dict[str, Any]) -> None:
         self.ranks[source].chunks.popleft()
         part = Part(result["pool"], result["level"])
-        chunks = self.evaluations[result["version"]].chunks[part]
-        chunks[result["start"]] = (result["correct"], result["loss_sum"])
+        evaluation = self.evaluations[result["version"]]
+        chunks, start = evaluation.chunks[part], result["start"]
+        if part.pool != "norms":
+            chunks[start] = (result["correct"], result["loss_sum"])
+            return
+        chunks[start] = result["norms"]
+        if evaluation.is_done(part):
+            self._go_on(evaluation, part.level)
+
+    def _go_on(self, evaluation: Evaluation, level: int | None) -> None:
+        """Statistics are measured: queues what waited for them, at once if a newer version is to be
+        evaluated."""
+        is_old = evaluation.version < max(self.evaluations)
+        for part, is_awaited in evaluation.finish_norms(level):
+            self._queue(evaluation, part, is_awaited or is_old)
+        self._drop_if_held(evaluation)
 
     def measure_offsets(self) -> None:
         """Compares every rank's clock with this one's; only while none of them has work."""

@@ -32,6 +32,7 @@ ROLES = (
     "sample",
     "width",
     "dropout",
+    "norm_samples",
 )
 
 

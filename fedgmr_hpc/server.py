@@ -43,7 +43,7 @@ from fedgmr_hpc.fl.selection import Availability, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.ledger import Ledger, PositionCodes
 from fedgmr_hpc.livepool import LivePool, place_clients
-from fedgmr_hpc.models import Layout, initial_weights, make_layout
+from fedgmr_hpc.models import Layout, run_layout, run_weights
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import RankPool
@@ -97,9 +97,8 @@ class Server:
         self.config, self.transport, self.data = config, transport, data
         self.writer, self.progress, self.run_id = writer, progress, run_id
         shares = config.clients.bandwidth_shares()
-        kind = config.submodel.kind
-        weights = initial_weights(config.model.name, config.seed, kind)
-        layers = prunable_layers(make_layout(config.model.name, kind))
+        weights = run_weights(config)
+        layers = prunable_layers(run_layout(config))
         self.num_prunable = layers[-1].stop
         self.coordinator = Coordinator(config, shares, weights, layers, load_availability(config))
         codes = PositionCodes()
@@ -149,7 +148,8 @@ class Server:
         return VirtualClock(config.links, shares, config.seed), pool
 
     def run(self, ends_here: Callable[[Server], bool] | None = None) -> Floats | None:
-        """Runs to the end; returns the final weights [P + D], natural order.
+        """Runs to the end; returns the final weights [P + D], natural order, and behind them the
+        statistics of static batch norms.
 
         Args:
             ends_here: asked between events; when it says so, the ranks end with exit code 75, and
@@ -260,7 +260,7 @@ class Server:
                 command.reason,
             )
         elif isinstance(command, Finish):
-            self.weights = command.weights
+            self.weights = self.evaluator.complete(command.weights)
             self.evaluator.look(math.nextafter(self.now_s, math.inf))
         return None
 

@@ -16,16 +16,19 @@ from fedgmr_hpc.axes import WIDTH_KINDS
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.local import GatedBias, SubModel
-from fedgmr_hpc.fl.sgd import Net, SgdChoices, Trained, evaluate
-from fedgmr_hpc.fl.sliced import SlicedModel
+from fedgmr_hpc.fl.sgd import Loss, Net, SgdChoices, Trained, evaluate, measure_statistics
+from fedgmr_hpc.fl.sliced import SlicedModel, SoftLoss
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.models import (
     FlatNet,
     Layout,
     count_hits,
     has_norms,
+    hide_classes,
     loss_function,
-    make_layout,
+    num_outputs,
+    run_layout,
+    soft_loss,
 )
 from fedgmr_hpc.process import compute_repeatably
 from fedgmr_hpc.records import Assignment, make_rng
@@ -43,14 +46,14 @@ def gated_biases(layout: Layout) -> list[GatedBias]:
 def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedModel:
     """What trains the sub-models of this run's kind."""
     model, kind = config.model.name, config.submodel.kind
-    layout = make_layout(model, kind)
+    layout = run_layout(config)
     if kind in WIDTH_KINDS:
         make_net = partial(_narrow_net, config, device)
         axes = [entry.axes for entry in layout.entries]
         return SlicedModel(make_net, axes, layout.num_prunable)
     spans = [entry.span for entry in layout.entries if entry.prunable]
     return SubModel(
-        FlatNet(model, device, kind),
+        FlatNet(model, device, kind, batch_norm=config.train.batch_norm),
         layout.num_prunable,
         gated_biases(layout),
         through_threshold=spans if kind == "magnitude" else (),
@@ -60,7 +63,7 @@ def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedMode
 def _narrow_net(config: Config, device: str, density: float) -> FlatNet:
     model, choices = config.model.name, config.submodel
     scaler = choices.scaler and has_norms(model)
-    return FlatNet(model, device, choices.kind, density, scaler)
+    return FlatNet(model, device, choices.kind, density, scaler, config.train.batch_norm)
 
 
 class LocalTraining:
@@ -77,17 +80,21 @@ class LocalTraining:
         if torch.device(device).type == "cuda":
             compute_repeatably()
         self.config, self.data = config, data
-        self.layout = make_layout(config.model.name, config.submodel.kind)
+        self.layout = run_layout(config)
         self.sub_model = make_sub_model(config, device)
-        self.eval_net = FlatNet(config.model.name, device, config.submodel.kind)
+        self.eval_net = FlatNet(
+            config.model.name, device, config.submodel.kind, batch_norm=config.train.batch_norm
+        )
         self.cut_model: SubModel | SlicedModel | None = None
         self._held: tuple[torch.Tensor, torch.Tensor] | None = None  # [P], [D] of the version
         self._ladder: MaskSet | None = None
         self._level: int | None = None  # to which `cut_model` is cut
+        self._statistics: dict[int | None, torch.Tensor] = {}  # [S] of the version, by level
         self._device = device
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
-        self.choices = SgdChoices(config.train.momentum, config.train.weight_decay)
+        train = config.train
+        self.choices = SgdChoices(train.momentum, train.weight_decay, train.clip_norm)
 
     def train(
         self,
@@ -106,20 +113,44 @@ class LocalTraining:
         model, train = self.sub_model, self.config.train
         model.load(values, dense, positions, mask_id=task.mask_id, density=task.density)
         model.net.generator.manual_seed(self._draw_seed(task))
+        loss, towards = self._losses(task.client)
         return model.train(
             self.data.train_batches(task.client, task.first_step, train.steps),
-            self.loss,
+            loss,
             learning_rate=task.learning_rate,
             choices=self.choices,
             after_step=after_step,
-            **self._of_kind(task),
+            **self._of_kind(task, towards),
         )
+
+    def _losses(self, client: int) -> tuple[Loss, SoftLoss]:
+        """What a client trains by: the loss towards labels, and that towards a teacher."""
+        kind, absent = self.config.train.loss, self._absent_classes(client)
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return loss_function(kind, hide_classes(logits, absent), labels)
+
+        def towards(
+            logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
+        ) -> torch.Tensor:
+            seen = hide_classes(logits, absent), hide_classes(teacher, absent)
+            return soft_loss(kind, *seen, labels)
+
+        return loss, towards
+
+    def _absent_classes(self, client: int) -> torch.Tensor | None:
+        """[C] of which classes a client has no sample to train on, None if that is no matter."""
+        if not self.config.train.masked_loss or self.data.dataset.is_text:
+            return None
+        absent = torch.ones(num_outputs(self.config.model.name), dtype=torch.bool)
+        absent[torch.from_numpy(self.data.held_classes(client))] = False
+        return absent.to(self._device)
 
     def _draw_seed(self, task: Assignment) -> int:
         rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)
         return int(rng.integers(2**62))
 
-    def _of_kind(self, task: Assignment) -> dict[str, Any]:
+    def _of_kind(self, task: Assignment, towards: SoftLoss) -> dict[str, Any]:
         """What only some kinds of sub-model take."""
         choices = self.config.submodel
         if choices.score == "g":
@@ -129,13 +160,19 @@ class LocalTraining:
         rates = sorted({r for r in choices.width_rates if r <= task.density} | {task.density})
         rng = make_rng(self.config.seed, "width", task.client, task.first_step)
         drawn = rng.integers(len(rates), size=self.config.train.steps)
-        return {"densities": [rates[index] for index in drawn]}
+        densities = [rates[index] for index in drawn]
+        is_taught = self.config.train.distillation
+        return {"densities": densities, "soft_loss": towards if is_taught else None}
 
-    def score(self) -> float:
-        """Validation accuracy of the sub-model loaded, on the subset that scores clients."""
-        size = self.data.pool_size("score")
+    def score(self, task: Assignment) -> float:
+        """Validation accuracy of the sub-model that the task has trained, on the subset that scores
+        clients. Static batch norms take their statistics from the batches of the task."""
+        size, steps = self.data.pool_size("score"), self.config.train.steps
         batches = self.data.pool_batches("score", 0, size)
         with self.sub_model.in_use() as net:
+            if self.layout.num_statistics:
+                own = self.data.train_batches(task.client, task.first_step, steps)
+                net.statistics.copy_(measure_statistics(net, own))
             hits, _ = evaluate(net, batches, self.loss, self.hits)
         return hits / self.data.num_scored("score")
 
@@ -149,12 +186,27 @@ class LocalTraining:
         num_prunable = self.layout.num_prunable
         self.eval_net.flat[:num_prunable].copy_(values)
         self.eval_net.flat[num_prunable:].copy_(dense)
+        self._statistics.clear()
         if self.config.eval.submodels:
             self._held, self._level = (values, dense), None
 
     def hold_ladder(self, ladder: MaskSet) -> None:
         """Takes the masks to which versions are cut from now on."""
         self._ladder, self._level = ladder, None
+
+    def measure(self, start: int, stop: int, level: int | None = None) -> torch.Tensor:
+        """[S] statistics of the static batch norms of the version held, as the samples [start,
+        stop) of the pool `norms` give them.
+
+        Args:
+            level: of the ladder, to which the version is cut; None for the whole model.
+        """
+        batches = self.data.pool_batches("norms", start, stop)
+        return measure_statistics(self._net_of(level), batches)
+
+    def hold_statistics(self, statistics: torch.Tensor, level: int | None = None) -> None:
+        """Takes statistics [S] with which the version held is to be evaluated."""
+        self._statistics[level] = statistics
 
     def evaluate(
         self, pool: Any, start: int, stop: int, level: int | None = None
@@ -164,8 +216,13 @@ class LocalTraining:
         Args:
             level: of the ladder, to which the version is cut; None for the whole model.
         """
-        net = self.eval_net if level is None else self._cut_net(level)
+        net = self._net_of(level)
+        if level in self._statistics:
+            net.statistics.copy_(self._statistics[level])
         return evaluate(net, self.data.pool_batches(pool, start, stop), self.loss, self.hits)
+
+    def _net_of(self, level: int | None) -> Net:
+        return self.eval_net if level is None else self._cut_net(level)
 
     def _cut_net(self, level: int) -> Net:
         """What a client that is sent a level of the version held computes with before it trains:

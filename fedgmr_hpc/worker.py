@@ -28,7 +28,7 @@ from fedgmr_hpc.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.comm.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.feedback import ErrorFeedback
 from fedgmr_hpc.fl.local import SubModel
 from fedgmr_hpc.fl.sgd import Trained
@@ -195,7 +195,7 @@ class Worker:
         self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
         self.stage = "evaluate"
         with self.tracer.span("evaluate", task.client, task.base_version):
-            score = self.training.score() if task.measure else float("nan")
+            score = self.training.score(task) if task.measure else float("nan")
         self.stage = "encode"
         self.num_tasks += 1
         with self.tracer.span("encode", task.client, task.base_version):
@@ -243,10 +243,23 @@ class Worker:
             raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
         stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
         with self.tracer.span("evaluate", version=self.eval_version):
-            part = task["pool"], task["start"], stop, task["level"]
-            correct, loss_sum = self.training.evaluate(*part)
-        task |= {"correct": correct, "loss_sum": loss_sum}
-        self._send_json(Tag.RESULT, task)
+            found = self._look_at(task["pool"], task["start"], stop, task["level"], task["norms"])
+        self._send_json(Tag.RESULT, task | {"norms": None} | found)
+
+    def _look_at(
+        self, pool: Pool, start: int, stop: int, level: int | None, norms: list[float] | None
+    ) -> dict[str, Any]:
+        """What a chunk of a pool makes of the version held: scores, or the norms' statistics.
+
+        Args:
+            norms: [S] the statistics from now on; None if they are here or there are none.
+        """
+        if pool == "norms":
+            return {"norms": self.training.measure(start, stop, level).tolist()}
+        if norms is not None:
+            self.training.hold_statistics(torch.tensor(norms), level)
+        correct, loss_sum = self.training.evaluate(pool, start, stop, level)
+        return {"correct": correct, "loss_sum": loss_sum}
 
     def _tell_time(self) -> None:
         self.transport.send(SERVER_RANK, Tag.CLOCK, struct.pack("<d", time.perf_counter()))

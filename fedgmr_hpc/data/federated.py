@@ -26,10 +26,10 @@ from fedgmr_hpc.data.partition import (
     cut_validation,
     make_partition,
 )
-from fedgmr_hpc.models import FlatNet, accepts, has_norms
+from fedgmr_hpc.models import FlatNet, accepts, has_batch_norms
 from fedgmr_hpc.records import make_rng
 
-Pool = Literal["validation", "score", "test"]
+Pool = Literal["validation", "score", "test", "norms"]
 
 
 class FederatedData:
@@ -71,8 +71,16 @@ class FederatedData:
             raise ValueError(
                 f"model.name: got {model!r} with data.name = {dataset.name}, but {model} {wrong}"
             )
-        if self.config.train.batch == 1 and has_norms(model):
+        if self._sizes_of_one() and has_batch_norms(model):
             self._try_one_sample()
+
+    def _sizes_of_one(self) -> list[str]:
+        """Keys by which batches that normalise themselves have a single sample."""
+        train, scored = self.config.train, self.config.eval
+        sizes: dict[str, int | None] = {"train.batch": train.batch}
+        if train.batch_norm == "static":
+            sizes |= {"eval.chunk": scored.chunk, "eval.norm_samples": scored.norm_samples}
+        return [key for key, size in sizes.items() if size == 1]
 
     def _try_one_sample(self) -> None:
         """Batch normalisation needs two values of a channel: samples, or pixels of one sample."""
@@ -81,7 +89,7 @@ class FederatedData:
             FlatNet(model)(torch.zeros(1, *shape), training=True)
         except ValueError:
             raise ValueError(
-                f"train.batch: got 1, allowed with model.name = {model} and images "
+                f"{self._sizes_of_one()[0]}: got 1, allowed with model.name = {model} and images "
                 f"{'x'.join(map(str, shape))}: 2 or more (a batch norm sees one value a channel)"
             ) from None
 
@@ -104,7 +112,16 @@ class FederatedData:
             validation, wanted, replace=False
         )
         test = np.arange(len(self.dataset.test.y))
-        return {"validation": validation, "score": np.sort(subset), "test": test}
+        pools = {"validation": validation, "score": np.sort(subset), "test": test}
+        return pools | {"norms": self._norm_samples()}
+
+    def _norm_samples(self) -> NDArray[np.int64]:
+        """Clients' training samples that give static batch norms their statistics, in an order that
+        mixes clients: whole batches of `eval.chunk`, or one smaller batch."""
+        choices, samples = self.config.eval, np.concatenate(self.train_parts)
+        order = make_rng(self.config.seed, "norm_samples").permutation(samples)
+        num = min(choices.norm_samples or len(order), len(order))
+        return order[: num - num % choices.chunk if num > choices.chunk else num]
 
     @property
     def fingerprint(self) -> str:
@@ -123,6 +140,11 @@ class FederatedData:
     def num_scored(self, pool: Pool) -> int:
         """What loss and accuracy of a pool are over: its samples, or its scored target tokens."""
         return self.dataset.num_scored(self._split(pool), self._pools[pool])
+
+    def held_classes(self, client: int) -> NDArray[np.int64]:
+        """The classes of a client's training samples, ascending."""
+        part = self.train_parts[client]
+        return np.unique(self.dataset.labels(self.dataset.train, part))
 
     def train_batches(
         self, client: int, first_step: int, steps: int

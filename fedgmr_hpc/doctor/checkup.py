@@ -23,7 +23,7 @@ from fedgmr_hpc.doctor.hostfacts import slurm_left_s
 from fedgmr_hpc.doctor.probes import Facts, Probes
 from fedgmr_hpc.launch import EXIT_FAILED, say
 from fedgmr_hpc.methodlabel import method_label
-from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.study.tables import as_text
 
 WORK_LIMIT_S = 1200.0  # decoding a large data set; training some steps of a large model
@@ -57,7 +57,7 @@ class Checkup:
 
     def __init__(self, config: Config, peer: Peer, probes: Probes) -> None:
         self.config, self.peer, self.probes = config, peer, probes
-        self.layout = make_layout(config.model.name, config.submodel.kind)
+        self.layout = run_layout(config)
         self.places: dict[int, Facts] = {}
         self.late: set[int] = set()
         self.results: Facts = {}

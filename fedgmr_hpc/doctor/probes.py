@@ -30,7 +30,7 @@ from fedgmr_hpc.experiment import check_inputs
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.hdf5file import open_for_reading
-from fedgmr_hpc.models import initial_weights
+from fedgmr_hpc.models import run_weights
 from fedgmr_hpc.process import keep_large_blocks, own_cores, resident_bytes
 from fedgmr_hpc.records import Assignment, CheckpointRow, Floats, RunError
 from fedgmr_hpc.server import prunable_layers
@@ -119,7 +119,7 @@ class Probes:
         torch.set_num_threads(1)  # of this thread
         keep_large_blocks()
         config, training = self.config, LocalTraining(self.config, self.data, self.device)
-        weights = initial_weights(config.model.name, config.seed, config.submodel.kind)
+        weights = run_weights(config)
         ends = min(first_densities(config)), max(highest_densities(config))
         layers = prunable_layers(training.layout)
         masks = Masking(config.submodel, layers).cut(weights[: layers[-1].stop].copy(), ends, 0)

@@ -28,12 +28,15 @@ Hits = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> how many scored i
 
 class Net(Protocol):
     """A model whose trainable tensors share memory with one flat vector [P + D]; a pass for
-    training updates running statistics there, and draws from `generator`."""
+    training updates tracked running statistics there, and draws from `generator`. Static norms have
+    their statistics [S] apart; `measure` gives those of a batch of samples."""
 
     flat: Tensor
+    statistics: Tensor
     generator: torch.Generator
 
     def __call__(self, images: Tensor, training: bool = False) -> Tensor: ...
+    def measure(self, images: Tensor) -> Tensor: ...
     def trainable(self) -> list[torch.nn.Parameter]: ...
     def split(self, flat: Tensor) -> list[Tensor]: ...
 
@@ -186,6 +189,18 @@ def evaluate(net: Net, batches: Iterable[Batch], loss: Loss, hits: Hits) -> tupl
         num_hits += hits(logits, labels)
         loss_sum += loss(logits, labels).sum(dtype=torch.float64)
     return int(num_hits), float(loss_sum)
+
+
+def measure_statistics(net: Net, batches: Iterable[Batch]) -> Tensor:
+    """[S] means over batches, each of which normalises itself, of their means and unbiased
+    variances; float32 in host memory."""
+    parts = [net.measure(samples) for samples, _ in on_device(batches, net.flat.device)]
+    return mean_statistics([to_host(part) for part in parts])
+
+
+def mean_statistics(parts: Sequence[Tensor]) -> Tensor:
+    """[S] mean over batches in their order, summed in double precision."""
+    return torch.stack(list(parts)).double().mean(0).float()
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

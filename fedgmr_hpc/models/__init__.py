@@ -7,16 +7,19 @@ scores the outcome.
 
 from fedgmr_hpc.models.convnets import TABLES, Layer
 from fedgmr_hpc.models.flatnet import FlatNet
-from fedgmr_hpc.models.layout import WIDTH_KINDS, Entry, Kind, Layout
-from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, loss_function, soft_loss
+from fedgmr_hpc.models.layout import WIDTH_KINDS, BatchNorm, Entry, Kind, Layout
+from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, hide_classes, loss_function, soft_loss
 from fedgmr_hpc.models.registry import (
     MODELS,
     accepts,
+    has_batch_norms,
     has_norms,
     initial_weights,
     input_shape,
     make_layout,
     num_outputs,
+    run_layout,
+    run_weights,
 )
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "NOT_SCORED",
     "TABLES",
     "WIDTH_KINDS",
+    "BatchNorm",
     "Entry",
     "FlatNet",
     "Kind",
@@ -31,11 +35,15 @@ __all__ = [
     "Layout",
     "accepts",
     "count_hits",
+    "has_batch_norms",
     "has_norms",
+    "hide_classes",
     "initial_weights",
     "input_shape",
     "loss_function",
     "make_layout",
     "num_outputs",
+    "run_layout",
+    "run_weights",
     "soft_loss",
 ]

@@ -1,6 +1,6 @@
 """A model that computes from one flat vector of weights, at full width or narrower.
 
-Shapes: B batch, T tokens, P prunable entries, D dense entries.
+Shapes: B batch, T tokens, P prunable entries, D dense entries, S statistics of static norms.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedgmr_hpc.fl.widths import kept_units
-from fedgmr_hpc.models.layers import Forward
-from fedgmr_hpc.models.layout import Entry, Kind
+from fedgmr_hpc.models.layers import Forward, NormUse
+from fedgmr_hpc.models.layout import BatchNorm, Entry, Kind
 from fedgmr_hpc.models.registry import architecture, make_layout
 
 
@@ -22,13 +22,15 @@ class FlatNet:
         device: where the vector lies; samples must lie there too.
         kind: how sub-models are cut, on which the layout depends.
         density: of the narrower network that this is; below 1 only for width kinds.
-        scaler: divide each layer's output by its kept share of units, as HeteroFL does in training,
-            so that a narrow layer's output is of the size of the whole one's; in evaluation too,
-            since the running statistics are those of scaled outputs.
+        scaler: in training divide each layer's output by its kept share of units, as HeteroFL does,
+            so that a narrow layer's output is of the size of the whole one's.
+        batch_norm: whether batch norms track their running statistics in training, or `statistics`
+            has them, which training leaves alone.
 
     Attributes:
         layout: names, shapes and offsets in `flat`.
-        flat: [P + D], training writes running statistics there too.
+        flat: [P + D], training writes tracked running statistics there too.
+        statistics: [S] of static batch norms, to be set or measured before an evaluation.
         tensors: the views by name; those that train are parameters.
         generator: from which dropout draws; callers seed it.
 
@@ -43,17 +45,22 @@ class FlatNet:
         kind: Kind = "importance",
         density: float = 1.0,
         scaler: bool = False,
+        batch_norm: BatchNorm = "tracked",
     ) -> None:
-        self.layout = make_layout(model, kind, density)
-        self.flat = torch.zeros(self.layout.num_weights, device=device)
-        self.tensors = {e.name: _view(self.flat, e) for e in self.layout.entries}
+        self.layout = make_layout(model, kind, density, batch_norm)
+        sizes = self.layout.num_weights, self.layout.num_statistics
+        memory = torch.zeros(sum(sizes), device=device)
+        self.flat, self.statistics = memory[: sizes[0]], memory[sizes[0] :]
+        entries = (*self.layout.entries, *self.layout.statistics)
+        self.tensors = {e.name: _view(memory, e) for e in entries}
         self.generator = torch.Generator(device)
         self._logits = architecture(model).logits
         shares = _kept_shares(model, density) if scaler else {}
-        self._passes = {
-            training: Forward(self.tensors, training, self.generator, shares)
-            for training in (False, True)
-        }
+        common = self.generator, shares
+        self._evaluating = Forward(self.tensors, False, *common)
+        self._measuring = Forward(self.tensors, False, *common, "measured")
+        norms: NormUse = "batch" if batch_norm == "static" else "tracked"
+        self._training = Forward(self.tensors, True, *common, norms)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector [P + D], shaped as and in the order of `trainable()`."""
@@ -68,9 +75,17 @@ class FlatNet:
         int64 tokens [B, T] in their place.
 
         Args:
-            training: use dropout and batch statistics, and update the running ones.
+            training: use dropout and batch statistics, and update tracked running ones.
         """
-        return self._logits(self._passes[training], images)
+        return self._logits(self._training if training else self._evaluating, images)
+
+    @torch.inference_mode()
+    def measure(self, images: Tensor) -> Tensor:
+        """Sets the statistics of static batch norms to those of one batch, which is normalised by
+        them on its way; a copy of them [S], means and unbiased variances."""
+        self.statistics.zero_()  # of which nothing is left, unless it is not finite
+        self._logits(self._measuring, images)
+        return self.statistics.clone()
 
 
 def _view(flat: Tensor, entry: Entry) -> Tensor:

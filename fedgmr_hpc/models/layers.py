@@ -25,7 +25,8 @@ HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(  # type: i
     torch.ops.mkldnn, "_linear_pointwise"
 )
 NORM_EPSILON = 1e-5
-NORM_MOMENTUM = 0.1  # of the running mean and variance
+NormUse = Literal["given", "tracked", "batch", "measured"]
+NORM_MOMENTUM = {"given": 0.0, "tracked": 0.1, "measured": 1.0}  # of running mean and variance
 DROPOUT_FRAC = 0.1
 
 
@@ -146,9 +147,14 @@ def batch_norm(name: str, out: Axis) -> LayerSpec:
 class Forward:
     """One forward pass: what its layers compute.
 
+    The scaler divides what a layer gives, before the norm that follows (Diao et al. 2021).
+
     Attributes:
         tensors: all tensors by name.
-        training: whether batch statistics, dropout and the scaler are used.
+        training: whether dropout and the scaler are used.
+        norms: what batch norms normalise by: the statistics that they have (`given`), or the
+            batch's, which enter the running ones (`tracked`), become them (`measured`), or are
+            forgotten (`batch`).
         generator: from which dropout draws.
         shares: kept share of the output units by layer, by which the scaler divides; empty without.
     """
@@ -157,6 +163,7 @@ class Forward:
     training: bool
     generator: torch.Generator
     shares: Mapping[str, float]
+    norms: NormUse = "given"
 
     def conv(self, name: str, x: Tensor, *, padding: int, stride: int = 1) -> Tensor:
         """[B, I, H, W] -> [B, O, H / stride, W / stride]."""
@@ -178,18 +185,19 @@ class Forward:
         return F.layer_norm(x, weight.shape, weight, bias, NORM_EPSILON)
 
     def batch_norm(self, name: str, x: Tensor) -> Tensor:
-        """[B, O, H, W] normalised per channel: in training by the batch, whose mean and unbiased
-        variance enter the running ones; else by these, a negative variance taken as 0.
+        """[B, O, H, W] normalised per channel by the batch, with its mean and unbiased variance as
+        running statistics, or by given ones, a negative variance taken as 0.
         """
         weight, bias, mean, variance = (
             self.tensors[f"{name}.{part}"]
             for part in ("weight", "bias", "running_mean", "running_var")
         )
-        if not self.training:  # a server rule that adds changes can leave it below zero
+        if self.norms == "batch":
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, NORM_EPSILON)
+        if self.norms == "given":  # a server rule that adds changes can leave it below zero
             variance = variance.clamp_min(0)
-        return F.batch_norm(
-            x, mean, variance, weight, bias, self.training, NORM_MOMENTUM, NORM_EPSILON
-        )
+        is_batch, momentum = self.norms != "given", NORM_MOMENTUM[self.norms]
+        return F.batch_norm(x, mean, variance, weight, bias, is_batch, momentum, NORM_EPSILON)
 
     def dropout(self, x: Tensor) -> Tensor:
         """In training zeroes a share of the entries and divides the others by what is left."""
@@ -200,7 +208,7 @@ class Forward:
         return x * kept.div_(kept_frac)
 
     def _scaled(self, name: str, x: Tensor) -> Tensor:
-        return x / self.shares[name] if name in self.shares else x
+        return x / self.shares[name] if self.training and name in self.shares else x
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 First come the P prunable entries, then the dense part of D entries; within each of the two the
 trainable tensors come before the running statistics. Masks, frames and merges know only offsets.
 
+The running statistics of static batch norms are no part of that: nobody trains, sends or merges
+them. They lie behind it [S], where a whole model has them for evaluations and in the result file.
+
 For masks of single weights the dense part is what spec section 3.4 names: biases, norms with their
 running statistics, some layers. A width method cuts every tensor that has a cut axis, so there all
 of these are prunable, and the layout of a density below 1 is that of the narrower network itself:
 its flat vector is the kept entries of the full one, in their order (spec section 7.3).
 
-Shapes: P prunable entries, D dense entries.
+Shapes: P prunable entries, D dense entries, S statistics of static batch norms.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from fedgmr_hpc.models.layers import LayerSpec, TensorSpec
 Kind = Literal[
     "full", "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout"
 ]
+BatchNorm = Literal["tracked", "static"]
 WIDTH_KINDS: tuple[Kind, ...] = ("width_prefix", "width_rolling", "ordered_dropout")
 
 
@@ -59,9 +63,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names, shapes and offsets of the flat vector: prunable entries first, then the dense part."""
+    """Names, shapes and offsets of the flat vector: prunable entries first, then the dense part.
+
+    Attributes:
+        entries: of the vector [P + D].
+        statistics: of the S entries behind it.
+    """
 
     entries: tuple[Entry, ...]
+    statistics: tuple[Entry, ...] = ()
 
     @property
     def num_prunable(self) -> int:
@@ -69,8 +79,13 @@ class Layout:
 
     @property
     def num_weights(self) -> int:
-        """P + D, running statistics included."""
+        """P + D, running statistics included but for those of static batch norms."""
         return sum(entry.size for entry in self.entries)
+
+    @property
+    def num_statistics(self) -> int:
+        """S."""
+        return sum(entry.size for entry in self.statistics)
 
     @property
     def num_trainable(self) -> int:
@@ -82,33 +97,39 @@ class Layout:
         return tuple(entry for entry in self.entries if entry.trainable)
 
     def __getitem__(self, name: str) -> Entry:
-        return next(entry for entry in self.entries if entry.name == name)
+        return next(e for e in (*self.entries, *self.statistics) if e.name == name)
 
     def to_json(self) -> str:
-        """What the result file says about the vector."""
-        rows = [[e.name, list(e.shape), e.offset, e.prunable, e.trainable] for e in self.entries]
+        """What the result file says about the vector [P + D + S]."""
+        entries = (*self.entries, *self.statistics)
+        rows = [[e.name, list(e.shape), e.offset, e.prunable, e.trainable] for e in entries]
         columns = ["name", "shape", "offset", "prunable", "trainable"]
         return json.dumps({"columns": columns, "tensors": rows})
 
 
-def lay_out(layers: Sequence[LayerSpec], kind: Kind, density: float) -> Layout:
+def lay_out(
+    layers: Sequence[LayerSpec], kind: Kind, density: float, batch_norm: BatchNorm
+) -> Layout:
     """The flat layout of these layers.
 
     Args:
         kind: how sub-models are cut.
         density: of the narrower network that is laid out; below 1 only for width kinds.
+        batch_norm: whether running statistics are part of the vector or lie behind it.
 
     Raises:
         ValueError: an unknown kind, or one without a network of that density.
     """
     _check(kind, density)
     rows = [(layer, tensor) for layer in layers for tensor in layer.tensors]
-    rows.sort(key=lambda row: _place(row[1], kind))
-    entries, offset = [], 0
+    rows.sort(key=lambda row: (_is_static(row[1], batch_norm), *_place(row[1], kind)))
+    parts: tuple[list[Entry], list[Entry]] = ([], [])
+    offset = 0
     for layer, tensor in rows:
-        entries.append(_entry(layer, tensor, kind, density, offset))
-        offset += entries[-1].size
-    return Layout(tuple(entries))
+        entry = _entry(layer, tensor, kind, density, offset)
+        parts[_is_static(tensor, batch_norm)].append(entry)
+        offset += entry.size
+    return Layout(*map(tuple, parts))
 
 
 def _check(kind: str, density: float) -> None:
@@ -117,6 +138,10 @@ def _check(kind: str, density: float) -> None:
     allowed = "above 0 to 1" if kind in WIDTH_KINDS else f"1 with submodel.kind = {kind}"
     if not 0 < density <= 1 or (density < 1 and kind not in WIDTH_KINDS):
         raise ValueError(f"density: got {density}, allowed {allowed}")
+
+
+def _is_static(tensor: TensorSpec, batch_norm: BatchNorm) -> bool:
+    return batch_norm == "static" and not tensor.trainable
 
 
 def _place(tensor: TensorSpec, kind: Kind) -> tuple[bool, bool, bool]:

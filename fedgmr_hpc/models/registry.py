@@ -14,9 +14,10 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from fedgmr_hpc.config import Config
 from fedgmr_hpc.models.convnets import TABLES, convnet_layers, convnet_logits
 from fedgmr_hpc.models.layers import Forward, LayerSpec
-from fedgmr_hpc.models.layout import Kind, Layout, lay_out
+from fedgmr_hpc.models.layout import BatchNorm, Kind, Layout, lay_out
 from fedgmr_hpc.models.resnet import INPUT_SHAPE, resnet18_layers, resnet18_logits, resnet18_misfit
 from fedgmr_hpc.models.transformer import (
     MAX_TOKENS,
@@ -73,18 +74,41 @@ def architecture(model: str) -> Architecture:
     return MODELS[model]
 
 
-def make_layout(model: str, kind: Kind = "importance", density: float = 1.0) -> Layout:
+def make_layout(
+    model: str,
+    kind: Kind = "importance",
+    density: float = 1.0,
+    batch_norm: BatchNorm = "tracked",
+) -> Layout:
     """The flat layout of a model, or with a width kind of its narrower network of a density.
 
     Raises:
         ValueError: an unknown model or kind, or no network of that kind has that density.
     """
-    return lay_out(architecture(model).layers, kind, density)
+    return lay_out(architecture(model).layers, kind, density, batch_norm)
+
+
+def run_layout(config: Config) -> Layout:
+    """The flat layout of a run's whole model."""
+    return make_layout(
+        config.model.name, config.submodel.kind, batch_norm=config.train.batch_norm
+    )
+
+
+def run_weights(config: Config) -> Floats:
+    """The initial flat vector [P + D] of a run's whole model."""
+    choices = config.submodel.kind, config.train.batch_norm
+    return initial_weights(config.model.name, config.seed, *choices)
 
 
 def has_norms(model: str) -> bool:
     """Whether a model has normalisation layers."""
     return any("norm" in layer.name for layer in architecture(model).layers)
+
+
+def has_batch_norms(model: str) -> bool:
+    """Whether a model has norms with running statistics."""
+    return any(not t.trainable for layer in architecture(model).layers for t in layer.tensors)
 
 
 def input_shape(model: str) -> tuple[int, ...]:
@@ -112,13 +136,15 @@ def accepts(model: str, input_shape: tuple[int, ...], num_classes: int) -> str |
     return None
 
 
-def initial_weights(model: str, seed: int, kind: Kind = "importance") -> Floats:
+def initial_weights(
+    model: str, seed: int, kind: Kind = "importance", batch_norm: BatchNorm = "tracked"
+) -> Floats:
     """The initial flat vector [P + D], float32; each tensor's values follow from the seed alone."""
-    layout = make_layout(model, kind)
-    flat = np.empty(layout.num_weights, np.float32)
+    layout = make_layout(model, kind, batch_norm=batch_norm)
+    flat = np.empty(layout.num_weights + layout.num_statistics, np.float32)
     for index, layer in enumerate(architecture(model).layers):
         rng = make_rng(seed, "init", step=index)
         for tensor in layer.tensors:
             entry = layout[f"{layer.name}.{tensor.part}"]
             flat[entry.span] = tensor.start.draw(rng, entry.size)
-    return flat
+    return flat[: layout.num_weights]

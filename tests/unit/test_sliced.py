@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl import sliced
 from fedgmr_hpc.fl.sgd import SgdChoices
-from fedgmr_hpc.fl.sliced import MAX_NETS, SlicedModel
+from fedgmr_hpc.fl.sliced import MAX_NETS, OrderedStep, SlicedModel
 from fedgmr_hpc.fl.submodels import PrunableLayer, width_masks
 from fedgmr_hpc.fl.widths import Axis, kept_units
 from fedgmr_hpc.models import loss_function, make_layout
@@ -154,25 +155,44 @@ def test_nets_of_past_densities_are_not_kept_forever():
     assert torch.equal(model.entries()[0], torch.zeros(18))
 
 
-# --- ordered dropout against training the narrower network by hand
+# --- ordered dropout against torch.optim.SGD on the whole network
 
 
-def train_by_hand(flat: Tensor, batches, units, learning_rate, momentum=0.0, decay=0.0):
-    """SGD on the first `units` of the hidden layer in each step, on slices of the full tensors."""
-    w1, b1, w2, b2 = (part.clone() for part in Narrow(1.0).split(flat))
-    velocities = [torch.zeros_like(tensor) for tensor in (w1, b1, w2, b2)]
+def train_with_torch(
+    flat: Tensor, batches, units, learning_rate, momentum=0.0, decay=0.0, *, held=4, taught=False
+):
+    """Steps of `torch.optim.SGD` on the `held` first units of the hidden layer, each with the
+    gradient of the first `units` of them: it is zero elsewhere, as autograd has it for slices.
+
+    Args:
+        taught: add the loss of all units held, whose outputs then take the targets' place.
+    """
+    whole = [part.clone() for part in Narrow(1.0).split(flat)]
+    leaves = [part.requires_grad_() for part in cut(whole, held)]
+    sgd = torch.optim.SGD(leaves, learning_rate, momentum, weight_decay=decay)
     losses = []
     for (images, targets), kept in zip(batches, units, strict=True):
-        views = [[each[0][:kept], each[1][:kept], each[2][:, :kept], each[3]]
-                 for each in ((w1, b1, w2, b2), velocities)]  # fmt: skip
-        leaves = [view.clone().requires_grad_() for view in views[0]]
-        mean = square(forward(leaves, images), targets).mean()
-        gradients = torch.autograd.grad(mean, leaves)
-        losses.append(mean.item())
-        for view, velocity, gradient in zip(*views, gradients, strict=True):
-            velocity.mul_(momentum).add_(gradient + decay * view)
-            view.sub_(learning_rate * velocity)
-    return torch.cat([tensor.flatten() for tensor in (w1, b1, w2, b2)]), losses
+        sgd.zero_grad()
+        if taught:
+            outputs = forward(leaves, images)
+            mean = square(outputs, targets).mean()
+            mean.backward()
+            targets = outputs.detach()
+        partial = square(forward(cut(leaves, kept), images), targets).mean()
+        partial.backward()
+        sgd.step()
+        losses.append(mean.item() if taught else partial.item())
+    with torch.no_grad():
+        for part, leaf in zip(cut(whole, held, copy=False), leaves, strict=True):
+            part.copy_(leaf)
+    return torch.cat([tensor.flatten() for tensor in whole]), losses
+
+
+def cut(tensors, units: int, copy: bool = True) -> list[Tensor]:
+    """The tensors of the network of the first units of the hidden layer."""
+    w1, b1, w2, b2 = tensors
+    parts = [w1[:units], b1[:units], w2[:, :units], b2]
+    return [part.detach().clone() for part in parts] if copy and not w1.requires_grad else parts
 
 
 @pytest.mark.parametrize(
@@ -189,7 +209,7 @@ def train_by_hand(flat: Tensor, batches, units, learning_rate, momentum=0.0, dec
     "choices",
     [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"momentum": 0.5, "weight_decay": 0.2}],
 )
-def test_a_narrower_step_is_a_step_of_the_narrower_network(densities, choices):
+def test_a_narrower_step_is_a_step_of_torchs_sgd_on_the_whole_network(densities, choices):
     flat, batches = random_weights(26), random_batches(len(densities))
     model = make_model()
     model.load(flat[:24], flat[24:], None)
@@ -202,7 +222,8 @@ def test_a_narrower_step_is_a_step_of_the_narrower_network(densities, choices):
     )
     units = [NUM_UNITS[density] for density in densities]
     decay = choices.get("weight_decay", 0.0)
-    expected, losses = train_by_hand(flat, batches, units, 0.05, choices.get("momentum", 0), decay)
+    momentum = choices.get("momentum", 0)
+    expected, losses = train_with_torch(flat, batches, units, 0.05, momentum, decay)
     assert torch.allclose(torch.cat(model.entries()), expected, rtol=1e-5, atol=1e-6)
     assert not torch.equal(expected, flat)
     assert trained.mean_loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -218,18 +239,17 @@ def test_narrower_steps_of_a_narrow_client_are_steps_of_its_network():
     choices = SgdChoices(momentum=0.9)
     model.train(iter(batches), square, learning_rate=0.05, choices=choices,
                 densities=(0.25, 0.5625, 0.0625))  # fmt: skip
-    expected, _ = train_by_hand(flat, batches, [2, 3, 1], 0.05, 0.9)
+    expected, _ = train_with_torch(flat, batches, [2, 3, 1], 0.05, 0.9, held=3)
     values, dense = model.entries()
     assert torch.allclose(values, expected[is_kept], rtol=1e-5, atol=1e-6)
     assert torch.allclose(dense, expected[24:], rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_narrower_step_leaves_out_keeps_every_bit():
+def test_what_a_narrower_step_leaves_out_keeps_every_bit_without_momentum_and_decay():
     flat = random_weights(26)
     model = make_model()
     model.load(flat[:24], flat[24:], None)
-    choices = SgdChoices(momentum=0.9, weight_decay=0.1)
-    model.train(iter(random_batches(3)), square, learning_rate=0.1, choices=choices,
+    model.train(iter(random_batches(3)), square, learning_rate=0.1, choices=SgdChoices(),
                 densities=(0.25,) * 3)  # fmt: skip
     left_out = [*range(6, 12), 14, 15, 18, 19, 22, 23]
     moved = [place for place in range(26) if place not in left_out]
@@ -238,7 +258,7 @@ def test_what_a_narrower_step_leaves_out_keeps_every_bit():
     assert (after[moved] != flat[moved]).any(0)
 
 
-def test_momentum_outside_a_narrower_step_rests_until_its_units_train_again():
+def test_momentum_outside_a_narrower_step_goes_on():
     """Gradient 1 of every bias of the hidden layer: velocities by hand."""
 
     class Biases(Narrow):
@@ -261,8 +281,52 @@ def test_momentum_outside_a_narrower_step_rests_until_its_units_train_again():
         choices=SgdChoices(momentum=0.5),
         densities=(1.0, 0.25, 1.0),
     )
-    # units 0, 1: velocities 1, 1.5, 1.75; units 2, 3: 1, resting, 1.5
-    assert model.entries()[0][12:16].tolist() == [-4.25, -4.25, -2.5, -2.5]
+    # units 0, 1: velocities 1, 1.5, 1.75; units 2, 3: 1, 0.5, 1.25
+    assert model.entries()[0][12:16].tolist() == [-4.25, -4.25, -2.75, -2.75]
+
+
+@pytest.mark.parametrize("densities", [(0.25, 0.0625, 0.5625), (0.5625, 0.25, 0.25)])
+def test_self_distillation_adds_the_widest_networks_loss_and_teaches_the_part(densities):
+    """A client that holds 3 of 4 units; a step of all of them learns from the labels alone."""
+    flat, batches = random_weights(26), random_batches(3)
+    is_kept = width_masks(LAYERS, [0.5625, 1.0], offset=0, mask_id=1).positions(0).astype(np.int64)
+    model = make_model()
+    model.load(flat[is_kept], flat[24:], torch.from_numpy(is_kept), mask_id=1, density=0.5625)
+    trained = model.train(iter(batches), square, learning_rate=0.05, densities=densities,
+                          choices=SgdChoices(0.9, 0.1),
+                          soft_loss=lambda outputs, teacher, _: square(outputs, teacher))  # fmt: skip
+    units = [NUM_UNITS[density] for density in densities]
+    expected, losses = train_with_torch(flat, batches, units, 0.05, 0.9, 0.1, held=3, taught=True)
+    assert torch.allclose(model.entries()[0], expected[is_kept], rtol=1e-5, atol=1e-6)
+    assert trained.mean_loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_pull_towards_the_weights_sent_has_one_anchor_a_dispatch(monkeypatch):
+    """FedProx as a step that keeps what it finds when it is made."""
+
+    class Pulled(OrderedStep):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.anchors = [parameter.detach().clone() for parameter in self.parameters]
+
+        def gradients(self, samples, labels):
+            own, mean = super().gradients(samples, labels)
+            rows = zip(own, self.parameters, self.anchors, strict=True)
+            return [g + 0.5 * (w.detach() - anchor) for g, w, anchor in rows], mean
+
+    monkeypatch.setattr(sliced, "OrderedStep", Pulled)
+    flat, batches = random_weights(26), random_batches(3)
+    model = make_model()
+    model.load(flat[:24], flat[24:], None)
+    model.train(iter(batches), square, learning_rate=0.1, choices=SgdChoices(),
+                densities=(0.25, 1.0, 0.0625))  # fmt: skip
+    leaf = flat.clone().requires_grad_()
+    for (images, targets), units in zip(batches, (2, 4, 1), strict=True):
+        parts = Narrow(1.0).split(leaf)
+        loss = square(forward(cut(parts, units), images), targets).mean()
+        pulled = loss + 0.25 * (leaf - flat).square().sum()
+        leaf = (leaf - 0.1 * torch.autograd.grad(pulled, leaf)[0]).detach().requires_grad_()
+    assert torch.allclose(torch.cat(model.entries()), leaf.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_momentum_is_reset_on_receipt():
@@ -309,7 +373,7 @@ def dropout_run(model: SlicedModel, seed: int, density: float, densities=()) -> 
 def test_dropout_depends_on_the_seed_alone_whoever_was_trained_before():
     config = load_config(None, ["method=fjord", "model.name=transformer"])
     fresh, used = make_sub_model(config), make_sub_model(config)
-    narrow, wide = 1 / 144, 1 / 36  # 2 and 4 of 24 parts
+    narrow, wide = 1 / 144, 1 / 36  # a twelfth and a sixth of the units
     dropout_run(used, 3, wide, (narrow, wide))
     dropout_run(used, 4, narrow)
     for density, densities in ((wide, (narrow, wide)), (narrow, ())):
@@ -337,7 +401,7 @@ def fjord() -> LocalTraining:
 def drawn(training: LocalTraining, density: float, client: int = 0, first_step: int = 0):
     """Densities of the steps that a client would make."""
     task = Assignment(client, 0, 1, 0, density, 0, first_step, 0.1, False)
-    return training._of_kind(task)["densities"]
+    return training._of_kind(task, None)["densities"]
 
 
 @pytest.mark.parametrize(
