@@ -97,7 +97,8 @@ class LocalConfig(Section):
     def contradictions(self, submodel: SubmodelConfig) -> list[str]:
         """One line for every value that another one rules out."""
         found = []
-        if submodel.scaler and self.batch_norm == "tracked":
+        is_narrow = submodel.kind in WIDTH_KINDS
+        if is_narrow and submodel.scaler and self.batch_norm == "tracked":
             found.append(
                 "submodel.scaler: got true, allowed with train.batch_norm = tracked: false "
                 "(running statistics of scaled outputs fit no other width)"

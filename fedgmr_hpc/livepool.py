@@ -215,7 +215,7 @@ class LivePool(RankPool):
         return super()._feed_rank(rank, state, is_idle=is_idle)
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
-        """Keeps the frame: the chunks of a rank that is lost go to those left."""
+        """Keeps the version's frame: the chunks of a rank that is lost go to those left."""
 
     def _take(self, message: Message) -> None:
         if message.source not in self.ranks:

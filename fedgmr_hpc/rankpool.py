@@ -123,6 +123,7 @@ class RankPool:
         self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
         self.urgent: deque[Chunk] = deque()
+        self.postponed: list[tuple[Evaluation, Part, bool]] = []  # parts, and if they are awaited
         self.idle_time: deque[Chunk] = deque()
         self.updates: dict[int, tuple[Update, int]] = {}
         self.overran: set[int] = set()  # clients whose update took longer than it may
@@ -160,7 +161,12 @@ class RankPool:
         self._hand_over()
 
     def _queue(self, evaluation: Evaluation, part: Part, is_awaited: bool) -> None:
-        """Queues a part, or lets it wait for the statistics of what it is to score."""
+        """Queues a part, or lets it wait for the statistics of what it is to score, and for those
+        that an older version waits for: a rank does not go back to that."""
+        before = [each for v, each in self.evaluations.items() if v < evaluation.version]
+        if any(each.waiting for each in before):
+            self.postponed.append((evaluation, part, is_awaited))
+            return
         if part.pool == "norms":
             evaluation.waiting[part.level] = []
         elif part.level in evaluation.waiting:
@@ -231,7 +237,8 @@ class RankPool:
         if state.eval_version != evaluation.version:
             state.eval_version, state.norm_levels = evaluation.version, set()
             self.transport.send(rank, Tag.FRAME, *evaluation.payload)
-            self._drop_if_held(evaluation)
+            if all(other.eval_version == evaluation.version for other in self.ranks.values()):
+                self._drop_payload(evaluation)
         if chunk.part.level is not None:
             self._send_ladder(rank, state, evaluation.ladder)
         state.chunks.append(chunk)
@@ -248,15 +255,8 @@ class RankPool:
         state.norm_levels.add(level)
         return [float(value) for value in evaluation.statistics[level]]
 
-    def _drop_if_held(self, evaluation: Evaluation) -> None:
-        """Drops the version's frame if every rank has it and will not have held another before it
-        gets the rest of this evaluation."""
-        if evaluation.waiting:
-            return
-        if all(other.eval_version == evaluation.version for other in self.ranks.values()):
-            self._drop_payload(evaluation)
-
     def _drop_payload(self, evaluation: Evaluation) -> None:
+        """Every rank has the version's frame."""
         evaluation.payload = ()
 
     def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
@@ -361,12 +361,14 @@ class RankPool:
             self._go_on(evaluation, part.level)
 
     def _go_on(self, evaluation: Evaluation, level: int | None) -> None:
-        """Statistics are measured: queues what waited for them, at once if a newer version is to be
-        evaluated."""
+        """Statistics are measured: queues what waited for them, before all else if a newer version
+        is to be evaluated."""
         is_old = evaluation.version < max(self.evaluations)
         for part, is_awaited in evaluation.finish_norms(level):
             self._queue(evaluation, part, is_awaited or is_old)
-        self._drop_if_held(evaluation)
+        postponed, self.postponed = self.postponed, []
+        for later in postponed:
+            self._queue(*later)
 
     def measure_offsets(self) -> None:
         """Compares every rank's clock with this one's; only while none of them has work."""

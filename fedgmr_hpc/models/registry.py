@@ -90,9 +90,7 @@ def make_layout(
 
 def run_layout(config: Config) -> Layout:
     """The flat layout of a run's whole model."""
-    return make_layout(
-        config.model.name, config.submodel.kind, batch_norm=config.train.batch_norm
-    )
+    return make_layout(config.model.name, config.submodel.kind, batch_norm=config.train.batch_norm)
 
 
 def run_weights(config: Config) -> Floats:

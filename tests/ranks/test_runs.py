@@ -66,6 +66,24 @@ def test_other_rows_are_bit_identical_too(
     assert differing_columns(run_tiny(tmp_path / "run.h5", 3, name), alone[name]) == []
 
 
+def test_norms_measured_by_any_ranks_are_bit_identical(tmp_path: Path) -> None:
+    """ResNet-18 with static norms: passes of the whole model and of its sub-models."""
+    words = [
+        "method=heterofl", "data.name=synthetic_cifar10", "model.name=resnet18", "run.max_rounds=1",
+        "run.interval_rounds=1", "train.steps=1", "data.max_train=60", "data.max_test=20",
+        "eval.chunk=20", "eval.client_samples=20", "eval.submodels=true", "clients.count=2",
+        "clients.shares=[0.2, 0.05]",
+    ]  # fmt: skip
+    results = []
+    for num_ranks, launcher in ((1, "none"), (3, "mpirun")):
+        path = tmp_path / f"{num_ranks}.h5"
+        ended = run_job(num_ranks, *words, f"results.path={path}", launcher=launcher)
+        assert ended.code == 0, ended.output
+        results.append(read_result(path))
+    assert differing_columns(*results) == []
+    assert len(results[0].submodels["version"]) == 4
+
+
 def test_torchrun_gives_the_same_bytes(alone: dict[str, Result], tmp_path: Path) -> None:
     result = run_tiny(tmp_path / "run.h5", 3, "fedgmr", "torchrun")
     assert differing_columns(result, alone["fedgmr"]) == []

@@ -360,6 +360,7 @@ def test_the_reference_describes_every_key():
         "eval.submodels",
         "eval.client_samples",
         "eval.chunk",
+        "eval.norm_samples",
     ]
     assert describe_keys("run.max_rounds").startswith("run.max_rounds = 500\n")
     with pytest.raises(

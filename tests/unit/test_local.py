@@ -77,10 +77,12 @@ def ones(steps: int):
     return iter([(torch.ones(1), torch.zeros(1))] * steps)
 
 
-def train_one(steps: int, learning_rate=0.1, w=1.0, momentum=0.0, decay=0.0, **more):
+def train_one(
+    steps: int, learning_rate=0.1, w=1.0, momentum=0.0, decay=0.0, clip_norm=None, **more
+):
     sub_model = SubModel(OneWeight(), 1, [])
     sub_model.load(torch.tensor([w]), torch.zeros(0), None)
-    choices = SgdChoices(momentum, decay)
+    choices = SgdChoices(momentum, decay, clip_norm)
     trained = sub_model.train(
         ones(steps), half_square, learning_rate=learning_rate, choices=choices, **more
     )
@@ -118,6 +120,39 @@ def train_two(sub_model: SubModel, steps=4, learning_rate=0.1, **choices):
 
 
 # --- the step
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("limit", [0.05, 1.0, 100.0])
+def test_clipped_steps_are_torchs(limit, is_masked):
+    """`clip_grad_norm_`, then SGD, on a gradient of which a mask leaves what is kept."""
+    kept = torch.tensor([1.0, 0.0, 1.0, 1.0] if is_masked else [1.0] * 4).view(2, 2)
+    values, bias = torch.tensor([[1.0, 0.0], [-2.0, 3.0]]), torch.tensor([5.0, 7.0])
+    weight, shift = (nn.Parameter(each.clone()) for each in (values, bias))
+    sgd = torch.optim.SGD([weight, shift], 0.1, momentum=0.9, weight_decay=0.2)
+    for images, targets in targets_two(4):
+        sgd.zero_grad()
+        sum_square(images @ weight.T + shift, targets).mean().backward()
+        weight.grad *= kept
+        nn.utils.clip_grad_norm_([weight, shift], limit)
+        sgd.step()
+        weight.data *= kept
+    positions = [0, 2, 3] if is_masked else None
+    held = [1.0, -2.0, 3.0] if is_masked else values.flatten().tolist()
+    sub_model = load_two(positions, held)
+    train_two(sub_model, momentum=0.9, weight_decay=0.2, clip_norm=limit)
+    expected = torch.cat([weight.detach().flatten(), shift.detach()])
+    assert torch.allclose(sub_model.net.flat, expected, rtol=1e-5)
+    assert not torch.allclose(sub_model.net.flat[4:], bias, rtol=1e-3)
+
+
+def test_scores_sum_gradients_as_they_are_before_clipping():
+    limits = (None, 0.1)
+    plain, clipped = (
+        train_one(1, w=3.0, clip_norm=each, sum_grad_squares=True) for each in limits
+    )
+    assert clipped[0] == pytest.approx(3.0 - 0.1 * 0.1, rel=1e-5)
+    assert plain[1].grad_squares.tolist() == clipped[1].grad_squares.tolist() == [9.0]
 
 
 @pytest.mark.parametrize(

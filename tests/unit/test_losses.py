@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedgmr_hpc.models import count_hits, loss_function
+from fedgmr_hpc.models import count_hits, hide_classes, loss_function, soft_loss
 
 LOG_2, LOG_3, LOG_4 = math.log(2), math.log(3), math.log(4)
 IMAGES = torch.tensor([[0.1, 0.9, 0.5], [3.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
@@ -40,6 +40,44 @@ def test_losses_of_sequences_are_those_of_their_scored_tokens(kind, expected):
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
     (gradient,) = torch.autograd.grad(losses.mean(), logits)
     assert (gradient != 0).any(2).tolist() == [[True, True], [False, True]]
+
+
+def test_absent_classes_have_logit_0_and_no_gradient():
+    logits = torch.tensor([[5.0, LOG_3, -7.0]], requires_grad=True)
+    shown = hide_classes(logits, torch.tensor([True, False, True]))
+    assert shown.tolist() == [[0.0, pytest.approx(LOG_3), 0.0]]
+    loss = loss_function("cross_entropy", shown, torch.tensor([1]))
+    assert loss.tolist() == pytest.approx([math.log(5 / 3)])
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.tolist() == [[0.0, pytest.approx(-0.4), 0.0]]
+    assert hide_classes(logits, None) is logits
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+def test_a_loss_towards_a_certain_teacher_is_the_one_towards_its_label(kind):
+    teacher = torch.tensor([[50.0, -50.0, -50.0], [-50.0, -50.0, 50.0], [-50.0, 50.0, -50.0]])
+    found = soft_loss(kind, IMAGES, teacher, torch.zeros(3))
+    expected = loss_function(kind, IMAGES, torch.tensor([0, 2, 1]))
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_towards_a_teacher_the_gradient_is_the_difference_of_the_probabilities():
+    """That of the Kullback-Leibler divergence; none where both agree."""
+    logits = torch.tensor([[0.0, LOG_3]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 0.0]])
+    loss = soft_loss("cross_entropy", logits, teacher, torch.tensor([1])).sum()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.tolist() == [pytest.approx([0.25 - 0.5, 0.75 - 0.5])]
+    same = soft_loss("cross_entropy", logits, logits.detach(), torch.tensor([1])).sum()
+    assert torch.autograd.grad(same, logits)[0].abs().max() < 1e-6
+
+
+def test_a_teacher_says_nothing_of_tokens_that_are_not_scored():
+    logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, -1], [-1, 2]])
+    found = soft_loss("cross_entropy", logits, IMAGES[:2].expand(2, 2, 3), labels)
+    expected = soft_loss("cross_entropy", logits[[0, 1], [0, 1]], IMAGES[:2], labels[:, 0])
+    assert torch.allclose(found, expected)
 
 
 @pytest.mark.parametrize(("top_k", "hits"), [(1, 1), (2, 2), (3, 3)])

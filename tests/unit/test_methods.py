@@ -124,9 +124,9 @@ def flat(values, prefix="") -> dict:
         ("fedavg", "not by the size of their data"),
         ("fedasync_seq", "no proximal term"),
         ("fedbuff", "secure aggregation"),
-        ("heterofl", "masked cross-entropy"),
-        ("fedrolex", "masked cross-entropy"),
-        ("fjord", "self-distillation"),
+        ("heterofl", "output layer's rows"),
+        ("fedrolex", "rolls down"),
+        ("fjord", "one set of batch norm statistics"),
         ("fiarse", "a threshold for each tensor"),
     ],
 )
@@ -155,6 +155,9 @@ def test_the_table_has_a_line_for_every_row_and_wrapper():
     ]
     (fedrolex,) = [line for line in lines if line.startswith("fedrolex ")]
     assert "width_rolling scaler round" in fedrolex and "Alam et al. 2022" in fedrolex
+    assert "static clip_norm=1.0 masked_loss" in fedrolex
+    (fedavg,) = [line for line in lines if line.startswith("fedavg ")]
+    assert " sgd " in fedavg
 
 
 # --- files
@@ -193,13 +196,23 @@ def test_a_new_file_is_a_new_row(table):
     }
 
 
+def test_a_row_says_of_training_what_is_not_the_runs_to_say(table):
+    (table / "odd.yaml").write_text(f"{OLD}train: {{batch: 5, clip_norm: 2}}\n")
+    with pytest.raises(ValueError) as error:
+        load_method("odd")
+    assert str(error.value) == (
+        "configs/methods/odd.yaml: train: got batch, "
+        "allowed: batch_norm, clip_norm, masked_loss, distillation"
+    )
+
+
 def test_a_key_that_is_no_axis_is_refused_with_its_file(table):
     (table / "odd.yaml").write_text("about: Odd.\naggregaton: {rule: mix}\n")
     with pytest.raises(ValueError) as error:
         load_method("odd")
     assert str(error.value) == (
         "configs/methods/odd.yaml: got aggregaton, allowed: about, source, section, differs, "
-        "base, submodel, restoration, aggregation, admission, transmission"
+        "base, submodel, restoration, aggregation, admission, transmission, train"
     )
 
 

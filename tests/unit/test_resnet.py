@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedgmr_hpc.fl.sgd import measure_statistics
 from fedgmr_hpc.models import FlatNet, make_layout
-from fedgmr_hpc.models.layers import Forward
+from fedgmr_hpc.models.layers import Forward, NormUse
 
 COSTS = [
     5.56e-6, 1.73e-5, 5.57e-5, 5.84e-5, 2.68e-5, 3.39e-5, 1.62e-5, 1.72e-5, 8.93e-6,
@@ -136,10 +139,33 @@ def test_buffers_end_the_vector_and_do_not_train():
         assert (parameter.shape, parameter.data_ptr()) == (view.shape, view.data_ptr())
 
 
+def test_measured_statistics_are_those_of_torchs_cumulative_average(parent):
+    """A pass in training mode over norms with momentum None, as HeteroFL's code makes it."""
+    net, reference = FlatNet("resnet18", batch_norm="static"), deepcopy(parent).train()
+    state = parent.state_dict()
+    for entry in net.layout.entries:
+        net.flat[entry.span] = state[entry.name].flatten()
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.rand(4, 3, 32, 32, generator=generator), torch.zeros(4)) for _ in range(3)]
+    with torch.no_grad():
+        for images, _ in batches:
+            reference(images)
+    expected, found = reference.state_dict(), measure_statistics(net, batches)
+    start = net.layout.num_weights
+    for entry in net.layout.statistics:
+        own = found[entry.offset - start : entry.offset - start + entry.size]
+        assert torch.allclose(own, expected[entry.name], rtol=1e-3, atol=1e-4)
+
+
 def norm(training: bool, variance: float) -> tuple[Forward, dict[str, Tensor]]:
     values = {"weight": 2.0, "bias": 10.0, "running_mean": 1.0, "running_var": variance}
     tensors = {f"n.{part}": torch.tensor([value]) for part, value in values.items()}
-    return Forward(tensors, training, torch.Generator(), {}), tensors
+    use: NormUse = "tracked" if training else "given"
+    return Forward(tensors, training, torch.Generator(), {}, use), tensors
 
 
 def test_batch_norm_by_hand_in_training():

@@ -292,9 +292,14 @@ def test_self_distillation_adds_the_widest_networks_loss_and_teaches_the_part(de
     is_kept = width_masks(LAYERS, [0.5625, 1.0], offset=0, mask_id=1).positions(0).astype(np.int64)
     model = make_model()
     model.load(flat[is_kept], flat[24:], torch.from_numpy(is_kept), mask_id=1, density=0.5625)
-    trained = model.train(iter(batches), square, learning_rate=0.05, densities=densities,
-                          choices=SgdChoices(0.9, 0.1),
-                          soft_loss=lambda outputs, teacher, _: square(outputs, teacher))  # fmt: skip
+    trained = model.train(
+        iter(batches),
+        square,
+        learning_rate=0.05,
+        choices=SgdChoices(0.9, 0.1),
+        densities=densities,
+        soft_loss=lambda outputs, teacher, _: square(outputs, teacher),
+    )
     units = [NUM_UNITS[density] for density in densities]
     expected, losses = train_with_torch(flat, batches, units, 0.05, 0.9, 0.1, held=3, taught=True)
     assert torch.allclose(model.entries()[0], expected[is_kept], rtol=1e-5, atol=1e-6)

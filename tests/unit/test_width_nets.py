@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,30 @@ DENSITIES = (1, 0.5, 0.2, 0.1, 0.05)
 FRACTIONS = {  # of the parameters, at these densities
     "conv2": (1, 0.513, 0.208, 0.108, 0.056),
     "vgg11": (1, 0.503, 0.201, 0.100, 0.051),
-    "resnet18": (1, 0.494, 0.198, 0.099, 0.049),
-    "transformer": (1, 0.688, 0.435, 0.313, 0.195),
+    "resnet18": (1, 0.505, 0.202, 0.102, 0.052),
+    "transformer": (1, 0.688, 0.424, 0.303, 0.214),
 }
+
+
+def share(units: int, density: float) -> int:
+    return math.ceil(math.sqrt(density) * units)
+
+
+def resnet18_parameters(density: float) -> int:
+    """Worked out from the widths of the four stages."""
+    widths = [share(units, density) for units in (64, 128, 256, 512)]
+    count = 3 * 49 * widths[0] + 2 * widths[0] + 100 * widths[3] + 100
+    for before, width in zip((widths[0], *widths), widths, strict=False):
+        count += 9 * before * width + 27 * width**2 + 8 * width
+        count += (before != width) * (before * width + 2 * width)
+    return count
+
+
+def transformer_parameters(density: float) -> int:
+    """Worked out from model units d, units of all four heads together, and FFN units."""
+    d, heads, ffn = share(96, density), 4 * share(24, density), share(384, density)
+    encoder = 3 * heads * (d + 1) + d * (heads + 1) + ffn * (d + 1) + d * (ffn + 1) + 4 * d
+    return (128 + 10_001 + 2) * d + 2 * encoder + d * (d + 1) + 2 * d + 10_000 * (d + 1)
 
 
 def is_kept(model: str, density: float, offset: int = 0) -> np.ndarray:
@@ -54,6 +77,15 @@ def test_true_fractions_of_the_parameters(model):
     counts = [make_layout(model, "width_prefix", d).num_trainable for d in DENSITIES]
     fractions = [count / make_layout(model).num_trainable for count in counts]
     assert [round(fraction, 3) for fraction in fractions] == list(FRACTIONS[model])
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("resnet18", resnet18_parameters), ("transformer", transformer_parameters)],
+)
+def test_true_counts_of_ceilings_everywhere(model, expected, density):
+    assert make_layout(model, "width_prefix", density).num_trainable == expected(density)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 77])
@@ -197,7 +229,7 @@ def test_the_scaler_divides_each_layer_but_the_last_by_its_kept_share(density, f
     scaled = scaled_logits(density, scaler=True, training=True)
     assert torch.allclose(scaled, factor * plain, rtol=1e-5)
     assert float(plain.min()) > 0
-    assert torch.equal(scaled_logits(density, scaler=True, training=False), scaled)
+    assert torch.equal(scaled_logits(density, scaler=True, training=False), plain)
 
 
 def test_the_scaler_by_hand():
