@@ -179,7 +179,8 @@ def test_the_pass_is_over_whole_batches_of_distinct_training_samples(words: Any,
 )
 def test_batches_of_one_are_refused_where_norms_need_a_variance(word: str, key: str) -> None:
     words = [each for each in RESNET if not each.startswith(word.partition("=")[0])]
-    with pytest.raises(ValueError, match=f"^{key}, allowed with model.name = resnet18: 2 or more"):
+    allowed = "allowed with model.name = resnet18 and images 3x32x32: 2 or more"
+    with pytest.raises(ValueError, match=f"^{key}, {allowed}"):
         FederatedData(load_config(None, [*words, word]))
 
 
