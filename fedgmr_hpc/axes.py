@@ -53,8 +53,17 @@ class SubmodelConfig(Section):
     """Share of each layer, its largest weights, that ranks before everything else."""
     use_costs: bool = True
     """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
-    layer_mean: bool = False
-    """Divide them by the mean score of the layer's entries outside the floor, too."""
+    layer_mean: bool | None = None
+    """With `use_costs`: divide them by the mean score of the layer's entries outside the floor,
+    too, so that layers of small weights are not left at the floor; null for what the model asks
+    for, which the transformer does."""
+    gate_biases: bool = False
+    """Masks of single weights: a bias counts only while one of its unit's weights is kept. FedGMR's
+    rows do; FIARSE does not."""
+    surrogate: bool = True
+    """`magnitude`: kept weights' gradients pass through the threshold that cut the mask, as
+    FIARSE's paper has it (Wu et al. 2024); false leaves them as they are, as its public code does,
+    where the mask is a truth value and stops them."""
 
     def contradictions(self) -> list[str]:
         """One line for every value that another one rules out."""
@@ -126,7 +135,7 @@ class RestorationConfig(Section):
     arm_after_first_plateau: bool = False
     """Let the server's first plateau only arm the trigger, as the released code does."""
     total_time_s: Positive = 70_000.0
-    """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6 and 0.8 of it."""
+    """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6, 0.8 and 1.0 of it."""
     balance: bool = False
     """Stage 1: move densities towards equal cycle times until the first restoration (formula 4)."""
     balance_rate: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -100,6 +100,10 @@ class DataConfig(Section):
     """`stackoverflow`: use the first so many clients of the test file, by id."""
     max_user_samples: Count = 50
     """`stackoverflow`: use the first so many sentences of each client."""
+    unknown_words: Literal["skipped", "scored"] = "skipped"
+    """`stackoverflow`: whether words outside the vocabulary are targets, in training and in
+    accuracy. Skipped as in the metric of the data set's authors, they are inputs only; scored, as
+    the released code has it, all of them are one word that is easy to guess."""
 
 
 class ModelConfig(Section):
@@ -176,6 +180,8 @@ class TrainConfig(LocalConfig):
     """The learning rate is multiplied by this every `decay_rounds` rounds."""
     decay_rounds: Count = 2000
     """Rounds between two decays of the learning rate."""
+    max_decays: Count | None = None
+    """How often the learning rate decays at most; null for no end."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Heavy-ball momentum; its state is reset whenever a client receives a model."""
     weight_decay: NonNegative = 0.0

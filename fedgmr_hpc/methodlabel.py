@@ -29,6 +29,8 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "submodel.floor_frac": ("submodel.kind", ("importance",)),
     "submodel.use_costs": ("submodel.kind", ("importance",)),
     "submodel.layer_mean": ("submodel.kind", ("importance",)),
+    "submodel.gate_biases": ("submodel.kind", ("importance", "magnitude")),
+    "submodel.surrogate": ("submodel.kind", ("magnitude",)),
     "restoration.step": ("restoration.trigger", _GROWS),
     "restoration.fixed_step": ("restoration.step", ("fixed",)),
     "restoration.factor": ("restoration.step", ("factor",)),

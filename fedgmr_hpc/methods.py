@@ -22,7 +22,12 @@ from fedgmr_hpc.configerrors import wrong_values
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
 AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
-FACTS = ("about", "source", "section", "differs", "base")
+FACTS = ("about", "source", "differs", "base")
+COMPARED = {  # what a row says it differs from
+    "paper": "its paper",
+    "code": "its authors' public code",
+    "release": "the release of FedGMR",
+}
 WRAPPER_SIGN = "+"
 Read = TypeVar("Read")
 
@@ -33,14 +38,13 @@ class Method:
 
     Attributes:
         axes: nested values of the six axes; `train` is missing where it is plain SGD.
-        differs: what is done otherwise than in the `paper` of the method or in the `release` of
-            FedGMR, with the items of spec section 11.
+        differs: what is done otherwise than in the `paper` of the method, in the public `code` of
+            its authors, or in the `release` of FedGMR.
     """
 
     name: str
     about: str
     source: str
-    section: str
     axes: dict[str, Any]
     differs: dict[str, list[str]] = field(default_factory=dict)
 
@@ -83,9 +87,8 @@ def load_method(name: str) -> Method:
             raise ValueError(f"method: got {name!r}, allowed behind a row: {allowed}")
         found = _laid_over(found, _read(f"wrappers/{wrapper}"))
     axes = {axis: found[axis] for axis in AXES if axis in found}
-    about, section = " ".join(found["about"]), "; ".join(dict.fromkeys(found["section"]))
-    source = str(found.get("source", ""))
-    return Method(name, about, source, section, axes, found.get("differs", {}))
+    about, source = " ".join(found["about"]), str(found.get("source", ""))
+    return Method(name, about, source, axes, found.get("differs", {}))
 
 
 def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -96,7 +99,8 @@ def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
         if row["base"] not in allowed:
             raise ValueError(f"{file}: base: got {row['base']!r}, allowed: {', '.join(allowed)}")
         base = _read_row(row["base"], (name, *below))
-        own_words = {"about": row["about"], "differs": row.get("differs", base.get("differs", {}))}
+        differs = base.get("differs", {}) | row.get("differs", {})
+        own_words = {"about": row["about"], "differs": differs}
         row = merged(base, row) | own_words
     missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
     if missing := missing + ["transmission"] * ("transmission" not in row):
@@ -119,8 +123,7 @@ def _refuse(file: str, wrong: list[str]) -> None:
 
 
 def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
-    together = {key: row[key] + wrapper[key] for key in ("about", "section")}
-    return merged(row, wrapper) | together
+    return merged(row, wrapper) | {"about": row["about"] + wrapper["about"]}
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -132,11 +135,14 @@ def _read(path: str) -> dict[str, Any]:
     if not values.get("about"):
         raise ValueError(f"{file}: about: got {values.get('about')!r}, allowed: a sentence")
     differs = values.get("differs", {})
-    if not (isinstance(differs, dict) and all(isinstance(v, list) for v in differs.values())):
-        raise ValueError(f"{file}: differs: got {differs!r}, allowed: lists named paper, release")
+    if not isinstance(differs, dict) or not all(
+        key in COMPARED and isinstance(value, list) for key, value in differs.items()
+    ):
+        allowed = f"lists named {', '.join(COMPARED)}"
+        raise ValueError(f"{file}: differs: got {differs!r}, allowed: {allowed}")
     wrong = wrong_values({axis: values[axis] for axis in AXES if axis in values})
     _refuse(file, wrong or _foreign_keys(values.get("train", {})))
-    return values | {key: [str(values.get(key, ""))] for key in ("about", "section")}
+    return values | {"about": [str(values["about"])]}
 
 
 def _foreign_keys(train: Mapping[str, Any]) -> list[str]:
@@ -174,10 +180,10 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render_methods() -> tuple[str, list[str]]:
-    """The table: a row's six axes, its source and its section of the specification; and one line
-    for every mistake in the files of rows and wrappers that it leaves out.
+    """The table: a row's six axes in words, numbers left out; and one line for every mistake in
+    the files of rows and wrappers that it leaves out.
     """
-    heads = ("method", *AXES, "source", "section")
+    heads = ("method", *AXES)
     methods, wrong = _readable(load_method, method_names())
     rows = [_cells(method) for method in methods]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
@@ -208,12 +214,7 @@ def _describe_wrapper(name: str) -> str:
 
 
 def _cells(method: Method) -> tuple[str, ...]:
-    return (
-        method.name,
-        *(_describe(axis, method.axes.get(axis, {})) for axis in AXES),
-        method.source or "-",
-        method.section,
-    )
+    return (method.name, *(_describe(axis, method.axes.get(axis, {})) for axis in AXES))
 
 
 def _describe(axis: str, values: Any) -> str:
@@ -224,21 +225,19 @@ def _describe(axis: str, values: Any) -> str:
     others = {key: value for key, value in values.items() if key != first}
     if axis == "restoration" and values[first] == "none":
         others = {}
-    kept = [_short(*item) for item in others.items() if item[1] not in (False, None, "constant")]
+    words = [key if value is True else value for key, value in others.items()]
+    kept = [word for word in words if isinstance(word, str) and word != "constant"]
     return " ".join([values[first], *kept] if first else kept or ["sgd"])
 
 
-def _short(key: str, value: Any) -> str:
-    return key if value is True else str(value) if isinstance(value, str) else f"{key}={value}"
-
-
 def explain_method(name: str) -> str:
-    """One method: what it is, its row, and what differs from its paper and from the release."""
+    """One method: what it is, its row, and what it does otherwise than others have it."""
     method = load_method(name)
-    lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}"]
-    lines += [f"specification: section {method.section}", ""]
+    lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}", ""]
     lines += yaml.safe_dump(method.axes, sort_keys=False, default_flow_style=None).splitlines()
-    for other, what in (("paper", "its paper"), ("release", "the release of FedGMR")):
+    for other, what in COMPARED.items():
+        if other == "code" and other not in method.differs:
+            continue  # it has none, or that of the release
         lines += ["", f"differs from {what}:"]
         lines += [
             textwrap.fill(item, 96, initial_indent="  - ", subsequent_indent="    ")

@@ -35,7 +35,6 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet, full_masks, repack
-from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.records import Assignment, Floats, Ints
 from fedgmr_hpc.server import prunable_layers
 from fedgmr_hpc.training import LocalTraining
@@ -161,7 +160,7 @@ class Prober:
             allowed = ", ".join(KINDS)
             raise ValueError(f"submodel.kind: got '{kind}', allowed for a probe: {allowed}")
         self.config, self.data = config, data
-        self.layers = prunable_layers(run_layout(config))
+        self.layers = prunable_layers(config)
 
     def uploads(
         self, weights: Floats, round_: int, shares: Sequence[float], densities: Sequence[float]

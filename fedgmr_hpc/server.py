@@ -43,7 +43,7 @@ from fedgmr_hpc.fl.selection import Availability, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.ledger import Ledger, PositionCodes
 from fedgmr_hpc.livepool import LivePool, place_clients
-from fedgmr_hpc.models import Layout, run_layout, run_weights
+from fedgmr_hpc.models import architecture, run_layout, run_weights
 from fedgmr_hpc.process import resident_bytes
 from fedgmr_hpc.progress import Progress
 from fedgmr_hpc.rankpool import RankPool
@@ -56,11 +56,14 @@ from fedgmr_hpc.trace import SpanName
 log = logging.getLogger("fedgmr_hpc")
 
 
-def prunable_layers(layout: Layout) -> list[PrunableLayer]:
-    """The prunable tensors of a model as the masks see them."""
+def prunable_layers(config: Config) -> list[PrunableLayer]:
+    """The prunable tensors of a run's model as the masks see them."""
+    is_relative = config.submodel.layer_mean
+    if is_relative is None:
+        is_relative = architecture(config.model.name).has_relative_scores
     return [
-        PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost, e.axes)
-        for e in layout.entries
+        PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost, e.axes, is_relative)
+        for e in run_layout(config).entries
         if e.prunable
     ]
 
@@ -97,8 +100,7 @@ class Server:
         self.config, self.transport, self.data = config, transport, data
         self.writer, self.progress, self.run_id = writer, progress, run_id
         shares = config.clients.bandwidth_shares()
-        weights = run_weights(config)
-        layers = prunable_layers(run_layout(config))
+        weights, layers = run_weights(config), prunable_layers(config)
         self.num_prunable = layers[-1].stop
         self.coordinator = Coordinator(config, shares, weights, layers, load_availability(config))
         codes = PositionCodes()

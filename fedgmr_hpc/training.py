@@ -46,7 +46,7 @@ def gated_biases(layout: Layout) -> list[GatedBias]:
 def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedModel:
     """What trains the sub-models of this run's kind."""
     model, kind = config.model.name, config.submodel.kind
-    layout = run_layout(config)
+    layout, choices = run_layout(config), config.submodel
     if kind in WIDTH_KINDS:
         make_net = partial(_narrow_net, config, device)
         axes = [entry.axes for entry in layout.entries]
@@ -55,8 +55,9 @@ def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedMode
     return SubModel(
         FlatNet(model, device, kind, batch_norm=config.train.batch_norm),
         layout.num_prunable,
-        gated_biases(layout),
+        gated_biases(layout) if choices.gate_biases else (),
         through_threshold=spans if kind == "magnitude" else (),
+        surrogate=choices.surrogate,
     )
 
 

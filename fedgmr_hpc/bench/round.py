@@ -162,7 +162,7 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
     shares = config.clients.bandwidth_shares()
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
-    layers = prunable_layers(training.layout)
+    layers = prunable_layers(config)
     scores = np.abs(prunable.numpy())
     keys = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
     masks = cut_masks(keys, shares, mask_id=1)

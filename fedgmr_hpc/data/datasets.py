@@ -30,7 +30,13 @@ from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.data.formats import Longs, Split, read_cifar, read_leaf
 from fedgmr_hpc.data.imagenet import fill_imagenet, list_imagenet
 from fedgmr_hpc.data.layouts import check_complete
-from fedgmr_hpc.data.stackoverflow import FIRST_WORD, MAX_TOKENS, NUM_TOKENS, read_stackoverflow
+from fedgmr_hpc.data.stackoverflow import (
+    FIRST_WORD,
+    MAX_TOKENS,
+    NUM_TOKENS,
+    first_target,
+    read_stackoverflow,
+)
 from fedgmr_hpc.data.synthetic import make_synthetic, read_digits
 from fedgmr_hpc.records import Floats, make_rng
 
@@ -81,6 +87,7 @@ class Dataset:
     train: Split
     test: Split
     kind: Kind
+    first_target: int = FIRST_WORD  # smallest token that is scored
 
     @cached_property
     def fingerprint(self) -> str:
@@ -145,12 +152,12 @@ class Dataset:
     def tokens(self, split: Split, index: Longs) -> tuple[Longs, Longs]:
         """Tokens 1..T and 2..T+1 of sentences, int64 [B,T] each; T is that of the longest one.
 
-        Targets that are pads or unknown words are -1: they are not scored.
+        Targets that are pads, or unknown words that are not scored, are -1.
         """
         x = split.take(index)
         x = x[:, : np.flatnonzero(x.any(axis=0))[-1] + 1].astype(np.int64)
         targets = x[:, 1:]
-        return x[:, :-1].copy(), np.where(targets < FIRST_WORD, NOT_SCORED, targets)
+        return x[:, :-1].copy(), np.where(targets < self.first_target, NOT_SCORED, targets)
 
     def num_scored(self, split: Split, index: Longs) -> int:
         """What loss and accuracy are over: these samples, or their scored target tokens."""
@@ -179,6 +186,7 @@ def load_dataset(data: DataConfig, *, seed: int, checks_all: bool = True) -> Dat
         train=_keep_some(train, data.max_train, client=0, seed=seed),
         test=_keep_some(test, data.max_test, client=1, seed=seed),
         kind=plan.kind,
+        first_target=first_target(data.unknown_words),
     )
 
 
@@ -214,7 +222,7 @@ def _plan(data: DataConfig, seed: int) -> Plan:
     if data.name == "imagenet100":
         return _plan_imagenet(data, kind, train[0], seed)
     if data.name == "stackoverflow":
-        keys = "max_train_users", "max_test_users", "max_user_samples"
+        keys = "max_train_users", "max_test_users", "max_user_samples", "unknown_words"
         choices = {key: getattr(data, key) for key in keys}
         read = partial(read_stackoverflow, train[0], test[0], **choices)
         facts = [*file_facts(train + test), *choices.values()]

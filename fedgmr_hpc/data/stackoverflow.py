@@ -5,9 +5,11 @@ tokens between spaces, at most 128. Corrected there (section 11, item 26): the v
 most frequent words of the chosen training sentences only, equally frequent ones in the order in
 which they first appear; test words never enter it. Token 0 pads, token 1 is any other word.
 
-Tokens 2..T of a sentence are its targets. Unknown words are inputs but not targets: to guess "some
-rare word" is no prediction, so neither loss nor accuracy counts it (as in the metric of the data
-set's authors; the released code counts it). Sentences without a target are left out.
+Tokens 2..T of a sentence are its targets, of test sentences too, which the released code cuts into
+blocks of 21 tokens across sentences. Unknown words are inputs but, unless `data.unknown_words` is
+scored, no targets: to guess "some rare word" is no prediction, so neither loss nor accuracy counts
+it (as in the metric of the data set's authors; the released code counts it). Sentences without a
+target are left out.
 Shapes: N sentences, L = 128 tokens.
 """
 
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +33,7 @@ MAX_TOKENS = 128  # L
 EXPECTED = "a TFF StackOverflow file: examples/<client>/tokens of byte strings"
 
 Words = list[str]
+UnknownWords = Literal["skipped", "scored"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def read_stackoverflow(
     max_train_users: int,
     max_test_users: int,
     max_user_samples: int,
+    unknown_words: UnknownWords = "skipped",
 ) -> tuple[Split, Split]:
     """Sentences as uint16 [N,L]; `y` counts their scored targets, `group` is the user."""
     train = _read_sentences(train_file, max_train_users, max_user_samples)
@@ -55,8 +60,14 @@ def read_stackoverflow(
     numbers = make_vocabulary(train.words, NUM_TOKENS)
     users = {name: number for number, name in enumerate(dict.fromkeys(train.names + test.names))}
     pairs = ((train_file, train), (test_file, test))
-    first, second = (_encode(path, part, numbers, users) for path, part in pairs)
+    target = first_target(unknown_words)
+    first, second = (_encode(path, part, numbers, users, target) for path, part in pairs)
     return first, second
+
+
+def first_target(unknown_words: UnknownWords) -> int:
+    """The smallest token that is a target."""
+    return UNKNOWN if unknown_words == "scored" else FIRST_WORD
 
 
 def make_vocabulary(sentences: Sequence[Words], num_tokens: int) -> dict[str, int]:
@@ -81,13 +92,17 @@ def _read_sentences(path: Path, max_users: int, max_user_samples: int) -> _Sente
 
 
 def _encode(
-    path: Path, sentences: _Sentences, numbers: dict[str, int], users: dict[str, int]
+    path: Path,
+    sentences: _Sentences,
+    numbers: dict[str, int],
+    users: dict[str, int],
+    target: int,
 ) -> Split:
-    """The sentences that have a target, padded."""
+    """The sentences that have a target, a token of at least `target`; padded."""
     x = np.zeros((len(sentences.words), MAX_TOKENS), np.uint16)
     for row, words in zip(x, sentences.words, strict=True):
         row[: len(words)] = [numbers.get(word, UNKNOWN) for word in words]
-    num_scored = (x[:, 1:] >= FIRST_WORD).sum(axis=1)
+    num_scored = (x[:, 1:] >= target).sum(axis=1)
     kept = num_scored > 0
     if not kept.any():
         refuse(path, "no sentence has two words of the vocabulary", EXPECTED)

@@ -121,7 +121,7 @@ class Probes:
         config, training = self.config, LocalTraining(self.config, self.data, self.device)
         weights = run_weights(config)
         ends = min(first_densities(config)), max(highest_densities(config))
-        layers = prunable_layers(training.layout)
+        layers = prunable_layers(config)
         masks = Masking(config.submodel, layers).cut(weights[: layers[-1].stop].copy(), ends, 0)
         client = max(0, self.rank - 1) % config.clients.count
         train = _Trial(training, masks, weights, client)

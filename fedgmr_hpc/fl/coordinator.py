@@ -362,6 +362,13 @@ class Coordinator:
             client.recall(self.config.train.steps)
         return [*self._dispatch(now_s), *self._close_if_complete(now_s)]
 
+    def _learning_rate(self) -> float:
+        train = self.config.train
+        decays = self.round // train.decay_rounds
+        if train.max_decays is not None:
+            decays = min(decays, train.max_decays)
+        return train.learning_rate * train.decay_factor**decays
+
     def _assign(self, client_id: int, now_s: float) -> Assignment:
         client, train = self.clients[client_id], self.config.train
         density = self.restoration.densities[client_id]
@@ -374,8 +381,7 @@ class Coordinator:
             density=density,
             num_kept=self.masks.counts[level],
             first_step=client.steps,
-            learning_rate=train.learning_rate
-            * train.decay_factor ** (self.round // train.decay_rounds),
+            learning_rate=self._learning_rate(),
             measure=self.restoration.watches_scores and not client.is_scored,
         )
         client.take(assignment, self.masks, train.steps, now_s)

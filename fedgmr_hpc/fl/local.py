@@ -2,9 +2,9 @@
 
 A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero
 (width methods train a narrower network instead, see sliced.py).
-A bias counts only if one of its unit's incoming weights is kept (bias gating, spec section 3.4): a
-gated bias is held at zero while training and returns unchanged. A mask of everything takes exactly
-the dense parent's path.
+A gated bias (FedGMR's) counts only if one of its unit's incoming weights is kept: else it is held
+at zero while training and returns unchanged. A mask of everything takes exactly the dense parent's
+path.
 
 With `through_threshold` gradients pass through the threshold that cut the mask (FIARSE, see
 threshold.py).
@@ -41,6 +41,7 @@ class SubModel:
     Args:
         through_threshold: spans of the prunable tensors, if gradients pass through the threshold
             of each.
+        surrogate: whether those of kept weights change on the way.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class SubModel:
         num_prunable: int,
         gated: Iterable[GatedBias],
         through_threshold: Sequence[slice] = (),
+        surrogate: bool = True,
     ) -> None:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
-        self.spans = tuple(through_threshold)
+        self.spans, self.surrogate = tuple(through_threshold), surrogate
         self.mask: Tensor | None = None  # [P + D] of 0 and 1, None for everything
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
@@ -146,7 +148,7 @@ class SubModel:
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
-            self._threshold = Threshold(self.net, self.mask, self.spans)
+            self._threshold = Threshold(self.net, self.mask, self.spans, self.surrogate)
         step = Step(self.net, loss, learning_rate, choices, self.mask, squares, self._threshold)
         done = Done()
         for batch in on_device(batches, self.net.flat.device):

@@ -45,7 +45,7 @@ class Masking:
         ladder: Sequence[float] = (),
     ) -> None:
         if not config.use_costs:
-            layers = [replace(layer, cost=1.0) for layer in layers]
+            layers = [replace(layer, cost=1.0, is_relative=False) for layer in layers]
         self.config, self.layers = config, tuple(layers)
         self.newest = full_masks(self.layers[-1].stop)
         self.ladder: MaskSet | None = None
@@ -102,7 +102,6 @@ class Masking:
             scores,
             self.layers,
             floor_frac=self.config.floor_frac,
-            layer_mean=self.config.layer_mean,
         )
         if self._grad_squares is not None:
             self._grad_squares = np.zeros_like(self._grad_squares)

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedgmr_hpc.axes import RestorationConfig
 
-TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of total_time_s, spec section 5.4
+TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of total_time_s
 
 
 @dataclass

@@ -37,14 +37,16 @@ _BLOCK = 1 << 18  # entries at a time
 
 @dataclass(frozen=True, slots=True)
 class PrunableLayer:
-    """A prunable tensor's place among the P prunable entries, its cost of one entry (kappa), and
-    its dimensions as the width methods cut them."""
+    """A prunable tensor's place among the P prunable entries, its cost of one entry (kappa), its
+    dimensions as the width methods cut them, and whether its scores count relative to their mean
+    outside the floor."""
 
     name: str
     start: int
     stop: int
     cost: float
     axes: tuple[Axis, ...] = ()
+    is_relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,6 @@ def rank_entries(
     layers: Sequence[PrunableLayer],
     *,
     floor_frac: float,
-    layer_mean: bool = False,
 ) -> Keys:
     """The ranking as keys [P], natural order: a smaller key is more important, ties by index.
 
@@ -131,7 +132,6 @@ def rank_entries(
         scores: [P] non-negative scores, natural order; may be `weights` itself, which ranks by |W|.
         layers: the tensors that make up the P entries.
         floor_frac: share rho of each layer that ranks before everything else.
-        layer_mean: divide scores by the mean of their layer's entries outside the floor, too.
 
     Raises:
         RunError: a weight or score is not finite.
@@ -142,7 +142,7 @@ def rank_entries(
         own = None if scores is weights else scores[span]
         size_of = np.abs(weights[span], out=weights[span])
         _check_finite(layer.name, size_of, own)
-        _rank_layer(keys[span], size_of, own, layer.cost, floor_frac, layer_mean)
+        _rank_layer(keys[span], size_of, own, layer, floor_frac)
     return keys
 
 
@@ -155,17 +155,15 @@ def _rank_layer(
     keys: Keys,
     size_of: Floats,
     scores: Floats | None,
-    cost: float,
+    layer: PrunableLayer,
     floor_frac: float,
-    layer_mean: bool,
 ) -> None:
     """Fills the keys of one layer [n_l]; they share the memory of `size_of`, which is |W|."""
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
     floor = _largest(size_of, num_floor)
     floor_values = size_of[floor] / (size_of.max() or np.float32(1))
     scores = size_of if scores is None else scores
-    if layer_mean:
-        cost *= _mean_outside(scores, floor)
+    cost = layer.cost * (_mean_outside(scores, floor) if layer.is_relative else 1)
     np.divide(scores, np.float32(cost), out=size_of)
     np.subtract(_ALL_BITS, keys, out=keys)
     keys[floor] = _MAX_BITS - floor_values.view(np.uint32)

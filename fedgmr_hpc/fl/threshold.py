@@ -5,7 +5,9 @@ tensor of each client: the smallest |w| that its mask keeps. The whole model has
 Training sees w M(w), so a kept weight that shrinks below theta leaves the forward pass, and comes
 back only if momentum makes it grow. Its gradient is that of w M(w) times (M + |w| dM/d|w|), with
 2 theta / (|w| + theta)^2 in place of the derivative of the step: kept weights get the factor
-1 + 2 theta |w| / (|w| + theta)^2, hidden ones none.
+1 + 2 theta |w| / (|w| + theta)^2, hidden ones none. Without that surrogate the factor of kept
+weights is 1: what the public code of FIARSE computes, whose mask is a truth value that stops
+gradients.
 
 Shapes: P prunable entries, D dense entries.
 """
@@ -32,9 +34,13 @@ class Threshold:
     Args:
         mask: [P + D] of 0 and 1.
         spans: of the prunable tensors, the first ones of the flat vector.
+        surrogate: whether kept weights' gradients take the derivative of the step into account.
     """
 
-    def __init__(self, net: _Net, mask: Tensor, spans: Sequence[slice]) -> None:
+    def __init__(
+        self, net: _Net, mask: Tensor, spans: Sequence[slice], surrogate: bool = True
+    ) -> None:
+        self.surrogate = surrogate
         self.prunable = net.flat[: spans[-1].stop]
         self.spans, self.whole = spans, torch.empty_like(self.prunable)
         self.thetas = [_smallest(net.flat[s], mask[s]) for s in spans]
@@ -56,10 +62,16 @@ class Threshold:
         passed = []
         rows = zip(self.spans, self.thetas, self.hidden, gradients, strict=False)
         for span, theta, hidden, gradient in rows:
-            ratio = theta / self.whole[span].abs()  # at most 1 where kept: no square underflows
-            factor = ratio.mul(2).div_(ratio.add_(1.0).square_()).add_(1.0)
-            passed.append(factor.masked_fill_(hidden, 0.0).view(gradient.shape).mul_(gradient))
+            factor = self._factor(span, theta).masked_fill_(hidden, 0.0)
+            passed.append(factor.view(gradient.shape).mul_(gradient))
         return [*passed, *gradients[len(passed) :]]
+
+    def _factor(self, span: slice, theta: Tensor) -> Tensor:
+        """By which the gradients of a tensor's entries change where they are kept."""
+        if not self.surrogate:
+            return torch.ones_like(self.whole[span])
+        ratio = theta / self.whole[span].abs()  # at most 1 where kept: no square underflows
+        return ratio.mul(2).div_(ratio.add_(1.0).square_()).add_(1.0)
 
 
 def _smallest(weights: Tensor, mask: Tensor) -> Tensor:

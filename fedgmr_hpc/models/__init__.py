@@ -12,6 +12,7 @@ from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, hide_classes, loss_
 from fedgmr_hpc.models.registry import (
     MODELS,
     accepts,
+    architecture,
     has_batch_norms,
     has_norms,
     initial_weights,
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "Layout",
     "accepts",
+    "architecture",
     "count_hits",
     "has_batch_norms",
     "has_norms",

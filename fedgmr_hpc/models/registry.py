@@ -36,12 +36,15 @@ class Architecture:
         input_shape: of one sample: [channels, height, width], or the most tokens [T].
         logits: of a pass and a batch of samples.
         misfit: says what is wrong with samples of a shape, None if nothing is.
+        has_relative_scores: whether importance counts relative to a layer's mean: a transformer's
+            embeddings start about a hundred times as large as its encoders' weights.
     """
 
     input_shape: tuple[int, ...]
     layers: tuple[LayerSpec, ...]
     logits: Callable[[Forward, Tensor], Tensor]
     misfit: Callable[[tuple[int, ...]], str | None]
+    has_relative_scores: bool = False
 
 
 def _exact_misfit(expected: tuple[int, ...], input_shape: tuple[int, ...]) -> str | None:
@@ -58,7 +61,7 @@ MODELS: dict[str, Architecture] = {
     **{name: _convnet(name) for name in TABLES},
     "resnet18": Architecture(INPUT_SHAPE, resnet18_layers(), resnet18_logits, resnet18_misfit),
     "transformer": Architecture(
-        (MAX_TOKENS,), transformer_layers(), transformer_logits, transformer_misfit
+        (MAX_TOKENS,), transformer_layers(), transformer_logits, transformer_misfit, True
     ),
 }
 

@@ -949,6 +949,16 @@ def test_the_learning_rate_decays_by_rounds():
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
 
 
+def test_the_learning_rate_stops_decaying():
+    train = {"learning_rate": 0.1, "decay_factor": 0.5, "decay_rounds": 1, "max_decays": 2}
+    driven = Driven(train=train).start()
+    rates = [driven.dispatch.assignments[0].learning_rate]
+    for _ in range(3):
+        driven.round(0)
+        rates.append(driven.dispatch.assignments[0].learning_rate)
+    assert rates == pytest.approx([0.1, 0.05, 0.025, 0.025])
+
+
 def test_an_assignment_is_frozen():
     assignment = Driven().start().in_flight[0]
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -283,6 +283,19 @@ def test_the_floor_climbs_a_rung_at_each_fifth_of_the_total_time(now_s, floor):
     assert driven.refresh(0.5, now_s=now_s) == lifted(floor)
 
 
+@pytest.mark.parametrize(
+    ("step", "floors"),
+    [
+        ({"step": "fixed", "fixed_step": 0.1}, [0.15, 0.25, 0.35, 0.45, 0.55, 0.55]),
+        ({"step": "factor", "factor": 1.5}, [0.075, 0.1125, 0.16875, 0.253125, 0.379688, 0.379688]),
+    ],
+)
+def test_the_whole_time_is_the_fifth_step(step, floors):
+    driven = Driven(trigger="time", total_time_s=100, **step)
+    found = [min(driven.refresh(now_s=now_s)) for now_s in (20, 40, 60, 80, 100, 120)]
+    assert found == pytest.approx(floors, rel=1e-5)
+
+
 def test_each_time_fires_once():
     driven = Driven(trigger="time", total_time_s=100)
     found = [driven.refresh(0.5, now_s=t) for t in (10, 21, 30, 39, 41, 55)]

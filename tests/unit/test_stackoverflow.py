@@ -73,6 +73,14 @@ def test_targets_are_the_next_words_without_pads_and_unknown_ones(load):
     assert [data.num_scored(data.test, np.array(pool)) for pool in ([0, 1], [2])] == [2, 4]
 
 
+def test_unknown_words_are_targets_where_they_are_to_be_scored(load):
+    data = load(unknown_words="scored")
+    _, y = data.batch(data.test, np.array([0, 1]))
+    assert y.tolist() == [[3, -1], [1, 2]]
+    assert rows(data.test)[2] == [1, 1]  # z z, which has no target else
+    assert [data.num_scored(data.test, np.array(pool)) for pool in ([0, 1], [2])] == [3, 1]
+
+
 def test_batches_are_as_long_as_their_longest_sentence(load):
     data = load()
     lengths = [data.batch(data.test, np.array(pool))[0].shape[1] for pool in ([0], [1, 2])]

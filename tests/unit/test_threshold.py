@@ -113,6 +113,20 @@ def test_the_factor_is_the_slope_of_a_smooth_mask(theta, over, sign):
     assert float(passed[0][1]) == pytest.approx(1.5, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("surrogate", "factors"), [(True, [1.2777778, 1.4444444, 0.0]), (False, [1.0, 1.0, 0.0])]
+)
+def test_factors_with_the_papers_surrogate_and_as_the_public_code_has_them(surrogate, factors):
+    # theta 1, weights 5, 2, 0.5: 1 + 2 * 5 / 36, 1 + 2 * 2 / 9, hidden
+    net = Linear((5.0, 2.0, 1.0, 0.0, 1.0, 1.0, 0.0))
+    mask = torch.tensor([1.0, 1, 1, 0, 1, 1, 1])
+    threshold = Threshold(net, mask, SPANS, surrogate)
+    net.flat[2] = 0.5  # a step has left it below its threshold
+    threshold.hide()
+    passed = threshold.restore([torch.ones(4), torch.ones(2), torch.ones(1)])
+    assert passed[0][:3].tolist() == pytest.approx(factors)
+
+
 def test_hiding_and_restoring_leave_every_weight():
     net = Linear(WEIGHTS)
     threshold = Threshold(net, torch.tensor([1.0, 0, 1, 0, 1, 1, 1]), SPANS)

@@ -3,13 +3,17 @@ dropout."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedgmr_hpc.configfile import make_config
+from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function, make_layout
 from fedgmr_hpc.models.layers import Forward
+from fedgmr_hpc.server import prunable_layers
 
 ENCODER_COSTS = {"q": 1, "k": 1, "v": 1, "o": 1, "linear1": 0.6667, "linear2": 0.6667}
 
@@ -80,6 +84,32 @@ def test_prunable_layers_with_their_costs():
     }
     embeddings = {"positions.weight": 5.0, "tokens.weight": 0.5}
     assert prunable == {**embeddings, **encoders, "decoder.linear1.weight": 1.0}
+
+
+ENCODER_SHARES = {  # kept of the encoders' weights, which start much smaller than the embeddings
+    None: {0.05: 0.02, 0.1: 0.031, 0.2: 0.078, 0.5: 0.346, 1.0: 1.0},  # what the model asks for
+    False: {0.05: 0.02, 0.1: 0.02, 0.2: 0.02, 0.5: 0.02, 1.0: 1.0},
+}
+
+
+@pytest.mark.parametrize("layer_mean", ENCODER_SHARES)
+def test_importance_counts_relative_to_a_layers_mean(layer_mean):
+    config = make_config({"model": {"name": "transformer"}, "submodel": {"layer_mean": layer_mean}})
+    layout, flat = make_layout("transformer"), initial_weights("transformer", 0)
+    layers = prunable_layers(config)
+    weights = flat[: layout.num_prunable].copy()
+    keys = rank_entries(weights, weights, layers, floor_frac=0.02)
+    masks = cut_masks(keys, list(ENCODER_SHARES[None]), mask_id=1)
+    assert masks.perm is not None
+    encoders = np.zeros(layout.num_prunable, np.bool_)
+    for entry in layout.entries:
+        if entry.prunable and entry.name.startswith("encoder"):
+            encoders[entry.span] = True
+    shares = {
+        density: round(encoders[masks.perm[:count]].sum() / encoders.sum(), 3)
+        for density, count in zip(masks.densities, masks.counts, strict=True)
+    }
+    assert shares == pytest.approx(ENCODER_SHARES[layer_mean], abs=0.006)
 
 
 def test_biases_of_prunable_layers_are_gated():
