@@ -103,7 +103,8 @@ class DataConfig(Section):
     unknown_words: Literal["skipped", "scored"] = "skipped"
     """`stackoverflow`: whether words outside the vocabulary are targets, in training and in
     accuracy. Skipped as in the metric of the data set's authors, they are inputs only; scored, as
-    the released code has it, all of them are one word that is easy to guess."""
+    the released code has it, they all are one word that is easy to guess: with it among five
+    constant guesses 22.3 % are right, and 19.9 % where it is skipped."""
 
 
 class ModelConfig(Section):

@@ -124,7 +124,7 @@ def flat(values, prefix="") -> dict:
         ("fedasync_seq", "no proximal term"),
         ("fedbuff", "secure aggregation"),
         ("heterofl", "output layer's rows"),
-        ("fedrolex", "rolls down"),
+        ("fedrolex", "cut and rolled alike"),
         ("fjord", "one set of batch norm statistics"),
         ("fiarse", "a threshold for each tensor"),
     ],
