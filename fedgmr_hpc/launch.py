@@ -41,6 +41,7 @@ from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiment import DISK_FAULTS, SIGNALS, Experiment, prepare_experiment, serve
 from fedgmr_hpc.liveworker import LiveWorker
+from fedgmr_hpc.printing import print_error, say
 from fedgmr_hpc.process import describe_cores, keep_large_blocks, pin_core
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.replay import check_versions, replayed_config
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         transport = make_transport(kind, launch, device)
         chosen = choose_device(launch, torch.cuda.device_count(), device)
     except ValueError as error:
-        _print_error(str(error))
+        print_error(str(error))
         return EXIT_BAD_INPUT
     if arguments.resume and arguments.replay:
         config = ValueError("--resume: allowed without --replay (a replay has no checkpoints)")
@@ -161,23 +162,6 @@ def _print_identity(launch: Launch, transport: Transport, device: str) -> None:
     say(f"{identity}, cores {describe_cores()}")
 
 
-def say(text: str) -> None:
-    """Prints in one piece, since ranks share the terminal; a reader that has left, or a full disk
-    where the output goes, stops nothing."""
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def _print_error(text: str) -> None:
-    with suppress(OSError):
-        for line in text.splitlines():
-            sys.stderr.write(f"fedgmr_hpc: error: {line}\n")
-        sys.stderr.flush()
-
-
 def lead(
     config: Config | ValueError,
     recorded: Result | None,
@@ -214,7 +198,7 @@ def _try_prepare(
             raise ValueError("results.path: got none, needed with --resume: the result file")
         experiment = prepare_experiment(config, recorded, resumes)
     except (ValueError, OSError, RunError) as error:
-        _print_error(str(error))
+        print_error(str(error))
         is_disk = isinstance(error, OSError) and error.errno in DISK_FAULTS
         return EXIT_FAILED if is_disk else EXIT_BAD_INPUT
     if experiment.start is None:
@@ -251,9 +235,9 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         return code
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
-            _print_error(f"{type(error).__name__}: {error}")
+            print_error(f"{type(error).__name__}: {error}")
         elif transport.rank == 0:
-            _print_error("interrupted")
+            print_error("interrupted")
         if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):
             traceback.print_exception(error)
         with suppress(OSError):

@@ -21,9 +21,10 @@ from fedgmr_hpc.doctor.estimate import needed_rates
 from fedgmr_hpc.doctor.findings import Finding, State
 from fedgmr_hpc.doctor.hostfacts import slurm_left_s
 from fedgmr_hpc.doctor.probes import Facts, Probes
-from fedgmr_hpc.launch import EXIT_FAILED, say
+from fedgmr_hpc.launch import EXIT_FAILED
 from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.models import run_layout
+from fedgmr_hpc.printing import say
 from fedgmr_hpc.study.tables import as_text
 
 WORK_LIMIT_S = 1200.0  # decoding a large data set; training some steps of a large model

@@ -25,6 +25,7 @@ import fedgmr_hpc.experiment as experiment
 import fedgmr_hpc.resume as resume
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import Result, differing_columns, read_result
+from fedgmr_hpc.resultchecks import verify
 
 SMALL = (
     *TINY,
@@ -152,6 +153,25 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "SIGINT\n" and "KeyboardInterrupt" in ended.stderr
+
+
+def test_the_old_start_of_a_requeued_job_stops_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node was given up, and comes back."""
+    path, words = tmp_path / "run.h5", (*words_of(tmp_path / "run.h5"), "--resume")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (old,) = killing.start(tmp_path, 1, *words, "run.max_rounds=100000")
+    killing.await_text(tmp_path / "ranks.log", "checkpoint | version 2 ")
+    os.kill(old, signal.SIGSTOP)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert killing.wait(killing.start(tmp_path, 1, *words, "run.max_rounds=20")) == [0]
+    whole = path.read_bytes()
+    os.kill(old, signal.SIGCONT)
+    assert killing.wait([old]) == [1]
+    assert "no longer the owner of its files: " in (tmp_path / "ranks.log").read_text()
+    assert path.read_bytes() == whole and verify(path) == []
+    assert not list(tmp_path.glob("run.ckpt*")) and not list(tmp_path.glob("run.owner*"))
 
 
 def test_a_resumed_run_that_makes_no_version_fails(stopped: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from test_store import merge_row, open_writer
 
+import fedgmr_hpc.launch as launch
 import fedgmr_hpc.ownership as ownership
 from fedgmr_hpc.checkpoint import read_checkpoint, write_checkpoint
 from fedgmr_hpc.configfile import load_config
@@ -199,3 +200,19 @@ def test_removing_the_record_stops_its_run(held: Owner) -> None:
     held.path.unlink()
     with pytest.raises(NotOwner, match=r"run\.owner-1 was removed; nothing more is written"):
         held.check()
+
+
+def test_a_full_disk_is_a_failure_and_no_wrong_input(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*words: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = load_config(None, ["clients.count=2", f"results.path={results}"])
+    for place in ("fedgmr_hpc.ownership._make", "fedgmr_hpc.experiment.tempfile.TemporaryFile"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, refuse)
+            assert launch._try_prepare(config, None, False) == launch.EXIT_FAILED
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("No space left on device" in line for line in said)
+    assert names(results.parent) == []

@@ -173,3 +173,17 @@ def test_close_takes_the_handlers_away_and_a_later_run_appends(
             progress.note(text)
     assert logging.getLogger("fedgmr_hpc").handlers == before
     assert log_lines(tmp_path) == ["first", "second"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_log_file_that_cannot_be_written_is_said_once_and_stops_nothing() -> None:
+    stderr = io.StringIO()
+    limits: dict[str, Any] = {"total_rounds": 9, "total_s": None}
+    with (
+        contextlib.redirect_stderr(stderr),
+        Progress("plain", log_path="/dev/full", **limits) as it,
+    ):
+        for round in range(3):
+            it.note(f"round {round}")
+    lost = "log file /dev/full: [Errno 28] No space left on device; it is not whole"
+    assert sorted(plain(stderr.getvalue())) == [lost, "round 0", "round 1", "round 2"]
