@@ -241,8 +241,11 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-class _BatchUnpickler(pickle.Unpickler):
-    """Knows only the names that CIFAR-10 batches use, and gives harmless stand-ins for them."""
+class _BatchUnpickler(pickle._Unpickler):
+    """Knows only the names that CIFAR-10 batches use, and gives harmless stand-ins for them.
+
+    The unpickler in Python, since the one in C fills memory up to any number of a memo entry.
+    """
 
     allowed: dict[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): _PickledArray,

@@ -9,6 +9,7 @@ import numpy as np
 from fedgmr_hpc.config import DataConfig
 from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.datasets import SUBSET_SEED, Kind, plan_dataset
+from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.layouts import LAYOUTS, describe_missing
 
@@ -28,6 +29,7 @@ def prepare(data: DataConfig) -> str:
     lines = [
         f"{data.name}: ready, {_describe_kind(plan.kind)}",
         *(describe(part, split) for part, split in splits.items()),
+        f"  xxh3 of all of it: {fingerprint(*splits.values())}",
         f"  cache: {folder}, {size / 1e6:.1f} MB",
     ]
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from fedgmr_hpc.methodlabel import flat, is_used, method_label
 from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
 
 NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
-PLACES = ("root", "cache")  # of the data, likewise
+PLACES = ("root", "cache", "cache_owner")  # of the data, likewise
 MAX_SLUG = 80
 Labels = dict[str, Any]
 

@@ -342,6 +342,13 @@ def test_pickle_attack_is_refused_and_not_run(tmp_path, load, protocol):
     assert not target.exists()
 
 
+def test_a_pickle_that_numbers_its_memo_in_billions_fills_no_memory(tmp_path, load):
+    write_cifar(tmp_path, encode_pickle)
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(b"\x80\x02}r" + (2**31 - 1).to_bytes(4, "little") + b".")  # 32 GB in C
+    assert refusal(load, "cifar10").startswith(f'{path}: has no uint8 array "data"')
+
+
 def test_pickle_codec_other_than_latin1_and_damaged_pickle_are_refused(tmp_path, load):
     write_cifar(tmp_path, encode_pickle)
     (tmp_path / "test_batch").write_bytes(b"c_codecs\nencode\n(Va\nVzip\ntR.")
