@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,18 +29,43 @@ def rank_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[st
         ValueError: the job has fewer tasks.
     """
     mpi = env.get("FEDGMR_MPI", "auto")
-    if "SLURM_JOB_ID" not in env or mpi == "mpirun":
-        own = Path(sysconfig.get_path("scripts")) / "mpirun"
-        return [str(own) if own.exists() else "mpirun", "-n", str(num_ranks)]
+    if "SLURM_JOB_ID" not in env:
+        return mpirun_command(num_ranks, env)
     num_tasks = int(env.get("SLURM_NTASKS", num_ranks))
     if num_ranks > num_tasks:
         raise ValueError(f"ranks: got {num_ranks}, allowed in this Slurm job: up to {num_tasks}")
-    num_nodes = min(num_ranks, int(env.get("SLURM_JOB_NUM_NODES", 1)))
+    num_nodes = int(env.get("SLURM_JOB_NUM_NODES", 1))
+    if mpi == "mpirun":  # fills one node after the other, with as many ranks as Slurm says
+        shares = f"SLURM_TASKS_PER_NODE={deal_out(num_ranks, num_nodes)}"
+        return ["env", shares, *mpirun_command(num_ranks, env)]
+    num_nodes = min(num_ranks, num_nodes)
     command = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_ranks}", "--kill-on-bad-exit=1"]
     command.append(f"--cpus-per-task={env.get('SLURM_CPUS_PER_TASK', 1)}")
     if mpi in ("torch", "torchrun"):
         return [*command, "--mpi=none", "sh", "-c", f'{_AS_TORCHRUN} exec "$@"', "sh"]
     return command if mpi == "auto" else [*command, f"--mpi={mpi}"]
+
+
+def mpirun_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[str]:
+    """This Python's own mpirun, else that on PATH, with the words of FEDGMR_MPIRUN_ARGS.
+
+    Raises:
+        ValueError: a quote in these has no end.
+    """
+    own = Path(sysconfig.get_path("scripts")) / "mpirun"
+    given = env.get("FEDGMR_MPIRUN_ARGS", "")
+    try:
+        more = shlex.split(given)
+    except ValueError as error:
+        raise ValueError(f"FEDGMR_MPIRUN_ARGS: got {given}, allowed: words ({error})") from None
+    return [str(own) if own.exists() else "mpirun", "-n", str(num_ranks), *more]
+
+
+def deal_out(num_ranks: int, num_nodes: int) -> str:
+    """Ranks of each node in Slurm's words, as srun deals them out: 4(x2),3(x1)."""
+    each, more = divmod(num_ranks, num_nodes)
+    parts = ((each + 1, more), (max(1, each), num_nodes - more))
+    return ",".join(f"{share}(x{nodes})" for share, nodes in parts if nodes)
 
 
 def run_ranks(num_ranks: int, *command: str) -> None:

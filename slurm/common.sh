@@ -16,6 +16,8 @@ results=${FEDGMR_RESULTS:-results}/$SLURM_JOB_NAME-$job
 flag=$results.checkpointed # see rank.sh
 repeat_s=5 # between the times that ranks are told to checkpoint
 
+unset SLURM_NTASKS_PER_NODE # the most that a node takes, of which srun would complain at each start
+
 # Slurm may send the signal at once where the limit is hardly longer than its lead. TERM is left to
 # end the script: it comes with scancel, after which nothing may be requeued; ranks checkpoint at it.
 trap 'echo "job $job: told to end before the ranks were started: needs more time" >&2; exit 1' \
@@ -33,9 +35,10 @@ enter_site() { # modules, Python, one thread a rank, where torch.distributed mee
   local nodes
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   export MASTER_ADDR=${FEDGMR_MASTER_ADDR:-${nodes[0]}}
-  export MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000)) # below the ports that Linux gives away
+  # nobody's guess, and below the ports that Linux gives away
+  export MASTER_PORT=$((20000 + $(od -A n -N 4 -t u4 /dev/urandom) % 12000))
   export FEDGMR_MPI=${FEDGMR_MPI:-auto}
-  [[ $FEDGMR_MPI != auto ]] || FEDGMR_MPI=$(choose_mpi)
+  [[ $FEDGMR_MPI != auto ]] || FEDGMR_MPI=$(choose_mpi) || exit # it has said why
   # MPICH names its shared memory after job and step number, which begin anew after a requeue: what
   # ranks of an earlier start left when they were killed would hang this one. So skip their numbers.
   for ((i = 0; i < ${steps_per_start:-2} * ${SLURM_RESTART_COUNT:-0}; i++)); do
@@ -45,6 +48,18 @@ enter_site() { # modules, Python, one thread a rank, where torch.distributed mee
   commit=$(git -C "$scripts" describe --always --dirty 2>/dev/null) || commit=unknown
   echo "job $job on $SLURM_JOB_NODELIST, $(date '+%F %T %z'), commit $commit," \
     "$(type -P python), start $((${SLURM_RESTART_COUNT:-0} + 1)): mpi $FEDGMR_MPI"
+  warn_if_lopsided
+}
+
+warn_if_lopsided() { # Slurm fills the first nodes where nobody says how many tasks a node may have
+  local nodes=$SLURM_JOB_NUM_NODES tasks=${SLURM_TASKS_PER_NODE:-} part least=$SLURM_NTASKS
+  for part in ${tasks//,/ }; do # 9,1(x2)
+    part=${part%%(*}
+    ((part >= least)) || least=$part
+  done
+  ((least < SLURM_NTASKS / nodes)) || return 0
+  echo "warning: job $job: its nodes have $tasks tasks: add" \
+    "--ntasks-per-node=$(((SLURM_NTASKS + nodes - 1) / nodes)) to share them out" >&2
 }
 
 find_python() { # first on PATH: the site's, else the one there, else what `make` has built
@@ -61,32 +76,37 @@ find_python() { # first on PATH: the site's, else the one there, else what `make
 
 try_python() { python -c 'import fedgmr_hpc.launch' 2>&1 | tail -n 1; }
 
-choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch without an MPI
-  local library plugin=pmi2
+choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch where there is no mpi4py
+  local said plugin=pmi2
   local code='import mpi4py; mpi4py.rc.initialize = False
 from mpi4py import MPI; print(MPI.Get_library_version().rstrip("\0"))'
-  library=$(python -c "$code" 2> >(tail -n 1 >&2)) || { echo torch; return; }
-  [[ $library != "Open MPI"* ]] || plugin=pmix
+  python -c 'import mpi4py' 2>/dev/null || { echo torch; return; }
+  said=$(python -c "$code" 2>&1) || refuse "mpi: got auto, but mpi4py finds no MPI\
+ (${said##*$'\n'}): load the site's module for it (modules), or say mpi: torch to do without"
+  [[ $said != *"Open MPI"* ]] || plugin=pmix
   if srun --mpi=list 2>&1 | grep -w "$plugin" >/dev/null; then
     echo "$plugin"
   elif command -v mpirun >/dev/null; then
     echo mpirun
   else
-    echo torch
+    refuse "mpi: got auto, but srun has no plugin $plugin and there is no mpirun on PATH:\
+ load the MPI of mpi4py (modules), or say mpi: torch to do without"
   fi
 }
 
 find_data() { # find_data CONFIG WORD...: words=(...): where its files are, for launch
-  local folder
+  local folder scratch=${FEDGMR_SCRATCH:-}
   words=()
   case $1 in
     femnist*) folder=femnist ;;
     cifar10*) folder=cifar-10-batches-bin ;;
-    imagenet100*) folder=imagenet100 ;;
+    imagenet100*) # 11 GB are nothing for a home folder
+      folder=imagenet100
+      [[ -n $scratch || ! -d ${SLURM_TMPDIR:-${TMPDIR:-}} ]] || scratch=${SLURM_TMPDIR:-$TMPDIR} ;;
     stackoverflow*) folder=stackoverflow ;;
     *) return 0 ;;
   esac
-  [[ -z ${FEDGMR_SCRATCH:-} ]] || words+=("data.cache=$FEDGMR_SCRATCH/fedgmr_hpc")
+  [[ -z $scratch || " $* " == *" data.cache="* ]] || words+=("data.cache=$scratch/fedgmr_hpc")
   [[ " $* " != *" data.root="* ]] || return 0
   [[ -n ${FEDGMR_DATA:-} && -d $FEDGMR_DATA/$folder ]] ||
     refuse "FEDGMR_DATA: got '${FEDGMR_DATA:-}', allowed: the folder that holds $folder/"
@@ -97,12 +117,15 @@ start_ranks() { # start_ranks NUM WORD...: launch with these words, in the backg
   local ranks=$1 num_nodes=$((SLURM_JOB_NUM_NODES < $1 ? SLURM_JOB_NUM_NODES : $1))
   shift
   local run=("$scripts/rank.sh" "$flag" python -m fedgmr_hpc.launch "$@")
-  # Ranks see all GPUs of their node: no --gpus-per-task, which isolates them, and no
-  # --gpu-bind=none, with which Slurm 22.05 shows none at all to several ranks of a node.
+  # Ranks see all GPUs of their node, and take one each. With --gpus-per-task of sbatch each sees one
+  # only, its cuda:0. No --gpu-bind=none: with it Slurm 22.05 shows none to several ranks of a node.
   local step=(srun --nodes="$num_nodes" --kill-on-bad-exit=1)
   local tasks=(--ntasks="$ranks" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
   case $FEDGMR_MPI in
-    mpirun) mpirun -n "$ranks" "${run[@]}" & ;;
+    mpirun) # would fill a node with as many ranks as it may have
+      local more
+      read -ra more <<<"${FEDGMR_MPIRUN_ARGS:-}"
+      SLURM_TASKS_PER_NODE=$(deal_out "$ranks") mpirun -n "$ranks" "${more[@]}" "${run[@]}" & ;;
     torch) "${step[@]}" "${tasks[@]}" --mpi=none "${run[@]}" & ;;
     torchrun) # one for each node, with all the CPUs that the job has there
       "${step[@]}" --ntasks="$num_nodes" --cpu-bind=none --mpi=none \
@@ -110,6 +133,13 @@ start_ranks() { # start_ranks NUM WORD...: launch with these words, in the backg
     *) "${step[@]}" "${tasks[@]}" --mpi="$FEDGMR_MPI" "${run[@]}" & ;;
   esac
   launcher=$!
+}
+
+deal_out() { # deal_out NUM: tasks of each node, in Slurm's words, as srun deals them: 4(x2),3(x1)
+  local nodes=$SLURM_JOB_NUM_NODES
+  local each=$(($1 / nodes)) more=$(($1 % nodes))
+  ((more == 0)) || echo -n "$((each + 1))(x$more),"
+  echo "$((each ? each : 1))(x$((nodes - more)))"
 }
 
 tell_launcher() { kill -USR2 "$launcher"; }
@@ -145,6 +175,19 @@ await_launcher() { # await_launcher TELL: its exit code; TELL passes a signal on
   return "$code"
 }
 
+check_results() { # check_results WORD...: files can be made where the results go
+  local word folder
+  folder=$(dirname "$results")
+  for word in "$@"; do
+    [[ $word != results.path=* ]] || folder=$(dirname "${word#results.path=}")
+  done
+  for folder in "$folder" "$(dirname "$flag")"; do
+    mkdir -p "$folder" 2>/dev/null && (: >"$folder/.job-$job") 2>/dev/null ||
+      refuse "results.path: got $folder, allowed: a folder that can be written (results)"
+    rm -f "$folder/.job-$job"
+  done
+}
+
 run_ranks() { # run_ranks NUM WORD...: to the end; 75 where a rank says so, else the launcher's code
   local code=0
   mkdir -p "$(dirname "$flag")"
@@ -172,6 +215,7 @@ run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
   local config=$1 code=0
   shift
   find_data "$config" "$@"
+  check_results "$@"
   enter_site
   words=(--config "$config" --resume "${words[@]}" results.path="$results.h5" "$@")
   echo "launch ${words[*]}"
@@ -182,6 +226,7 @@ run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
 run_scale() { # run_scale KIND CONFIG WORD...: a scaling study, which starts ranks itself
   local code=0
   find_data "${@:2}"
+  check_results
   steps_per_start=32 # runs of a start that may be killed; see enter_site
   enter_site
   words=("${@:1:2}" "${words[@]}" "${@:3}" --out "$results")

@@ -2,9 +2,12 @@
 # A scaling study: runs on more and more ranks, one after the other, then a report of all.
 #     sbatch slurm/scaling.sh strong|weak CONFIG --ranks 2,3,6,11 [--repeats N] [key=value ...]
 # N ranks take N nodes while there are as many. A requeued job leaves out what has finished.
+# At most 5 ranks a node (4 GPUs and the server); GPUs as in imagenet100.sh.
 #SBATCH --job-name=scaling
 #SBATCH --nodes=3
 #SBATCH --ntasks=11
+#SBATCH --ntasks-per-node=5
+##SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=1
 #SBATCH --time=1-00:00:00
 #SBATCH --signal=B:USR1@300

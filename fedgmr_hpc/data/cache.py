@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from fedgmr_hpc.data.digests import Guard, array_digest, first_wrong, row_sums
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.ownership import find_intruder, keep_others_out
+from fedgmr_hpc.data.room import check_room
 from fedgmr_hpc.records import RunError
 
 log = logging.getLogger("fedgmr_hpc")
@@ -214,6 +215,7 @@ def _make(folder: Path, fill: Fill, reader: Reader, lock: _Lock, *, keep: bool) 
 
 
 def _write(folder: Path, splits: dict[str, Split]) -> None:
+    check_room(folder.parent, sum(split.x.nbytes + split.y.nbytes for split in splits.values()))
     for part, split in splits.items():
         arrays = {"x": split.x, "sums": row_sums(split.x), "y": split.y, "group": split.group}
         for field, array in arrays.items():

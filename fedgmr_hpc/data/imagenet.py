@@ -10,8 +10,8 @@ Shapes: N images, S the stored edge in pixels; images are bytes [N,3,S,S].
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats import Bytes
 from fedgmr_hpc.data.layouts import find_imagenet, is_data
 from fedgmr_hpc.data.meter import Meter
+from fedgmr_hpc.data.room import check_room
 from fedgmr_hpc.data.rowfile import RowFile
 from fedgmr_hpc.foreign import reading, refuse
 from fedgmr_hpc.records import make_rng
@@ -195,25 +196,15 @@ def fill_imagenet(source: ImageNet, folder: Path, alive: Callable[[str], None]) 
     shape = 3, source.edge, source.edge
     files = {part: RowFile(folder, part, (len(parts[part]), *shape)) for part in parts}
     done = sum(file.done for file in files.values())
-    _check_space(folder, source, done)
-    meter = Meter("imagenet100", len(source.train) + len(source.test), done=done, alive=alive)
+    num_images = len(source.train) + len(source.test)
+    check_room(folder.parent, (num_images - done) * math.prod(shape))
+    meter = Meter("imagenet100", num_images, done=done, alive=alive)
     try:
         for part, images in parts.items():
             with files[part] as file:
                 _append(file, images.paths[file.done :], source.edge, meter)
     finally:
         meter.close()
-
-
-def _check_space(folder: Path, source: ImageNet, done: int) -> None:
-    left = len(source.train) + len(source.test) - done
-    need_bytes, free_bytes = left * 3 * source.edge**2, shutil.disk_usage(folder).free
-    if need_bytes > free_bytes:
-        raise ValueError(
-            f"data.cache: got {str(folder.parent)!r} with {free_bytes / 1e9:.1f} GB free, needed: "
-            f"{need_bytes / 1e9:.1f} GB; choose another folder, or a smaller data.image_size or "
-            "data.max_train"
-        )
 
 
 def _append(file: RowFile, paths: Sequence[Path], edge: int, meter: Meter) -> None:

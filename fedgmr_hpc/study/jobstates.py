@@ -23,6 +23,8 @@ from fedgmr_hpc.study.states import CellState, Status
 
 QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%o")
 ACCOUNTS = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,NodeList")
+SETTINGS = ("scontrol", "show", "config")
+MOST_TASKS = 1001  # of an array, unless a site sets it (MaxArraySize)
 LIMIT_S = 60.0
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ENDED = (
@@ -93,9 +95,31 @@ def next_folder(cells_dir: Path, ahead: int = 0) -> Path:
 
 def write_submission(submission: Submission) -> None:
     """Notes what is about to be submitted, in a new folder."""
-    submission.folder.mkdir(parents=True)
+    jobs = submission.folder.parent
+    jobs.mkdir(parents=True, exist_ok=True)
+    jobs.chmod(0o700)
+    submission.folder.mkdir()
     content = {"digests": submission.digests, "at_most": submission.at_most}
     (submission.folder / "cells.json").write_text(json.dumps(content))
+
+
+def lock_pickles(folder: Path) -> None:
+    """Leaves the pickles of a submission to this user alone: who writes them says what jobs run.
+
+    Not by this process's umask, which Slurm hands on to the job, and so to its results.
+    """
+    for path in folder.glob("*.pkl"):
+        path.chmod(0o600)
+
+
+def most_tasks() -> int:
+    """How many tasks an array may have here; Slurm's own limit where the cluster does not say."""
+    try:
+        shown = "\n".join(_ask(list(SETTINGS)))
+    except ValueError:
+        return MOST_TASKS
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, flags=re.MULTILINE)
+    return max(1, int(found.group(1))) if found else MOST_TASKS
 
 
 def read_submissions(cells_dir: Path) -> list[Submission]:

@@ -60,7 +60,10 @@ class CellTask:
             cell = settled(self.cells_dir, self.cell)
         except ValueError as error:
             raise RunError(f"{self.cell.name}: {error}") from None
-        replace(self, cell=cell)._run()
+        try:
+            replace(self, cell=cell)._run()
+        finally:
+            os.umask(0o077)  # for what submitit pickles of the outcome
 
     def _run(self) -> None:
         launcher = start_here

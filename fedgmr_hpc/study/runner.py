@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.configfile import render_config
+from fedgmr_hpc.jobs import mpirun_command
 from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
@@ -65,8 +65,7 @@ def start_here(num_ranks: int, words: list[str]) -> list[str]:
     python = [sys.executable, "-m", "fedgmr_hpc.launch", *words]
     if num_ranks == 1:
         return python
-    mpirun = Path(sysconfig.get_path("scripts")) / "mpirun"
-    return [str(mpirun) if mpirun.exists() else "mpirun", "-n", str(num_ranks), *python]
+    return [*mpirun_command(num_ranks), *python]
 
 
 @dataclass

@@ -1,11 +1,12 @@
 """`study submit`: what is left of a study as one array of jobs, then a job that reports.
 
 One task of the array is one cell (jobtask.py). submitit writes the text for sbatch (submitplan.py),
-carries the cells to the jobs and keeps what they print in cells/.jobs. Cells that are done, queued
-or running are left alone (jobstates.py). Where something is tuned, an array
-of the cells that wait for their values follows the array of their trials; each of its tasks reads
-what the trials have chosen. `--dry-run` shows the same texts, `--local` runs the same tasks by
-submitit on this machine.
+carries the cells to the jobs and keeps what they print in cells/.jobs, where nobody else may write,
+since what is pickled there runs as it is read. Cells that are done, queued or running are left
+alone (jobstates.py). More cells than the cluster lets an array have go in several, one after the
+other. Where something is tuned, an array of the cells that wait for their values follows the array
+of their trials; each of its tasks reads what the trials have chosen. `--dry-run` shows the same
+texts, `--local` runs the same tasks by submitit on this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from submitit import Job, LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError
 
 from fedgmr_hpc.sites import job_values, load_site
-from fedgmr_hpc.study.jobstates import CellJob, Submission, write_submission
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.jobstates import (
+    CellJob,
+    Submission,
+    lock_pickles,
+    most_tasks,
+    write_submission,
+)
 from fedgmr_hpc.study.jobtask import CellTask, ReportTask
 from fedgmr_hpc.study.place import (
     IN_HAND,
@@ -43,7 +51,6 @@ from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.submitplan import PYTHON, Plan, make_plan, render_texts
 from fedgmr_hpc.study.tuning import States
 
-MOST_TASKS = 1000  # of an array; Slurm's own limit (MaxArraySize) is 1001 unless a site sets it
 YEAR_MIN = 365 * 24 * 60
 POLL_S = 0.2
 LEFT_ALONE = (*ENDED, *IN_HAND)
@@ -64,14 +71,17 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
     todo = {cell.digest: cell for cell, state in states if state.status not in LEFT_ALONE}
     ready = [cell for cell in todo.values() if cell.tuning is None]
     waiting = [cell for cell, state in states if state.status == "waiting"]
-    plans = [
-        make_plan(place, cells[:MOST_TASKS], arguments, number)
-        for number, cells in enumerate(filter(None, (ready, waiting)))
-    ]
+    most = len(states) if arguments.local else most_tasks()
+    parts = [in_parts(cells, most) for cells in (ready, waiting)]
+    plans = [make_plan(place, part, arguments, n) for n, part in enumerate(sum(parts, []))]
     print(_describe(place, states, len(todo)), file=sys.stderr, flush=True)
     if not plans:
         return 0
-    plans[-1] = replace(plans[-1], after=_awaited(states, jobs) if waiting else ())
+    if max(map(len, parts)) > 1:
+        print(f"  in parts: an array has at most {most} tasks (MaxArraySize)", file=sys.stderr)
+    if waiting:  # each array comes after those before it, so what holds for the first one does
+        first = len(parts[0])
+        plans[first] = replace(plans[first], after=_awaited(states, jobs))
     for name, text in plans[0].for_sbatch().items():
         print(f"  with {name}={text} for sbatch", file=sys.stderr)
     if arguments.dry_run:
@@ -79,6 +89,11 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
         return 0
     place.note_words()
     return _run_here(place, plans) if arguments.local else _submit_all(place, plans)
+
+
+def in_parts(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
+    """`cells` in order, in as few parts of at most `most` as will do; none of none."""
+    return [cells[start : start + most] for start in range(0, len(cells), most)]
 
 
 def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
@@ -164,6 +179,7 @@ def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> 
             jobs = executor.submit_array(tasks)
     except FailedJobError as error:
         raise ValueError(str(error).strip() or "sbatch: failed without a word") from None
+    lock_pickles(folder)
     return str(jobs[0].job_id).partition("_")[0]
 
 
@@ -213,6 +229,7 @@ def _run_locally(folder: Path, tasks: Sequence[Any], at_most: int) -> None:
                 if waiting and len(running) < at_most:
                     with handling(signal.SIGINT, signal.SIG_IGN):  # Ctrl-C is for this process
                         running.append(executor.submit(waiting.pop(0)))
+                    lock_pickles(folder)
                 else:
                     time.sleep(POLL_S)
     except KeyboardInterrupt:

@@ -62,6 +62,13 @@ class Plan:
         """For submitit's files of the report job."""
         return self.folder / "report"
 
+    @property
+    def gpus_per_node(self) -> int | None:
+        """As many of the site's as the client ranks of a node can use; None where none is used."""
+        if not self.site.gpus_per_node or all(cell.config.device == "cpu" for cell in self.cells):
+            return None
+        return min(self.site.gpus_per_node, math.ceil(num_clients(self.num_ranks) / self.num_nodes))
+
     def array_settings(self) -> dict[str, Any]:
         """What submitit is told for the cells."""
         asked = {"ntasks": self.num_ranks, "requeue": True, "signal": f"B:USR1@{SIGNAL_S}"}
@@ -70,8 +77,9 @@ class Plan:
         return {
             **self._settings(self.name),
             "nodes": self.num_nodes,
+            "ntasks_per_node": math.ceil(self.num_ranks / self.num_nodes),
             "cpus_per_task": 1,
-            "gpus_per_node": self.site.gpus_per_node,
+            "gpus_per_node": self.gpus_per_node,
             "array_parallelism": self.at_most,
             "additional_parameters": asked,
         }
@@ -157,7 +165,12 @@ def _command(folder: Path) -> str:
 
 def nodes_for(site: Site, num_ranks: int) -> int:
     """Nodes of a cell: enough for a GPU a client rank where the site has GPUs, else one."""
-    return math.ceil(max(1, num_ranks - 1) / (site.gpus_per_node or num_ranks))
+    return math.ceil(num_clients(num_ranks) / (site.gpus_per_node or num_ranks))
+
+
+def num_clients(num_ranks: int) -> int:
+    """Ranks that train: all but the server, unless one is both."""
+    return max(1, num_ranks - 1)
 
 
 def _find_scripts() -> Path:

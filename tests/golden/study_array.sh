@@ -10,6 +10,7 @@
 #SBATCH --mem=64G
 #SBATCH --nodes=2
 #SBATCH --ntasks=5
+#SBATCH --ntasks-per-node=3
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/out/cells/.jobs/0003/%A_%a_0_log.out
 #SBATCH --partition=gpu

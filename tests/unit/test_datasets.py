@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedgmr_hpc.data import (
     load_dataset,
     ownership,
     prepare,
+    room,
 )
 from fedgmr_hpc.data.cache import Reader, open_or_build
 from fedgmr_hpc.data.digests import fingerprint
@@ -795,3 +797,18 @@ def test_real_cifar(load):
 
 def test_every_name_of_the_configuration_is_a_data_set():
     assert get_args(DataName) == DATASET_NAMES
+
+
+def test_a_job_fills_no_home_folder_that_nobody_has_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (home := tmp_path / ".cache" / "fedgmr_hpc").mkdir(parents=True)
+    for name in room.JOBS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12))
+    room.check_room(home, 11 * 10**9)  # at a desk it is the user's own choice
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    said = r"^data.cache: got nothing inside a job, and 11.0 GB for .*/.cache/fedgmr_hpc, allowed: "
+    with pytest.raises(ValueError, match=said):
+        room.check_room(home, 11 * 10**9)
+    room.check_room(home, 10**8)
+    room.check_room(tmp_path, 11 * 10**9)

@@ -302,7 +302,7 @@ def test_without_file_locks_ranks_do_not_share_a_folder(tmp_path, load, monkeypa
 
 def test_a_full_disk_is_told_before_decoding(load, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     decoded = count_decoded(monkeypatch)
     with pytest.raises(ValueError, match=r"data\.cache: got .* 0\.0 GB free, needed: 0\.0 GB"):
         load()

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from fedgmr_hpc.jobs import Told, await_end, raised_signals, rank_command
+from fedgmr_hpc.jobs import Told, await_end, deal_out, raised_signals, rank_command
+from fedgmr_hpc.study.runner import start_here
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "11"}
+COMMON = (Path(__file__).parents[2] / "slurm" / "common.sh").read_text()
+SHELL_DEAL_OUT = "".join(re.findall(r"^deal_out\(\) .*?^}", COMMON, flags=re.MULTILINE | re.DOTALL))
 STEP = ["--kill-on-bad-exit=1", "--cpus-per-task=1"]
 
 
 def test_outside_slurm_mpirun_starts_the_ranks() -> None:
     command = rank_command(5, {"FEDGMR_MPI": "pmi2"})
     assert command[0].endswith("mpirun") and command[1:] == ["-n", "5"]
-    assert rank_command(5, {**JOB, "FEDGMR_MPI": "mpirun"}) == command
+    inside = rank_command(5, {**JOB, "FEDGMR_MPI": "mpirun"})
+    assert inside == ["env", "SLURM_TASKS_PER_NODE=2(x2),1(x1)", *command]
+
+
+def test_further_words_are_for_mpirun_alone() -> None:
+    env = {"FEDGMR_MPIRUN_ARGS": "--oversubscribe -x 'A=b c'"}
+    words = ["-n", "2", "--oversubscribe", "-x", "A=b c"]
+    assert rank_command(2, env)[1:] == words
+    assert rank_command(2, {**JOB, **env, "FEDGMR_MPI": "mpirun"})[3:] == words
+    assert "--oversubscribe" not in rank_command(2, {**JOB, **env})
+    with pytest.raises(ValueError, match="FEDGMR_MPIRUN_ARGS: got '-x, allowed: words"):
+        rank_command(2, {"FEDGMR_MPIRUN_ARGS": "'-x"})
+
+
+def test_a_study_on_one_machine_takes_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDGMR_MPIRUN_ARGS", "--oversubscribe")
+    assert start_here(2, [])[1:4] == ["-n", "2", "--oversubscribe"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "shares"),
+    [(11, 3, "4(x2),3(x1)"), (9, 2, "5(x1),4(x1)"), (12, 3, "4(x3)"), (2, 3, "1(x2),1(x1)")],
+)
+def test_ranks_are_dealt_out_evenly(ranks: int, nodes: int, shares: str) -> None:
+    assert deal_out(ranks, nodes) == shares
+    script = f"SLURM_JOB_NUM_NODES={nodes}; {SHELL_DEAL_OUT}; deal_out {ranks}"
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [shares]
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,60 @@ def test_what_cannot_work_is_one_line_before_anything_is_started(
     modules = {} if said == "python: " else {"FEDGMR_MODULES": "none"}  # fails where it is loaded
     code, lines = run(desk, script, *words, **modules, **env)
     assert (code, len(lines)) == (2, 1) and lines[0].startswith(said), lines
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ("9,1(x2)", ["warning: job 7: its nodes have 9,1(x2) tasks: add --ntasks-per-node=4 to"]),
+        ("4(x2),3", []),
+        ("5(x3)", []),  # so many may be there; srun deals out evenly
+    ],
+)
+def test_tasks_that_lie_on_one_node_are_told(tasks: str, said: list[str], desk: Path) -> None:
+    env = {"SLURM_NTASKS": "11", "SLURM_JOB_NUM_NODES": "3", "SLURM_TASKS_PER_NODE": tasks}
+    code, lines = run(desk, "femnist", FEDGMR_VENV=f"{desk}/venv", **env)
+    warned = [line.removesuffix(" share them out") for line in lines if "warning" in line]
+    assert (code, warned) == (0, said), lines
+
+
+def test_an_mpi_that_does_not_load_is_refused_and_not_replaced(desk: Path) -> None:
+    env = {"FEDGMR_VENV": f"{desk}/venv", "FEDGMR_MPI": "auto"}
+    code, lines = run(desk, "femnist", MPI4PY_LIBMPI="/nope/libmpi.so.12", **env)
+    said = "mpi: got auto, but mpi4py finds no MPI (/nope/libmpi.so.12: "
+    assert (code, len(lines)) == (2, 1) and lines[0].startswith(said), lines
+    assert lines[0].endswith(
+        "load the site's module for it (modules), or say mpi: torch to do without"
+    )
+    (code, lines) = run(desk, "femnist", **env)  # it loads, but nothing here can start its ranks
+    assert (code, len(lines)) == (2, 1) and "no plugin pmi2 and there is no mpirun" in lines[0]
+    code, lines = run(desk, "femnist", MPI4PY_LIBMPI="/nope", **env | {"FEDGMR_MPI": "torch"})
+    assert code == 0 and lines[0].endswith(": mpi torch"), lines
+
+
+def test_mpirun_gets_the_sites_words_and_as_many_ranks_a_node(desk: Path) -> None:
+    put(desk / "bin" / "mpirun", 'echo "$SLURM_TASKS_PER_NODE mpirun $*"')
+    env = {"FEDGMR_MPI": "mpirun", "FEDGMR_MPIRUN_ARGS": "--bind-to none", "SLURM_NTASKS": "11"}
+    venv = f"{desk}/venv"
+    code, lines = run(desk, "femnist", FEDGMR_VENV=venv, SLURM_JOB_NUM_NODES="3", **env)
+    assert code == 0 and lines[2].startswith("4(x2),3(x1) mpirun -n 11 --bind-to none "), lines
+
+
+def test_a_results_folder_that_cannot_be_written_ends_the_job(desk: Path) -> None:
+    (desk / "taken").touch()
+    venv = f"{desk}/venv"
+    for words, env in (((), {"FEDGMR_RESULTS": "taken"}), (("results.path=taken/a.h5",), {})):
+        code, lines = run(desk, "femnist", *words, FEDGMR_VENV=venv, **env)
+        assert (code, len(lines)) == (2, 1), lines
+        assert lines[0].startswith("results.path: got taken, allowed: a folder that can be written")
+
+
+def test_a_large_cache_goes_to_the_node_where_the_site_has_no_scratch(desk: Path) -> None:
+    (desk / "data" / "imagenet100").mkdir()
+    env = {"FEDGMR_VENV": f"{desk}/venv", "TMPDIR": f"{desk}/tmp", "SLURM_JOB_NAME": "imagenet100"}
+    (desk / "tmp").mkdir()
+    for scratch, place in (("", f"{desk}/tmp"), ("/s", "/s")):
+        _, lines = run(desk, "imagenet100", FEDGMR_SCRATCH=scratch, **env)
+        assert f" data.cache={place}/fedgmr_hpc " in lines[1], lines
+    code, lines = run(desk, "femnist", **env)
+    assert code == 0 and "data.cache" not in lines[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from fedgmr_hpc.study.jobstates import (
 )
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.studyfile import load_study
+from fedgmr_hpc.study.submit import in_parts
 from fedgmr_hpc.study.submitplan import Plan, nodes_for, render_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -92,6 +94,21 @@ def test_client_ranks_get_a_gpu_each_where_there_are_some(
     gpus: int | None, ranks: int, nodes: int
 ) -> None:
     assert nodes_for(Site(gpus_per_node=gpus), ranks) == nodes
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "gpus"), [(1, 1, 1), (2, 1, 1), (5, 1, 4), (9, 1, 4), (5, 2, 2), (11, 3, 4)]
+)
+def test_a_cell_asks_for_the_gpus_that_its_client_ranks_can_use(
+    ranks: int, nodes: int, gpus: int
+) -> None:
+    site = Site(gpus_per_node=4)
+    plan = replace(make_plan(make_cells(), site), num_ranks=ranks, num_nodes=nodes)
+    assert plan.gpus_per_node == gpus
+    array, _ = render_texts([plan])
+    assert f"#SBATCH --ntasks-per-node={-(-ranks // nodes)}\n" in array
+    study, words = load_study({**STUDY, "set": {"device": "cpu"}})
+    assert replace(plan, cells=tuple(expand(study, words))).gpus_per_node is None
 
 
 @pytest.mark.parametrize(
@@ -217,6 +234,32 @@ def test_what_sbatch_is_given_is_what_a_dry_run_prints(
     assert given.replace("afterany:77", "afterany:JOB") == shown.out
     assert (tmp_path / "signal").read_text() == "B:USR1@600\n"
     assert f"export FEDGMR_VENV={sys.prefix}\n" in given and "--array=0-3%2\n" in given
+
+
+def test_more_cells_than_an_array_may_have_are_submitted_in_parts(
+    bin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("srun", "squeue"):
+        put(bin_dir, name, "true")
+    put(bin_dir, "scontrol", "echo 'MaxArraySize            = 3'")
+    ids = f'echo x >> {tmp_path}/n; echo "Submitted batch job $(/bin/grep -c x {tmp_path}/n)"'
+    put(bin_dir, "sbatch", f'/bin/cat "$1" >> {tmp_path}/given; {ids}')
+    assert main(["study", "submit", *write_study(tmp_path)]) == 0
+    given, shown = (tmp_path / "given").read_text(), capsys.readouterr()
+    assert "in parts: an array has at most 3 tasks (MaxArraySize)" in shown.err
+    assert "job 1: 3 cells" in shown.out and "job 2: 1 cells" in shown.out
+    assert given.count("--array=0-2%") == given.count("--array=") == 1
+    assert "--dependency=afterany:1\n" in given and "--dependency=afterany:1:2\n" in given
+    jobs = tmp_path / "out" / "cells" / ".jobs"
+    pickles = list(jobs.glob("*/*.pkl"))
+    assert len(pickles) == 4 and {path.stat().st_mode & 0o777 for path in pickles} == {0o600}
+    assert jobs.stat().st_mode & 0o777 == 0o700
+    assert len({job.name for job in read_jobs(jobs.parent).values()}) == 4
+
+
+def test_parts_keep_order_and_leave_none_out() -> None:
+    assert in_parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]  # type: ignore[list-item]
+    assert in_parts([], 2) == []
 
 
 def test_slurm_that_refuses_leaves_nothing_behind_but_what_it_took(
