@@ -3,7 +3,8 @@
 A refresh validates the version that it follows, and the server waits for that. With `eval.every_s`
 the version that is current at 0, 1, 2, ... times so many seconds is evaluated as well, in time that
 the ranks have left. Nothing waits for these looks and nothing depends on them: a run with them has
-the same versions, clocks and bytes as one without.
+the same versions, clocks and bytes as one without. On the wall clock they share the ranks' cores
+with training, and a client-step that they delay for too long counts as an overrun.
 
 The version current at a time is the newest one whose merge was done at or before it. That is known
 when the next merge is, so looks are caught up with just before it, when the version is still there.

@@ -214,11 +214,15 @@ class Keeper:
         return f"checkpointed: version {self.version}, at {self.signals.name}"
 
     def _is_due(self, server: Server) -> bool:
-        """On the wall clock not while an evaluation is under way, which would be waited for."""
+        """On the wall clock not while an evaluation is under way, which would be waited for, unless
+        there never seems to be none: looks may follow closely on one another.
+        """
         every_s, coordinator = self.config.checkpoint.every_s, server.coordinator
-        if every_s is None or time.perf_counter() - self.tried_s < every_s:
+        since_s = time.perf_counter() - self.tried_s
+        if every_s is None or since_s < every_s:
             return False
-        is_calm = self.config.clock == "virtual" or not server.evaluator.is_waiting
+        is_late = since_s > 2 * every_s + RETRY_S
+        is_calm = self.config.clock == "virtual" or not server.evaluator.is_waiting or is_late
         return is_calm and coordinator.admission.is_closing and coordinator.version > self.version
 
     def _write(self, server: Server) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Floats, LookRow, Update
 from fedgmr_hpc.result import kept_rows, read_result
+from fedgmr_hpc.resume import Keeper, StopSignals
 from fedgmr_hpc.start import Start, find_start, resumed_provenance, set_aside, take_checkpoint
 from fedgmr_hpc.store import ResultWriter
 
@@ -501,3 +504,23 @@ def test_provenance_tells_what_was_different_after_a_resume(
     assert entry["cpu_model"] == "one" and '"version": 12' in entry["resume_1"]
     assert '"cpu_model": "two"' in entry["resume_1"]
     assert "resumed with another cpu_model" in caplog.text
+
+
+def test_a_checkpoint_on_the_wall_clock_waits_for_evaluations_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 100 s: put off while something is being evaluated, until 210 s have gone by."""
+    config = make_config({"clock": "wall", "checkpoint": {"every_s": 100}})
+    server = SimpleNamespace(
+        evaluator=SimpleNamespace(is_waiting=True),
+        coordinator=SimpleNamespace(version=3, admission=SimpleNamespace(is_closing=True)),
+    )
+    keeper, written, now_s = Keeper(tmp_path / "run.h5", config, StopSignals()), [], 0.0
+    monkeypatch.setattr(keeper, "_write", lambda server: written.append(now_s))
+    for now_s in (99.0, 101.0, 209.0, 211.0):
+        keeper.tried_s = time.perf_counter() - now_s
+        assert not keeper.ends_here(server)
+    assert written == [211.0]
+    server.evaluator.is_waiting, keeper.tried_s = False, time.perf_counter() - 101.0
+    keeper.ends_here(server)
+    assert len(written) == 2

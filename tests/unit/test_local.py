@@ -148,9 +148,7 @@ def test_clipped_steps_are_torchs(limit, is_masked):
 
 def test_scores_sum_gradients_as_they_are_before_clipping():
     limits = (None, 0.1)
-    plain, clipped = (
-        train_one(1, w=3.0, clip_norm=each, sum_grad_squares=True) for each in limits
-    )
+    plain, clipped = (train_one(1, w=3.0, clip_norm=each, sum_grad_squares=True) for each in limits)
     assert clipped[0] == pytest.approx(3.0 - 0.1 * 0.1, rel=1e-5)
     assert plain[1].grad_squares.tolist() == clipped[1].grad_squares.tolist() == [9.0]
 

@@ -21,9 +21,7 @@ DENSITY = st.floats(0.001, 1.0)
 PLAIN_AXES = st.builds(Axis, st.integers(1, 40), st.integers(1, 3), cut=st.sampled_from(["ceil"]))
 AXES = st.one_of(
     PLAIN_AXES,
-    st.builds(
-        Axis, st.integers(1, 9).map(lambda n: 12 * n), heads=st.sampled_from([1, 2, 3, 4])
-    ),
+    st.builds(Axis, st.integers(1, 9).map(lambda n: 12 * n), heads=st.sampled_from([1, 2, 3, 4])),
     st.builds(Axis, st.integers(1, 9), cut=st.just("whole")),
 )
 
