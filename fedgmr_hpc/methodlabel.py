@@ -1,8 +1,8 @@
 """What a run's method is called: its row, and in brackets what was made different from it.
 
 `heterofl[aggregation.rule=average]` is HeteroFL with another merge rule: another method, which a
-table or a legend must not show as the row. Only the keys that make up a row count: those of its
-axes, and what else some row sets. Keys without effect beside the other choices do not, nor do the
+table or a legend must not show as the row. Only the keys that make up a row count: its axes, and of
+local training what rows choose. Keys without effect beside the other choices do not, nor do the
 scales of a task, which run files set alike for all methods.
 """
 
@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from fedgmr_hpc.axes import LocalConfig
 from fedgmr_hpc.config import Config
-from fedgmr_hpc.methods import AXES, load_method, method_names
+from fedgmr_hpc.methods import AXES, load_method
 
 MAX_NAME = 80
 Keys = dict[str, Any]  # dotted -> value
 # What a run file sets for its task; part of a method only where the row itself says it.
-OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s", "submodel.layer_mean"})
+OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s"})
 _GROWS = ("plateau", "time", "both")
 # Keys that only some values of another key give an effect.
 USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -29,6 +30,7 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "submodel.floor_frac": ("submodel.kind", ("importance",)),
     "submodel.use_costs": ("submodel.kind", ("importance",)),
     "submodel.layer_mean": ("submodel.kind", ("importance",)),
+    "train.distillation": ("submodel.kind", ("ordered_dropout",)),
     "submodel.gate_biases": ("submodel.kind", ("importance", "magnitude")),
     "submodel.surrogate": ("submodel.kind", ("magnitude",)),
     "restoration.step": ("restoration.trigger", _GROWS),
@@ -107,22 +109,15 @@ def _row(name: str) -> tuple[Keys, frozenset[str]]:
         ValueError: there is no such row.
     """
     axes = load_method(name).axes
-    whole = Config.model_validate(axes).model_dump(mode="json")
-    more = _keys_beyond_the_axes()
-    row = {k: v for k, v in flat(whole).items() if k.partition(".")[0] in AXES or k in more}
+    whole = flat(Config.model_validate(axes).model_dump(mode="json"))
+    row = {key: value for key, value in whole.items() if _is_of_a_row(key)}
     return row, frozenset(flat(axes))
 
 
-@lru_cache
-def _keys_beyond_the_axes() -> frozenset[str]:
-    """Keys of local training and the like that some row sets, which makes them a method's."""
-    found: set[str] = set()
-    for name in method_names():
-        try:
-            found |= flat(load_method(name).axes).keys()
-        except ValueError:  # a damaged file, which is reported where its row is asked for
-            continue
-    return frozenset(key for key in found if key.partition(".")[0] not in AXES)
+def _is_of_a_row(key: str) -> bool:
+    """Whether it makes up a method: of local training only what rows choose does."""
+    axis, _, name = key.partition(".")
+    return axis in AXES and (axis != "train" or name in LocalConfig.model_fields)
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,9 @@ RUNS = sorted((configs_dir() / "runs").glob("*.yaml"))
         (["aggregation.staleness=poly"], "fedgmr"),  # as the row has it
         (["restoration.patience=9", "restoration.total_time_s=5"], "fedgmr"),  # of the task
         (["restoration.fixed_step=0.3", "admission.slack_s=0.7"], "fedgmr[admission.slack_s=0.7]"),
-        (["train.learning_rate=0.3", "seed=2", "clients.level=low"], "fedgmr"),
+        (["train.learning_rate=0.3", "train.steps=1", "seed=2", "clients.level=low"], "fedgmr"),
+        (["train.clip_norm=1", "submodel.surrogate=false"], "fedgmr[train.clip_norm=1]"),
+        (["method=fiarse", "submodel.surrogate=false"], "fiarse[submodel.surrogate=false]"),
     ],
 )
 def test_a_label_says_which_choices_are_not_the_rows(words: list[str], label: str) -> None:
