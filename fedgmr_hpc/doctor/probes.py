@@ -23,7 +23,7 @@ import xxhash
 from fedgmr_hpc.comm.ranks import Launch, choose_device
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, plan_dataset
-from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.doctor.estimate import first_densities, highest_densities
 from fedgmr_hpc.doctor.hostfacts import file_system, free_memory_bytes, mpi_is_cuda_aware, try_lock
 from fedgmr_hpc.experiment import check_inputs
@@ -132,7 +132,7 @@ class Probes:
             "densities": ends,
             "train_s": train_s,
             "sample_s": _time_sample(training, min(config.eval.chunk, self.data.pool_size("test"))),
-            "num_samples": self.data.pool_size("validation") + self.data.pool_size("test"),
+            "num_samples": sum(map(self.data.pool_size, _scored_pools(training))),
             "num_scored": self.data.pool_size("score"),
         }
 
@@ -183,6 +183,12 @@ class _Trial:
             self.run(density)
             times.append(time.perf_counter() - began_s)
         return median(times)
+
+
+def _scored_pools(training: LocalTraining) -> tuple[Pool, ...]:
+    """What an evaluation passes over; static batch norms want a pass of their own."""
+    norms: tuple[Pool, ...] = ("norms",) if training.layout.num_statistics else ()
+    return ("validation", "test", *norms)
 
 
 def _time_sample(training: LocalTraining, num: int) -> float:
