@@ -200,8 +200,8 @@ def test_studies_look_at_all_their_methods_at_equal_times(name: str) -> None:
 
 
 def cut_by_hand(method: str, weights: Any, layout: Layout, density: float) -> FlatNet:
-    """The network of a class, entry by entry: the largest weights of all or of each tensor, without
-    the biases of units that keep none; or the first units of every layer.
+    """The network of a class, entry by entry: the largest weights of all, without the biases of
+    units that keep none; the largest of each tensor; or the first units of every layer.
     """
     tensors = {e.name: weights[e.span].reshape(e.shape).copy() for e in layout.entries}
     if method == "heterofl":
@@ -218,7 +218,7 @@ def cut_by_hand(method: str, weights: Any, layout: Layout, density: float) -> Fl
         for entry in group:
             tensors[entry.name] *= abs(tensors[entry.name]) >= least
     for entry in layout.entries:
-        if entry.gated_by is not None:
+        if method == "fedgmr" and entry.gated_by is not None:
             gate = tensors[entry.gated_by]
             tensors[entry.name] *= abs(gate).reshape(len(gate), -1).max(1) > 0
     net = FlatNet("digits_cnn")
