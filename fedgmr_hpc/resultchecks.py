@@ -93,6 +93,16 @@ def _group_structure(group: Any) -> Iterator[str]:
     for table, row_type in {**TABLES, "ranks": RankRow}.items():
         if table in group:
             yield from _table_structure(group[table], table, row_type, committed.get(table), status)
+    if "checksums" in group:
+        yield from _lost_blocks(group, committed)
+
+
+def _lost_blocks(group: Any, committed: dict[str, int]) -> Iterator[str]:
+    """A block is committed before the next one is written, whenever a run is killed."""
+    for table, num_rows in committed.items():
+        stops = group["checksums"][table][:, 0] if table in group["checksums"] else []
+        if len(stops) > 1 and num_rows < stops[-2]:
+            yield f"{table}: {num_rows} rows are committed, checksums are there for {stops[-1]}"
 
 
 def _table_structure(

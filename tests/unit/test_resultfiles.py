@@ -409,3 +409,18 @@ def test_repair_drops_rows_that_fail_their_checksum(whole: Path, tmp_path: Path)
     assert "was finished; merges from row 7 of 12 on, where checksums fail" in said
     assert repaired.merges["version"].tolist() == list(range(1, 8))
     assert len(repaired.evaluations["version"]) == len(read_result(whole).evaluations["version"])
+
+
+def test_a_changed_count_of_a_killed_runs_rows_is_found(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "live.h5") as writer:
+        for version in range(1, 6):
+            writer.append(merge_row(version))
+            writer.flush()
+        path = Path(shutil.copy(writer.path, tmp_path / "killed.h5"))
+        place = writer._file["committed"].id.get_offset()
+    assert not any("are committed" in line for line in verify(path))
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write((3).to_bytes(8, "little"))
+    (finding,) = verify(path)
+    assert finding.endswith("merges: 3 rows are committed, checksums are there for 5")
