@@ -14,7 +14,7 @@ import numpy as np
 
 from fedgmr_hpc.checksums import status_xxh3, texts_xxh3
 from fedgmr_hpc.hdf5file import LOCKING, describe_error, fixed_text, put
-from fedgmr_hpc.schema import FORMAT, TABLES, Column, RankRow, columns_of
+from fedgmr_hpc.schema import FORMAT, TABLES, Column, RankRow, columns_of, describe_datasets
 
 STATUS_BYTES = 2048
 RUNNING = "running"
@@ -67,6 +67,7 @@ def lay_out(file: h5py.File, sizes: Sizes, texts: Texts) -> None:
     _create_table(file, "model", [WEIGHTS], sizes.num_clients, sizes.num_weights)
     put(file, "committed", np.zeros(len(TABLES), np.int64))
     write_texts(file, texts, RUNNING)
+    describe_datasets(file)
 
 
 def _create_table(

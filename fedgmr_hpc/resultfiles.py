@@ -42,6 +42,7 @@ from fedgmr_hpc.schema import (
     NAME_BYTES,
     TABLES,
     Columns,
+    describe_datasets,
 )
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -112,6 +113,7 @@ def write_group(group: h5py.Group, result: Result) -> None:
         num_rows = _num_rows(columns)
         blocks = [[num_rows, block_xxh3(written)]] if num_rows else []
         put(group, f"checksums/{part}", np.array(blocks, np.uint64).reshape(-1, 2))
+    describe_datasets(group)
 
 
 def _model(result: Result) -> Columns:

@@ -23,11 +23,12 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /model/layout     utf-8, fixed   ()        at start   JSON: names, shapes, offsets
     /checksums/...    uint64         see there each flush checksums.py
 
-Columns named `*_xxh3` are uint64. There is one writer (rank 0). Everything exists before SWMR
-starts and has a fixed size, so readers may follow a running file, and a killed writer loses only
-what came after its last flush. A flush adds a block of rows and its checksum to each table, waits
-until the disk has them, and only then writes `/committed`, to which readers cut the tables: a
-dataset's extent can reach the disk before its values (a full disk, a kill inside a flush).
+Columns named `*_xxh3` are uint64. Every dataset has the attributes `unit` and `meaning`, from
+schema.MEANINGS. There is one writer (rank 0). Everything exists before SWMR starts and has a fixed
+size, so readers may follow a running file, and a killed writer loses only what came after its last
+flush. A flush adds a block of rows and its checksum to each table, waits until the disk has them,
+and only then writes `/committed`, to which readers cut the tables: a dataset's extent can reach the
+disk before its values (a full disk, a kill inside a flush).
 
 After an error nothing is written through HDF5 any more (hdf5file.abandon). The weights and `/ranks`
 count where the status says that the run has ended, which is said last: the file is closed, read
@@ -66,7 +67,7 @@ from fedgmr_hpc.hdf5file import (
     open_for_reading,
     settle_closed,
 )
-from fedgmr_hpc.records import Floats, MergeRow, RunError
+from fedgmr_hpc.records import Floats, RunError
 from fedgmr_hpc.result import doubt, read_group
 from fedgmr_hpc.schema import NAME_BYTES, TABLE_OF, TABLES, Columns, RankRow, Row, columns_of
 from fedgmr_hpc.tablefile import TableFile
@@ -159,25 +160,21 @@ class ResultWriter:
             ValueError: a per-client array is not of shape [C].
             OSError: the flush failed.
         """
-        copy = self._copied(row) if isinstance(row, MergeRow) else row
-        self._rows[TABLE_OF[type(row)]].append(copy)
+        self._rows[TABLE_OF[type(row)]].append(self._copied(row))
         if time.monotonic() - self._flushed_s >= self._flush_s:
             self.flush()
 
-    def _copied(self, row: MergeRow) -> MergeRow:
-        return replace(
-            row,
-            staleness=self._per_client("staleness", row.staleness),
-            density=self._per_client("density", row.density),
-            weight=self._per_client("weight", row.weight),
-            up_bytes=self._per_client("up_bytes", row.up_bytes),
-            down_bytes=self._per_client("down_bytes", row.down_bytes),
-        )
+    def _copied(self, row: Row) -> Row:
+        """The row with its per-client arrays as they are now: their owner goes on changing them."""
+        columns = self._schema[TABLE_OF[type(row)]]
+        arrays = {c.name: self._per_client(row, c.name) for c in columns if c.per_client}
+        return replace(row, **arrays) if arrays else row
 
-    def _per_client(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        want = (self._sizes.num_clients,)
+    def _per_client(self, row: Row, name: str) -> NDArray[Any]:
+        values, want = getattr(row, name), (self._sizes.num_clients,)
         if values.shape != want:
-            raise ValueError(f"results MergeRow.{name}: shape {values.shape}, want {want}")
+            where = f"{type(row).__name__}.{name}"
+            raise ValueError(f"results {where}: shape {values.shape}, want {want}")
         return np.array(values)
 
     def flush_if_due(self) -> None:
