@@ -197,9 +197,12 @@ def _describe(config: Config, data: object) -> str:
 def _describe_ranks(config: Config, ranks: int) -> str:
     if ranks == 1:
         return "1 rank: server and clients in one process"
-    idle = max(0, ranks - 1 - config.clients.count)
-    waste = f", {idle} of them without a client" if idle else ""
-    return f"{ranks} ranks: 1 server, {ranks - 1} for {config.clients.count} clients{waste}"
+    from fedgmr_hpc.experiment import describe_idle_ranks
+
+    idle = describe_idle_ranks(config.clients.count, ranks)
+    return f"{ranks} ranks: " + (
+        idle or f"1 server, {ranks - 1} for {config.clients.count} clients"
+    )
 
 
 def _keys(words: list[str], arguments: argparse.Namespace) -> int:

@@ -182,6 +182,8 @@ def _serve(experiment: Experiment, transport: Transport) -> Result:
     writer = _make_writer(experiment, transport.size, saved)
     keeper = Keeper(path, config, SIGNALS, experiment.check_owner)
     with writer, make_progress(experiment) as progress:
+        if idle := describe_idle_ranks(config.clients.count, transport.size):
+            log.warning("warning: %s", idle)
         server = Server(
             config,
             transport,
@@ -202,6 +204,17 @@ def _serve(experiment: Experiment, transport: Transport) -> Result:
         experiment.check_owner()
         remove_checkpoints(checkpoint_path(path))
     return read_result(path)
+
+
+def describe_idle_ranks(num_clients: int, num_ranks: int) -> str:
+    """What a run on `num_ranks`, the server's included, wastes; "" where each has a client."""
+    num_idle = num_ranks - 1 - num_clients
+    if num_idle <= 0:
+        return ""
+    return (
+        f"{num_ranks - 1} client ranks for clients.count = {num_clients}: {num_idle} more than can "
+        f"train; {num_clients + 1} ranks are enough"
+    )
 
 
 def _write_timeline(path: Path, server: Server) -> None:

@@ -71,7 +71,13 @@ class Progress:
             log.addHandler(handler)
 
     def update(
-        self, round: int, now_s: float, *, mean_density: float, up_bytes: int, down_bytes: int
+        self,
+        round: int,
+        now_s: float,
+        *,
+        mean_density: float,
+        server_up_bytes: int,
+        server_down_bytes: int,
     ) -> None:
         """A new version exists at virtual time `now_s`.
 
@@ -79,12 +85,12 @@ class Progress:
             round: rounds completed.
             now_s: virtual time.
             mean_density: over the clients.
-            up_bytes: clients to server, since the start.
-            down_bytes: server to clients, since the start.
+            server_up_bytes: what the server has sent, since the start.
+            server_down_bytes: what it has received.
         """
         clock_s = time.monotonic()
         self._start = self._start or (clock_s, round, now_s)
-        self._state = (round, now_s, mean_density, up_bytes, down_bytes)
+        self._state = (round, now_s, mean_density, server_up_bytes, server_down_bytes)
         self._show(clock_s)
 
     def evaluated(self, row: EvaluationRow) -> None:
@@ -140,7 +146,7 @@ class Progress:
             _out_of("t", f"{now_s:.1f}", self._total_s) + " s",
             self._accuracy,
             f"density {mean_density:.3f}",
-            f"{up_bytes / 1e6:.1f} MB up {down_bytes / 1e6:.1f} MB down",
+            f"server {up_bytes / 1e6:.1f} MB up {down_bytes / 1e6:.1f} MB down",
             self._pace(clock_s, round),
         ]
         return " | ".join(filter(None, parts))

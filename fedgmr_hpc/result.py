@@ -240,7 +240,7 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
     """The first rows of each table as `ResultWriter` takes them back; checkpoints are all kept.
 
     Raises:
-        ValueError: a table has fewer.
+        ValueError: a table has fewer, or lacks a column that came later than its file.
     """
     kept = {"checkpoints": result.checkpoints}
     for table in TABLES.keys() - kept.keys():
@@ -248,6 +248,11 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
         if (found := min(len(values) for values in columns.values())) < wanted:
             raise ValueError(
                 f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
+            )
+        if missing := [c.name for c in columns_of(TABLES[table]) if c.name not in columns]:
+            raise ValueError(
+                f"results {result.path}: {table} lacks {', '.join(missing)}: it is of an older "
+                "version, which alone can go on with it"
             )
         kept[table] = {name: values[:wanted] for name, values in columns.items()}
     return kept

@@ -69,7 +69,8 @@ def _tables(result: Result) -> dict[str, Columns]:
     for table, row_type in {**TABLES, "ranks": RankRow}.items():
         columns = getattr(result, table)
         if any(len(values) for values in columns.values()):
-            found[table] = {column.name: columns[column.name] for column in columns_of(row_type)}
+            names = [column.name for column in columns_of(row_type) if column.name in columns]
+            found[table] = {name: columns[name] for name in names}  # older files lack some
     return found
 
 

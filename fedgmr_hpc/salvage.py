@@ -151,10 +151,13 @@ class _Salvage:
     def _table(
         self, table: str, row_type: type[Any], limit: int | None, num_clients: int
     ) -> Columns:
-        if table not in TABLES or self._has(table):
-            sizes = {c.name: self._sizes(f"{table}/{c.name}") for c in columns_of(row_type)}
-        else:
+        if table in TABLES and not self._has(table):
             return _no_rows(row_type, num_clients)
+        names = [c.name for c in columns_of(row_type)]
+        known = [name for name in names if self._has(f"{table}/{name}")]
+        if missing := [name for name in names if name not in known]:
+            self._lost.append(f"{table} without {', '.join(missing)}")  # or never had it
+        sizes = {name: self._sizes(f"{table}/{name}") for name in known or names}
         wanted = max(size for size, _ in sizes.values()) if limit is None else limit
         kept = min([wanted, *(readable for _, readable in sizes.values())])
         if kept < wanted:
@@ -164,10 +167,10 @@ class _Salvage:
             return _no_rows(row_type, num_clients)
         return self._unspoilt(table, {n: self._file[f"{table}/{n}"][:kept] for n in sizes})
 
-    def _has(self, table: str) -> bool:
-        """False for a table that came later than the file; a link that is damaged counts."""
+    def _has(self, name: str) -> bool:
+        """False for what came later than the file; a link that is damaged counts."""
         try:
-            return table in self._file
+            return name in self._file
         except UNREADABLE:
             return True
 

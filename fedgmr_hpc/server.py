@@ -296,8 +296,8 @@ class Server:
             merged.round,
             self.now_s,
             mean_density=float(merged.density.mean()),
-            up_bytes=self.ledger.server_down_bytes,
-            down_bytes=self.ledger.server_up_bytes,
+            server_up_bytes=self.ledger.server_up_bytes,
+            server_down_bytes=self.ledger.server_down_bytes,
         )
 
     def _merge_row(self, merged: Merged) -> MergeRow:

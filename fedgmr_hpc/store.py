@@ -167,8 +167,10 @@ class ResultWriter:
     def _copied(self, row: Row) -> Row:
         """The row with its per-client arrays as they are now: their owner goes on changing them."""
         columns = self._schema[TABLE_OF[type(row)]]
-        arrays = {c.name: self._per_client(row, c.name) for c in columns if c.per_client}
-        return replace(row, **arrays) if arrays else row
+        own: dict[str, Any] = {
+            c.name: self._per_client(row, c.name) for c in columns if c.per_client
+        }
+        return replace(row, **own) if own else row
 
     def _per_client(self, row: Row, name: str) -> NDArray[Any]:
         values, want = getattr(row, name), (self._sizes.num_clients,)

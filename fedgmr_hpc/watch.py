@@ -45,7 +45,7 @@ TAIL_ROWS = 64
 DEFAULT_EVERY_S = 2.0
 HEADS = (
     *("run", "method", "state", "round", "done", "left", "age", "val %", "test %", "density"),
-    *("virtual s", "up MB", "down MB", "rows/s"),
+    *("virtual s", "server up MB", "server down MB", "rows/s"),
 )
 MERGE_COLUMNS = ("round", "now_s", "wall_s", "density", "server_up_bytes", "server_down_bytes")
 UNREADABLE = "unreadable"
@@ -170,8 +170,8 @@ def _cells(name: str, run: Look) -> list[str]:
         _percent(run.test_accuracy),
         f"{last['density']:.3f}" if has_merges else "-",
         f"{last['now_s']:.1f}",
-        f"{last['server_down_bytes'] / 1e6:.1f}",
         f"{last['server_up_bytes'] / 1e6:.1f}",
+        f"{last['server_down_bytes'] / 1e6:.1f}",
         f"{pace:.1f}" if math.isfinite(pace) else "-",
     ]
 

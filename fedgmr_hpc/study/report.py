@@ -4,10 +4,10 @@
     make_report      one table over runs, each run's course and, with a timeline beside it, where
                      its ranks' time went, and plots as PNG files
 
-Text is plain, so that it can be copied into a mail. "Up" is clients to server, "down" server to
-clients, as charged on the server's links, in MB of 10^6 bytes; densities are means over clients;
-times are virtual, or unscaled on the wall clock, unless they say wall. Shapes: N merges,
-E evaluations, C clients.
+Text is plain, so that it can be copied into a mail. "Server up" is what the server sent and "server
+down" what it received, as charged on its links, in MB of 10^6 bytes: server_up_bytes and
+server_down_bytes of the table `merges`. Densities are means over clients; times are virtual, or
+unscaled on the wall clock, unless they say wall. Shapes: N merges, E evaluations, C clients.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fedgmr_hpc.liveness import age_s, shown_status
 from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.process import own_python
 from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.study.chance import describe_chance
 from fedgmr_hpc.study.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.study.series import Values, end_s, mean_density, merged_ages, own_accuracies, scored
 from fedgmr_hpc.study.tables import count_of
@@ -43,14 +44,17 @@ RUN_HEADS = (
     "test, mean of 3\n%",
     "val\n%",
     "density\nstart -> end",
-    "up\nMB",
-    "down\nMB",
+    "server up\nMB",
+    "server down\nMB",
     "status",
 )
-COURSE_HEADS = ("round", "time\ns", "val\n%", "test\n%", "density", "up\nMB", "down\nMB")
+COURSE_HEADS = (
+    *("round", "time\ns", "val\n%", "test\n%", "density"),
+    *("server up\nMB", "server down\nMB"),
+)
 LEGEND = (
-    "time: virtual, or on the wall clock unscaled; up: clients to server, down: server to clients, "
-    "10^6 bytes on the server's links;\ntest, mean of 3: over the last evaluations, at most 3, the "
+    "time: virtual, or on the wall clock unscaled; server up, down: what the server sent, "
+    "received, 10^6 bytes;\ntest, mean of 3: over the last evaluations, at most 3, the "
     "untrained model's left out; dead?: it says running, but is silent;\nwith eval.every_s means, "
     "courses and curves are of looks at equal times, test and val of the last version"
 )
@@ -122,10 +126,11 @@ def render_summary(result: Result) -> str:
     num_last = count_of(len(_last_tests(result)), "evaluation")
     facts = {
         "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
+        "warning": describe_chance(result),
         "sub-models": _own_submodels(result),
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),
-        "moved": f"{up[-1]:.1f} MB up to the server, {down[-1]:.1f} MB down to the clients",
+        "server": f"{up[-1]:.1f} MB up to the clients, {down[-1]:.1f} MB down from them",
         "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
         "time": f"{end_s(result, 'now_s'):.1f} s {_clock(result)}, "
         f"{end_s(result, 'wall_s'):.1f} s wall",
@@ -227,10 +232,10 @@ def _aligned(cells: Sequence[str]) -> list[str]:
 
 
 def _moved(result: Result) -> tuple[Values, Values]:
-    """Cumulative MB up and down, [N + 1], from 0 on; the server receives what clients send up."""
+    """Cumulative MB on the server's link, sent (up) and received (down), [N + 1], from 0 on."""
     up, down = (
         np.concatenate([[0.0], result.merges[name] / 1e6])
-        for name in ("server_down_bytes", "server_up_bytes")
+        for name in ("server_up_bytes", "server_down_bytes")
     )
     return up, down
 

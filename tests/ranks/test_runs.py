@@ -195,3 +195,17 @@ def test_a_level_that_keeps_nothing_still_runs(tmp_path: Path) -> None:
     words += ["data.max_train=300", "progress=quiet", f"results.path={tmp_path / 'run.h5'}"]
     result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
     assert result.status == "finished" and len(result.merges["version"]) == 2
+
+
+def test_idle_ranks_and_an_end_at_chance_are_warned_of(tmp_path: Path) -> None:
+    words = ["clients.count=1", "clients.shares=[1]", "run.max_rounds=2", "run.interval_rounds=2"]
+    words += ["data.max_train=100", "train.learning_rate=100", f"results.path={tmp_path}/run.h5"]
+    ended = run_job(3, *words)
+    assert ended.code == 0, ended.output
+    warned = "2 client ranks for clients.count = 1: 1 more than can train; 2 ranks are enough"
+    assert ended.output.count(warned) == 1 and warned in (tmp_path / "run.log").read_text()
+    assert "it has diverged; look at train.learning_rate = 100.0" in ended.output
+    result = read_result(tmp_path / "run.h5")
+    sent, received = (result.merges[f"server_{way}_bytes"][-1] / 1e6 for way in ("up", "down"))
+    assert f"server {sent:.1f} MB up {received:.1f} MB down" in ended.output  # the last line
+    assert f"{sent:.1f} MB up to the clients, {received:.1f} MB down from them" in ended.output

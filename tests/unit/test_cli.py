@@ -27,7 +27,7 @@ def test_check_prints_a_configuration_that_loads_back(
     assert code == 0
     assert load_config(tmp_path / "run.yaml") == load_config("digits", ["seed=3", cache])
     assert "71,754 weights, 70,288 prunable" in out
-    assert "13 ranks: 1 server, 12 for 10 clients, 2 of them without a client" in out
+    assert "13 ranks: 12 client ranks for clients.count = 10: 2 more than can train" in out
 
 
 def test_check_reports_every_error(capsys: pytest.CaptureFixture[str]) -> None:

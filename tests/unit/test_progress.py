@@ -44,7 +44,11 @@ def start(tmp_path: Path, stderr: io.StringIO, mode: Any = "auto", **limits: Any
 
 def update(progress: Progress, round: int, now_s: float) -> None:
     progress.update(
-        round, now_s, mean_density=0.25, up_bytes=1_500_000 * round, down_bytes=2_000_000 * round
+        round,
+        now_s,
+        mean_density=0.25,
+        server_up_bytes=2_000_000 * round,
+        server_down_bytes=1_500_000 * round,
     )
 
 
@@ -75,8 +79,8 @@ def test_plain_lines_come_every_five_seconds_and_at_evaluations(
             update(progress, round, 2.0 * round)
         progress.evaluated(evaluation())
         progress.note("density of client 3 restored to 0.5")
-    first = "round 1/500 | t 2.0 s | density 0.250 | 1.5 MB up 2.0 MB down"
-    fourth = "round 4/500 | ETA 0:16:32 | t 8.0 s | density 0.250 | 6.0 MB up 8.0 MB down | "
+    first = "round 1/500 | t 2.0 s | density 0.250 | server 2.0 MB up 1.5 MB down"
+    fourth = "round 4/500 | ETA 0:16:32 | t 8.0 s | density 0.250 | server 8.0 MB up 6.0 MB down | "
     expected = [
         first,
         fourth + "0.5 rounds/s",
@@ -144,7 +148,7 @@ def test_notes_and_warnings_stand_above_the_live_line(
     with start(tmp_path, terminal) as progress:
         update(progress, 1, 2.0)
         logging.getLogger("fedgmr_hpc.server").warning("rank 3 is late")
-        line = "round 1/500 | t 2.0 s | density 0.250 | 1.5 MB up 2.0 MB down"
+        line = "round 1/500 | t 2.0 s | density 0.250 | server 2.0 MB up 1.5 MB down"
         _, before, warning, after = terminal.getvalue().split("\r\x1b[K")[:4]
     assert before.startswith(line) and after == before
     assert plain(warning) == ["rank 3 is late"]

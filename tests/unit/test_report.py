@@ -111,7 +111,7 @@ def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
     assert numbers[5:7] == ["40.0", "2.1"]  # the clock's and wall seconds
     assert numbers[7:10] == ["62.00", "54.00", "80.00"]  # test, mean of 3, val
     assert numbers[10:13] == ["0.625", "->", "0.875"]
-    assert numbers[13:] == ["2.0", "16.0", "finished"]  # MB up, MB down: up is what the server got
+    assert numbers[13:] == ["16.0", "2.0", "finished"]  # server up, down: what it sent, received
 
 
 def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: 
     course = report.split("a: finished\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in course[3:]] == [
         ["0", "0.0", "10.00", "11.00", "0.625", "0.0", "0.0"],
-        ["2", "20.0", "50.00", "40.00", "0.625", "1.0", "8.0"],
-        ["3", "30.0", "70.00", "60.00", "0.875", "1.5", "12.0"],
-        ["4", "40.0", "80.00", "62.00", "0.875", "2.0", "16.0"],
+        ["2", "20.0", "50.00", "40.00", "0.625", "8.0", "1.0"],
+        ["3", "30.0", "70.00", "60.00", "0.875", "12.0", "1.5"],
+        ["4", "40.0", "80.00", "62.00", "0.875", "16.0", "2.0"],
     ]
 
 
@@ -196,7 +196,7 @@ def test_summary(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
         "  val accuracy   80.00 %",
         "  mean density   0.625 -> 0.625, 0.625, 0.875 -> 0.875"
         "  (after 0 -> 25, 50, 75 -> 100 % of the time)",
-        "  moved          2.0 MB up to the server, 16.0 MB down to the clients",
+        "  server         16.0 MB up to the clients, 2.0 MB down from them",
         "  merged         rounds 4, versions 4",
         "  time           40.0 s virtual, 2.1 s wall",
         "  staleness      mean 2.00, max 4 versions",
