@@ -16,10 +16,14 @@ from fedgmr_hpc.axes import (
     Count,
     Density,
     Fraction,
+    Limit,
     LocalConfig,
+    Look,
+    Machine,
     NonNegative,
     Positive,
     RestorationConfig,
+    Run,
     Section,
     Sigma,
     SubmodelConfig,
@@ -50,57 +54,57 @@ LEVELS = {
 class RunConfig(Section):
     """How long to run, and when the server stops to look."""
 
-    max_rounds: Count = 500
+    max_rounds: Limit[Count] = 500
     """Rounds after which the run ends (a round is one merge for `window` and `barrier`)."""
-    max_time_s: Positive | None = None
+    max_time_s: Limit[Positive | None] = None
     """Virtual time after which the run ends; null for no limit."""
-    interval_rounds: Count = 25
+    interval_rounds: Run[Count] = 25
     """k: evaluation, restoration and mask refresh happen every k rounds (spec section 1.3)."""
-    timeout_s: Positive = 600.0
+    timeout_s: Machine[Positive] = 600.0
     """Longest silence of a rank that owes an answer before the run fails, naming it."""
-    pin_cores: bool = False
+    pin_cores: Machine[bool] = False
     """Give every rank of a node one core of its own, where the node has enough of them."""
 
 
 class DataConfig(Section):
     """The data set, its partition over clients and its validation split (spec section 9)."""
 
-    name: DataName = "digits"
+    name: Run[DataName] = "digits"
     """The data set; `digits` needs no files, `synthetic_*` are shape-true stand-ins."""
-    root: str | None = None
+    root: Machine[str | None] = None
     """Folder of the data set's files in their official layout; null for the embedded ones."""
-    cache: str = "~/.cache/fedgmr_hpc"
+    cache: Machine[str] = "~/.cache/fedgmr_hpc"
     """Folder of the decoded, memory-mapped copies that the ranks of a node share."""
-    cache_owner: Annotated[str, Field(min_length=1)] | None = None
+    cache_owner: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """User whose files in the cache are believed besides one's own and root's, as those of a
     colleague who has prepared it for all; null for nobody's."""
-    partition: Literal["iid", "group", "dirichlet", "shards"] = "dirichlet"
+    partition: Run[Literal["iid", "group", "dirichlet", "shards"]] = "dirichlet"
     """Equal random slices, whole writers or users, Dirichlet(alpha) shares of each class, or
     random shards of the samples in label order."""
-    alpha: Positive = 0.6
+    alpha: Run[Positive] = 0.6
     """Concentration of the Dirichlet partition; small is uneven."""
-    shards_per_client: Count = 2
+    shards_per_client: Run[Count] = 2
     """With `shards`: how many equal shards a client gets; few is uneven."""
-    sort_by_size: bool = False
+    sort_by_size: Run[bool] = False
     """Give the smallest parts to the fastest clients, as the released code does."""
-    validation_frac: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    validation_frac: Run[Annotated[float, Field(gt=0, lt=1)]] = 0.1
     """Share of each client's training samples kept for validation, rounded up."""
-    max_train: Count | None = None
+    max_train: Run[Count | None] = None
     """Use only this many training samples (a seeded subset); null for all."""
-    max_test: Count | None = None
+    max_test: Run[Count | None] = None
     """Use only this many test samples (a seeded subset); null for all."""
-    class_list: Annotated[str, Field(min_length=1)] | None = None
+    class_list: Run[Annotated[str, Field(min_length=1)] | None] = None
     """`imagenet100`: file with the class folders to use, one a line, in the order of their labels;
     null for the first 100 by name."""
-    image_size: Annotated[int, Field(ge=16, le=1024, strict=True)] = 168
+    image_size: Run[Annotated[int, Field(ge=16, le=1024, strict=True)]] = 168
     """`imagenet100`: pixels of the edges that images are resized to, once."""
-    max_train_users: Count = 6000
+    max_train_users: Run[Count] = 6000
     """`stackoverflow`: use the first so many clients of the training file, by id."""
-    max_test_users: Count = 1500
+    max_test_users: Run[Count] = 1500
     """`stackoverflow`: use the first so many clients of the test file, by id."""
-    max_user_samples: Count = 50
+    max_user_samples: Run[Count] = 50
     """`stackoverflow`: use the first so many sentences of each client."""
-    unknown_words: Literal["skipped", "scored"] = "skipped"
+    unknown_words: Run[Literal["skipped", "scored"]] = "skipped"
     """`stackoverflow`: whether words outside the vocabulary are targets, in training and in
     accuracy. Skipped as in the metric of the data set's authors, they are inputs only; scored, as
     the released code has it, they all are one word that is easy to guess: with it among five
@@ -110,7 +114,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The model (spec section 8)."""
 
-    name: ModelName = "digits_cnn"
+    name: Run[ModelName] = "digits_cnn"
     """`conv2` and `conv2_small` for 1x28x28 images, `vgg11` and the small `cifar_cnn` for 3x32x32,
     `digits_cnn` for 1x8x8, `resnet18` for any square RGB image, `transformer` for sequences of
     tokens."""
@@ -119,21 +123,21 @@ class ModelConfig(Section):
 class ClientsConfig(Section):
     """How many clients, and how fast their links are (spec section 1.1)."""
 
-    count: Count = 10
+    count: Run[Count] = 10
     """Number of clients; they are spread over all ranks but the server's."""
-    level: Literal["high", "medium", "low"] = "high"
+    level: Run[Literal["high", "medium", "low"]] = "high"
     """Heterogeneity level: which share of the clients has which bandwidth share."""
-    shares: tuple[Density, ...] | None = None
+    shares: Run[tuple[Density, ...] | None] = None
     """Bandwidth share of every client, in place of `level`; it is the initial density too."""
 
-    max_densities: tuple[Density, ...] | None = None
+    max_densities: Run[tuple[Density, ...] | None] = None
     """Highest density of every client, for those short of memory or speed; null for no limit."""
-    sampled: Count | None = None
+    sampled: Run[Count | None] = None
     """Clients that take part at a time, drawn anew whenever some have delivered; null for all."""
-    availability: Annotated[str, Field(min_length=1)] | None = None
+    availability: Run[Annotated[str, Field(min_length=1)] | None] = None
     """CSV file `client,from_s,to_s` of when clients can be chosen; clients that it does not name
     always can; null for everybody always."""
-    availability_period_s: Positive | None = None
+    availability_period_s: Run[Positive | None] = None
     """When the availability begins anew; null for never."""
 
     def bandwidth_shares(self) -> tuple[float, ...]:
@@ -169,39 +173,39 @@ class ClientsConfig(Section):
 class TrainConfig(LocalConfig):
     """Local training (spec section 1.3)."""
 
-    steps: Count = 5
+    steps: Run[Count] = 5
     """E: local SGD steps before an upload."""
-    batch: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 20
+    batch: Run[Annotated[int, Field(ge=1, le=100_000, strict=True)]] = 20
     """Samples in a local step."""
-    loss: Literal["bce", "cross_entropy"] = "cross_entropy"
+    loss: Run[Literal["bce", "cross_entropy"]] = "cross_entropy"
     """Mean binary cross-entropy on one-hot labels, or softmax cross-entropy."""
-    learning_rate: Positive = 0.1
+    learning_rate: Run[Positive] = 0.1
     """Step size of local SGD at round 0."""
-    decay_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_factor: Run[Annotated[float, Field(gt=0, le=1)]] = 1.0
     """The learning rate is multiplied by this every `decay_rounds` rounds."""
-    decay_rounds: Count = 2000
+    decay_rounds: Run[Count] = 2000
     """Rounds between two decays of the learning rate."""
-    max_decays: Count | None = None
+    max_decays: Run[Count | None] = None
     """How often the learning rate decays at most; null for no end."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Run[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Heavy-ball momentum; its state is reset whenever a client receives a model."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: Run[NonNegative] = 0.0
     """L2 coefficient added to the gradient, on kept entries only."""
 
 
 class EvalConfig(Section):
     """Evaluation of the server's model and of the clients' local models."""
 
-    every_s: Annotated[float, Field(ge=0.001)] | None = None
+    every_s: Look[Annotated[float, Field(ge=0.001)] | None] = None
     """Virtual time (on the wall clock unscaled) between two looks at the then current version, the
     same for every method; refreshes, which decide, stay with rounds. Null for refreshes only."""
-    submodels: bool = False
+    submodels: Look[bool] = False
     """Score every evaluated version also cut to each density with which clients begin."""
-    client_samples: Count = 512
+    client_samples: Run[Count] = 512
     """Size of the fixed validation subset that scores each client's local model."""
-    chunk: Count = 128
+    chunk: Run[Count] = 128
     """Samples in one evaluation task; fixed, so that sums do not depend on the ranks."""
-    norm_samples: Count | None = 5000
+    norm_samples: Run[Count | None] = 5000
     """With `train.batch_norm = static`: clients' training samples, a fixed random choice of all, in
     the pass from which the model gets its statistics, in batches of `chunk`; null for all, as in
     HeteroFL's code, which makes an evaluation several times as long."""
@@ -210,50 +214,50 @@ class EvalConfig(Section):
 class LinksConfig(Section):
     """Links and constant times of both clocks (spec sections 1.2 and 2.1)."""
 
-    size: Literal["frames", "nominal"] = "frames"
+    size: Run[Literal["frames", "nominal"]] = "frames"
     """Charge the frames' real lengths, or `nominal_mb` times the density as the release does."""
-    nominal_mb: Positive = 25.9811
+    nominal_mb: Run[Positive] = 25.9811
     """S of spec section 1.3 in units of 10^6 bytes, used by `nominal` only."""
-    client_down_bytes_per_s: Positive = 20e6
+    client_down_bytes_per_s: Run[Positive] = 20e6
     """Download rate of a client with bandwidth share 1."""
-    client_up_bytes_per_s: Positive = 5e6
+    client_up_bytes_per_s: Run[Positive] = 5e6
     """Upload rate of a client with bandwidth share 1."""
-    server_up_bytes_per_s: Positive = 10e6
+    server_up_bytes_per_s: Run[Positive] = 10e6
     """Rate at which the server sends, shared by its broadcasts."""
-    server_down_bytes_per_s: Positive = 50e6
+    server_down_bytes_per_s: Run[Positive] = 50e6
     """Rate at which the server receives, shared by the uploads."""
-    client_sigma: Sigma = 0.3
+    client_sigma: Run[Sigma] = 0.3
     """Sigma of a client link's log-normal draws; 0 for constant links."""
-    server_sigma: Sigma = 0.1
+    server_sigma: Run[Sigma] = 0.1
     """Sigma of the server links' log-normal draws; 0 for constant links."""
-    num_draws: Count = 20
+    num_draws: Run[Count] = 20
     """Draws averaged into one transfer's speed."""
-    latency_s: NonNegative = 0.0
+    latency_s: Run[NonNegative] = 0.0
     """How much later a broadcast, and an upload, begins than it is ready to go."""
-    rank_down_bytes_per_s: Positive | None = None
+    rank_down_bytes_per_s: Run[Positive | None] = None
     """Wall clock only: what the clients of one rank download at most together; null for no cap."""
-    rank_up_bytes_per_s: Positive | None = None
+    rank_up_bytes_per_s: Run[Positive | None] = None
     """Wall clock only: what the clients of one rank upload at most together; null for no cap."""
-    trace: Annotated[str, Field(min_length=1)] | None = None
+    trace: Run[Annotated[str, Field(min_length=1)] | None] = None
     """CSV file `time_s,client,direction,bytes_per_s` of the speeds of some links over time (client
     -1 is the server), in place of rates, shares and draws; null for none."""
-    trace_period_s: Positive | None = None
+    trace_period_s: Run[Positive | None] = None
     """When the trace begins anew; null lets its last values hold."""
-    compute_s: NonNegative = 0.5
+    compute_s: Run[NonNegative] = 0.5
     """Virtual time of one client's local training."""
-    merge_s: NonNegative = 0.5
+    merge_s: Run[NonNegative] = 0.5
     """Virtual time of one merge."""
 
 
 class WireConfig(Section):
     """Numbers on the wire."""
 
-    dtype: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    dtype: Run[Literal["fp32", "fp16", "bf16", "int8"]] = "fp32"
     """Type of the values in frames; training and merging stay in fp32. With int8 the dense part
     stays in fp32, and what rounding took from an upload is added to the client's next one."""
-    max_resends: Annotated[int, Field(ge=0, strict=True)] = 3
+    max_resends: Run[Annotated[int, Field(ge=0, strict=True)]] = 3
     """How often a damaged transfer is sent once more on the wall clock before the run fails."""
-    resend_after_s: Positive = 2.0
+    resend_after_s: Run[Positive] = 2.0
     """Wall time after which a transfer that should be through is taken for lost."""
 
 
@@ -265,11 +269,11 @@ def _unquoted(value: object) -> object:
 class ResultsConfig(Section):
     """Where results go."""
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
-    flush_s: Positive = 2.0
+    flush_s: Machine[Positive] = 2.0
     """Longest time a row waits before it is on disk."""
-    locking: Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted)] = "auto"
+    locking: Machine[Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted)]] = "auto"
     """Whether the file is locked while it is made: `auto` where the file system has locks, `off`
     for Lustre, NFS or BeeGFS mounts that refuse or hang on them, `on` to fail without them."""
 
@@ -277,7 +281,7 @@ class ResultsConfig(Section):
 class CheckpointConfig(Section):
     """State on disk, from which `launch --resume` goes on; see resume.py."""
 
-    every_s: NonNegative | None = 300.0
+    every_s: Machine[NonNegative | None] = 300.0
     """Wall time between two checkpoints beside the results; null for none but at a signal."""
 
 
@@ -303,21 +307,21 @@ class FaultConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Run[Annotated[int, Field(ge=0, strict=True)]] = 0
     """Key of every random stream: partition, initial weights, batches, link speeds."""
-    method: str = "fedgmr"
+    method: Run[str] = "fedgmr"
     """Row of configs/methods; it sets the five axes, which can still be overridden."""
-    clock: Literal["virtual", "wall"] = "virtual"
+    clock: Run[Literal["virtual", "wall"]] = "virtual"
     """`virtual` computes when bytes arrive, `wall` makes them take that long."""
-    time_scale: Positive = 1.0
+    time_scale: Run[Positive] = 1.0
     """Wall seconds of one second of links, training and windows; used by `wall` only."""
-    trace: bool = False
+    trace: Machine[bool] = False
     """Write what every rank did when, as a timeline for Perfetto, beside the results."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where clients train; `auto` takes the GPUs that are there, one for each local rank."""
-    transport: Literal["auto", "inproc", "mpi", "gloo", "nccl"] = "auto"
+    transport: Machine[Literal["auto", "inproc", "mpi", "gloo", "nccl"]] = "auto"
     """How ranks talk; `auto` follows the launcher."""
-    progress: Literal["auto", "live", "plain", "quiet"] = "auto"
+    progress: Machine[Literal["auto", "live", "plain", "quiet"]] = "auto"
     """Live line on a terminal, or plain timestamped lines."""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
@@ -329,11 +333,11 @@ class Config(Section):
     restoration: RestorationConfig = RestorationConfig()
     aggregation: AggregationConfig = AggregationConfig()
     admission: AdmissionConfig = AdmissionConfig()
-    transmission: Literal["increments", "whole"] = "increments"
+    transmission: Run[Literal["increments", "whole"]] = "increments"
     """Nested increments that leave the server once (IMS), or whole sub-models."""
     links: LinksConfig = LinksConfig()
     wire: WireConfig = WireConfig()
-    faults: tuple[FaultConfig, ...] = ()
+    faults: Run[tuple[FaultConfig, ...]] = ()
     """Faults on purpose, for tests of what a run survives."""
     results: ResultsConfig = ResultsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

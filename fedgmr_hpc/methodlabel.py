@@ -9,16 +9,16 @@ scales of a task, which run files set alike for all methods.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
 from fedgmr_hpc.axes import LocalConfig
 from fedgmr_hpc.config import Config
+from fedgmr_hpc.identity import Keys, flat
 from fedgmr_hpc.methods import AXES, load_method
 
 MAX_NAME = 80
-Keys = dict[str, Any]  # dotted -> value
 # What a run file sets for its task; part of a method only where the row itself says it.
 OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s"})
 _GROWS = ("plateau", "time", "both")
@@ -86,19 +86,6 @@ def is_used(key: str, found: Keys) -> bool:
         return True
     other, values = USED_WITH[key]
     return found.get(other) in values and is_used(other, found)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Keys:
-    """Nested values by dotted key."""
-    return dict(_walk(values, prefix))
-
-
-def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @lru_cache

@@ -22,25 +22,20 @@ from fedgmr_hpc.comm.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost, Resumed
+from fedgmr_hpc.identity import REPLAYED, identity, marks
 from fedgmr_hpc.records import EventRow, RunError
 from fedgmr_hpc.result import Result
 
 DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
 _LINK = struct.Struct("<Qqddq")
-_NOT_HASHED: dict[str, Any] = {  # what changes no event
-    **dict.fromkeys(("results", "progress", "transport", "device", "trace", "checkpoint"), True),
-    "data": {"root", "cache", "cache_owner"},
-    "eval": {"every_s", "submodels"},
-    "run": {"max_rounds", "max_time_s", "timeout_s", "pin_cores"},  # a resumed run may change them
-}
 
 
 class EventLog:
     """Makes the rows of a run's log."""
 
     def __init__(self, config: Config) -> None:
-        content = config.model_dump(mode="json", exclude=_NOT_HASHED)
-        self._chain = xxhash.xxh3_64_intdigest(json.dumps(content, sort_keys=True).encode())
+        content = json.dumps(identity(config, REPLAYED), sort_keys=True)
+        self._chain = xxhash.xxh3_64_intdigest(content.encode())
 
     def row(self, event: Event) -> EventRow | None:
         """The row of an event; None for the start, which needs none.
@@ -144,11 +139,11 @@ def replayed_config(recorded: Result, source: str | None, overrides: Sequence[st
     Raises:
         ValueError: `source` or an override would change more than where things are.
     """
-    allowed = ("results.", "progress=", "transport=", "device=", "data.root=", "data.cache=")
-    wrong = [word for word in overrides if not word.startswith(allowed)]
+    allowed = [key for key, mark in marks().items() if mark == "machine"]
+    wrong = [word for word in overrides if word.partition("=")[0] not in allowed]
     if source or wrong:
         got = " ".join([f"--config {source}"] * bool(source) + wrong)
-        raise ValueError(f"--replay: got {got}, allowed: only {' '.join(allowed)}")
+        raise ValueError(f"--replay: got {got}, allowed: only {', '.join(allowed)}")
     stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
     return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}", *overrides])
 

@@ -11,8 +11,8 @@ A file is taken for finished where its weights are those that its last evaluatio
 (`result.doubt`), whatever its status says. A checkpoint fits where the file has all of its rows
 and the event log has, at its last one, the hash that the checkpoint has.
 
-A configuration that differs in more than `MAY_DIFFER` is an error that names the keys; from that
-of a finished run the limits `LIMITS` may not differ either.
+A configuration that is not of the same run (identity.py) is an error that names the keys; from that
+of a finished run the limits may not differ either.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.axes import Mark
 from fedgmr_hpc.checkpoint import (
     Tree,
     checkpoint_path,
@@ -36,14 +37,10 @@ from fedgmr_hpc.checkpoint import (
     remove_unfinished,
 )
 from fedgmr_hpc.config import Config
+from fedgmr_hpc.identity import CELL, RESUMED, differences
 from fedgmr_hpc.result import Result, doubt, kept_rows, read_result
 
 log = logging.getLogger("fedgmr_hpc")
-LIMITS = ("run.max_rounds", "run.max_time_s")
-MAY_DIFFER = (  # keys, or groups of them, between a run and its resumption
-    *("run.timeout_s", "run.pin_cores", "data.cache"),
-    *("checkpoint.", "results.", "progress", "transport", "device"),
-)
 _SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
 
 
@@ -74,7 +71,7 @@ def find_finished(results: Path, config: Config, data_xxh3: str | None = None) -
     begun = _read_begun(results)
     if begun is None or begun.status != "finished":
         return None
-    _check_config(begun.config, config, f"{results}, which is finished", MAY_DIFFER)
+    _check_config(begun.config, config, f"{results}, which is finished", CELL)
     check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
     if doubt(begun):
         return None
@@ -102,7 +99,7 @@ def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> S
     if not has_checkpoint(path):
         note = f"no checkpoint {path} yet: starts from the beginning"
         if begun is not None:
-            _check_config(begun.config, config, results, (*MAY_DIFFER, *LIMITS))
+            _check_config(begun.config, config, results, RESUMED)
         if results.exists():
             note += f"; {results} as it was becomes {_set_aside_path(results)}"
         return Start(notes=(*doubts, note))
@@ -139,7 +136,7 @@ def _fitting_checkpoint(
         except ValueError as error:
             wrong.append(str(error))
             continue
-        _check_config(saved["config"], config, f"the checkpoint {each}", (*MAY_DIFFER, *LIMITS))
+        _check_config(saved["config"], config, f"the checkpoint {each}", RESUMED)
         check_data(saved.get("data_xxh3"), data_xxh3, config, each)
         try:
             _check_fit(result, saved)
@@ -158,13 +155,11 @@ def _check_fit(result: Result, saved: Tree) -> None:
 
 
 def _check_config(
-    saved: Mapping[str, Any], config: Config, of: str | Path, may_differ: tuple[str, ...]
+    saved: Mapping[str, Any], config: Config, of: str | Path, counting: tuple[Mark, ...]
 ) -> None:
-    then, now = dict(_leaves(saved)), dict(_leaves(config.model_dump(mode="json")))
+    different = differences(saved, config, counting).items()
     wrong = [
-        f"{key}: got {now.get(key)!r}, allowed with {of}: {then.get(key)!r}"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not key.startswith(may_differ)
+        f"{key}: got {now!r}, allowed with {of}: {then!r}" for key, (then, now) in different
     ]
     if wrong:
         raise ValueError("\n".join(wrong))
@@ -182,15 +177,6 @@ def check_data(then: str | None, now: str | None, config: Config, of: Path) -> N
             f"data.root: got {root!r}, whose data have the fingerprint {now}, allowed with {of}: "
             f"data with {then}"
         )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of nested values, dotted, with its value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def take_checkpoint(results: Path, file: Path) -> Tree:

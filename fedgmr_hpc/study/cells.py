@@ -3,9 +3,8 @@
 A cell whose study tunes something is open: it has a run for each of the combinations of values that
 its row uses, and trials, which are cells too, with other seeds, that judge them (tuning.py).
 
-A cell's name is a readable slug and the hash of its configuration without the keys that say where
-results go and what is shown. Cells of several studies that agree in it share one
-file.
+A cell's name is a readable slug and the hash of its configuration's identity (identity.py). Cells
+of several studies that agree in it share one file.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from typing import Any
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data import describe_missing
-from fedgmr_hpc.methodlabel import flat, is_used, method_label
+from fedgmr_hpc.identity import flat, identity
+from fedgmr_hpc.methodlabel import is_used, method_label
 from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
 
-NOT_IDENTITY = ("results", "progress")  # where and how a run is shown, not what it is
-PLACES = ("root", "cache", "cache_owner")  # of the data, likewise
 MAX_SLUG = 80
 Labels = dict[str, Any]
 
@@ -148,16 +146,9 @@ def _fitting(cells: Sequence[Cell], wanted: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(cell.row for cell in cells if matches(cell.labels, wanted)))
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run: everything but `NOT_IDENTITY` and the data's `PLACES`."""
-    data = {key: value for key, value in config["data"].items() if key not in PLACES}
-    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
-    return kept | {"data": data}
-
-
 def digest_of(config: Config) -> str:
     """Ten hexadecimal digits of the configuration's identity."""
-    return _digest(identity(config.model_dump(mode="json")))
+    return _digest(identity(config))
 
 
 def _digest(content: Any) -> str:

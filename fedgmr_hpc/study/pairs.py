@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from fedgmr_hpc.identity import CELL, differences
 from fedgmr_hpc.result import Result
 from fedgmr_hpc.schema import Columns
 from fedgmr_hpc.study.series import Values, merged_ages
 
-MAY_DIFFER = ("clock", "time_scale", "transport", "results", "progress", "trace", "faults")
+OF_THE_CLOCK = ("clock", "time_scale", "faults")  # in which a pair may differ
 MAX_OVERRUN_FRAC = 0.05
 
 
@@ -31,15 +31,15 @@ def refuse(virtual: Result, wall: Result, noise_results: Sequence[Result]) -> No
 
     Raises:
         ValueError: a run is not finished, on the wrong clock or shorter than 2 rounds, the
-            configurations differ beyond `MAY_DIFFER` (and the seed of `noise_results`), or too
-            many of the wall clock's client-steps overran.
+            configurations are of different runs beyond `OF_THE_CLOCK` (and the seed of
+            `noise_results`), or too many of the wall clock's client-steps overran.
     """
     _refuse_run(wall, "wall")
     for run in (virtual, *noise_results):
         _refuse_run(run, "virtual")
-    _refuse_differing(virtual, wall, MAY_DIFFER)
+    _refuse_differing(virtual, wall, OF_THE_CLOCK)
     for run in noise_results:
-        _refuse_differing(virtual, run, (*MAY_DIFFER, "seed"))
+        _refuse_differing(virtual, run, (*OF_THE_CLOCK, "seed"))
     overran = overrun_frac(wall)
     if overran > MAX_OVERRUN_FRAC:
         raise ValueError(
@@ -62,24 +62,12 @@ def _refuse_run(run: Result, clock: str) -> None:
 
 
 def _refuse_differing(a: Result, b: Result, may_differ: Collection[str]) -> None:
-    left, right = (
-        dict(_dotted({key: run.config[key] for key in run.config.keys() - may_differ}))
-        for run in (a, b)
-    )
-    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+    keys = [key for key in differences(a.config, b.config, CELL) if key not in may_differ]
     if keys:
         raise ValueError(
             f"results {b.path}: the configuration differs from that of {a.path} in "
             f"{', '.join(keys)}; allowed: {', '.join(may_differ)}"
         )
-
-
-def _dotted(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def overrun_frac(wall: Result) -> float:

@@ -24,8 +24,9 @@ from typing import Literal
 
 from fedgmr_hpc.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
 from fedgmr_hpc.fl.coordinator import DIVERGED
+from fedgmr_hpc.identity import identity
 from fedgmr_hpc.result import Result, read_result
-from fedgmr_hpc.study.cells import Cell, identity
+from fedgmr_hpc.study.cells import Cell
 
 Status = Literal[
     "done", "diverged", "queued", "running", "failed", "interrupted", "missing", "waiting"
@@ -83,8 +84,13 @@ def is_locked(folder: Path, cell: Cell) -> bool:
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
-    """The cell's result file: the one with its digest where there is one."""
-    return next(iter(sorted(folder.glob(f"*-{cell.digest}.h5"))), folder / f"{cell.name}.h5")
+    """The cell's result file: the one with its digest, else one of its slug and configuration, from
+    when digests were made otherwise; where there is neither, the one that is to be made."""
+    found = sorted(folder.glob(f"*-{cell.digest}.h5"))
+    if not found:
+        older = sorted(folder.glob(f"{cell.slug}-*.h5"))
+        found = [path for path in older if (result := _try_read(path)) and _is_of(cell, result)]
+    return found[0] if found else folder / f"{cell.name}.h5"
 
 
 def read_state(folder: Path, cell: Cell, held: bool = False) -> CellState:
@@ -121,7 +127,7 @@ def can_go_on(state: CellState, cell: Cell) -> bool:
 
 
 def _is_of(cell: Cell, result: Result) -> bool:
-    return identity(result.config) == identity(cell.config.model_dump(mode="json"))
+    return identity(result.config) == identity(cell.config)
 
 
 def remove_leftovers(path: Path) -> None:
