@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -28,13 +29,8 @@ from functools import partial
 import torch
 
 from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.comm.ranks import (
-    Launch,
-    check_world,
-    choose_device,
-    detect_launch,
-    make_identity,
-)
+from fedgmr_hpc.comm.joining import hidden_devices_note, make_transport
+from fedgmr_hpc.comm.ranks import Launch, choose_device, detect_launch, make_identity, take_slice
 from fedgmr_hpc.comm.transport import Tag, Transport, make_inproc
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config, make_config
@@ -80,11 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             kind, device = config.transport, config.device
             if config.run.pin_cores:
                 pin_core(launch.local_rank, launch.local_size)
-        transport = make_transport(kind, launch, device)
+        take_slice(launch, os.environ)
+        with SIGNALS.let_through():
+            transport = make_transport(kind, launch, device)
         chosen = choose_device(launch, torch.cuda.device_count(), device)
-    except ValueError as error:
+    except (ValueError, RunError) as error:
         print_error(str(error))
-        return EXIT_BAD_INPUT
+        return EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_FAILED
+    if hidden := hidden_devices_note(torch.cuda.device_count(), device):
+        print_warning(launch, hidden)
     if arguments.resume and arguments.replay:
         config = ValueError("--resume: allowed without --replay (a replay has no checkpoints)")
     if transport is None:
@@ -115,38 +115,11 @@ def _try_load(
         return error, None
 
 
-def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport | None:
-    """The transport of this process; None for server and clients in one process.
-
-    Raises:
-        ValueError: the launcher and the transport do not fit, or the device is not there.
-    """
-    if launch.size == 1:
-        if kind not in ("auto", "inproc"):
-            raise ValueError(f"transport: got {kind} for one rank, allowed: auto, inproc")
-        return None
-    if kind == "auto":
-        kind = "gloo" if launch.launcher == "torchrun" else "mpi"
-    if kind == "inproc":
-        raise ValueError(
-            f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo, nccl"
-        )
-    if kind in ("gloo", "nccl") and launch.launcher != "torchrun":
-        raise ValueError(f"transport: got {kind} under {launch.launcher}, allowed under torchrun")
-    if kind == "gloo":
-        from fedgmr_hpc.comm.torchdist import GlooTransport
-
-        return GlooTransport()
-    if kind == "nccl":
-        from fedgmr_hpc.comm.nccl import NcclTransport
-
-        chosen = choose_device(launch, torch.cuda.device_count(), device)
-        return NcclTransport(chosen if chosen.startswith("cuda") else "cuda:0")
-    from fedgmr_hpc.comm.mpi import MpiTransport
-
-    transport = MpiTransport()
-    check_world(launch, transport.size, transport.library)
-    return transport
+def print_warning(launch: Launch, text: str) -> None:
+    """A line on stderr, of one rank of each host."""
+    if launch.local_rank == 0:
+        sys.stderr.write(f"fedgmr_hpc: warning: {socket.gethostname()}: {text}\n")
+        sys.stderr.flush()
 
 
 def _print_identity(launch: Launch, transport: Transport, device: str) -> None:

@@ -29,7 +29,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedgmr_hpc.checkpoint import (
@@ -78,6 +79,18 @@ class StopSignals:
     def take_interrupts(self) -> None:
         """From now on Ctrl-C leaves a note, too: before a run begins there is nothing to save."""
         signal.signal(signal.SIGINT, self._note)
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """TERM and Ctrl-C end this process at once meanwhile: while ranks gather there is nothing
+        to save, and who waits for them in C would hear no Python."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
     def ignore(self) -> None:
         """This process is about to end, and no signal changes how."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.comm.fluid import Listener
+from fedgmr_hpc.comm.joining import make_transport
 from fedgmr_hpc.comm.links import Broadcast
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 from fedgmr_hpc.comm.ranks import detect_launch
@@ -23,7 +24,7 @@ from fedgmr_hpc.comm.throttle import WallClock
 from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.launch import guard, make_transport
+from fedgmr_hpc.launch import guard
 from fedgmr_hpc.ledger import PositionCodes
 from fedgmr_hpc.livepool import LivePool, place_clients
 from fedgmr_hpc.records import Assignment, TransferRow

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgmr_hpc.comm.joining import make_transport
 from fedgmr_hpc.comm.ranks import detect_launch
 from fedgmr_hpc.comm.transport import Tag, Transport
 from fedgmr_hpc.config import Config
@@ -28,7 +29,7 @@ from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiment import prepare_experiment, serve
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
-from fedgmr_hpc.launch import guard, make_transport
+from fedgmr_hpc.launch import guard
 from fedgmr_hpc.models import initial_weights
 from fedgmr_hpc.process import keep_large_blocks, private_bytes
 from fedgmr_hpc.records import RunError

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
+from fedgmr_hpc.comm.joining import make_transport
 from fedgmr_hpc.comm.links import Arrival
 from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, read_mark
 from fedgmr_hpc.comm.ranks import detect_launch
@@ -28,7 +29,7 @@ from fedgmr_hpc.comm.transport import Message, Tag, Transport
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.experiment import make_progress, prepare_experiment
-from fedgmr_hpc.launch import guard, make_transport
+from fedgmr_hpc.launch import guard
 from fedgmr_hpc.livepool import LivePool
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.records import TransportTimeout

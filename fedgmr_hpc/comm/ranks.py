@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -205,6 +205,17 @@ def choose_device(launch: Launch, num_visible: int, requested: str = "auto") -> 
             f"device: got cuda, but rank {launch.rank} sees no CUDA device, allowed: auto, cpu"
         )
     return "cpu"
+
+
+def take_slice(launch: Launch, env: MutableMapping[str, str]) -> None:
+    """Leaves this process one of several MIG slices: CUDA shows a process only the first it names.
+
+    Client ranks of a host take them in turn, as they take whole devices. To be called before CUDA
+    is asked for anything. `env`: its CUDA_VISIBLE_DEVICES names the slices, as Slurm's does.
+    """
+    slices = [name for name in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if len(slices) > 1 and all(name.startswith("MIG-") for name in slices):
+        env["CUDA_VISIBLE_DEVICES"] = slices[max(0, _client_index(launch)) % len(slices)]
 
 
 def sharing_note(launch: Launch, num_visible: int) -> str:

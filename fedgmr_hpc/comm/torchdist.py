@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import sys
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -48,6 +49,27 @@ class _Sending(NamedTuple):
     tensors: list[torch.Tensor]
 
 
+def check_network(env: Mapping[str, str]) -> None:
+    """Sees that this host has the interfaces and knows the address that `env` names for gloo.
+
+    Raises:
+        ValueError: it does not; names the variable.
+    """
+    host, known = socket.gethostname(), [name for _, name in socket.if_nameindex()]
+    for name in filter(None, env.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in known:
+            allowed = f"one of {', '.join(known)} on {host}"
+            raise ValueError(f"GLOO_SOCKET_IFNAME: got {name}, allowed: {allowed}")
+    address = env.get("MASTER_ADDR", "")
+    try:
+        socket.getaddrinfo(address or None, env.get("MASTER_PORT") or 0)
+    except OSError as error:
+        raise ValueError(
+            f"MASTER_ADDR: got {address}, allowed: a name that {host} can resolve, or an address "
+            f"(master_addr of the site; {error.strerror})"
+        ) from None
+
+
 class GlooTransport(Transport):
     """All ranks that torchrun started. Collective, like `close`.
 
@@ -59,7 +81,11 @@ class GlooTransport(Transport):
     name = "gloo"
 
     def __init__(self, *, start_timeout_s: float = 300.0, close_timeout_s: float = 60.0) -> None:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=start_timeout_s))
+        check_network(os.environ)
+        try:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=start_timeout_s))
+        except (RuntimeError, ValueError) as error:  # with a stack of C++ below its first line
+            raise TransportError(f"gloo: {str(error).splitlines()[0]}") from None
         super().__init__(dist.get_rank(), dist.get_world_size())
         self._group = dist.new_group(timeout=_RUN_TIMEOUT, backend="gloo")
         self._close_timeout_s = close_timeout_s

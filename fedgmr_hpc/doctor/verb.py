@@ -33,14 +33,15 @@ from pathlib import Path
 
 import torch
 
+from fedgmr_hpc.comm.joining import make_transport
 from fedgmr_hpc.comm.ping import Peer
-from fedgmr_hpc.comm.ranks import Launch, detect_launch
+from fedgmr_hpc.comm.ranks import Launch, detect_launch, take_slice
 from fedgmr_hpc.comm.transport import Tag, make_inproc
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config, make_config
 from fedgmr_hpc.doctor.checkup import Checkup, Work
 from fedgmr_hpc.doctor.probes import Probes
-from fedgmr_hpc.launch import EXIT_BAD_INPUT, guard, make_transport
+from fedgmr_hpc.launch import EXIT_BAD_INPUT, guard
 from fedgmr_hpc.process import pin_core
 
 LIMIT_S = 60.0
@@ -62,6 +63,7 @@ def main(words: Sequence[str]) -> int:
         kind, device = config.transport, config.device
         if config.run.pin_cores:
             pin_core(launch.local_rank, launch.local_size)
+    take_slice(launch, os.environ)
     with _time_to_join(launch, limit_s):
         transport = make_transport(kind, launch, device) or make_inproc(1)[0]
     peer = Peer(transport, limit_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fedgmr_hpc.comm.joining import check_shared_memory, hidden_devices_note
 from fedgmr_hpc.comm.ranks import (
     Identity,
     Launch,
@@ -13,7 +14,9 @@ from fedgmr_hpc.comm.ranks import (
     make_identity,
     name_library,
     sharing_note,
+    take_slice,
 )
+from fedgmr_hpc.comm.torchdist import check_network
 
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 OPEN_MPI = {
@@ -225,3 +228,56 @@ def test_identity_says_that_devices_are_shared():
     assert str(identity).endswith(
         "transport mpi (8 client ranks of this host share 4 CUDA devices)"
     )
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "slice_"),
+    [(0, 0, "MIG-a"), (1, 1, "MIG-a"), (2, 2, "MIG-b"), (7, 0, "MIG-a")],
+)
+def test_each_client_rank_takes_its_own_mig_slice(rank, local_rank, slice_):
+    env = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}
+    take_slice(place(rank, 9, local_rank), env)
+    assert env == {"CUDA_VISIBLE_DEVICES": slice_}
+
+
+@pytest.mark.parametrize("visible", ["0,1,2", "MIG-a", "GPU-a,GPU-b", "", None])
+def test_whole_devices_and_a_single_slice_are_left_alone(visible):
+    env = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    before = dict(env)
+    take_slice(place(2, 9, 2), env)
+    assert env == before
+
+
+def test_isolated_ranks_have_each_its_device_zero():
+    """What --gpus-per-task makes of 8 client ranks: each sees one device, another one."""
+    assert {choose_device(place(r, 9, r % 3), 1) for r in range(1, 9)} == {"cuda:0"}
+
+
+def test_gpus_that_nobody_sees_are_told(tmp_path):
+    assert hidden_devices_note(0, "auto", str(tmp_path)) == ""
+    (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
+    assert "none is visible" in hidden_devices_note(0, "auto", str(tmp_path))
+    assert hidden_devices_note(0, "cpu", str(tmp_path)) == ""
+    assert hidden_devices_note(1, "auto", str(tmp_path)) == ""
+
+
+def test_a_tiny_shared_memory_is_refused_before_mpich_dies_of_it(tmp_path, monkeypatch):
+    size = type("Size", (), {"f_blocks": 4096, "f_frsize": 4096})  # 16 MiB
+    monkeypatch.setattr("os.statvfs", lambda folder: size)
+    with pytest.raises(ValueError, match=r"got 17 MB, needed: 22 MB for 4 ranks of MPICH"):
+        check_shared_memory(detect_launch({**HYDRA, "MPI_LOCALNRANKS": "4"}), str(tmp_path))
+    check_shared_memory(detect_launch(HYDRA), str(tmp_path))
+    check_shared_memory(detect_launch(TORCHRUN), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"GLOO_SOCKET_IFNAME": "lo,ibNONE"}, "GLOO_SOCKET_IFNAME: got ibNONE, allowed: one of"),
+        ({"MASTER_ADDR": "no.such.invalid"}, "MASTER_ADDR: got no.such.invalid, allowed: a name"),
+    ],
+)
+def test_a_network_that_is_not_there_is_named(env, said):
+    with pytest.raises(ValueError, match=said):
+        check_network(env)
+    check_network({"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
