@@ -31,6 +31,7 @@ What each verb takes:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -102,7 +103,12 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
 def _reported(verb: Callable[[], int]) -> int:
     """The exit code of a verb; what a user can mend is said without a traceback."""
     try:
-        return verb()
+        code = verb()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RunError as error:
         print(f"fedgmr_hpc: error: {error}", file=sys.stderr)
         return 1

@@ -225,7 +225,8 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
     Args:
         checks_data: whether this rank reads its node's whole data cache at the start.
     """
-    message = transport.recv(START_TIMEOUT_S)
+    with SIGNALS.let_through():
+        message = transport.recv(START_TIMEOUT_S)
     content = json.loads(bytes(message.payload))
     if message.tag == Tag.STOP:
         return int(content["code"])

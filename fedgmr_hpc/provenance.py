@@ -14,6 +14,10 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
+from fedgmr_hpc.comm.ranks import name_library
+from fedgmr_hpc.comm.transport import Transport
 from fedgmr_hpc.process import num_cores
 
 ENVIRONMENT = re.compile(
@@ -39,9 +43,36 @@ def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
         "num_cores": str(num_cores()),
         "start_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
+        "loaded_modules": os.environ.get("LOADEDMODULES", ""),
+        "gpu_driver": _gpu_driver(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "environment": json.dumps(environment),
     }
+
+
+def rank_software(transport: Transport, device: str = "cpu") -> dict[str, str]:
+    """What this rank runs on, as the texts of its row in the result: the transport, the MPI
+    library, loaded modules, GPU and driver (both "" on the CPU), versions of the packages."""
+    library = getattr(transport, "library", "")
+    is_cuda = device.startswith("cuda")
+    packages = ("torch", "numpy", "h5py", "mpi4py")
+    return {
+        "transport": transport.name,
+        "mpi_library": name_library(library) if library else "",
+        "modules": os.environ.get("LOADEDMODULES", ""),
+        "gpu": torch.cuda.get_device_name(device) if is_cuda else "",
+        "gpu_driver": _gpu_driver() if is_cuda else "",
+        "versions": f"python {platform.python_version()} "
+        + " ".join(f"{name} {_version(name)}" for name in packages),
+    }
+
+
+def _gpu_driver(path: str = "/proc/driver/nvidia/version") -> str:
+    """`535.104.05`; "" where no driver says so."""
+    with suppress(OSError):
+        if found := re.search(r"Module.*?\s(\d+\.\d[.\d]*)", Path(path).read_text()):
+            return found.group(1)
+    return ""
 
 
 def _git_state(root: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.provenance import rank_software
 from fedgmr_hpc.schema import RankRow
 from fedgmr_hpc.server import Server
 
@@ -22,6 +23,7 @@ def rank_rows(server: Server) -> list[RankRow]:
         "rss_bytes": resident_bytes(),
         "sent_bytes": sent_bytes,
         "received_bytes": received_bytes,
+        **rank_software(server.transport),
     }
     charged_bytes = server.ledger.server_up_bytes + server.ledger.server_down_bytes
     overhead_bytes = sent_bytes + received_bytes - charged_bytes

@@ -24,7 +24,14 @@ from fedgmr_hpc.hdf5file import UNREADABLE, describe_error, open_for_reading
 from fedgmr_hpc.replay import EventLog
 from fedgmr_hpc.result import Result, doubt, refuse_cut
 from fedgmr_hpc.resultfiles import read_runs
-from fedgmr_hpc.schema import FORMAT, TABLES, UNGUARDED_FORMAT, RankRow, columns_of
+from fedgmr_hpc.schema import (
+    FORMAT,
+    LATER_COLUMNS,
+    TABLES,
+    UNGUARDED_FORMAT,
+    RankRow,
+    columns_of,
+)
 
 SCORED = ("evaluations", "looks", "submodels")  # tables of evaluations
 NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_bytes", "down_bytes")
@@ -110,7 +117,7 @@ def _table_structure(
 ) -> Iterator[str]:
     """A run that goes on, or was killed, may have begun rows behind the committed ones."""
     names = {column.name for column in columns_of(row_type)}
-    for name in sorted(names ^ group.keys()):
+    for name in sorted((names ^ group.keys()) - LATER_COLUMNS.get(table, set())):
         yield f"{table}/{name}: {'missing' if name in names else 'not in the schema'}"
     try:
         sizes = {name: len(group[name]) for name in group}

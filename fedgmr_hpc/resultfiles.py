@@ -38,8 +38,8 @@ from fedgmr_hpc.hdf5file import (
 )
 from fedgmr_hpc.result import DAMAGE, Result, read_group, read_result, refuse_cut
 from fedgmr_hpc.schema import (
+    LONG_BYTES,
     MERGED_FORMAT,
-    NAME_BYTES,
     TABLES,
     Columns,
     describe_datasets,
@@ -128,8 +128,8 @@ def _fixed_names(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """A column as it lies in a file: names are fixed-size utf-8 there."""
     if values.dtype.kind != "U":
         return values
-    names = [clip_text(str(value), NAME_BYTES) for value in values]
-    return np.array(names, h5py.string_dtype("utf-8", NAME_BYTES))
+    names = [clip_text(str(value), LONG_BYTES) for value in values]
+    return np.array(names, h5py.string_dtype("utf-8", LONG_BYTES))
 
 
 @contextmanager

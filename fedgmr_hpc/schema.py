@@ -31,6 +31,7 @@ FORMAT = "fedgmr_hpc results 3"
 UNGUARDED_FORMAT = "fedgmr_hpc results 2"  # without checksums
 MERGED_FORMAT = "fedgmr_hpc merged results 1"  # one group a run, see resultfiles.py
 NAME_BYTES = 256  # host and device names of /ranks
+LONG_TEXTS, LONG_BYTES = ("modules", "versions"), 2048
 
 Row = MergeRow | EvaluationRow | UpdateRow | EventRow | TransferRow | CheckpointRow | SubmodelRow
 Columns = dict[str, NDArray[Any]]
@@ -38,7 +39,8 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RankRow:
-    """What one rank did in the whole run. `overhead_bytes`: traffic that only placement caused."""
+    """What one rank did in the whole run, and with what. `overhead_bytes`: traffic that only
+    placement caused; the texts at the end: provenance.rank_software."""
 
     rank: int
     host: str
@@ -50,6 +52,12 @@ class RankRow:
     train_s: float
     wait_s: float
     rss_bytes: int
+    transport: str = ""
+    mpi_library: str = ""
+    modules: str = ""
+    gpu: str = ""
+    gpu_driver: str = ""
+    versions: str = ""
 
 
 TABLES: dict[str, type[Any]] = {
@@ -63,6 +71,9 @@ TABLES: dict[str, type[Any]] = {
     "submodels": SubmodelRow,
 }
 PARTS = (*TABLES, "ranks", "model")  # all that comes in rows under checksums
+LATER_COLUMNS = {  # that older files lack
+    "ranks": {"transport", "mpi_library", "modules", "gpu", "gpu_driver", "versions"}
+}
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
 _LATER_TABLES = {"checkpoints", "looks", "submodels"}  # that older files lack
 REQUIRED = (
@@ -175,7 +186,7 @@ def _column(name: str, hint: Any) -> Column:
         return Column(name, np.dtype(_innermost(hint)), True)
     if name.endswith("_xxh3"):
         return Column(name, np.dtype(np.uint64), False)
-    name_type = h5py.string_dtype("utf-8", NAME_BYTES)
+    name_type = h5py.string_dtype("utf-8", LONG_BYTES if name in LONG_TEXTS else NAME_BYTES)
     kinds = {int: np.dtype(np.int64), float: np.dtype(np.float64), str: name_type}
     return Column(name, kinds[hint], False)
 

@@ -69,7 +69,7 @@ from fedgmr_hpc.hdf5file import (
 )
 from fedgmr_hpc.records import Floats, RunError
 from fedgmr_hpc.result import doubt, read_group
-from fedgmr_hpc.schema import NAME_BYTES, TABLE_OF, TABLES, Columns, RankRow, Row, columns_of
+from fedgmr_hpc.schema import TABLE_OF, TABLES, Columns, RankRow, Row, columns_of
 from fedgmr_hpc.tablefile import TableFile
 
 
@@ -311,6 +311,6 @@ def _rank_columns(ranks: Sequence[RankRow]) -> Columns:
     for name, dtype, _ in columns_of(RankRow):
         values = [getattr(row, name) for row in ranks]
         if dtype.kind == "S":
-            values = [clip_text(value, NAME_BYTES) for value in values]
+            values = [clip_text(value, dtype.itemsize) for value in values]
         columns[name] = np.array(values, dtype)
     return columns

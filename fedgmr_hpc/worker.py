@@ -34,6 +34,7 @@ from fedgmr_hpc.fl.local import SubModel
 from fedgmr_hpc.fl.sgd import Trained
 from fedgmr_hpc.fl.submodels import read_masks
 from fedgmr_hpc.process import resident_bytes
+from fedgmr_hpc.provenance import rank_software
 from fedgmr_hpc.records import Assignment, Failure, Floats, Stage, TransportError, WireError
 from fedgmr_hpc.trace import Tracer
 from fedgmr_hpc.training import LocalTraining
@@ -286,6 +287,7 @@ class Worker:
                 "rss_bytes": resident_bytes(),
                 "sent_bytes": self.transport.sent_bytes,
                 "received_bytes": self.transport.received_bytes,
+                **rank_software(self.transport, self.device),
             },
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.records import Assignment, CheckpointRow, EventRow, Floats, LookRow, Update
 from fedgmr_hpc.result import kept_rows, read_result
-from fedgmr_hpc.resume import Keeper, StopSignals
+from fedgmr_hpc.resume import SIGNALS, Keeper, StopSignals
 from fedgmr_hpc.start import Start, find_start, resumed_provenance, set_aside, take_checkpoint
 from fedgmr_hpc.store import ResultWriter
 
@@ -524,3 +525,18 @@ def test_a_checkpoint_on_the_wall_clock_waits_for_evaluations_but_not_for_ever(
     server.evaluator.is_waiting, keeper.tried_s = False, time.perf_counter() - 101.0
     keeper.ends_here(server)
     assert len(written) == 2
+
+
+def test_while_ranks_gather_a_signal_ends_them_at_once() -> None:
+    """In C, where no handler of Python's runs, only what the system does by itself is heard."""
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+    try:
+        (signals := StopSignals()).install()
+        handler = signal.getsignal(signal.SIGTERM)
+        with signals.let_through():
+            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == 0
+            assert signal.getsignal(signal.SIGUSR2) == handler  # a checkpoint can wait
+        assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

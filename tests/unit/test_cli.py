@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,9 @@ def test_a_quick_bench_ends_in_one_json_line(what: str, capsys: pytest.CaptureFi
     code, out, _ = run_verb(capsys, "bench", what, "--quick")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["bench"] == what
+
+
+def test_a_listing_piped_into_head_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m fedgmr_hpc methods | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.count(b"\n") == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
 
-from fedgmr_hpc.provenance import collect_provenance
+from fedgmr_hpc.provenance import _gpu_driver, collect_provenance, rank_software
+from fedgmr_hpc.schema import LATER_COLUMNS
 
 
 def test_provenance_has_versions_job_and_no_secrets(
@@ -22,6 +24,20 @@ def test_provenance_has_versions_job_and_no_secrets(
     assert found["slurm_job_id"] == "42"
     assert '"SLURM_JOB_ID": "42"' in found["environment"] and "secret" not in found["environment"]
     assert all(isinstance(value, str) for value in found.values())
+
+
+def test_each_rank_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOADEDMODULES", "gcc/13.2:openmpi/5.0")
+    transport = SimpleNamespace(name="mpi", library="MPICH Version:      5.0.2\nmore")
+    found = rank_software(transport)  # type: ignore[arg-type]
+    said = (found["transport"], found["mpi_library"], found["modules"], found["gpu"])
+    assert said == ("mpi", "MPICH Version: 5.0.2", "gcc/13.2:openmpi/5.0", "")
+    assert f" h5py {h5py.__version__} " in found["versions"]
+    assert set(found) == LATER_COLUMNS["ranks"]
+    driver = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n"
+    (tmp_path / "version").write_text(driver)
+    assert _gpu_driver(str(tmp_path / "version")) == "535.104.05"
+    assert _gpu_driver("/nope") == ""
 
 
 def test_provenance_sees_commit_and_changes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import xxhash
 import fedgmr_hpc.tablefile as tablefile
 from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.result import deterministic_columns, differing_columns, read_result
-from fedgmr_hpc.schema import PARTS, RankRow
+from fedgmr_hpc.schema import LATER_COLUMNS, PARTS, RankRow
 from fedgmr_hpc.store import ResultWriter
 
 SIZES = {"num_clients": 3, "num_weights": 4, "num_ranks": 2, "layout_json": '{"names": ["w"]}'}
@@ -220,7 +220,8 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         **{f"checksums/{part}": (block, U8) for part in PARTS},
     }
     texts = {name for name, kind in found.items() if kind[1].kind == "S"}
-    assert texts == {"status", "config", "model/layout", "ranks/host", "ranks/device"}
+    software = {f"ranks/{name}" for name in LATER_COLUMNS["ranks"]}
+    assert texts == {"status", "config", "model/layout", "ranks/host", "ranks/device", *software}
 
 
 def row_of(columns: dict[str, Any]) -> dict[str, Any]:
