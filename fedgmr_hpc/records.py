@@ -35,6 +35,8 @@ ROLES = (
     "norm_samples",
 )
 
+DIVERGED = "the model has diverged"  # begins the error of a run that it ends
+
 
 def make_rng(seed: int, role: str, client: int = 0, step: int = 0) -> np.random.Generator:
     """The random stream of one (seed, role, client, step): no state is carried, so order and ranks

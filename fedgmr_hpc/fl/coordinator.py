@@ -57,9 +57,7 @@ from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.selection import Availability, Selection
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
-from fedgmr_hpc.records import Assignment, Floats, RunError, Update
-
-DIVERGED = "the model has diverged"  # begins the error of a run that it ends
+from fedgmr_hpc.records import DIVERGED, Assignment, Floats, RunError, Update
 
 
 class Coordinator:

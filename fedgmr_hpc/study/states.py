@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedgmr_hpc.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
-from fedgmr_hpc.fl.coordinator import DIVERGED
 from fedgmr_hpc.identity import identity
+from fedgmr_hpc.records import DIVERGED
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.cells import Cell
 

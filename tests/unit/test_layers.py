@@ -14,7 +14,10 @@ RUNTIME = ("server", "worker", "rankpool", "ledger", "comm", "fl")  # what study
 OWNERS = {  # module: the only files or folders that import it
     "mpi4py": ("comm/mpi.py",),
     "torch.distributed": ("comm/torchdist.py", "comm/nccl.py"),
-    "h5py": ("store.py", "schema.py", "result.py", "hdf5file.py", "resultfiles.py", "data/"),
+    "h5py": (
+        *("store.py", "schema.py", "result.py", "hdf5file.py", "resultfiles.py"),
+        *("blankfile.py", "tablefile.py", "salvage.py", "tffclients.py", "data/"),
+    ),
     "PIL": ("data/",),
     "submitit": ("study/",),
     "matplotlib": ("study/",),
