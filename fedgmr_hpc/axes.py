@@ -6,16 +6,18 @@ Units stand in the names: `_s` seconds, `_frac` 0 to 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Sigma = Annotated[float, Field(ge=0, le=5)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Density = Annotated[float, Field(gt=0, le=1)]
+Number = Annotated[float, Field(strict=True)]  # neither a truth value nor text
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Sigma = Annotated[Number, Field(ge=0, le=5)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Density = Annotated[Number, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 SubmodelKind = Literal[
     "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout", "full"
@@ -45,6 +47,36 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_off_for_null(cls, value: Any, info: ValidationInfo) -> Any:
+        """`off` is null where a key may be null, and neither text nor a truth value."""
+        if not is_off(value):
+            return value
+        types = types_in(cls.model_fields[info.field_name or ""].annotation)
+        return None if type(None) in types and types.isdisjoint({str, bool}) else value
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value says that something is not there."""
+    return value is False or (isinstance(value, str) and value.lower() in ("off", "no", "false"))
+
+
+def types_in(annotation: Any) -> set[Any]:
+    """The types that a value may have: those of its words for a literal, `tuple` for any tuple."""
+    return set(_each_type(annotation))
+
+
+def _each_type(annotation: Any) -> Iterator[Any]:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, inner)
+    elif origin is tuple or not inner:
+        yield origin or annotation
+    else:
+        for each in inner[:1] if hasattr(annotation, "__metadata__") else inner:
+            yield from _each_type(each)
 
 
 class SubmodelConfig(Section):
@@ -145,7 +177,7 @@ class RestorationConfig(Section):
     """Next rung of the bandwidth shares, plus `fixed_step`, or times `factor`."""
     fixed_step: Run[Density] = 0.1
     """Density added by a `fixed` step."""
-    factor: Run[Annotated[float, Field(gt=1)]] = 2.0
+    factor: Run[Annotated[Number, Field(gt=1)]] = 2.0
     """Density multiplier of a `factor` step."""
     patience: Run[Count] = 5
     """Evaluations without a new best score that make a plateau."""
@@ -155,7 +187,7 @@ class RestorationConfig(Section):
     """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6, 0.8 and 1.0 of it."""
     balance: Run[bool] = False
     """Stage 1: move densities towards equal cycle times until the first restoration (formula 4)."""
-    balance_rate: Run[Annotated[float, Field(gt=0, le=1)]] = 0.5
+    balance_rate: Run[Annotated[Number, Field(gt=0, le=1)]] = 0.5
     """lambda of formula (4)."""
     min_density: Run[Density] = 0.02
     """Lowest density that the balance may choose."""
@@ -168,7 +200,7 @@ class AggregationConfig(Section):
     """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA) or as unchanged
     (GA, `gradient`), MA mixed into the old model (FedAsync), or the old model plus the mean of what
     local training changed (`fedbuff`)."""
-    mix_share: Run[Annotated[float, Field(gt=0, le=1)] | None] = None
+    mix_share: Run[Annotated[Number, Field(gt=0, le=1)] | None] = None
     """`mix`: alpha, times the arrivals' mean staleness weight; null: their share of all clients'
     staleness weights."""
     server_learning_rate: Run[Positive] = 1.0

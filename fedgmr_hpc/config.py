@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from fedgmr_hpc.axes import (
     AdmissionConfig,
@@ -21,6 +21,7 @@ from fedgmr_hpc.axes import (
     Look,
     Machine,
     NonNegative,
+    Number,
     Positive,
     RestorationConfig,
     Run,
@@ -87,7 +88,7 @@ class DataConfig(Section):
     """With `shards`: how many equal shards a client gets; few is uneven."""
     sort_by_size: Run[bool] = False
     """Give the smallest parts to the fastest clients, as the released code does."""
-    validation_frac: Run[Annotated[float, Field(gt=0, lt=1)]] = 0.1
+    validation_frac: Run[Annotated[Number, Field(gt=0, lt=1)]] = 0.1
     """Share of each client's training samples kept for validation, rounded up."""
     max_train: Run[Count | None] = None
     """Use only this many training samples (a seeded subset); null for all."""
@@ -181,13 +182,13 @@ class TrainConfig(LocalConfig):
     """Mean binary cross-entropy on one-hot labels, or softmax cross-entropy."""
     learning_rate: Run[Positive] = 0.1
     """Step size of local SGD at round 0."""
-    decay_factor: Run[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    decay_factor: Run[Annotated[Number, Field(gt=0, le=1)]] = 1.0
     """The learning rate is multiplied by this every `decay_rounds` rounds."""
     decay_rounds: Run[Count] = 2000
     """Rounds between two decays of the learning rate."""
     max_decays: Run[Count | None] = None
     """How often the learning rate decays at most; null for no end."""
-    momentum: Run[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    momentum: Run[Annotated[Number, Field(ge=0, lt=1)]] = 0.0
     """Heavy-ball momentum; its state is reset whenever a client receives a model."""
     weight_decay: Run[NonNegative] = 0.0
     """L2 coefficient added to the gradient, on kept entries only."""
@@ -196,7 +197,7 @@ class TrainConfig(LocalConfig):
 class EvalConfig(Section):
     """Evaluation of the server's model and of the clients' local models."""
 
-    every_s: Look[Annotated[float, Field(ge=0.001)] | None] = None
+    every_s: Look[Annotated[Number, Field(ge=0.001)] | None] = None
     """Virtual time (on the wall clock unscaled) between two looks at the then current version, the
     same for every method; refreshes, which decide, stay with rounds. Null for refreshes only."""
     submodels: Look[bool] = False
@@ -261,11 +262,6 @@ class WireConfig(Section):
     """Wall time after which a transfer that should be through is taken for lost."""
 
 
-def _unquoted(value: object) -> object:
-    """YAML reads a bare on or off as a truth value."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
 class ResultsConfig(Section):
     """Where results go."""
 
@@ -273,7 +269,7 @@ class ResultsConfig(Section):
     """The HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
     flush_s: Machine[Positive] = 2.0
     """Longest time a row waits before it is on disk."""
-    locking: Machine[Annotated[Literal["auto", "on", "off"], BeforeValidator(_unquoted)]] = "auto"
+    locking: Machine[Literal["auto", "on", "off"]] = "auto"
     """Whether the file is locked while it is made: `auto` where the file system has locks, `off`
     for Lustre, NFS or BeeGFS mounts that refuse or hang on them, `on` to fail without them."""
 

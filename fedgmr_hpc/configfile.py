@@ -1,4 +1,4 @@
-"""From files and words to a configuration: defaults, a method's row, a YAML file, overrides.
+"""From files and words to a configuration: defaults, a method's row, YAML files, overrides.
 
 Everything wrong is reported at once, each line with its dotted key, the value found and the values
 allowed. `describe_keys` prints the reference.
@@ -11,33 +11,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from fedgmr_hpc.axes import Section
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configerrors import render_error
-from fedgmr_hpc.methods import configs_dir, load_method, merged, read_yaml
+from fedgmr_hpc.methods import configs_dir, load_method, merged
+from fedgmr_hpc.overrides import override
+from fedgmr_hpc.yamlfile import dump, read_mapping
+
+Source = str | Path | Mapping[str, Any]
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    source: Source | Sequence[Source] | None = None,
+    overrides: Sequence[str] = (),
+    *more: Sequence[str],
 ) -> Config:
     """Resolves a run.
 
     Args:
-        source: a YAML file, the name of one in configs/runs, or its content; None for `digits`.
-        overrides: `dotted.key=value` strings, applied last; values are YAML.
+        source: a YAML file, the name of one in configs/runs, or its content; or several, each laid
+            over those before it. None for `digits`.
+        overrides: `dotted.key=value` strings as overrides.py reads them, none for a key of another.
+        more: overrides laid over those before.
 
     Raises:
         ValueError: with one line for every wrong key or value.
     """
-    if isinstance(source, Mapping):
-        values = copy.deepcopy(dict(source))
-    else:
-        values = _read_run(_find_run("digits" if source is None else source))
-    for override in overrides:
-        _apply_override(values, override)
+    values: dict[str, Any] = {}
+    given = [source] if isinstance(source, (str, Path, Mapping)) else source
+    for each in given or ["digits"]:
+        own = each if isinstance(each, Mapping) else read_mapping(_find_run(each))
+        values = merged(values, copy.deepcopy(dict(own)))
+    for words in (overrides, *more):
+        override(values, words)
     return make_config(values)
 
 
@@ -83,7 +91,7 @@ def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
 
 def render_config(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+    return dump(config.model_dump(mode="json"))
 
 
 def describe_keys(prefix: str = "") -> str:
@@ -96,9 +104,7 @@ def describe_keys(prefix: str = "") -> str:
     for key, default, allowed, about in _walk_fields(Config, ""):
         if not f"{key}.".startswith(f"{prefix}." if prefix else ""):
             continue
-        lines.append(
-            f"{key} = {yaml.safe_dump(default, default_flow_style=True).split(chr(10))[0]}"
-        )
+        lines.append(f"{key} = {dump(default, flow=True).split(chr(10))[0]}")
         lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
     if not lines:
         raise ValueError(f"keys: got {prefix!r}, allowed: {', '.join(Config.model_fields)}")
@@ -127,36 +133,3 @@ def _find_run(source: str | Path) -> Path:
         raise ValueError(f"--config: got '{source}', no such file")
     runs = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
     raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    values = read_yaml(path)
-    if odd := [key for key in _all_keys(values) if not isinstance(key, str)]:
-        raise ValueError(
-            f"{path}: got the key {odd[0]!r}, allowed: words (YAML reads on, yes as true)"
-        )
-    return values
-
-
-def _all_keys(values: dict[Any, Any]) -> Iterator[Any]:
-    for key, value in values.items():
-        yield key
-        if isinstance(value, dict):
-            yield from _all_keys(value)
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"override: got {override!r}, need dotted.key=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"{key}: '{parent}' holds a value, not keys")
-        values = inner
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        hint = f"; in a shell put it in quotes: '{key}=...'" if text[:1] in "[{" else ""
-        raise ValueError(f"{key}: got {text!r}, not a YAML value{hint}") from None

@@ -55,9 +55,8 @@ START_TIMEOUT_S = 1200.0  # decoding a large data set on rank 0 keeps the others
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs this rank; returns its exit code."""
     parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
-    parser.add_argument(
-        "--config", help="YAML file, or the name of one in configs/runs (default: digits)"
-    )
+    about = "YAML file, or the name of one in configs/runs (default: digits); again: laid over it"
+    parser.add_argument("--config", action="append", default=[], help=about)
     parser.add_argument("--replay", metavar="RESULT", help="do over the events of a result file")
     parser.add_argument("--resume", action="store_true", help="go on with results.path, if begun")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
@@ -104,13 +103,13 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _try_load(
-    source: str | None, overrides: Sequence[str], replayed: str | None
+    sources: Sequence[str], overrides: Sequence[str], replayed: str | None
 ) -> tuple[Config | ValueError, Result | None]:
     try:
         if replayed is None:
-            return load_config(source, overrides), None
+            return load_config(sources, overrides), None
         recorded = read_result(replayed)
-        return replayed_config(recorded, source, overrides), recorded
+        return replayed_config(recorded, sources, overrides), recorded
     except ValueError as error:
         return error, None
 

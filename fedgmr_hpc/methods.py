@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from fedgmr_hpc.axes import LocalConfig
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configerrors import wrong_values
+from fedgmr_hpc.yamlfile import dump, read_mapping
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
 AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
@@ -128,7 +127,7 @@ def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     """What a file of a row or wrapper says, its values checked."""
-    file, values = f"configs/{path}.yaml", read_yaml(configs_dir() / f"{path}.yaml")
+    file, values = f"configs/{path}.yaml", read_mapping(configs_dir() / f"{path}.yaml")
     if misplaced := sorted(str(key) for key in values if key not in (*AXES, *FACTS)):
         allowed = ", ".join((*FACTS, *AXES))
         raise ValueError(f"{file}: got {', '.join(misplaced)}, allowed: {allowed}")
@@ -150,23 +149,6 @@ def _foreign_keys(train: Mapping[str, Any]) -> list[str]:
     if foreign := sorted(train.keys() - LocalConfig.model_fields.keys()):
         return [f"train: got {', '.join(foreign)}, allowed: {', '.join(LocalConfig.model_fields)}"]
     return []
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: it cannot be read, or holds something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got a {type(values).__name__}, need a mapping of keys")
-    return values
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +216,7 @@ def explain_method(name: str) -> str:
     """One method: what it is, its row, and what it does otherwise than others have it."""
     method = load_method(name)
     lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}", ""]
-    lines += yaml.safe_dump(method.axes, sort_keys=False, default_flow_style=None).splitlines()
+    lines += dump(method.axes).splitlines()
     for other, what in COMPARED.items():
         if other == "code" and other not in method.differs:
             continue  # it has none, or that of the release

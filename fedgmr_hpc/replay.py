@@ -133,19 +133,19 @@ class ReplayClock:
         """The log says when updates arrive."""
 
 
-def replayed_config(recorded: Result, source: str | None, overrides: Sequence[str]) -> Config:
+def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequence[str]) -> Config:
     """The configuration of a recorded run, its results in a file of their own.
 
     Raises:
-        ValueError: `source` or an override would change more than where things are.
+        ValueError: a source or an override would change more than where things are.
     """
     allowed = [key for key, mark in marks().items() if mark == "machine"]
     wrong = [word for word in overrides if word.partition("=")[0] not in allowed]
-    if source or wrong:
-        got = " ".join([f"--config {source}"] * bool(source) + wrong)
+    if sources or wrong:
+        got = " ".join([f"--config {source}" for source in sources] + wrong)
         raise ValueError(f"--replay: got {got}, allowed: only {', '.join(allowed)}")
     stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
-    return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}", *overrides])
+    return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}"], overrides)
 
 
 def check_versions(recorded: Result, replayed: Result) -> str:

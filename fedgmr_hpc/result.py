@@ -11,7 +11,6 @@ from typing import Any
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 import xxhash
-import yaml
 from numpy.typing import NDArray
 
 from fedgmr_hpc.blankfile import RUNNING, Texts
@@ -34,9 +33,10 @@ from fedgmr_hpc.schema import (
     Columns,
     columns_of,
 )
+from fedgmr_hpc.yamlfile import YamlError, parse
 
 UNENDED = (RUNNING, "failed")  # how the status of a run begins that is not at its end
-DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, yaml.YAMLError)
+DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, YamlError)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Resu
         path=path,
         status=status,
         config_yaml=texts.config,
-        config=yaml.safe_load(texts.config) or {},
+        config=parse(texts.config) or {},
         provenance=dict(texts.provenance),
         ranks={name: as_text(values) for name, values in parts["ranks"].items()},
         weights=parts["model"]["weights"],

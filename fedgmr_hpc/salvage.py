@@ -16,7 +16,6 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
-import yaml
 
 from fedgmr_hpc.blankfile import Texts
 from fedgmr_hpc.checksums import first_damaged, texts_xxh3
@@ -31,6 +30,7 @@ from fedgmr_hpc.hdf5file import (
 from fedgmr_hpc.result import DAMAGE, Result, as_text
 from fedgmr_hpc.resultfiles import new_file, write_group
 from fedgmr_hpc.schema import TABLES, Columns, RankRow, columns_of
+from fedgmr_hpc.yamlfile import parse
 
 
 def repair(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> str:
@@ -76,7 +76,7 @@ class _Salvage:
 
     def result(self) -> Result:
         config_yaml = self._whole("config")[()].decode()
-        config = yaml.safe_load(config_yaml) or {}
+        config = parse(config_yaml) or {}
         num_clients = int(config.get("clients", {}).get("count", 0))
         status = self._try("status", lambda: self._whole("status")[()].decode(), "unknown")
         committed = self._try("committed", lambda: self._whole("committed")[...].tolist(), [])

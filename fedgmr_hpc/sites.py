@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from fedgmr_hpc.axes import Count, Section
 from fedgmr_hpc.methods import configs_dir
+from fedgmr_hpc.yamlfile import read_mapping
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Limit = Annotated[int, Field(ge=0, strict=True)]
@@ -71,14 +71,14 @@ class Site(Section):
     scratch: str | None = None
     results: str | None = None
     max_requeues: Limit | None = None
-    env: dict[Name, str | int | float] = {}
+    env: dict[Name, str | int] = {}
 
     @field_validator("env", mode="before")
     @classmethod
     def _check_env(cls, env: Any) -> Any:
         for name, value in env.items() if isinstance(env, dict) else ():
-            if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-                allowed = "text or a number (quote what YAML reads as true or false)"
+            if isinstance(value, bool) or not isinstance(value, (str, int)):
+                allowed = "text or a whole number (in quotes: true, false, 1.10)"
                 raise ValueError(f"env.{name}: got {value!r}, allowed: {allowed}")
         return env
 
@@ -95,12 +95,7 @@ def load_site(source: str | Path) -> Site:
         ValueError: no such site, or wrong keys or values, one line for each.
     """
     path = _find(source)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got {type(values).__name__}, allowed: a group of keys")
+    values = read_mapping(path)
     try:
         return Site.model_validate(values)
     except ValidationError as error:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import yaml
 
 from fedgmr_hpc.hdf5file import describe_error, open_for_reading
 from fedgmr_hpc.liveness import DEAD, age_s, shown_status
@@ -40,6 +39,7 @@ from fedgmr_hpc.result import DAMAGE
 from fedgmr_hpc.schema import TABLES
 from fedgmr_hpc.study.cost import describe_s
 from fedgmr_hpc.study.tables import as_text
+from fedgmr_hpc.yamlfile import parse
 
 TAIL_ROWS = 64
 DEFAULT_EVERY_S = 2.0
@@ -82,7 +82,7 @@ def _read(path: Path) -> Look:
             raise ValueError("not the result file of one run")
         age = age_s(path)
         rows = dict(zip(TABLES, file["committed"][...].tolist(), strict=False))
-        config = yaml.safe_load(file["config"][()].decode()) or {}
+        config = parse(file["config"][()].decode()) or {}
         merges = {n: _tail(file["merges"][n], rows["merges"]) for n in MERGE_COLUMNS}
         merges["density"] = merges["density"].mean(axis=1)
         val, test = (

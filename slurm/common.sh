@@ -217,7 +217,8 @@ run_job() { # run_job CONFIG WORD...: one training on all tasks of the job
   find_data "$config" "$@"
   check_results "$@"
   enter_site
-  words=(--config "$config" --resume "${words[@]}" results.path="$results.h5" "$@")
+  [[ " $* " == *" results.path="* ]] || words+=(results.path="$results.h5")
+  words=(--config "$config" --resume "${words[@]}" "$@")
   echo "launch ${words[*]}"
   run_ranks "$SLURM_NTASKS" "${words[@]}" || code=$?
   finish "$code"

@@ -78,7 +78,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", help="YAML file, or the name of one in configs/runs")
+    about = "YAML file, or the name of one in configs/runs; again: laid over it"
+    parser.add_argument("--config", action="append", default=[], help=about)
     parser.add_argument("words", nargs="*", metavar="CONFIG key=value")
     limit = "longest silence of a rank, and of a check that only looks (default: %(default)g)"
     parser.add_argument("--limit", type=float, default=LIMIT_S, metavar="S", help=limit)
@@ -86,15 +87,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _try_load(arguments: argparse.Namespace) -> Config | ValueError:
-    given = [arguments.config] * (arguments.config is not None)
-    sources = [*given, *(word for word in arguments.words if "=" not in word)]
+    named = [word for word in arguments.words if "=" not in word]
     try:
         if not arguments.limit > 0:
             raise ValueError(f"--limit: got {arguments.limit:g}, allowed: seconds above 0")
-        if len(sources) > 1:
-            raise ValueError(f"doctor: got {' and '.join(sources)}, allowed: one configuration")
+        if len(named) > 1 or (named and arguments.config):
+            got = " and ".join([*arguments.config, *named])
+            raise ValueError(f"doctor: got {got}, allowed: one (or --config for each)")
         overrides = [word for word in arguments.words if "=" in word]
-        return load_config(sources[0] if sources else None, overrides)
+        return load_config(arguments.config or named, overrides)
     except ValueError as error:
         return error
 

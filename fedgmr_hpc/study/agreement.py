@@ -19,6 +19,7 @@ import numpy as np
 
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.jobs import run_ranks
+from fedgmr_hpc.overrides import laid_over
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import Result, read_result
 from fedgmr_hpc.study.pairs import (
@@ -263,9 +264,9 @@ def agree_config(
     paths = {clock: Path(out_dir) / f"{clock}-{stamp}.h5" for clock in ("virtual", "wall")}
     named = ["--config", source] if source else []
     for clock, path in paths.items():
-        words = [*named, *overrides, f"clock={clock}", f"results.path={path}"]
+        words = laid_over(overrides, [f"clock={clock}", f"results.path={path}"])
         try:
-            run_ranks(num_ranks, "fedgmr_hpc.launch", *words)
+            run_ranks(num_ranks, "fedgmr_hpc.launch", *named, *words)
         except RuntimeError as error:
             raise RunError(str(error)) from None
     return agree(paths["virtual"], paths["wall"], out_dir, max_points=max_points)

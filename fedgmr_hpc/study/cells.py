@@ -22,7 +22,8 @@ from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data import describe_missing
 from fedgmr_hpc.identity import flat, identity
 from fedgmr_hpc.methodlabel import is_used, method_label
-from fedgmr_hpc.study.studyfile import Row, StudyFile, as_override
+from fedgmr_hpc.overrides import as_override, leaves
+from fedgmr_hpc.study.studyfile import Row, StudyFile
 
 MAX_SLUG = 80
 Labels = dict[str, Any]
@@ -200,8 +201,8 @@ def _make_run(
     if is_trial:
         labels = {key: value for key, value in labels.items() if key != "seed"}
         own["seed"] = trial_seed
-    words = _words({**study.settings, **labels}, overrides, own)
-    config = _bounded(study, load_config(study.base, [word for _, word in words]), words, is_trial)
+    layers = (_words(study.settings), _words(labels), overrides, _words(own))
+    config = _bounded(study, load_config(study.base, *layers), layers, is_trial)
     return Cell(
         labels=labels,
         row=label_of(_named(labels, study, config), study.row_keys()),
@@ -215,21 +216,15 @@ def _make_run(
     )
 
 
-def _words(given: Labels, overrides: Sequence[str], own: Labels) -> list[tuple[str, str]]:
-    """Keys and words for a configuration: of the study, the command line and the run itself, each
-    instead of those before."""
-    typed = [(word.partition("=")[0], word) for word in overrides]
-    said = {key for key, _ in typed}
-    first = [(k, as_override(k, v)) for k, v in given.items() if k not in said | own.keys()]
-    last = [(key, as_override(key, value)) for key, value in own.items()]
-    return [*first, *(each for each in typed if each[0] not in own), *last]
+def _words(values: Labels) -> list[str]:
+    return [as_override(key, value) for key, value in values.items()]
 
 
 def _bounded(
-    study: StudyFile, config: Config, words: Sequence[tuple[str, str]], is_trial: bool
+    study: StudyFile, config: Config, layers: Sequence[Sequence[str]], is_trial: bool
 ) -> Config:
     """A run that ends once all is known that is compared, unless the study says when it ends."""
-    if not is_trial and any(key in ("run", "run.max_time_s") for key, _ in words):
+    if not is_trial and any("run.max_time_s" in leaves(words) for words in layers):
         return config
     end_s = study.end_s(study.tuned_at_s() if is_trial else study.compared_until_s(), config)
     run = config.run

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fedgmr_hpc.config import LEVELS, RUNGS, ClientsConfig, Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.overrides import parse_values
 from fedgmr_hpc.probe import (
     RULES,
     Prober,
@@ -140,8 +140,9 @@ def _take_list(
     """The values of a key that may take a list, and the other words."""
     own = [word for word in words if word.partition("=")[0] == key]
     others = [word for word in words if word not in own]
-    value = yaml.safe_load(own[-1].partition("=")[2]) if own else list(default)
-    return (value if isinstance(value, list) else [value]), others
+    if len(own) > 1:
+        raise ValueError(f"{key}: got {' and '.join(own)}, allowed: one of them")
+    return (parse_values(key, own[0].partition("=")[2]) if own else list(default)), others
 
 
 def _read_start(path: str, overrides: Sequence[str]) -> Start:

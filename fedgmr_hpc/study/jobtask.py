@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from fedgmr_hpc.overrides import as_override
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.runner import handling, run_cell, start_here
 from fedgmr_hpc.study.states import ENDED
-from fedgmr_hpc.study.studyfile import as_override
 from fedgmr_hpc.study.tuning import settled
 
 _RUN = 'source "$0/common.sh"; flag=$1; shift; run_ranks "$@"'

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from fedgmr_hpc.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
@@ -19,6 +17,7 @@ from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.studyfile import StudyFile, find_study, load_study
 from fedgmr_hpc.study.tables import as_text
 from fedgmr_hpc.study.tuning import States, read_states
+from fedgmr_hpc.yamlfile import dump, parse
 
 DEFAULT_OUT = "results/studies"
 IN_HAND = ("queued", "running")
@@ -57,7 +56,7 @@ class Place:
         """Notes the words for later actions without words."""
         note = _note(self.out, self.source)
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(yaml.safe_dump(self.words))
+        note.write_text(dump(self.words))
 
     def states(self) -> States:
         """Every cell, with its chosen values where there are some, and its state from its files."""
@@ -78,7 +77,7 @@ def open_place(source: str, words: list[str], out: str | None, takes_over: bool)
     out_dir = Path(out or DEFAULT_OUT).expanduser()
     note = _note(out_dir, source)
     if not words and takes_over and note.exists():
-        words = [str(word) for word in yaml.safe_load(note.read_text()) or ()]
+        words = [str(word) for word in parse(note.read_text()) or ()]
     study, overrides = load_study(source, words)
     return Place(source, study, expand(study, overrides), words, out_dir)
 

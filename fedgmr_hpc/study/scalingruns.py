@@ -20,10 +20,10 @@ from typing import Any, Literal, get_args
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.configfile import load_config
 from fedgmr_hpc.jobs import Told, await_end, raised_signals, rank_command
+from fedgmr_hpc.overrides import as_override, laid_over
 from fedgmr_hpc.records import RunError
 from fedgmr_hpc.result import read_result
 from fedgmr_hpc.study.states import remove_leftovers
-from fedgmr_hpc.study.studyfile import as_override
 from fedgmr_hpc.trace import timeline_path
 
 Kind = Literal["strong", "weak", "clients-per-rank", "density", "bandwidth"]
@@ -175,7 +175,7 @@ def check_plan(plan: Plan, folder: Path) -> None:
             raise ValueError(f"--out: {folder} holds another scaling study, allowed: a new folder")
     for point in plan.points:
         rank_command(point.num_ranks)
-        config = load_config(plan.source, [*plan.overrides, *point.overrides])
+        config = load_config(plan.source, plan.overrides, point.overrides)
         if config.run.max_rounds <= plan.warmup_rounds:
             raise ValueError(
                 f"run.max_rounds: got {config.run.max_rounds}, allowed: more than the "
@@ -222,8 +222,8 @@ def _is_finished(path: Path) -> bool:
 
 
 def _run(plan: Plan, point: Point, path: Path) -> None:
-    words = ["run.pin_cores=true", *plan.overrides, *point.overrides, "trace=true"]
-    words += [as_override("results.path", str(path)), "progress=quiet"]
+    own = [*point.overrides, "trace=true", as_override("results.path", str(path)), "progress=quiet"]
+    words = laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
     named = ["--config", plan.source] if plan.source else []
     command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
     output = path.with_suffix(".out")

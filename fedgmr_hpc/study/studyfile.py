@@ -37,16 +37,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from fedgmr_hpc.axes import Count, Positive, Section
+from fedgmr_hpc.axes import Count, Number, Positive, Section
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.methods import configs_dir
+from fedgmr_hpc.overrides import leaves, parse_values
+from fedgmr_hpc.yamlfile import read_mapping
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]
-Accuracy = Annotated[float, Field(gt=0, le=1)]
+Accuracy = Annotated[Number, Field(gt=0, le=1)]
 Row = str | dict[str, Any]
 Kind = Literal["difference", "time_ratio", "gap_narrowing", "stability"]
 
@@ -161,7 +162,7 @@ def load_study(
     Raises:
         ValueError: one line for every wrong key or value.
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(find_study(source))
+    values = dict(source) if isinstance(source, Mapping) else read_mapping(find_study(source))
     try:
         study = StudyFile.model_validate(values)
     except ValidationError as error:
@@ -170,21 +171,6 @@ def load_study(
     if wrong := _contradictions(study):
         raise ValueError("\n".join(wrong))
     return study, others
-
-
-def as_override(key: str, value: Any) -> str:
-    """`key=value` as configfile reads it; JSON is YAML."""
-    return f"{key}={json.dumps(value)}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got a {type(values).__name__}, allowed: a mapping of keys")
-    return values
 
 
 def _line(error: Any) -> str:
@@ -205,10 +191,14 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
     varied, new, others = [*study.varied(), *study.tune], {}, []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if equals and key in varied:
-            new[key] = _parse(key, text)
-        else:
+        if not equals or key not in varied:
             others.append(override)
+        elif key in new:
+            raise ValueError(f"{key}: got {override} after another value, allowed: one word for it")
+        else:
+            new[key] = parse_values(key, text)
+    if hidden := sorted(leaves(others).keys() & set(varied)):
+        raise ValueError(f"{hidden[0]}: varied by the study, allowed: {hidden[0]}=VALUES by itself")
     if not new:
         return study, others
     change = {
@@ -217,17 +207,6 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
         "tune": {key: new.get(key, old) for key, old in study.tune.items()},
     }
     return study.model_copy(update=change), others
-
-
-def _parse(key: str, text: str) -> list[Any]:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{key}: got {text!r}, allowed: a YAML value or list") from None
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise ValueError(f"{key}: got {text!r}, allowed: at least one value")
-    return values
 
 
 def _contradictions(study: StudyFile) -> list[str]:

@@ -269,7 +269,7 @@ def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
 
 
 def test_rounds_of_a_time_limit_follow_from_the_fastest_cycle() -> None:
-    words = ["links.size=nominal", "links.nominal_mb=10", "clients.shares=[1,1,1,1]", *WORDS]
+    words = ["links.size=nominal", "links.nominal_mb=10", *WORDS]
     config = load_config("digits", [*words, "run.max_time_s=90"])
     least_s = estimate.round_s(config, 1000, 10)
     assert least_s == pytest.approx(10 / 10 + 0.5 + 10 / 5 + 0.5)  # down, training, up, merge
@@ -421,7 +421,10 @@ def test_missing_data_and_a_place_without_folders_fail(
     ("words", "error"),
     [
         (["clients.count=0"], "clients.count: got 0, allowed: at least 1"),
-        (["digits", "femnist"], "doctor: got digits and femnist, allowed: one configuration"),
+        (
+            ["digits", "femnist"],
+            "doctor: got digits and femnist, allowed: one (or --config for each)",
+        ),
         (["--limit", "0"], "--limit: got 0, allowed: seconds above 0"),
     ],
 )

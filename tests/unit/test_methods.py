@@ -14,10 +14,10 @@ from fedgmr_hpc.methods import (
     load_method,
     merged,
     method_names,
-    read_yaml,
     render_methods,
     wrapper_names,
 )
+from fedgmr_hpc.yamlfile import read_mapping
 
 FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff"}
 
@@ -349,8 +349,8 @@ def test_a_row_may_ask_for_more_clients_than_a_run_has_by_default(table):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- a\n- b\n", "got a list, need a mapping of keys"),
-        ("word\n", "got a str, need a mapping of keys"),
+        ("- a\n- b\n", "got a list, allowed: a mapping of keys"),
+        ("word\n", "got a str, allowed: a mapping of keys"),
         ("a: [1\n", "not YAML"),
     ],
 )
@@ -358,12 +358,12 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, said):
     path = tmp_path / "row.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=said) as error:
-        read_yaml(path)
+        read_mapping(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_an_empty_file_has_no_keys_and_a_missing_one_is_named(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert read_yaml(tmp_path / "empty.yaml") == {}
+    assert read_mapping(tmp_path / "empty.yaml") == {}
     with pytest.raises(ValueError, match="gone.yaml: cannot be read"):
-        read_yaml(tmp_path / "gone.yaml")
+        read_mapping(tmp_path / "gone.yaml")

@@ -38,7 +38,7 @@ WALL = ("clock=wall", "time_scale=0.5", "clients.count=2", "clients.shares=[1.0,
 
 
 def applied(point: Point, *words: str) -> Config:
-    return load_config("digits", [*words, *point.overrides])
+    return load_config("digits", words, point.overrides)
 
 
 def test_strong_scaling_keeps_the_configuration() -> None:

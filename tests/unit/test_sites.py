@@ -80,14 +80,15 @@ def test_a_shell_reads_odd_values_back() -> None:
     [
         ("partion: x", "partion: unknown key, allowed: partition, account"),
         ("mpi: Open MPI", "mpi: got 'Open MPI', allowed: auto, mpirun, torch, torchrun, or"),
-        ("time_limit: 12:00:00", "time_limit: got 43200, allowed: string"),
+        ("time_limit: 60", "time_limit: got 60, allowed: string"),
         ("mem: 16 GB", "mem: got '16 GB', allowed: Slurm's words for memory"),
         ("mem: 16", "mem: got 16, allowed: Slurm's words for memory, in quotes where"),
         ("modules: gcc", "modules: got 'gcc', allowed: a list"),
         ("max_requeues: -1", "max_requeues: got -1, allowed: greater than or equal to 0"),
-        ("env: {A: true}", "env.A: got True, allowed: text or a number"),
+        ("env: {A: true}", "env.A: got True, allowed: text or a whole number"),
+        ("env: {A: 1.10}", "env.A: got 1.1, allowed: text or a whole number"),
         ("env: {a b: 1}", "env.a b: got 'a b', allowed: a variable's name"),
-        ("- gpu", "got list, allowed: a group of keys"),
+        ("- gpu", "got a list, allowed: a mapping of keys"),
         ("a: [", "not YAML"),
     ],
 )

@@ -1,0 +1,164 @@
+"""YAML as every file and word of the project is read and written.
+
+Plain scalars mean what YAML 1.2 says: numbers are decimal, `true` and `false` are the only truth
+values, `null`, `~` and nothing are null; all else is text, such as 010, 0x10, 1_000, 12:30:00, on,
+no and 2024-05-01. Keys are text as well. Refused are repeated keys, tags, and what would take more
+memory than it looks like: deep nesting, and anchors that are repeated too often.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 20
+MAX_COPIES = 10_000  # values that aliases repeat, all together
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {  # at most 99 digits, since Python converts long integers slowly or not at all
+    "null": re.compile(r"~|null|Null|NULL|"),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+    "int": re.compile(r"[-+]?(0|[1-9][0-9]{0,98})"),
+    "float": re.compile(
+        r"[-+]?((0|[1-9][0-9]{0,98})(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,9})?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    ),
+}
+
+
+class YamlError(ValueError):
+    """A text that is no YAML, or more than the project takes; says where."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars as the module says, and refuses what it says."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {
+        None: [(f"{_TAG}{kind}", re.compile(rf"(?:{p.pattern})\Z")) for kind, p in _SCALARS.items()]
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._num_nodes = self._num_copies = 0
+        self._sizes: dict[str, int] = {}  # of anchors, in nodes
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """One node; see `yaml.composer`."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            self._count_copies(event)
+        elif event.tag not in (None, f"{_TAG}str"):
+            raise _refusal(event, f"got the tag {event.tag}, allowed: values without tags")
+        before, self._num_nodes = self._num_nodes, self._num_nodes + 1
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _refusal(event, f"got deeper nesting, allowed: {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if event.anchor and not isinstance(event, yaml.AliasEvent):
+            self._sizes[event.anchor] = self._num_nodes - before
+        return node
+
+    def _count_copies(self, event: yaml.AliasEvent) -> None:
+        """Counts what an alias repeats; nothing yet is known of an anchor that it stands in."""
+        if event.anchor in self.anchors and event.anchor not in self._sizes:
+            raise _refusal(event, f"got *{event.anchor} inside itself, allowed: outside")
+        size = self._sizes.get(str(event.anchor), 0)
+        self._num_nodes += size
+        self._num_copies += size
+        if self._num_copies > MAX_COPIES:
+            raise _refusal(event, f"got more aliases, allowed: {MAX_COPIES} repeated values")
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are text, each of them once."""
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _refusal(key_node, "got a list or mapping as a key, allowed: words")
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in found:
+                first = f"line {lines[key]}"
+                raise _refusal(key_node, f"{key}: got it again after {first}, allowed: once")
+            found[key] = self.construct_object(value_node, deep=deep)
+            lines[key] = line
+        return found
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A decimal number."""
+        return int(node.value)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        """A decimal number, .inf or .nan."""
+        text = node.value.lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
+_Loader.add_constructor(f"{_TAG}float", _Loader.construct_yaml_float)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {
+        **yaml.SafeDumper.yaml_implicit_resolvers,
+        **_Loader.yaml_implicit_resolvers,
+    }
+
+
+def _refusal(at: Any, text: str) -> YamlError:
+    return YamlError(f"line {at.start_mark.line + 1}: {text}")
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        YamlError: it is no YAML, or more than is taken; in one line.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except YamlError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # \U99999999 is a ValueError
+        raise YamlError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_scalar(text: str) -> Any:
+    """What a plain scalar means: null, a truth value, a number, or itself."""
+    text = text.strip()
+    return text if text and not any(p.fullmatch(text) for p in _SCALARS.values()) else parse(text)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises:
+        YamlError: it cannot be read, or holds something else; begins with the path.
+    """
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+    except YamlError as error:
+        raise YamlError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise YamlError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, (dict, type(None))):
+        raise YamlError(f"{path}: got a {type(values).__name__}, allowed: a mapping of keys")
+    return values or {}
+
+
+def dump(values: Any, flow: bool | None = None) -> str:
+    """A text from which `parse` makes equal values.
+
+    Args:
+        flow: whether to write lists and mappings in one line; None for the innermost ones.
+    """
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=flow)
+    return text
