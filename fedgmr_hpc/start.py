@@ -158,9 +158,7 @@ def _check_config(
     saved: Mapping[str, Any], config: Config, of: str | Path, counting: tuple[Mark, ...]
 ) -> None:
     different = differences(saved, config, counting).items()
-    wrong = [
-        f"{key}: got {now!r}, allowed with {of}: {then!r}" for key, (then, now) in different
-    ]
+    wrong = [f"{key}: got {now!r}, allowed with {of}: {then!r}" for key, (then, now) in different]
     if wrong:
         raise ValueError("\n".join(wrong))
 

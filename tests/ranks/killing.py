@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from launchers import last_of_each
 
 import fedgmr_hpc.launch as launch
 
@@ -44,7 +45,7 @@ def _fork(folder: Path, rank: int, num_ranks: int, port: int, words: tuple[str, 
             values = (rank, rank, num_ranks, num_ranks, port)
             os.environ |= {name: str(value) for name, value in zip(names, values, strict=True)}
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-        code = launch.main(list(words))
+        code = launch.main(last_of_each(*words))
     finally:
         sys.stdout.flush()
         os._exit(code)

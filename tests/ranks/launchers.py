@@ -38,6 +38,12 @@ class Ended:
         return [line for line in self.output.splitlines() if "fedgmr_hpc: error: " in line]
 
 
+def last_of_each(*words: str) -> list[str]:
+    """The words but those whose key a later one has too, since a run takes one for each key."""
+    keys = [word.partition("=")[0] for word in words]
+    return [w for i, w in enumerate(words) if "=" not in w or keys[i] not in keys[i + 1 :]]
+
+
 def run_job(
     num_ranks: int,
     *words: str,
@@ -46,7 +52,7 @@ def run_job(
     timeout_s: float = 120.0,
     env: dict[str, str] | None = None,
 ) -> Ended:
-    """Runs a job to its end, or kills it and fails past the deadline."""
+    """Runs a job to its end or kills it and fails past the deadline. A later word wins."""
     start = {
         "mpirun": [str(MPIRUN), "-n", str(num_ranks), sys.executable],
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -55,7 +61,7 @@ def run_job(
     }[launcher]
     began_s = time.monotonic()
     with subprocess.Popen(
-        [*start, *module, *words],
+        [*start, *module, *last_of_each(*words)],
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from typing import Any
 import killing
 import numpy as np
 import pytest
-from launchers import MPIRUN, ROOT, TINY, run_job
+from launchers import MPIRUN, ROOT, TINY, last_of_each, run_job
 
 import fedgmr_hpc
 import fedgmr_hpc.checkpoint as checkpoint
@@ -51,7 +51,7 @@ needs_mpirun = pytest.mark.skipif(
 
 
 def words_of(path: Path, name: str = "fedgmr") -> tuple[str, ...]:
-    return (*SMALL, *ROWS[name], f"results.path={path}", "progress=plain")
+    return tuple(last_of_each(*SMALL, *ROWS[name], f"results.path={path}", "progress=plain"))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_another_configuration_ends_every_rank_with_2_naming_keys(stopped: Path)
 
 @needs_mpirun
 def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
-    words = (*TINY, f"results.path={tmp_path / 'run.h5'}", "run.max_rounds=100000")
+    words = last_of_each(*TINY, f"results.path={tmp_path / 'run.h5'}", "run.max_rounds=100000")
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
     output = tmp_path / "output.txt"
     with (
@@ -224,7 +224,7 @@ def test_resume_needs_to_be_told_what(tmp_path: Path) -> None:
 
 
 def run_here(path: Path, *words: str) -> Result:
-    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, [*words_of(path), "progress=quiet", *words]))
+    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, words_of(path), ["progress=quiet", *words]))
 
 
 def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(

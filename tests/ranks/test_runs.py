@@ -90,16 +90,16 @@ def test_torchrun_gives_the_same_bytes(alone: dict[str, Result], tmp_path: Path)
 
 
 def test_python_gives_the_same_arrays(alone: dict[str, Result], tmp_path: Path) -> None:
-    words = [*TINY, f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
-    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    words = [f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
+    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, TINY, words))
     assert differing_columns(result, alone["fedgmr"]) in ([], ["config"])
     assert np.array_equal(result.weights, alone["fedgmr"].weights)
     assert result.path == tmp_path / "run.h5" and result.status == "finished"
 
 
 def test_another_seed_gives_other_results(alone: dict[str, Result], tmp_path: Path) -> None:
-    words = [*TINY, "seed=1", f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
-    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    words = ["seed=1", f"results.path={tmp_path / 'run.h5'}", "progress=quiet"]
+    result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, TINY, words))
     assert not np.array_equal(result.weights, alone["fedgmr"].weights)
 
 

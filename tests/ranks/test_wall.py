@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launchers import MPIRUN, ROOT, TINY, Ended, run_job
+from launchers import MPIRUN, ROOT, TINY, Ended, last_of_each, run_job
 
 import fedgmr_hpc
 from fedgmr_hpc.result import Result, differing_columns, read_result
@@ -81,8 +81,8 @@ def _keys(table: dict[str, np.ndarray], rows: np.ndarray | slice = slice(None)) 
 
 def run_wall(path: Path, *words: str) -> Result:
     """A run in this process."""
-    words = (*WALL, f"results.path={path}", "progress=quiet", *words)
-    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    own = last_of_each(*WALL, f"results.path={path}", "progress=quiet", *words)
+    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, own))
 
 
 def test_transfers_take_their_time_and_carry_what_is_charged(recorded: Result) -> None:
