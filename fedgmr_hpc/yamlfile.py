@@ -8,7 +8,9 @@ memory than it looks like: deep nesting, and anchors that are repeated too often
 
 from __future__ import annotations
 
+import copy
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,11 @@ def parse(text: str) -> Any:
     Raises:
         YamlError: it is no YAML, or more than is taken; in one line.
     """
+    return copy.deepcopy(_parse(text))
+
+
+@lru_cache(maxsize=512)  # a study reads the same rows for each of its cells
+def _parse(text: str) -> Any:
     try:
         loader = _Loader(text)
         try:
