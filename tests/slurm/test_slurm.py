@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -123,6 +124,39 @@ def test_what_is_refused_is_a_line_and_not_requeued(desk: Desk, tmp_path: Path) 
         log = (tmp_path / f"femnist-{job}.out").read_text()
         assert (end.state, end.exit_code, end.restarts) == ("FAILED", "2:0", 0), log
         assert log.startswith(text) and log.count("\n") == 1
+
+
+WHERE = """import os, socket
+rank = next(os.environ[name] for name in ("RANK", "PMI_RANK") if name in os.environ)
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+os.write(1, f"rank {rank} on {socket.gethostname()} sees {gpus}\\n".encode())  # in one piece
+"""
+PLACES = {  # options of sbatch, how ranks start: ranks of each node, and what each sees
+    ((), "pmi2"): ((4, 4, 3), "none"),
+    ((), "mpirun"): ((4, 4, 3), "none"),
+    (("--gpus-per-node=4",), "torch"): ((4, 4, 3), "0,1,2,3"),
+    (("--nodes=2", "--ntasks=9"), "pmi2"): ((5, 4), "none"),
+    (("--ntasks-per-node=4", "--gpus-per-task=1"), "pmi2"): ((4, 4, 3), r"[0-3]"),
+}
+
+
+def test_ranks_are_dealt_out_over_nodes_of_64_cpus_and_4_gpus(desk: Desk, tmp_path: Path) -> None:
+    """Without --ntasks-per-node Slurm puts 9 + 1 + 1 there, and mpirun 5 + 5 + 1 where it is 5."""
+    (tmp_path / "where.py").write_text(WHERE)
+    (tmp_path / "data" / "imagenet100").mkdir(parents=True)
+    env = make_venv(tmp_path / "venv", str(tmp_path / "where.py"))
+    env["FEDGMR_DATA"] = str(tmp_path / "data")
+    jobs = {
+        case: desk.submit("imagenet100", options=case[0], FEDGMR_MPI=case[1], **env)
+        for case in PLACES
+    }
+    for case, (shares, sees) in PLACES.items():
+        end = desk.await_end(jobs[case])
+        found = re.findall(rf"^rank (\d+) on (n\d) sees {sees}$", end.output, flags=re.MULTILINE)
+        hosts = [host for _, host in sorted(found, key=lambda place: int(place[0]))]
+        wanted = [f"n{node}" for node, share in enumerate(shares, 1) for _ in range(share)]
+        assert end.state == "COMPLETED" and hosts == wanted, (case, end.output)
+        assert "warning" not in end.output and "can't honor" not in end.output, end.output
 
 
 def test_scaling_refuses_more_ranks_than_the_job_has(desk: Desk) -> None:
