@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median, median_low
 from typing import Any, Literal
 
+from fedgmr_hpc.data.room import HOME_BYTES
 from fedgmr_hpc.study.tables import count_of
 
 State = Literal["ok", "warn", "FAIL"]
@@ -76,13 +77,15 @@ def judge_places(places: Answers) -> Finding:
     devices = {(f["host"], _device_id(f)) for f in places.values() if f["device"] != "cpu"}
     on = count_of(len(devices), "CUDA device") if devices else "cpu"
     text = f"{count_of(len(places), 'rank')} on {count_of(len(hosts), 'host')}, {on}"
-    if not crowded and not shared:
+    hidden = {f["host"]: note for f in places.values() if (note := f.get("hidden_gpus"))}
+    if not crowded and not shared and not hidden:
         return Finding("ranks", "ok", text)
     advice = [
         "fewer ranks a host, or let the launcher bind each to a core of its own" * bool(crowded),
         "one client rank for each GPU (--ntasks-per-node, --gpus-per-node)" * bool(shared),
+        *set(hidden.values()),
     ]
-    texts = [text, *crowded, *shared]
+    texts = [text, *crowded, *shared, *(f"{host}: its GPUs are hidden" for host in hidden)]
     return Finding("ranks", "warn", some_of(texts, "; "), "; ".join(filter(None, advice)))
 
 
@@ -234,7 +237,11 @@ def judge_data(answers: Answers, places: Answers, name: str) -> Finding:
     facts = answers[min(answers)]
     counts = f"{facts['num_train']:,} training and {facts['num_test']:,} test samples"
     ranks = f"on {count_of(len(answers), 'rank')}" if len(answers) > 1 else "here"
-    return Finding("data", "ok", f"{name}: {counts}, xxh3 {usual} {ranks}; {facts['folder']}")
+    size = facts.get("cache_bytes", 0)
+    text = f"{name}: {counts}, xxh3 {usual} {ranks}; {megabytes(size)} in {facts['folder']}"
+    in_home = facts.get("is_default_cache") and size > HOME_BYTES
+    advice = "data.cache (or the site's scratch) names a folder outside the home"
+    return Finding("data", "warn" if in_home else "ok", text, advice)
 
 
 def judge_results(facts: Mapping[str, Any], locking: str, env_locking: str | None) -> Finding:

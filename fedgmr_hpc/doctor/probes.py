@@ -20,10 +20,12 @@ import numpy as np
 import torch
 import xxhash
 
+from fedgmr_hpc.comm.joining import hidden_devices_note
 from fedgmr_hpc.comm.ranks import Launch, choose_device
 from fedgmr_hpc.config import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, plan_dataset
 from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.data.room import is_default
 from fedgmr_hpc.doctor.estimate import first_densities, highest_densities
 from fedgmr_hpc.doctor.hostfacts import file_system, free_memory_bytes, mpi_is_cuda_aware, try_lock
 from fedgmr_hpc.experiment import check_inputs
@@ -76,6 +78,7 @@ class Probes:
             "cores": own_cores(),
             "threads": torch.get_num_threads(),
             "device": self.device,
+            "hidden_gpus": hidden_devices_note(torch.cuda.device_count(), wanted),
             "mpi_is_cuda_aware": mpi_is_cuda_aware(),
         }
         if self.device != "cpu":
@@ -88,11 +91,14 @@ class Probes:
         self.data = FederatedData(self.config) if self.rank else check_inputs(self.config)
         cache = Path(self.config.data.cache).expanduser()
         dataset = self.data.dataset
+        folder = cache / plan_dataset(self.config.data, seed=SUBSET_SEED).folder
         return {
             "digest": digest(self.data),
             "num_train": len(dataset.train),
             "num_test": len(dataset.test),
-            "folder": str(cache / plan_dataset(self.config.data, seed=SUBSET_SEED).folder),
+            "folder": str(folder),
+            "cache_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "is_default_cache": is_default(cache),
         }
 
     def try_results(self) -> Facts:

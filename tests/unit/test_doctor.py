@@ -133,6 +133,20 @@ def test_ranks_that_share_cores_or_devices_are_named() -> None:
     assert check(findings.judge_places(away))[0] == "ok"
 
 
+def test_gpus_that_a_rank_does_not_see_are_a_warning() -> None:
+    hidden = {0: place(), 1: place("n2", hidden_gpus="GPUs are here and none is visible")}
+    state, text, advice = check(findings.judge_places(hidden))
+    assert (state, advice) == ("warn", "GPUs are here and none is visible")
+    assert text.endswith("; n2: its GPUs are hidden")
+
+
+def test_a_large_cache_in_the_home_folder_is_counted_and_warned_of() -> None:
+    facts = {**data_facts("aa"), "cache_bytes": 11 * 10**9, "is_default_cache": True}
+    state, text, advice = check(findings.judge_data({0: facts}, PLACES, "imagenet100"))
+    assert state == "warn" and "; 11.0 GB in " in text and advice.startswith("data.cache ")
+    assert findings.judge_data({0: facts | {"is_default_cache": False}}, PLACES, "d").state == "ok"
+
+
 def check(finding: Finding) -> tuple[str, str, str]:
     return finding.state, finding.text, finding.advice
 
