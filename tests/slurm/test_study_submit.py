@@ -172,7 +172,8 @@ def test_cells_of_a_tuned_study_wait_for_the_trials(desk: Desk) -> None:
 def test_a_cell_goes_on_after_a_cancel_and_a_requeue(desk: Desk) -> None:
     """Cancelled at first; submitted again it is told that its time is over, and requeued."""
     settings = {**STUDY["set"], "run.max_rounds": 150, "results.flush_s": 0.1}
-    (cell,) = desk.write(matrix={"method": ["fedgmr"], "seed": [0]}, set=settings)
+    one = {"method": ["fedgmr"], "seed": [0]}
+    (cell,) = desk.write(matrix=one, set=settings, comparison_time_s=1e4)  # bounds a run
 
     def has_done(part: float) -> bool:
         return read_state(desk.cells_dir, cell).progress_frac > part
