@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from fedgmr_hpc.config import Config
 
+NUMBERS = {"float_type": "a decimal number", "int_type": "a whole decimal number"}
+
 
 def wrong_values(values: Mapping[str, Any]) -> list[str]:
     """One line for every key and value that a configuration cannot have."""
@@ -31,6 +33,8 @@ def render_error(error: Any) -> str:
         return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
     if error["type"] == "model_type":
         return f"{key}: got {got!r}, allowed: a group of keys"
+    if error["type"] in NUMBERS:
+        return f"{key}: got {got!r}, allowed: {NUMBERS[error['type']]}"
     bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
     return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"
