@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fedgmr_hpc.config import Config
 
-NUMBERS = {"float_type": "a decimal number", "int_type": "a whole decimal number"}
+NUMBERS = {"float_type": "a decimal number", "int_type": "a whole number such as 10"}
 
 
 def wrong_values(values: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ def shares(count: int, level: str) -> list[float]:
     ("override", "line"),
     [
         ("run.max_rounds=0", "run.max_rounds: got 0, allowed: at least 1"),
-        ("train.batch=010", "train.batch: got '010', allowed: a whole decimal number"),
+        ("train.batch=010", "train.batch: got '010', allowed: a whole number such as 10"),
         ("run.timeout_s=1:30", "run.timeout_s: got '1:30', allowed: a decimal number"),
         ("train.momentum=1", "train.momentum: got 1, allowed: less than 1.0"),
         ("train.learning_rate=-0.5", "train.learning_rate: got -0.5, allowed: more than 0.0"),
