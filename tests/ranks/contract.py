@@ -226,7 +226,7 @@ def check_fairness(peer: Peer) -> None:
         message = peer.recv()
         assert int.from_bytes(message.payload, "little") == served[message.source]
         served[message.source] += 1
-        assert max(served.values()) - min(served.values()) <= 30, served
+        assert max(served.values()) - min(served.values()) <= 100, served  # 300 if in order
 
 
 def check_counters(peer: Peer) -> None:

@@ -15,11 +15,11 @@ from fedgmr_hpc.result import differing_columns
 FLAVOURS = ("pmi2", "mpirun", "torch", "torchrun")
 RUN = (
     "progress=plain",
-    "run.max_rounds=60",
     "eval.client_samples=32",
     "data.max_train=600",
     "data.max_test=200",
 )
+SHORT = (*RUN, "run.max_rounds=60")
 BEGUN = "evaluation | round 10 "
 
 
@@ -47,9 +47,9 @@ def test_interrupted_jobs_are_requeued_and_end_as_if_unbroken(desk: Desk) -> Non
     """At a real time limit, and told by USR1 under every other launcher."""
     two = ("--nodes=2", "--ntasks=2")
     limit = ("--time=2", "--signal=B:USR1@70")  # Slurm may be up to a minute early
-    limited = desk.submit_seed(5, *RUN, options=(*two, *limit), FEDGMR_MAX_REQUEUES="9")
-    told = [desk.submit_seed(5, *RUN, options=two, FEDGMR_MPI=name) for name in FLAVOURS[1:]]
-    whole = desk.submit_seed(5, *RUN, options=("--ntasks=3",))
+    limited = desk.submit_seed(5, *SHORT, options=(*two, *limit), FEDGMR_MAX_REQUEUES="9")
+    told = [desk.submit_seed(5, *SHORT, options=two, FEDGMR_MPI=name) for name in FLAVOURS[1:]]
+    whole = desk.submit_seed(5, *SHORT, options=("--ntasks=3",))
     hold(desk, [limited, *told])
     for job in told:
         desk.signal(job, "USR1", "--batch")
@@ -66,7 +66,7 @@ def test_interrupted_jobs_are_requeued_and_end_as_if_unbroken(desk: Desk) -> Non
 
 def test_a_requeue_that_gained_no_version_fails(desk: Desk, tmp_path: Path) -> None:
     venv = make_venv(tmp_path / "venv", str(HERE / "slow_start.py"))
-    job = desk.submit_seed(6, *RUN, options=("--ntasks=2",), **venv)
+    job = desk.submit_seed(6, *SHORT, options=("--ntasks=2",), **venv)
     for start in (1, 2):
         desk.await_text(job, "rank 1 of 2", start)
         desk.signal(job, "USR1", "--batch")

@@ -165,8 +165,8 @@ def test_times_of_looks_do_not_drift() -> None:
 
 
 def run_tiny(folder: Path, name: str, *words: str) -> Result:
-    words = (*TINY, f"results.path={folder / name}.h5", *words)
-    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, words))
+    path = f"results.path={folder / name}.h5"
+    return fedgmr_hpc.run(fedgmr_hpc.load_config(None, TINY, (*words, path)))
 
 
 @pytest.mark.parametrize("method", ["fedgmr", "fedavg"])

@@ -451,11 +451,11 @@ def test_sampling_draws_all_clients_of_a_run(tmp_path):
 
 def test_a_dispatch_on_waking_up_leaves_at_that_time(tmp_path):
     path = write(tmp_path, "client,from_s,to_s", *(f"{client},100,200" for client in range(10)))
-    shared = [*TINY, f"clients.availability={path}", "progress=quiet", "run.max_rounds=1"]
+    shared = [f"clients.availability={path}", "progress=quiet", "run.max_rounds=1"]
     arrivals = []
     for merge_s in (0.0, 5.0):
         file = tmp_path / f"{merge_s}.h5"
         choices = [*shared, f"links.merge_s={merge_s}", f"results.path={file}"]
-        result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, choices))
+        result = fedgmr_hpc.run(fedgmr_hpc.load_config(None, TINY, choices))
         arrivals.append(float(result.updates["now_s"].min()))
     assert arrivals[0] == pytest.approx(arrivals[1], abs=1e-9)
