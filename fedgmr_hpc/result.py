@@ -73,9 +73,10 @@ def read_result(path: str | os.PathLike[str]) -> Result:
         raise ValueError(f"results {path}: no such file")
     try:
         refuse_cut(path)
-        with open_for_reading(path) as file:
-            if missing_bytes := num_missing_bytes(path):
+        if missing_bytes := num_missing_bytes(path):
+            with open_for_reading(path) as file:
                 _check_whole(path, file, missing_bytes)
+        with open_for_reading(path) as file:
             return read_group(path, file)
     except DAMAGE as error:
         reason, missing_bytes = describe_error(error), num_missing_bytes(path)
@@ -131,11 +132,14 @@ def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Resu
         ValueError: something is missing or fails its checksum; says what.
         OSError, RuntimeError: HDF5 cannot read it.
     """
+    # First of all: of a file that grows, libhdf5 remembers each dataset as it was when it was first
+    # looked at, and of none may it remember less than what counts here.
+    counted = _counted(group)
     _check_parts(path, group)
     _check_place(path, group)
     status = group["status"][()].decode()
     is_ended = is_ended or not status.startswith(UNENDED)
-    num_rows = count_rows(group, is_ended)
+    num_rows = counted | _last_rows(group, is_ended)
     parts = {part: read_columns(group, part, num_rows[part]) for part in PARTS if part in group}
     texts = read_texts(group)
     if is_guarded(group) and (found := [*faults(group, parts, texts, status, is_ended)]):
@@ -175,14 +179,18 @@ def is_guarded(group: h5py.Group) -> bool:
     return bool(group.attrs.get("format") != UNGUARDED_FORMAT.encode())
 
 
-def count_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
-    """How many rows of each part count; of `ranks` and `model` none before the run has ended."""
-    committed = group["committed"][...].tolist()  # before the columns, which may grow meanwhile
-    num_rows = dict(zip(TABLES, committed, strict=False))
-    for part in ("ranks", "model"):
-        sizes = [len(group[part][name]) for name in column_names(group, part)]
-        num_rows[part] = min(sizes) if is_ended else 0
-    return num_rows
+def _counted(group: h5py.Group) -> dict[str, int]:
+    """How many rows of each table count."""
+    is_here = isinstance(group.get("committed", getlink=True), h5py.HardLink)
+    return dict(zip(TABLES, group["committed"][...].tolist(), strict=False)) if is_here else {}
+
+
+def _last_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
+    """How many rows `ranks` and `model` have: none before the run has ended."""
+    return {
+        part: min(len(group[part][name]) for name in column_names(group, part)) if is_ended else 0
+        for part in ("ranks", "model")
+    }
 
 
 def column_names(group: h5py.Group, part: str) -> list[str]:

@@ -302,6 +302,35 @@ def test_another_process_follows_a_running_file(tmp_path: Path) -> None:
     assert read_elsewhere(path) == "finished [1, 2] (2, 3) 4"
 
 
+def test_rows_that_come_while_a_file_is_read_do_not_make_it_damaged(tmp_path: Path) -> None:
+    """A reader that has looked at the checksums when the file grows, and not yet at the rows."""
+    path = tmp_path / "run.h5"
+    code = f"""
+        import time
+        from pathlib import Path
+        from fedgmr_hpc import result
+        look = result._check_place
+        def look_and_wait(path, group):
+            [len(blocks) for blocks in group["checksums"].values() if blocks.ndim]
+            Path({str(tmp_path / "looked")!r}).touch()
+            while not Path({str(tmp_path / "grown")!r}).exists():
+                time.sleep(0.01)
+            look(path, group)
+        result._check_place = look_and_wait
+        print(result.read_result({str(path)!r}).merges["version"].tolist())
+    """
+    with open_writer(path, flush_s=1e9) as writer:
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+            while not (tmp_path / "looked").exists() and reader.poll() is None:
+                time.sleep(0.01)
+            writer.append(merge_row(1))
+            writer.flush()
+            (tmp_path / "grown").touch()
+            output, _ = reader.communicate(timeout=60)
+    assert (reader.returncode, output) == (0, "[]\n")
+
+
 def test_flush_s_bounds_what_a_reader_waits_for(tmp_path: Path) -> None:
     with open_writer(tmp_path / "run.h5", flush_s=0.0) as writer:
         writer.append(merge_row(1))
