@@ -21,6 +21,7 @@ from fedgmr_hpc.hdf5file import (
     num_missing_bytes,
     num_readable_rows,
     open_for_reading,
+    own_member,
     read_superblock,
 )
 from fedgmr_hpc.records import Floats
@@ -180,9 +181,13 @@ def is_guarded(group: h5py.Group) -> bool:
 
 
 def _counted(group: h5py.Group) -> dict[str, int]:
-    """How many rows of each table count."""
-    is_here = isinstance(group.get("committed", getlink=True), h5py.HardLink)
-    return dict(zip(TABLES, group["committed"][...].tolist(), strict=False)) if is_here else {}
+    """How many rows of each table count; nothing where that does not lie here."""
+    try:
+        found = own_member(group, "committed")
+    except ValueError:  # which `_check_place` says
+        return {}
+    is_list = isinstance(found, h5py.Dataset) and found.ndim == 1
+    return dict(zip(TABLES, found[...].tolist(), strict=False)) if is_list else {}
 
 
 def _last_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:

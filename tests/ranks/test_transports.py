@@ -104,7 +104,7 @@ def test_abort_ends_all_ranks(binding):
     start_s = time.monotonic()
     code, output = launch(binding, 4, "abort")
     assert code != 0, output
-    assert binding != "mpi" or code == ABORT_CODE, output
+    assert binding != "mpi" or code in (ABORT_CODE, 9), output  # 9: of those that MPICH killed
     assert "closed" not in output
     assert time.monotonic() - start_s < 30, output
 
