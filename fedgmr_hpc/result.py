@@ -55,7 +55,7 @@ class Result:
     events: Columns
     transfers: Columns
     ranks: Columns
-    weights: Floats  # [P], or [0] when the run has not finished
+    weights: Floats  # [P + D + statistics of static norms], or [0] when the run has not finished
     layout_json: str
     checkpoints: Columns = field(default_factory=dict)
     looks: Columns = field(default_factory=dict)

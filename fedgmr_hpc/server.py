@@ -311,8 +311,8 @@ class Server:
             staleness=merged.staleness,
             density=merged.density,
             weight=merged.weight,
-            up_bytes=self.ledger.up_bytes.copy(),
-            down_bytes=self.ledger.down_bytes.copy(),
+            up_bytes=self.ledger.up_bytes,
+            down_bytes=self.ledger.down_bytes,
             wall_s=self.wall_s(),
             wall_rss_bytes=resident_bytes(),
         )

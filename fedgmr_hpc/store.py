@@ -19,7 +19,8 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /submodels/COL    int64 float64  (N,)      each flush of records.SubmodelRow, where asked for
     /ranks/COL        int64 float64, (R,)      at the end of schema.RankRow
                       utf-8 fixed
-    /model/weights    float32        (P,)      at the end final weights, natural order; (0,) before
+    /model/weights    float32        (W,)      at the end final weights, natural order, and behind
+                                               them static norms' statistics; (0,) before
     /model/layout     utf-8, fixed   ()        at start   JSON: names, shapes, offsets
     /checksums/...    uint64         see there each flush checksums.py
 
