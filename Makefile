@@ -21,7 +21,7 @@ bench: $(VENV)/.installed
 	for what in codec merge mask round; do $(BIN)/python -m fedgmr_hpc bench $$what --quick || exit 1; done
 
 # torch goes first and alone: everything after it is small.
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,test]'

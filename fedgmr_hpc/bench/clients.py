@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.jobs import run_ranks
-from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.storage.reader import Result, read_result
+from fedgmr_hpc.transport.launchers import run_ranks
 
 SAMPLED = 100
 CASE = (

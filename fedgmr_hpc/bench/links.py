@@ -15,20 +15,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.comm.fluid import Listener
-from fedgmr_hpc.comm.joining import make_transport
-from fedgmr_hpc.comm.links import Broadcast
-from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
-from fedgmr_hpc.comm.ranks import detect_launch
-from fedgmr_hpc.comm.throttle import WallClock
-from fedgmr_hpc.comm.transport import Message, Tag, Transport
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.launch import guard
-from fedgmr_hpc.ledger import PositionCodes
-from fedgmr_hpc.livepool import LivePool, place_clients
-from fedgmr_hpc.records import Assignment, TransferRow
-from fedgmr_hpc.transfers import Cycle
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.network.fluid import Listener
+from fedgmr_hpc.network.links import Broadcast
+from fedgmr_hpc.network.throttle import WallClock
+from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.runtime.roles import guard
+from fedgmr_hpc.runtime.wall.pool import LivePool, place_clients
+from fedgmr_hpc.runtime.wall.transfers import Cycle
+from fedgmr_hpc.storage.rows import TransferRow
+from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.transport.joining import make_transport
+from fedgmr_hpc.transport.ranks import detect_launch
+from fedgmr_hpc.wire.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 
 MB_PER_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 125.0)
 LONG_S, SHORT_S = 0.5, 0.04

@@ -21,20 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedgmr_hpc.comm.joining import make_transport
-from fedgmr_hpc.comm.ranks import detect_launch
-from fedgmr_hpc.comm.transport import Tag, Transport
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config, make_config
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.files import load_config, make_config
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.experiment import prepare_experiment, serve
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
-from fedgmr_hpc.launch import guard
 from fedgmr_hpc.models import initial_weights
-from fedgmr_hpc.process import keep_large_blocks, private_bytes
-from fedgmr_hpc.records import RunError
-from fedgmr_hpc.server import prunable_layers
-from fedgmr_hpc.worker import Worker
+from fedgmr_hpc.runtime.experiment import prepare_experiment, serve
+from fedgmr_hpc.runtime.roles import guard
+from fedgmr_hpc.runtime.server import prunable_layers
+from fedgmr_hpc.runtime.worker import Worker
+from fedgmr_hpc.storage.process import private_bytes
+from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.transport.contract import Tag, Transport
+from fedgmr_hpc.transport.joining import make_transport
+from fedgmr_hpc.transport.ranks import detect_launch
 
 TIMEOUT_S = 600.0
 FULL = [1.0] * 10

@@ -20,21 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.comm.frames import Frame, Kind, encode_frame
-from fedgmr_hpc.comm.joining import make_transport
-from fedgmr_hpc.comm.links import Arrival
-from fedgmr_hpc.comm.pieces import SIZE, Incoming, Mark, read_mark
-from fedgmr_hpc.comm.ranks import detect_launch
-from fedgmr_hpc.comm.transport import Message, Tag, Transport
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config
-from fedgmr_hpc.experiment import make_progress, prepare_experiment
-from fedgmr_hpc.launch import guard
-from fedgmr_hpc.livepool import LivePool
+from fedgmr_hpc.config.errors import TransportTimeout
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models import make_layout
-from fedgmr_hpc.records import TransportTimeout
-from fedgmr_hpc.server import Server
-from fedgmr_hpc.store import ResultWriter
+from fedgmr_hpc.network.links import Arrival
+from fedgmr_hpc.runtime.experiment import make_progress, prepare_experiment
+from fedgmr_hpc.runtime.roles import guard
+from fedgmr_hpc.runtime.server import Server
+from fedgmr_hpc.runtime.wall.pool import LivePool
+from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.transport.joining import make_transport
+from fedgmr_hpc.transport.ranks import detect_launch
+from fedgmr_hpc.wire.frames import Frame, Kind, encode_frame
+from fedgmr_hpc.wire.pieces import SIZE, Incoming, Mark, read_mark
 
 CLIENTS_PER_RANK = 4
 DENSITY = 0.02

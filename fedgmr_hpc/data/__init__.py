@@ -6,19 +6,10 @@ them decoded and memory-mapped, `datasets` hands out normalised batches, changed
 """
 
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
-from fedgmr_hpc.data.datasets import (
-    DATASET_NAMES,
-    Dataset,
-    load_dataset,
-)
+from fedgmr_hpc.data.datasets import DATASET_NAMES, Dataset, load_dataset
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.layouts import describe_missing
-from fedgmr_hpc.data.partition import (
-    batch_indices,
-    class_counts,
-    cut_validation,
-    make_partition,
-)
+from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
 from fedgmr_hpc.data.preparation import prepare
 
 __all__ = [

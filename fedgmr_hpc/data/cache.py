@@ -34,11 +34,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.data.digests import Guard, array_digest, first_wrong, row_sums
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.ownership import find_intruder, keep_others_out
 from fedgmr_hpc.data.room import check_room
-from fedgmr_hpc.records import RunError
 
 log = logging.getLogger("fedgmr_hpc")
 CACHE_VERSION = 2

@@ -17,15 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from fedgmr_hpc.config import DataConfig
+from fedgmr_hpc.config.randomness import make_rng
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
-from fedgmr_hpc.data.cache import (
-    Reader,
-    file_facts,
-    make_cache_key,
-    open_or_build,
-    open_or_fill,
-)
+from fedgmr_hpc.data.cache import Reader, file_facts, make_cache_key, open_or_build, open_or_fill
 from fedgmr_hpc.data.digests import fingerprint
 from fedgmr_hpc.data.formats import Longs, Split, read_cifar, read_leaf
 from fedgmr_hpc.data.imagenet import fill_imagenet, list_imagenet
@@ -38,7 +34,6 @@ from fedgmr_hpc.data.stackoverflow import (
     read_stackoverflow,
 )
 from fedgmr_hpc.data.synthetic import make_synthetic, read_digits
-from fedgmr_hpc.records import Floats, make_rng
 
 Augment = Literal["none", "crop_flip", "resized_crop"]
 SUBSET_SEED = 0  # one subset, and one stand-in, for every seed of a study

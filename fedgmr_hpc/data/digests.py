@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fedgmr_hpc.records import RunError
+from fedgmr_hpc.config.errors import RunError
 
 if TYPE_CHECKING:
     from fedgmr_hpc.data.formats import Split

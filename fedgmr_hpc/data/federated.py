@@ -17,17 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.randomness import make_rng
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
 from fedgmr_hpc.data.formats import Split
-from fedgmr_hpc.data.partition import (
-    LABELLED_KINDS,
-    batch_indices,
-    cut_validation,
-    make_partition,
-)
+from fedgmr_hpc.data.partition import LABELLED_KINDS, batch_indices, cut_validation, make_partition
 from fedgmr_hpc.models import FlatNet, accepts, has_batch_norms
-from fedgmr_hpc.records import make_rng
 
 Pool = Literal["validation", "score", "test", "norms"]
 

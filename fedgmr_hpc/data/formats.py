@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.data.digests import Guard
-from fedgmr_hpc.foreign import reading, refuse
+from fedgmr_hpc.data.foreign import reading, refuse
 
 Bytes = NDArray[np.uint8]
 Longs = NDArray[np.int64]

@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.data.cache import file_facts
+from fedgmr_hpc.data.foreign import reading, refuse
 from fedgmr_hpc.data.formats import Bytes
 from fedgmr_hpc.data.layouts import find_imagenet, is_data
 from fedgmr_hpc.data.meter import Meter
 from fedgmr_hpc.data.room import check_room
-from fedgmr_hpc.data.rowfile import RowFile
-from fedgmr_hpc.foreign import reading, refuse
-from fedgmr_hpc.records import make_rng
+from fedgmr_hpc.data.row_file import RowFile
 
 MAX_CLASSES = 100
 SUFFIXES = (".jpeg", ".jpg")

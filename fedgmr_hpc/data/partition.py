@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgmr_hpc.records import make_rng
+from fedgmr_hpc.config.randomness import make_rng
 
 Longs = NDArray[np.int64]
 

@@ -23,9 +23,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedgmr_hpc.data.foreign import refuse
 from fedgmr_hpc.data.formats import Split
-from fedgmr_hpc.foreign import refuse
-from fedgmr_hpc.isolation import read_in_child
+from fedgmr_hpc.data.isolation import read_in_child
 
 PAD, UNKNOWN, FIRST_WORD = 0, 1, 2
 NUM_TOKENS = 10_000  # pad and unknown included
@@ -82,7 +82,7 @@ def _read_sentences(path: Path, max_users: int, max_user_samples: int) -> _Sente
     users: list[int] = []
     names: list[str] = []
     limits = map(str, (max_users, max_user_samples, MAX_TOKENS))
-    for name, lines in read_in_child("fedgmr_hpc.tffclients", path, limits, EXPECTED):
+    for name, lines in read_in_child("fedgmr_hpc.data.tff_clients", path, limits, EXPECTED):
         words += [line.split() for line in lines]
         users += [len(names)] * len(lines)
         names.append(name)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.data.formats import Bytes, Split
-from fedgmr_hpc.records import make_rng
 
 NUM_WRITERS = 193  # of the 5 % LEAF sample the paper uses
 SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]

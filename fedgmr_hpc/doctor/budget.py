@@ -10,21 +10,14 @@ from collections.abc import Mapping
 from statistics import median, median_low
 from typing import Any
 
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.doctor import estimate
 from fedgmr_hpc.doctor.estimate import Pace
-from fedgmr_hpc.doctor.findings import (
-    Answers,
-    Finding,
-    State,
-    judge_errors,
-    megabytes,
-    name_ranks,
-)
+from fedgmr_hpc.doctor.findings import Answers, Finding, State, judge_errors, megabytes, name_ranks
 from fedgmr_hpc.doctor.probes import NO_DATA
 from fedgmr_hpc.models import Layout
+from fedgmr_hpc.reporting.tables import count_of
 from fedgmr_hpc.study.cost import describe_s
-from fedgmr_hpc.study.tables import count_of
 
 SLOW_STEP = 1.5  # times the median
 TIGHT_FRAC = 0.8  # of what is free: an estimate is no promise

@@ -12,20 +12,20 @@ import sys
 import threading
 from collections.abc import Iterable
 
-from fedgmr_hpc.comm.ping import Peer
-from fedgmr_hpc.comm.ranks import name_library
-from fedgmr_hpc.comm.transport import Tag
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.doctor import budget, findings
 from fedgmr_hpc.doctor.estimate import needed_rates
 from fedgmr_hpc.doctor.findings import Finding, State
-from fedgmr_hpc.doctor.hostfacts import slurm_left_s
+from fedgmr_hpc.doctor.host_facts import slurm_left_s
 from fedgmr_hpc.doctor.probes import Facts, Probes
-from fedgmr_hpc.launch import EXIT_FAILED
-from fedgmr_hpc.methodlabel import method_label
 from fedgmr_hpc.models import run_layout
-from fedgmr_hpc.printing import say
-from fedgmr_hpc.study.tables import as_text
+from fedgmr_hpc.reporting.console import say
+from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.runtime.roles import EXIT_FAILED
+from fedgmr_hpc.transport.contract import Tag
+from fedgmr_hpc.transport.ping import Peer
+from fedgmr_hpc.transport.ranks import name_library
 
 WORK_LIMIT_S = 1200.0  # decoding a large data set; training some steps of a large model
 PING_LIMITS = 3  # that a round of pings may take, if somebody is silent in it

@@ -23,11 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fedgmr_hpc.comm.frames import frame_bytes
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.livepool import place_clients
-from fedgmr_hpc.records import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
-from fedgmr_hpc.schema import columns_of
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.runtime.wall.pool import place_clients
+from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
+from fedgmr_hpc.storage.schema import columns_of
+from fedgmr_hpc.wire.frames import frame_bytes
 
 EFFICIENCY = 0.75
 SERVER_MODELS = 6

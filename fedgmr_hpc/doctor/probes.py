@@ -20,24 +20,28 @@ import numpy as np
 import torch
 import xxhash
 
-from fedgmr_hpc.comm.joining import hidden_devices_note
-from fedgmr_hpc.comm.ranks import Launch, choose_device
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, plan_dataset
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.data.room import is_default
 from fedgmr_hpc.doctor.estimate import first_densities, highest_densities
-from fedgmr_hpc.doctor.hostfacts import file_system, free_memory_bytes, mpi_is_cuda_aware, try_lock
-from fedgmr_hpc.experiment import check_inputs
+from fedgmr_hpc.doctor.host_facts import file_system, free_memory_bytes, mpi_is_cuda_aware, try_lock
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet
-from fedgmr_hpc.hdf5file import open_for_reading
+from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import run_weights
-from fedgmr_hpc.process import keep_large_blocks, own_cores, resident_bytes
-from fedgmr_hpc.records import Assignment, CheckpointRow, Floats, RunError
-from fedgmr_hpc.server import prunable_layers
-from fedgmr_hpc.store import ResultWriter
-from fedgmr_hpc.training import LocalTraining
+from fedgmr_hpc.runtime.experiment import check_inputs
+from fedgmr_hpc.runtime.server import prunable_layers
+from fedgmr_hpc.storage.hdf5_file import open_for_reading
+from fedgmr_hpc.storage.process import own_cores, resident_bytes
+from fedgmr_hpc.storage.rows import CheckpointRow
+from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.training.local_training import LocalTraining
+from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.transport.joining import hidden_devices_note
+from fedgmr_hpc.transport.ranks import Launch, choose_device
 
 TRAIN_S, TRAIN_TIMES = 2.0, 3  # of one client's training: until one of the two is reached
 NO_DATA = "no data"

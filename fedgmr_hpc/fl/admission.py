@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
 
-from fedgmr_hpc.axes import AdmissionConfig
+from fedgmr_hpc.config.axes import AdmissionConfig
 
 Kind = Literal["window", "barrier", "count", "each"]
 

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgmr_hpc.axes import MergeRule
-from fedgmr_hpc.records import Floats, Ints
+from fedgmr_hpc.config.axes import MergeRule
+from fedgmr_hpc.config.records import Floats, Ints
 
 CHUNK = 1 << 16  # entries; the running mean stays in the second-level cache
 

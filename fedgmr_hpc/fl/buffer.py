@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedgmr_hpc.axes import AggregationConfig
+from fedgmr_hpc.config.axes import AggregationConfig
+from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.fl.aggregation import BufferEntry
 from fedgmr_hpc.fl.submodels import MaskSet, repack
-from fedgmr_hpc.records import Update, fields_of
+from fedgmr_hpc.fl.updates import Update
 
 
 class UpdateBuffer:

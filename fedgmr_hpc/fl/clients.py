@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.submodels import MaskSet
-from fedgmr_hpc.records import Assignment, RunError, Update
+from fedgmr_hpc.fl.updates import Assignment, Update
 
 
 @dataclass

@@ -32,7 +32,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.errors import DIVERGED, RunError
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, pacing_clients
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge, staleness_weight
 from fedgmr_hpc.fl.buffer import UpdateBuffer
@@ -57,7 +59,7 @@ from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.selection import Availability, Selection
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
-from fedgmr_hpc.records import DIVERGED, Assignment, Floats, RunError, Update
+from fedgmr_hpc.fl.updates import Assignment, Update
 
 
 class Coordinator:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.submodels import MaskSet
-from fedgmr_hpc.records import Assignment, Floats, Update
+from fedgmr_hpc.fl.updates import Assignment, Update
 
 
 @dataclass(frozen=True, slots=True)

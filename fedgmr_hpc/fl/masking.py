@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.axes import WIDTH_KINDS, SubmodelConfig
+from fedgmr_hpc.config.axes import WIDTH_KINDS, SubmodelConfig
+from fedgmr_hpc.config.records import Floats, fields_of
 from fedgmr_hpc.fl.submodels import (
     Keys,
     MaskSet,
@@ -24,7 +25,6 @@ from fedgmr_hpc.fl.submodels import (
     score_entries,
     width_masks,
 )
-from fedgmr_hpc.records import Floats, fields_of
 
 
 class Masking:

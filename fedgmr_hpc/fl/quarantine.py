@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedgmr_hpc.records import Floats, Update
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.fl.updates import Update
 
 
 def is_finite(values: Floats) -> bool:

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedgmr_hpc.axes import RestorationConfig
+from fedgmr_hpc.config.axes import RestorationConfig
 
 TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of total_time_s
 

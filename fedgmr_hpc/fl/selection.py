@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgmr_hpc.records import make_rng
+from fedgmr_hpc.config.randomness import make_rng
 
 COLUMNS = ["client", "from_s", "to_s"]
 Span = tuple[float, float]

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.submodels import MaskSet, read_masks
-from fedgmr_hpc.records import Assignment, fields_of
+from fedgmr_hpc.fl.updates import Assignment
 
 
 def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.records import Floats, Ints
 from fedgmr_hpc.fl.widths import Axis, Levels, entry_levels
-from fedgmr_hpc.records import Floats, Ints, RunError
 
 Keys = NDArray[np.uint32]
 _MAX_BITS = np.uint32(0x7FFFFFFF)  # of a non-negative float; minus its bits, the class bit is 0

@@ -6,7 +6,7 @@ scores the outcome.
 """
 
 from fedgmr_hpc.models.convnets import TABLES, Layer
-from fedgmr_hpc.models.flatnet import FlatNet
+from fedgmr_hpc.models.flat_net import FlatNet
 from fedgmr_hpc.models.layout import WIDTH_KINDS, BatchNorm, Entry, Kind, Layout
 from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, hide_classes, loss_function, soft_loss
 from fedgmr_hpc.models.registry import (

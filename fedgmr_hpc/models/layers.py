@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.widths import Axis
-from fedgmr_hpc.records import Floats
 
 HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_linear_pointwise"

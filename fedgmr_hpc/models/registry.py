@@ -14,7 +14,9 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from fedgmr_hpc.config import Config
+from fedgmr_hpc.config.randomness import make_rng
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models.convnets import TABLES, convnet_layers, convnet_logits
 from fedgmr_hpc.models.layers import Forward, LayerSpec
 from fedgmr_hpc.models.layout import BatchNorm, Kind, Layout, lay_out
@@ -25,7 +27,6 @@ from fedgmr_hpc.models.transformer import (
     transformer_logits,
     transformer_misfit,
 )
-from fedgmr_hpc.records import Floats, make_rng
 
 
 @dataclass(frozen=True, slots=True)

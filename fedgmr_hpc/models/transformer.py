@@ -20,14 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgmr_hpc.fl.widths import Axis
-from fedgmr_hpc.models.layers import (
-    Forward,
-    LayerSpec,
-    Start,
-    embedding,
-    layer_norm,
-    linear,
-)
+from fedgmr_hpc.models.layers import Forward, LayerSpec, Start, embedding, layer_norm, linear
 
 VOCABULARY = 10_000
 MAX_TOKENS = 128

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.identity import flat, identity
+from fedgmr_hpc.config.labels import is_used, method_label
+from fedgmr_hpc.config.overrides import as_override, leaves
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data import describe_missing
-from fedgmr_hpc.identity import flat, identity
-from fedgmr_hpc.methodlabel import is_used, method_label
-from fedgmr_hpc.overrides import as_override, leaves
-from fedgmr_hpc.study.studyfile import Row, StudyFile
+from fedgmr_hpc.study.study_file import Row, StudyFile
 
 MAX_SLUG = 80
 Labels = dict[str, Any]

@@ -24,9 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedgmr_hpc.study.cells import matches
-from fedgmr_hpc.study.measures import Run, pairs, select_runs
-from fedgmr_hpc.study.statistics import (
+from fedgmr_hpc.reporting.statistics import (
     bootstrap_interval,
     drop_from_best,
     medians,
@@ -34,7 +32,9 @@ from fedgmr_hpc.study.statistics import (
     summarize,
     widest,
 )
-from fedgmr_hpc.study.studyfile import ClaimSpec
+from fedgmr_hpc.study.cells import matches
+from fedgmr_hpc.study.measures import Run, pairs, select_runs
+from fedgmr_hpc.study.study_file import ClaimSpec
 
 Verdict = Literal["SUPPORTED", "NOT SUPPORTED", "INCONCLUSIVE"]
 UNITS = {

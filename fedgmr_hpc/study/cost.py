@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.result import Result
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.results.series import end_s
+from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.series import end_s
 
 START_S = 4.0  # a process, its imports and its data
 

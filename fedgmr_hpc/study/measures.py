@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgmr_hpc.result import Result
+from fedgmr_hpc.reporting.statistics import cost_to_reach, mean_last
+from fedgmr_hpc.results.series import Values, mean_density, own_accuracies, scored
+from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.series import Values, mean_density, own_accuracies, scored
-from fedgmr_hpc.study.statistics import cost_to_reach, mean_last
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.configfile import render_config
-from fedgmr_hpc.jobs import mpirun_command
-from fedgmr_hpc.overrides import as_override
-from fedgmr_hpc.result import read_result
+from fedgmr_hpc.config.files import render_config
+from fedgmr_hpc.config.overrides import as_override
+from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
+from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (
@@ -38,6 +37,7 @@ from fedgmr_hpc.study.states import (
     take_lock,
     write_error,
 )
+from fedgmr_hpc.transport.launchers import mpirun_command
 
 POLL_S = 0.1
 GRACE_S = 10.0  # what a job gets to close its file after SIGTERM

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedgmr_hpc.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
-from fedgmr_hpc.identity import identity
-from fedgmr_hpc.records import DIVERGED
-from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.config.errors import DIVERGED
+from fedgmr_hpc.config.identity import identity
+from fedgmr_hpc.storage.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
+from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.study.cells import Cell
 
 Status = Literal[

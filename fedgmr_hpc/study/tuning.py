@@ -18,9 +18,9 @@ from typing import Literal
 
 import numpy as np
 
+from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Cell, Labels, Option, Tuning
 from fedgmr_hpc.study.measures import measure
-from fedgmr_hpc.study.series import end_s
 from fedgmr_hpc.study.states import ENDED, CellState, read_state, result_path
 
 States = list[tuple[Cell, CellState]]

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import fedgmr_hpc.cli.doctor as doctor
 import fedgmr_hpc.doctor.checkup as checkup
 import fedgmr_hpc.doctor.probes as probes
-import fedgmr_hpc.doctor.verb as doctor
-from fedgmr_hpc.comm.ping import Peer
-from fedgmr_hpc.training import LocalTraining
+from fedgmr_hpc.training.local_training import LocalTraining
+from fedgmr_hpc.transport.ping import Peer
 
 DELAY_S = 0.05
 WORK_LIMIT_S = 5.0

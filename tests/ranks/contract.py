@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedgmr_hpc.comm.transport import Message, Tag, Transport
-from fedgmr_hpc.records import TransportError, TransportTimeout
+from fedgmr_hpc.config.errors import TransportError, TransportTimeout
+from fedgmr_hpc.transport.contract import Message, Tag, Transport
 
 Found = TypeVar("Found")
 WAIT_S = 60.0
@@ -314,19 +314,19 @@ def run_huge(transport: Transport) -> None:
 
 def make_transport(binding: str) -> Transport:
     if binding == "gloo":
-        from fedgmr_hpc.comm.torchdist import GlooTransport
+        from fedgmr_hpc.transport.gloo import GlooTransport
 
         return GlooTransport()
     if binding.startswith("device"):
-        from fedgmr_hpc.comm.nccl import DeviceTransport
+        from fedgmr_hpc.transport.nccl import DeviceTransport
 
         small = {"inline_bytes": 0, "piece_bytes": 50_000}
         return DeviceTransport(**(small if binding == "device-small" else {}))
     if binding == "nccl":
-        from fedgmr_hpc.comm.nccl import NcclTransport
+        from fedgmr_hpc.transport.nccl import NcclTransport
 
         return NcclTransport()
-    from fedgmr_hpc.comm.mpi import MpiTransport
+    from fedgmr_hpc.transport.mpi import MpiTransport
 
     return MpiTransport(chunk_bytes=50_000) if binding == "mpi-chunked" else MpiTransport()
 

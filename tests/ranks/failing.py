@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import fedgmr_hpc.launch as launch
-import fedgmr_hpc.training as training
-import fedgmr_hpc.worker as worker
-from fedgmr_hpc.comm.transport import Tag
+import fedgmr_hpc.runtime.worker as worker
+import fedgmr_hpc.training.local_training as training
+from fedgmr_hpc.transport.contract import Tag
 
 BROKEN_RANK, CALLS_BEFORE = 2, 4
 
@@ -44,7 +44,7 @@ def not_finite(entries: Any) -> Any:
 
 
 def break_stage(stage: str) -> None:
-    from fedgmr_hpc.comm.mpi import MpiTransport
+    from fedgmr_hpc.transport.mpi import MpiTransport
 
     if stage == "receive":
         MpiTransport.recv = broken(MpiTransport.recv)  # type: ignore[method-assign]

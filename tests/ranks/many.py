@@ -10,11 +10,11 @@ import sys
 
 import torch
 
-from fedgmr_hpc import launch
-from fedgmr_hpc.comm.ranks import detect_launch
-from fedgmr_hpc.comm.transport import Transport
-from fedgmr_hpc.config import Config
-from fedgmr_hpc.configfile import load_config
+from fedgmr_hpc.cli import launch
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.transport.contract import Transport
+from fedgmr_hpc.transport.ranks import detect_launch
 
 
 def make_configs(folder: str, words: list[str]) -> list[Config]:

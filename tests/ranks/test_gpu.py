@@ -9,7 +9,7 @@ import pytest
 import torch
 from launchers import TINY, run_job
 
-from fedgmr_hpc.result import Result, differing_columns, read_result
+from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

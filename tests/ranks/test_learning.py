@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from launchers import MPIRUN, run_job
 
-from fedgmr_hpc.methods import method_names
-from fedgmr_hpc.result import read_result
+from fedgmr_hpc.config.methods import method_names
+from fedgmr_hpc.storage.reader import read_result
 
 SCRIPT = str(Path(__file__).with_name("many.py"))
 DATA = os.environ.get("FEDGMR_DATA", "")

@@ -20,12 +20,12 @@ import pytest
 from launchers import MPIRUN, ROOT, TINY, last_of_each, run_job
 
 import fedgmr_hpc
-import fedgmr_hpc.checkpoint as checkpoint
-import fedgmr_hpc.experiment as experiment
-import fedgmr_hpc.resume as resume
-from fedgmr_hpc.records import RunError
-from fedgmr_hpc.result import Result, differing_columns, read_result
-from fedgmr_hpc.resultchecks import verify
+import fedgmr_hpc.runtime.experiment as experiment
+import fedgmr_hpc.runtime.resume as resume
+import fedgmr_hpc.storage.checkpoint as checkpoint
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.results.verify import verify
+from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
 SMALL = (
     *TINY,
@@ -41,7 +41,7 @@ ROWS = {
     "sampled": ("submodel.score=g", "transmission=whole", "clients.sampled=3"),
 }
 RUN = (  # told to end before it begins
-    "import sys, fedgmr_hpc.experiment as experiment, fedgmr_hpc.launch as launch; "
+    "import sys, fedgmr_hpc.runtime.experiment as experiment, fedgmr_hpc.launch as launch; "
     "experiment.SIGNALS.install = lambda: setattr(experiment.SIGNALS, 'name', 'SIGUSR1'); "
     "sys.exit(launch.main(sys.argv[1:]))"
 )
@@ -146,7 +146,7 @@ def test_ctrl_c_checkpoints_too(tmp_path: Path, unbroken: dict[str, Result]) -> 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     code = (
-        "import os, signal, time; from fedgmr_hpc.resume import StopSignals\n"
+        "import os, signal, time; from fedgmr_hpc.runtime.resume import StopSignals\n"
         "signals = StopSignals(); signals.take_interrupts(); tell = os.kill\n"
         "tell(os.getpid(), signal.SIGINT); tell(os.getpid(), signal.SIGINT)\n"  # one, passed on
         "print(signals.name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from launchers import MPIRUN, TINY, run_job
 
-from fedgmr_hpc.methods import method_names
-from fedgmr_hpc.result import Result, differing_columns, read_result
+from fedgmr_hpc.config.methods import method_names
+from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
 SCRIPT = str(Path(__file__).with_name("many.py"))
 WRAPPED = ("heterofl+aux+gmr", "fedrolex+aux+gmr", "fjord+aux+gmr", "fiarse+aux+gmr")

@@ -12,7 +12,7 @@ import pytest
 from launchers import MPIRUN, TINY, Ended, run_job
 
 import fedgmr_hpc
-from fedgmr_hpc.result import Result, differing_columns, read_result
+from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(

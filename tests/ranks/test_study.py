@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 
-from fedgmr_hpc.configfile import render_config
-from fedgmr_hpc.result import differing_columns, read_result
+from fedgmr_hpc.config.files import render_config
+from fedgmr_hpc.storage.reader import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import is_locked, read_state
-from fedgmr_hpc.study.studyfile import load_study
+from fedgmr_hpc.study.study_file import load_study
 
 STUDY: dict[str, Any] = {
     "title": "tiny",

@@ -17,7 +17,7 @@ import torch
 from contract import ABORT_CODE, CHECKS, run_checks
 from launchers import MPIRUN, ROOT, run_job
 
-from fedgmr_hpc.comm.transport import Transport, make_inproc
+from fedgmr_hpc.transport.contract import Transport, make_inproc
 
 HERE = Path(__file__).parent
 DEADLINE_S = 120.0

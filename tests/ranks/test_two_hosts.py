@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launchers import MPIRUN, TINY
 
-from fedgmr_hpc.result import read_result
+from fedgmr_hpc.storage.reader import read_result
 
 LINK_MBIT = 200
 ADDRESSES = {"fgmr_a": "10.77.31.1", "fgmr_b": "10.77.31.2"}

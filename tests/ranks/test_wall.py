@@ -16,9 +16,9 @@ import pytest
 from launchers import MPIRUN, ROOT, TINY, Ended, last_of_each, run_job
 
 import fedgmr_hpc
-from fedgmr_hpc.result import Result, differing_columns, read_result
-from fedgmr_hpc.resultfiles import write_group
-from fedgmr_hpc.trace import read_timeline
+from fedgmr_hpc.results.files import write_group
+from fedgmr_hpc.runtime.timeline import read_timeline
+from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(

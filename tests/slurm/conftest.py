@@ -12,7 +12,7 @@ import cluster as slurm
 import pytest
 from desk import BIN, Desk
 
-from fedgmr_hpc.sites import load_site, render_exports
+from fedgmr_hpc.config.sites import load_site, render_exports
 
 ROOT = Path(__file__).parents[2]
 

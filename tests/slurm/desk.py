@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cluster as slurm
 
-from fedgmr_hpc.result import Result, read_result
+from fedgmr_hpc.storage.reader import Result, read_result
 
 BIN = Path(sys.executable).parent
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

@@ -10,7 +10,7 @@ import pytest
 from desk import Desk
 from test_slurm import HERE, make_venv
 
-from fedgmr_hpc.result import differing_columns
+from fedgmr_hpc.storage.reader import differing_columns
 
 FLAVOURS = ("pmi2", "mpirun", "torch", "torchrun")
 RUN = (

@@ -12,7 +12,7 @@ import cluster as slurm
 import pytest
 from desk import BIN, ENDED, Desk
 
-from fedgmr_hpc.result import read_result
+from fedgmr_hpc.storage.reader import read_result
 
 HERE = Path(__file__).parent
 REAL = os.environ.get("FEDGMR_DATA")

@@ -13,10 +13,10 @@ from typing import Any
 import cluster as slurm
 import pytest
 
-from fedgmr_hpc.result import differing_columns, read_result
+from fedgmr_hpc.storage.reader import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import read_state
-from fedgmr_hpc.study.studyfile import load_study
+from fedgmr_hpc.study.study_file import load_study
 from fedgmr_hpc.study.tuning import settled
 
 BIN = Path(sys.executable).parent

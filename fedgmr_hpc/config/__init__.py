@@ -1,0 +1,1 @@
+"""The configuration of a run: sections, method rows, files and overrides, identity, sites."""

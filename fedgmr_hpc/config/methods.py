@@ -1,0 +1,228 @@
+"""The method table: a method is a row of choices on six axes (DESIGN idea 1).
+
+A row is a file of configs/methods that says what it is about and makes a choice on every axis but
+`train`, where it says what it asks for besides plain SGD. It may name a `base` row and then says
+only what differs. Files of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row
+`heterofl` under `aux`, then under `gmr`. So a new method is a new file, and at most one new rule.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedgmr_hpc.config.axes import LocalConfig
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.validation import wrong_values
+from fedgmr_hpc.config.yaml_file import dump, read_mapping
+
+CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
+AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
+FACTS = ("about", "source", "differs", "base")
+COMPARED = {  # what a row says it differs from
+    "paper": "its paper",
+    "code": "its authors' public code",
+    "release": "the release of FedGMR",
+}
+WRAPPER_SIGN = "+"
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row with its wrappers applied.
+
+    Attributes:
+        axes: nested values of the six axes; `train` is missing where it is plain SGD.
+        differs: what is done otherwise than in the `paper` of the method, in the public `code` of
+            its authors, or in the `release` of FedGMR.
+    """
+
+    name: str
+    about: str
+    source: str
+    axes: dict[str, Any]
+    differs: dict[str, list[str]] = field(default_factory=dict)
+
+
+def configs_dir() -> Path:
+    """The folder of the tables: in an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def method_names() -> list[str]:
+    """Every row of the method table."""
+    return _names("methods")
+
+
+def wrapper_names() -> list[str]:
+    """What can be laid over a row."""
+    return _names("wrappers")
+
+
+def _names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (configs_dir() / folder).glob("*.yaml"))
+
+
+def load_method(name: str) -> Method:
+    """A row by name, with wrappers behind plus signs.
+
+    Raises:
+        ValueError: there is no such row or wrapper, or its file lacks a choice, has a wrong key or
+            value, or values that rule one another out; with one line for every mistake.
+    """
+    row, *wrappers = str(name).split(WRAPPER_SIGN)
+    if row not in method_names():
+        raise ValueError(f"method: got {name!r}, allowed: {', '.join(method_names())}")
+    found = _read_row(row)
+    for wrapper in wrappers:
+        if wrapper not in wrapper_names():
+            allowed = ", ".join(f"{WRAPPER_SIGN}{each}" for each in wrapper_names())
+            raise ValueError(f"method: got {name!r}, allowed behind a row: {allowed}")
+        found = _laid_over(found, _read(f"wrappers/{wrapper}"))
+    axes = {axis: found[axis] for axis in AXES if axis in found}
+    about, source = " ".join(found["about"]), str(found.get("source", ""))
+    return Method(name, about, source, axes, found.get("differs", {}))
+
+
+def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A row with its base; `below` are the rows that are based on it."""
+    file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
+    if "base" in row:
+        allowed = [other for other in method_names() if other not in (name, *below)]
+        if row["base"] not in allowed:
+            raise ValueError(f"{file}: base: got {row['base']!r}, allowed: {', '.join(allowed)}")
+        base = _read_row(row["base"], (name, *below))
+        differs = base.get("differs", {}) | row.get("differs", {})
+        own_words = {"about": row["about"], "differs": differs}
+        row = merged(base, row) | own_words
+    missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
+    if missing := missing + ["transmission"] * ("transmission" not in row):
+        which = "a choice on every axis, as `python -m fedgmr_hpc keys` lists them"
+        raise ValueError(f"{file}: {', '.join(missing)}: got nothing, allowed: {which}")
+    _refuse(file, _contradictions({axis: row[axis] for axis in AXES if axis in row}))
+    return row
+
+
+def _contradictions(axes: Mapping[str, Any]) -> list[str]:
+    """What axes rule out among themselves, with as many clients as they ask for."""
+    count = axes["admission"].get("count")
+    clients = {} if count is None else {"clients": {"count": count}}
+    return Config.model_validate({**axes, **clients}).contradictions()
+
+
+def _refuse(file: str, wrong: list[str]) -> None:
+    if wrong:
+        raise ValueError("\n".join(f"{file}: {line}" for line in wrong))
+
+
+def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
+    return merged(row, wrapper) | {"about": row["about"] + wrapper["about"]}
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a file of a row or wrapper says, its values checked."""
+    file, values = f"configs/{path}.yaml", read_mapping(configs_dir() / f"{path}.yaml")
+    if misplaced := sorted(str(key) for key in values if key not in (*AXES, *FACTS)):
+        allowed = ", ".join((*FACTS, *AXES))
+        raise ValueError(f"{file}: got {', '.join(misplaced)}, allowed: {allowed}")
+    if not values.get("about"):
+        raise ValueError(f"{file}: about: got {values.get('about')!r}, allowed: a sentence")
+    differs = values.get("differs", {})
+    if not isinstance(differs, dict) or not all(
+        key in COMPARED and isinstance(value, list) for key, value in differs.items()
+    ):
+        allowed = f"lists named {', '.join(COMPARED)}"
+        raise ValueError(f"{file}: differs: got {differs!r}, allowed: {allowed}")
+    wrong = wrong_values({axis: values[axis] for axis in AXES if axis in values})
+    _refuse(file, wrong or _foreign_keys(values.get("train", {})))
+    return values | {"about": [str(values["about"])]}
+
+
+def _foreign_keys(train: Mapping[str, Any]) -> list[str]:
+    """One line if a row says of local training what is the run's to say."""
+    if foreign := sorted(train.keys() - LocalConfig.model_fields.keys()):
+        return [f"train: got {', '.join(foreign)}, allowed: {', '.join(LocalConfig.model_fields)}"]
+    return []
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, those of `over` first."""
+    together = dict(base)
+    for key, value in over.items():
+        old = together.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        together[key] = merged(old, value) if nested else value  # type: ignore[arg-type]
+    return together
+
+
+def render_methods() -> tuple[str, list[str]]:
+    """The table: a row's six axes in words, numbers left out; and one line for every mistake in
+    the files of rows and wrappers that it leaves out.
+    """
+    heads = ("method", *AXES)
+    methods, wrong = _readable(load_method, method_names())
+    rows = [_cells(method) for method in methods]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in (heads, *rows)
+    ]
+    wrappers, wrong_wrappers = _readable(_describe_wrapper, wrapper_names())
+    rule = "-" * max(map(len, lines))
+    closing = ["", "laid over any row, as in heterofl+aux+gmr:", *wrappers]
+    text = "\n".join([lines[0], rule, *lines[1:], *closing])
+    return text, list(dict.fromkeys(wrong + wrong_wrappers))  # a base's mistakes come with each row
+
+
+def _readable(read: Callable[[str], Read], names: Sequence[str]) -> tuple[list[Read], list[str]]:
+    """What `read` makes of the names, and the lines of its errors."""
+    found, wrong = [], []
+    for name in names:
+        try:
+            found.append(read(name))
+        except ValueError as error:
+            wrong += str(error).splitlines()
+    return found, wrong
+
+
+def _describe_wrapper(name: str) -> str:
+    return f"  {WRAPPER_SIGN}{name}: {_read(f'wrappers/{name}')['about'][0]}"
+
+
+def _cells(method: Method) -> tuple[str, ...]:
+    return (method.name, *(_describe(axis, method.axes.get(axis, {})) for axis in AXES))
+
+
+def _describe(axis: str, values: Any) -> str:
+    """An axis in a few words: its choice, then what else the row sets."""
+    if not isinstance(values, Mapping):
+        return str(values)
+    first = CHOICES.get(axis, "")
+    others = {key: value for key, value in values.items() if key != first}
+    if axis == "restoration" and values[first] == "none":
+        others = {}
+    words = [key if value is True else value for key, value in others.items()]
+    kept = [word for word in words if isinstance(word, str) and word != "constant"]
+    return " ".join([values[first], *kept] if first else kept or ["sgd"])
+
+
+def explain_method(name: str) -> str:
+    """One method: what it is, its row, and what it does otherwise than others have it."""
+    method = load_method(name)
+    lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}", ""]
+    lines += dump(method.axes).splitlines()
+    for other, what in COMPARED.items():
+        if other == "code" and other not in method.differs:
+            continue  # it has none, or that of the release
+        lines += ["", f"differs from {what}:"]
+        lines += [
+            textwrap.fill(item, 96, initial_indent="  - ", subsequent_indent="    ")
+            for item in method.differs.get(other, [])
+        ] or ["  nothing known"]
+    return "\n".join(lines)

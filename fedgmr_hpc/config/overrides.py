@@ -1,0 +1,153 @@
+"""Words `dotted.key=value`: what they mean, and one for each key.
+
+The type of a key says how its value is read. Text is taken as it is typed, but for `null` where
+that is allowed; all else is null, a truth value, a number, or YAML in brackets, and a key of
+several values takes them with commas between, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from fedgmr_hpc.config.axes import is_off, types_in
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.yaml_file import YamlError, parse, parse_scalar
+
+
+def parse_override(word: str) -> tuple[str, Any]:
+    """The key of a word, and its value.
+
+    Raises:
+        ValueError: it is no `dotted.key=value`, or the value cannot be read.
+    """
+    key, equals, text = word.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"override: got {word!r}, need dotted.key=value")
+    return key, parse_value(key, text)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """What `text` means as the value of a key; of an unknown key, what YAML makes of it.
+
+    Raises:
+        ValueError: it is empty, or not YAML though it must be.
+    """
+    kinds = _kinds(key)
+    if not (text if str in kinds else text.strip()):
+        raise ValueError(f"{key}: got {text!r}, allowed: a value")
+    if str in kinds:
+        return None if text == "null" and type(None) in kinds else text
+    value, start = parse_scalar(text), text.lstrip()[:1]
+    if start == "[" or (start == "{" and tuple not in kinds):
+        return _parse_yaml(key, text)
+    if tuple in kinds and value is not None and not is_off(value):
+        return _parse_yaml(key, f"[{text}]")
+    return value
+
+
+def parse_values(key: str, text: str) -> list[Any]:
+    """The values that a key shall have in turn: a list in brackets, or with commas between, or a
+    single one.
+
+    Raises:
+        ValueError: there is none, or it is not YAML though it must be.
+    """
+    if text.lstrip().startswith("["):
+        values = _parse_yaml(key, text)
+    elif {str, tuple}.isdisjoint(_kinds(key)) and "," in text:
+        values = [parse_value(key, part.strip()) for part in text.split(",")]
+    else:
+        values = [parse_value(key, text)]
+    if not values:
+        raise ValueError(f"{key}: got {text!r}, allowed: at least one value")
+    return list(values)
+
+
+def as_override(key: str, value: Any) -> str:
+    """The word from which `parse_override` reads `value`."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def laid_over(words: Sequence[str], over: Sequence[str]) -> list[str]:
+    """Words for everything that `over` does not set, then those of `over`."""
+    kept = leaves(words)
+    for key in leaves(over):
+        kept.pop(key, None)
+    return [*(as_override(key, value) for key, value in kept.items()), *over]
+
+
+def override(values: dict[str, Any], words: Sequence[str]) -> None:
+    """Sets in nested `values` what the words say.
+
+    Raises:
+        ValueError: a word cannot be read, is below a value, or says a key again.
+    """
+    for key, value in leaves(words).items():
+        *parents, last = key.split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{key}: '{parent}' holds a value, not keys")
+        if value != {} or not isinstance(inner.get(last), dict):  # {} adds nothing
+            inner[last] = value
+
+
+def leaves(words: Sequence[str]) -> dict[str, Any]:
+    """Every dotted key that the words set, and its value.
+
+    Raises:
+        ValueError: one line for each word that cannot be read, and each key that is said again.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    wrong: list[str] = []
+    for word in words:
+        try:
+            own = dict(_flat(*parse_override(word)))
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        again = {key: found[old][1] for key in own for old in found if _meet(key, old)}
+        wrong += [f"{k}: got {old} and {word}, allowed: one of them" for k, old in again.items()]
+        found |= {key: (value, word) for key, value in own.items()}
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return {key: value for key, (value, _) in found.items()}
+
+
+def _meet(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is below the other."""
+    return f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a mapping; an empty one is a value."""
+    if not isinstance(value, dict) or not value:
+        yield key, value
+        return
+    for inner, each in value.items():
+        yield from _flat(f"{key}.{inner}", each)
+
+
+def _parse_yaml(key: str, text: str) -> Any:
+    try:
+        return parse(text)
+    except YamlError as error:
+        hint = f"; in a shell put it in quotes: '{key}=...'" if text[:1] in "[{" else ""
+        why = "" if str(error).startswith("not YAML") else f" ({error})"
+        raise ValueError(f"{key}: got {text[:60]!r}, not a YAML value{why}{hint}") from None
+
+
+def _kinds(key: str) -> set[Any]:
+    """The types that a key's value may have: `str` for words, too; none for an unknown key."""
+    section: Any = Config
+    *parents, last = key.split(".")
+    for parent in parents:
+        field = getattr(section, "model_fields", {}).get(parent)
+        section = field.annotation if field else None
+    fields: Mapping[str, FieldInfo] = getattr(section, "model_fields", {})
+    return types_in(fields[last].annotation) if last in fields else set()

@@ -1,0 +1,17 @@
+"""Array types and fields of records, shared by all wings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """A dataclass's fields by name, as they are: nothing is copied."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}

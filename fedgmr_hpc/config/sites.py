@@ -1,0 +1,178 @@
+"""Facts of a computing site: a YAML file of configs/sites, turned into what a job's shell needs.
+
+    eval "$(python -m fedgmr_hpc site NAME)"     then: sbatch slurm/femnist.sh
+
+The lines it prints set the options that sbatch itself reads from the environment (partition,
+account, ...) and the FEDGMR_* variables that slurm/common.sh reads. What a site's file leaves out
+stays as the environment has it, so a variable set by hand does instead of a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from fedgmr_hpc.config.axes import Count, Section
+from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.config.yaml_file import read_mapping
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Limit = Annotated[int, Field(ge=0, strict=True)]
+
+VARIABLES = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "time_limit": "SBATCH_TIMELIMIT",
+    "gpus_per_node": "SBATCH_GPUS_PER_NODE",
+    "mem": "SBATCH_MEM_PER_NODE",
+    "modules": "FEDGMR_MODULES",
+    "venv": "FEDGMR_VENV",
+    "mpi": "FEDGMR_MPI",
+    "master_addr": "FEDGMR_MASTER_ADDR",
+    "data": "FEDGMR_DATA",
+    "scratch": "FEDGMR_SCRATCH",
+    "results": "FEDGMR_RESULTS",
+    "max_requeues": "FEDGMR_MAX_REQUEUES",
+}
+ALLOWED = {
+    "mpi": "auto, mpirun, torch, torchrun, or a plugin of `srun --mpi=list`",
+    "mem": 'Slurm\'s words for memory, in quotes where they are a number: 16G, 500M, "0"',
+}
+PATHS = ("venv", "data", "scratch", "results")
+
+
+class Site(Section):
+    """One site; configs/sites/example.yaml explains the keys. None and () say nothing."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_limit: str | None = None
+    """Slurm's words for a time, such as 12:00:00 or 1-00:00:00."""
+    gpus_per_node: Count | None = None
+    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
+    """Slurm's words for the memory of a node, such as 16G; 0 is all of it."""
+    modules: tuple[str, ...] = ()
+    venv: str | None = None
+    mpi: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+    """`auto`, `mpirun`, `torch`, or a plugin that `srun --mpi=list` names."""
+    master_addr: str | None = None
+    data: str | None = None
+    scratch: str | None = None
+    results: str | None = None
+    max_requeues: Limit | None = None
+    env: dict[Name, str | int] = {}
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _check_env(cls, env: Any) -> Any:
+        for name, value in env.items() if isinstance(env, dict) else ():
+            if isinstance(value, bool) or not isinstance(value, (str, int)):
+                allowed = "text or a whole number (in quotes: true, false, 1.10)"
+                raise ValueError(f"env.{name}: got {value!r}, allowed: {allowed}")
+        return env
+
+
+def site_names() -> list[str]:
+    """The sites of configs/sites."""
+    return sorted(path.stem for path in (configs_dir() / "sites").glob("*.yaml"))
+
+
+def load_site(source: str | Path) -> Site:
+    """A site by name or by its file.
+
+    Raises:
+        ValueError: no such site, or wrong keys or values, one line for each.
+    """
+    path = _find(source)
+    values = read_mapping(path)
+    try:
+        return Site.model_validate(values)
+    except ValidationError as error:
+        lines = [_render_error(item) for item in error.errors()]
+        raise ValueError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
+    """Shell lines `export NAME=value`, quoted, in the order of the keys; "" for an empty site.
+
+    Says on stderr which paths are not there: no error, since it may be made for other machines.
+
+    Args:
+        site: its paths may begin with ~ and hold $NAME.
+        environ: where $NAME and ~ are looked up.
+
+    Raises:
+        ValueError: a path holds a variable that `environ` lacks.
+    """
+    values = job_values(site, environ)
+    for key in ("venv", "data", "scratch"):  # jobs make `results`
+        path = values.get(VARIABLES[key])
+        if path and not Path(path).exists():
+            print(f"site: {key}: {path} does not exist on this machine", file=sys.stderr)
+    return "\n".join(f"export {name}={shlex.quote(text)}" for name, text in values.items())
+
+
+def job_values(
+    site: Site, environ: Mapping[str, str] = os.environ, prefix: str = ""
+) -> dict[str, str]:
+    """The variables of `render_exports`; of the keys' own only those that begin with `prefix`."""
+    values = {name: _as_text(site, key, environ) for key, name in VARIABLES.items()}
+    own = {name: text for name, text in values.items() if text and name.startswith(prefix)}
+    return own | {name: str(value) for name, value in site.env.items()}
+
+
+def _find(source: str | Path) -> Path:
+    named = configs_dir() / "sites" / f"{source}.yaml"
+    for path in (Path(source), named):
+        if path.is_file():
+            return path
+    raise ValueError(f"site: got '{source}', allowed: a file, or one of {', '.join(site_names())}")
+
+
+def _as_text(site: Site, key: str, environ: Mapping[str, str]) -> str:
+    value = getattr(site, key)
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return _expand(key, value, environ) if key in PATHS else str(value)
+
+
+def _expand(key: str, path: str, environ: Mapping[str, str]) -> str:
+    """`path` with ~ and $NAME filled in."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in environ:
+            raise ValueError(f"{key}: got {path}, but ${name} is not set here")
+        return environ[name]
+
+    whole = re.sub(r"^~(?=/|$)", "${HOME}", path)
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, whole)
+
+
+def _render_error(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key, allowed: {', '.join(Site.model_fields)}"
+    return f"{key}: got {error['input']!r}, allowed: {ALLOWED.get(key) or _allowed(error)}"
+
+
+def _allowed(error: Any) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return "a variable's name"
+    text = str(error["msg"]).lower().removeprefix("input should be ").removeprefix("a valid ")
+    return "a list" if text == "tuple" else text

@@ -1,0 +1,1 @@
+"""Experiments of their own: feasibility, aggregation error, agreement of the clocks, partitions."""

@@ -1,0 +1,197 @@
+"""`probe error`: aggregation error against mean density, and of masks that change in flight.
+
+What is measured is in probe.py. It starts from models of short runs, one for each seed and number
+of rounds, or from finished runs. Densities are those of a ladder of assignments: the same for all
+clients, and the levels of spec section 1.1, raised rung by rung until everybody is full.
+
+Shapes: A assignments, S seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.overrides import parse_values
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import LEVELS, RUNGS, ClientsConfig, Config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.experiments.merge_error_measure import (
+    RULES,
+    Prober,
+    Uploads,
+    bound_term,
+    raise_rungs,
+    relative_error,
+    slowest,
+)
+from fedgmr_hpc.experiments.merge_error_tables import ErrorRow, MismatchRow, make_tables, verdicts
+from fedgmr_hpc.reporting.tables import as_csv, as_markdown, as_text
+from fedgmr_hpc.storage.reader import read_result
+
+UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
+IN_FLIGHT_FRACS = (0.2, 0.5, 0.8)
+DEFAULT_SEEDS = (0, 1, 2)
+DEFAULT_ROUNDS = (10, 100)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to measure on: `weights` [P + D] after so many rounds of a run."""
+
+    config: Config
+    round: int
+    weights: Floats
+
+
+def assignments(num_clients: int) -> dict[str, tuple[float, ...]]:
+    """The densities [C] of every assignment, by its name."""
+    found = {f"uniform {density:g}": (density,) * num_clients for density in UNIFORM}
+    for level in LEVELS:
+        shares = ClientsConfig(count=num_clients, level=level).bandwidth_shares()
+        for num in range(len(RUNGS)):
+            densities = raise_rungs(shares, RUNGS, num)
+            if densities not in found.values():
+                found[f"{level} +{num}"] = densities
+    return found
+
+
+def error_rows(uploads: Uploads, seed: int, round_: int) -> list[ErrorRow]:
+    """The error of every assignment under every rule."""
+    rows = []
+    for name, densities in assignments(len(uploads.values)).items():
+        mean, bound = sum(densities) / len(densities), bound_term(uploads, densities)
+        entries = uploads.masked(densities)
+        for rule in RULES:
+            error = relative_error(uploads, entries, rule)
+            rows.append(ErrorRow(seed, round_, rule, name, mean, error, bound))
+    return rows
+
+
+def ladder_steps(shares: Sequence[float]) -> list[tuple[int, int]]:
+    """(rungs raised before, rungs raised now) for every refresh that the shares' ladder allows; one
+    that raises nothing only changes masks."""
+    rungs = sorted({*shares, 1.0})
+    most = len(rungs) - 1 - rungs.index(min(shares))
+    return [(start, num) for start in range(most) for num in range(most - start + 1)]
+
+
+def mismatch_rows(
+    uploads: Uploads, shares: Sequence[float], seed: int, round_: int
+) -> list[MismatchRow]:
+    """What uploads in flight add to the error, for every step of the shares' ladder."""
+    rows = []
+    for start, num in ladder_steps(shares):
+        rungs = sorted({*shares, 1.0})
+        before, now = raise_rungs(shares, rungs, start), raise_rungs(shares, rungs, start + num)
+        increase = (sum(now) - sum(before)) / len(now)
+        news = {rule: relative_error(uploads, uploads.masked(now), rule) for rule in RULES}
+        for frac in IN_FLIGHT_FRACS:
+            mixed = uploads.mixed(now, before, slowest(shares, frac))
+            for rule in RULES:
+                errors = (news[rule], relative_error(uploads, mixed, rule))
+                rows.append(MismatchRow(seed, round_, rule, start, num, frac, increase, *errors))
+    return rows
+
+
+def measure(starts: Iterator[Start]) -> tuple[list[ErrorRow], list[MismatchRow]]:
+    """All rows of all starts; says on stderr how far it is."""
+    errors: list[ErrorRow] = []
+    mismatches: list[MismatchRow] = []
+    for start in starts:
+        began_s = time.perf_counter()
+        config, shares = start.config, start.config.clients.bandwidth_shares()
+        wanted = {d for each in assignments(len(shares)).values() for d in each}
+        prober = Prober(config, FederatedData(config))
+        uploads = prober.uploads(start.weights, start.round, shares, sorted(wanted))
+        errors += error_rows(uploads, config.seed, start.round)
+        mismatches += mismatch_rows(uploads, shares, config.seed, start.round)
+        spent_s = time.perf_counter() - began_s
+        print(f"seed {config.seed}, round {start.round}: {spent_s:.1f} s", file=sys.stderr)
+    return errors, mismatches
+
+
+def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]:
+    """The finished runs, or the ends of new ones; `seed` and `run.max_rounds` may be lists."""
+    if sources and all(source.endswith(".h5") for source in sources):
+        yield from (_read_start(source, overrides) for source in sources)
+        return
+    if len(sources) > 1:
+        raise ValueError(f"probe: got {' '.join(sources)}, allowed: one configuration, or results")
+    seeds, others = _take_list(overrides, "seed", DEFAULT_SEEDS)
+    rounds, others = _take_list(others, "run.max_rounds", DEFAULT_ROUNDS)
+    cells = [(seed, num) for seed in seeds for num in rounds]
+    words = [[*others, f"seed={seed}", f"run.max_rounds={num}"] for seed, num in cells]
+    for config in [load_config(sources[0] if sources else None, each) for each in words]:
+        yield _run_start(config)
+
+
+def _take_list(
+    words: Sequence[str], key: str, default: Sequence[int]
+) -> tuple[list[Any], list[str]]:
+    """The values of a key that may take a list, and the other words."""
+    own = [word for word in words if word.partition("=")[0] == key]
+    others = [word for word in words if word not in own]
+    if len(own) > 1:
+        raise ValueError(f"{key}: got {' and '.join(own)}, allowed: one of them")
+    return (parse_values(key, own[0].partition("=")[2]) if own else list(default)), others
+
+
+def _read_start(path: str, overrides: Sequence[str]) -> Start:
+    result = read_result(path)
+    if not len(result.weights):
+        raise ValueError(f"{path}: status: got '{result.status}', allowed: finished")
+    config = load_config(result.config, overrides)
+    return Start(config, int(result.merges["round"][-1]), result.weights)
+
+
+def _run_start(config: Config) -> Start:
+    from fedgmr_hpc.runtime.roles import run  # which imports this package
+
+    with tempfile.TemporaryDirectory() as folder:
+        results = config.results.model_copy(update={"path": f"{folder}/run.h5"})
+        ran = run(config.model_copy(update={"results": results, "progress": "quiet"}))
+    return Start(config, int(ran.merges["round"][-1]), ran.weights)
+
+
+def probe_error(words: Sequence[str], out: str) -> str:
+    """Tables and verdicts as text; writes error.md, error.csv, mismatch.csv and two pictures.
+
+    Args:
+        words: a configuration or result files, and `key=value`.
+
+    Raises:
+        ValueError: a wrong word, or runs that cannot be measured.
+        OSError: `out` cannot be written.
+    """
+    from fedgmr_hpc.experiments.merge_error_plots import plot_errors, plot_mismatches
+
+    overrides = [word for word in words if "=" in word]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = measure(_starts([w for w in words if "=" not in w], overrides))
+    finally:
+        torch.set_num_threads(threads)
+    command = " ".join(["python -m fedgmr_hpc probe error", *words, "--out", out])
+    tables, lines, folder = make_tables(*rows, command), verdicts(*rows), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        if table.records:
+            (folder / f"{table.name}.csv").write_text(as_csv(table))
+    plot_errors(rows[0]).savefig(folder / "error.png")
+    plot_mismatches(rows[1]).savefig(folder / "mismatch.png")
+    pictures = ["![error](error.png)\n", "![mismatch](mismatch.png)\n"]
+    head = ["# Aggregation error of masked uploads\n", *(f"- {line}" for line in lines), ""]
+    body = [as_markdown(table) for table in tables]
+    (folder / "error.md").write_text("\n".join([*head, *body, *pictures]))
+    shown = [f"{table.title}\n{as_text(table.heads, table.rows)}\n" for table in tables]
+    return "\n".join([*shown, *lines, f"report: {folder / 'error.md'}"])

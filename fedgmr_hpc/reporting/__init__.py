@@ -1,0 +1,1 @@
+"""Tables, statistics and lines for people: used by results, studies and scaling."""

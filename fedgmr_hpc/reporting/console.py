@@ -1,0 +1,36 @@
+"""Lines that ranks print: in one piece each, and never a reason to stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+def say(text: str) -> None:
+    """Prints in one piece, since ranks share the terminal; a reader that has left, or a full disk
+    where the output goes, stops nothing."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def print_error(text: str) -> None:
+    """A line on stderr for each of `text`, where anybody reads them."""
+    with suppress(OSError):
+        for line in text.splitlines():
+            sys.stderr.write(f"fedgmr_hpc: error: {line}\n")
+        sys.stderr.flush()
+
+
+def own_python() -> str:
+    """What to type for this Python: `python` where that is it, else its path."""
+    found = shutil.which("python")
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return "python"  # not where they only lead to the same: a venv's is a link
+    here = os.path.relpath(sys.executable)
+    return sys.executable if here.startswith("..") else here

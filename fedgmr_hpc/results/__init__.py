@@ -1,0 +1,1 @@
+"""What is made of finished result files: summaries, plots, checks, exports."""

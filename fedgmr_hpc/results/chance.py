@@ -1,0 +1,53 @@
+"""Whether a run has ended as a guess: no better than chance, and sure of what is wrong.
+
+Being at chance alone may be the beginning of a long run. With a loss far above that of a model that
+knows nothing it is a run whose weights have left the range in which it could learn.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedgmr_hpc.data.datasets import KINDS
+from fedgmr_hpc.results.series import Values
+from fedgmr_hpc.storage.reader import Result
+
+CHANCE_FACTOR = 2.0  # of the accuracy of a guess: noise, and classes of unequal size
+LOSS_FACTOR = 2.0  # of the loss of a model to which all classes are equally likely
+
+
+def describe_chance(result: Result) -> str:
+    """What is wrong with a run whose last validation accuracy is at chance, that of a blind guess
+    or of its untrained model, and whose loss is huge; "" for any other.
+    """
+    config = result.config
+    kind = KINDS.get(config.get("data", {}).get("name", ""))
+    scores, losses = (result.evaluations[name] for name in ("val_accuracy", "val_loss"))
+    known = np.isfinite(scores)
+    if kind is None or not known.any():
+        return ""
+    score, loss = float(scores[known][-1]), float(losses[known][-1])
+    guess = kind.top_k / kind.num_classes
+    blind_loss = _blind_loss(config.get("train", {}).get("loss"), kind.num_classes)
+    if score > max(CHANCE_FACTOR * guess, _untrained(result)) or loss <= LOSS_FACTOR * blind_loss:
+        return ""
+    rate = config.get("train", {}).get("learning_rate", "-")
+    return (
+        f"val accuracy {100 * score:.2f} %, a guess has {100 * guess:.2f} %, "
+        f"at val loss {loss:.3g}, a guess has {blind_loss:.3g}: "
+        f"it has diverged; look at train.learning_rate = {rate}"
+    )
+
+
+def _blind_loss(kind: str | None, num_classes: int) -> float:
+    """The loss of logits that are all 0 (models/losses.py)."""
+    return math.log(2) if kind == "bce" else math.log(num_classes)
+
+
+def _untrained(result: Result) -> float:
+    """The validation accuracy of the initial model, 0 where it is not known."""
+    evaluations = result.evaluations
+    first: Values = evaluations["val_accuracy"][evaluations["version"] == 0]
+    return float(np.nan_to_num(first[0])) if len(first) else 0.0

@@ -1,0 +1,321 @@
+"""Tables and plots of finished, running or killed runs, from their result files alone.
+
+    render_summary   what a person reads at the end of one run
+    make_report      one table over runs, each run's course and, with a timeline beside it, where
+                     its ranks' time went, and plots as PNG files
+
+Text is plain, so that it can be copied into a mail. "Server up" is what the server sent and "server
+down" what it received, as charged on its links, in MB of 10^6 bytes: server_up_bytes and
+server_down_bytes of the table `merges`. Densities are means over clients; times are virtual, or
+unscaled on the wall clock, unless they say wall. Shapes: N merges, E evaluations, C clients.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.reporting.console import own_python
+from fedgmr_hpc.reporting.tables import count_of
+from fedgmr_hpc.results.chance import describe_chance
+from fedgmr_hpc.results.pairs import MAX_OVERRUN_FRAC, overrun_frac
+from fedgmr_hpc.results.series import (
+    Values,
+    end_s,
+    mean_density,
+    merged_ages,
+    own_accuracies,
+    scored,
+)
+from fedgmr_hpc.runtime.timeline import breakdowns, read_timeline, render_breakdown, timeline_path
+from fedgmr_hpc.storage.liveness import age_s, shown_status
+from fedgmr_hpc.storage.reader import Result, read_result
+
+COURSE_ROWS = 8
+RUN_HEADS = (
+    "run",
+    "method",
+    "data",
+    "seed",
+    "rounds",
+    "versions",
+    "time\ns",
+    "wall\ns",
+    "test\n%",
+    "test, mean of 3\n%",
+    "val\n%",
+    "density\nstart -> end",
+    "server up\nMB",
+    "server down\nMB",
+    "status",
+)
+COURSE_HEADS = (
+    *("round", "time\ns", "val\n%", "test\n%", "density"),
+    *("server up\nMB", "server down\nMB"),
+)
+LEGEND = (
+    "time: virtual, or on the wall clock unscaled; server up, down: what the server sent, "
+    "received, 10^6 bytes;\ntest, mean of 3: over the last evaluations, at most 3, the "
+    "untrained model's left out; dead?: it says running, but is silent;\nwith eval.every_s means, "
+    "courses and curves are of looks at equal times, test and val of the last version"
+)
+
+
+def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
+    """The tables of all runs as text; writes `accuracy_vs_time.png`, `density_vs_time.png` and,
+    where sub-models were scored, `submodel_accuracy.png`. A file that cannot be read is left out,
+    with a line that says why.
+
+    Raises:
+        ValueError: no path is a result file.
+        OSError: `out_dir` cannot be written.
+    """
+    results, unreadable = _read_all(paths)
+    names = _run_names(results)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    plots = _write_plots(results, names, out_dir)
+    runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
+    courses = [_course(*run) for run in zip(names, results, strict=True)]
+    spent = [
+        _time_spent(*run)
+        for run in zip(names, results, strict=True)
+        if timeline_path(run[1].path).exists()
+    ]
+    written = "\n".join(f"plot: {path}" for path in plots)
+    left_out = "\n".join(f"left out: {line}" for line in unreadable)
+    parts = [f"{runs}\n{LEGEND}", *courses, *spent, written, left_out]
+    return "\n\n".join(filter(None, parts))
+
+
+def _read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Result], list[str]]:
+    """The runs that can be read, and what is wrong with the other files."""
+    results, wrong = [], []
+    for path in paths:
+        try:
+            results.append(read_result(path))
+        except ValueError as error:
+            wrong.append(str(error))
+    if not results:
+        raise ValueError("\n".join(wrong))
+    return results, wrong
+
+
+def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> list[Path]:
+    """Accuracy and density over time, and the accuracy of sub-models where that was scored."""
+    from fedgmr_hpc.results import plots  # a summary needs no matplotlib
+
+    legends = [_legend(*run) for run in zip(names, results, strict=True)]
+    figures = {
+        "accuracy_vs_time.png": plots.plot_accuracy(results, legends),
+        "density_vs_time.png": plots.plot_density(results, legends),
+    }
+    cut = [index for index, result in enumerate(results) if len(result.submodels["version"])]
+    if cut:
+        runs = [results[index] for index in cut], [legends[index] for index in cut]
+        figures["submodel_accuracy.png"] = plots.plot_submodels(*runs)
+    for name, figure in figures.items():
+        figure.savefig(out_dir / name)
+    return [out_dir / name for name in figures]
+
+
+def render_summary(result: Result) -> str:
+    """The end of a run: what it reached, what it cost, where it is, what to type next."""
+    config, merges = result.config, result.merges
+    up, down = _moved(result)
+    test, last_test, val = _accuracies(result)
+    num_last = count_of(len(_last_tests(result)), "evaluation")
+    facts = {
+        "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
+        "warning": describe_chance(result),
+        "sub-models": _own_submodels(result),
+        "val accuracy": f"{val} %",
+        "mean density": _density_course(result),
+        "server": f"{up[-1]:.1f} MB up to the clients, {down[-1]:.1f} MB down from them",
+        "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
+        "time": f"{end_s(result, 'now_s'):.1f} s {_clock(result)}, "
+        f"{end_s(result, 'wall_s'):.1f} s wall",
+        "overruns": _overruns(result),
+        "staleness": _staleness(result),
+        "results": str(result.path),
+        "timeline": _timeline(result),
+    }
+    title = f"{method_label(config)} on {_data_name(result)}, seed {config.get('seed', '-')}"
+    lines = [f"  {name:<15}{text}" for name, text in facts.items() if text]
+    next_step = f"next: {own_python()} -m fedgmr_hpc report {shlex.quote(str(result.path))}"
+    return "\n".join([f"{title}: {result.status}", *lines, next_step])
+
+
+def _run_names(results: Sequence[Result]) -> list[str]:
+    stems = [result.path.stem for result in results]
+    return stems if len(set(stems)) == len(stems) else [str(result.path) for result in results]
+
+
+def _legend(name: str, result: Result) -> str:
+    """A run's name, and its method where that is no row of the table."""
+    label = method_label(result.config)
+    return name if label == result.config.get("method", "-") else f"{name}: {label}"
+
+
+def _run_cells(name: str, result: Result) -> list[str]:
+    _, density = mean_density(result)
+    up, down = _moved(result)
+    return [
+        name,
+        method_label(result.config),
+        _data_name(result),
+        str(result.config.get("seed", "-")),
+        str(_count(result.merges["round"])),
+        str(_count(result.merges["version"])),
+        f"{end_s(result, 'now_s'):.1f}",
+        f"{end_s(result, 'wall_s'):.1f}",
+        *_accuracies(result),
+        f"{density[0]:.3f} -> {density[-1]:.3f}" if len(density) else "-",
+        f"{up[-1]:.1f}",
+        f"{down[-1]:.1f}",
+        shown_status(result.status, age_s(result.path), result.merges["wall_s"], result.config),
+    ]
+
+
+def _course(name: str, result: Result) -> str:
+    """About `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
+    evaluations = scored(result)
+    num_rows = len(evaluations["version"])
+    head = "\n".join(filter(None, [f"{name}: {result.status}", _overruns(result)]))
+    if not num_rows:
+        return f"{head}\nno evaluation yet"
+    picks = np.unique(np.linspace(0, num_rows - 1, COURSE_ROWS).round().astype(int))
+    merged = np.searchsorted(result.merges["version"], evaluations["version"], side="right")
+    up, down = (moved[merged] for moved in _moved(result))
+    rows = [
+        [
+            str(evaluations["round"][i]),
+            f"{evaluations['now_s'][i]:.1f}",
+            _percent(evaluations["val_accuracy"][i]),
+            _percent(evaluations["test_accuracy"][i]),
+            f"{evaluations['mean_density'][i]:.3f}",
+            f"{up[i]:.1f}",
+            f"{down[i]:.1f}",
+        ]
+        for i in picks
+    ]
+    return f"{head}\n{_table(COURSE_HEADS, rows)}"
+
+
+def _time_spent(name: str, result: Result) -> str:
+    """The breakdown by rank of the timeline beside a result file, or what is wrong with it."""
+    try:
+        ranks = read_timeline(timeline_path(result.path))
+    except ValueError as error:
+        return f"{name}: no breakdown of the time: {error}"
+    dropped = sum(trace.num_dropped for trace in ranks)
+    note = f"; {dropped} spans were dropped and count as idle" if dropped else ""
+    return f"{name}: seconds of each rank{note}\n{render_breakdown(breakdowns(ranks))}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned columns, numbers to the right; the second line of a head is its unit."""
+    rows = list(rows)
+    lines = [[*head.split("\n"), ""][:2] for head in heads]
+    columns = [
+        _aligned([*head, *cells])
+        for head, cells in zip(lines, zip(*rows, strict=True), strict=True)
+    ]
+    text = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+    rule = "-" * max(map(len, text))
+    return "\n".join([*text[:2], rule, *text[2:]])
+
+
+def _aligned(cells: Sequence[str]) -> list[str]:
+    width = max(map(len, cells))
+    numeric = all(cell[:1].isdigit() or cell in ("-", "") for cell in cells[2:])
+    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
+
+
+def _moved(result: Result) -> tuple[Values, Values]:
+    """Cumulative MB on the server's link, sent (up) and received (down), [N + 1], from 0 on."""
+    up, down = (
+        np.concatenate([[0.0], result.merges[name] / 1e6])
+        for name in ("server_up_bytes", "server_down_bytes")
+    )
+    return up, down
+
+
+def _density_course(result: Result) -> str:
+    times, means = mean_density(result)
+    if not len(means):
+        return "-"
+    quarters = np.searchsorted(times, times[-1] * np.array([0.25, 0.5, 0.75]), side="right") - 1
+    start, *middle, end = (f"{means[i]:.3f}" for i in (0, *np.maximum(quarters, 0), -1))
+    return f"{start} -> {', '.join(middle)} -> {end}  (after 0 -> 25, 50, 75 -> 100 % of the time)"
+
+
+def _staleness(result: Result) -> str:
+    """Of the merged updates, when they were first merged; a fresh one has 1."""
+    ages = merged_ages(result)
+    return f"mean {ages.mean():.2f}, max {ages.max()} versions" if ages.size else "-"
+
+
+def _accuracies(result: Result) -> list[str]:
+    """Last test accuracy, mean of its last ones, last validation accuracy, in percent."""
+    val = result.evaluations["val_accuracy"]
+    test = result.evaluations["test_accuracy"]
+    kept = [test[np.isfinite(test)][-1:], _last_tests(result), val[np.isfinite(val)][-1:]]
+    return [_percent(values.mean()) if values.size else "-" for values in kept]
+
+
+def _last_tests(result: Result) -> Values:
+    """The last test accuracies, at most 3, of models that were trained if there are any."""
+    evaluations = scored(result)
+    test = evaluations["test_accuracy"]
+    is_known = np.isfinite(test)
+    is_trained = is_known & (evaluations["version"] > 0)
+    return test[is_trained if is_trained.any() else is_known][-3:]
+
+
+def _own_submodels(result: Result) -> str:
+    """The last test accuracy of the clients' own sub-models, "" where none was scored."""
+    cut = result.submodels["version"][-1:]
+    if not len(cut):
+        return ""
+    mean, worst = (_percent(values[0]) for values in own_accuracies(result, cut))
+    return f"test accuracy {mean} %, mean over the clients, worst class {worst} %"
+
+
+def _clock(result: Result) -> str:
+    is_wall = result.config.get("clock") == "wall"
+    return f"at time_scale {result.config.get('time_scale')}" if is_wall else "virtual"
+
+
+def _overruns(result: Result) -> str:
+    """How many client-steps took longer than the wall clock gives them, "" if none."""
+    share = overrun_frac(result) if len(result.updates["client"]) else 0.0
+    if not share:
+        return ""
+    text = f"{100 * share:.1f} % of the client-steps took longer than they may"
+    too_many = "; the times are too long: raise time_scale"
+    return f"{text}{too_many}" if share > MAX_OVERRUN_FRAC else text
+
+
+def _timeline(result: Result) -> str:
+    path = timeline_path(result.path)
+    return f"{path}, for ui.perfetto.dev" if path.exists() else ""
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
+
+
+def _count(column: Values) -> int:
+    """The last value of a counter, 0 before the first row."""
+    return int(column[-1]) if len(column) else 0
+
+
+def _data_name(result: Result) -> str:
+    return str(result.config.get("data", {}).get("name", "-"))

@@ -1,0 +1,278 @@
+"""`python -m fedgmr_hpc watch RESULT...`: a table of runs, live, from their files alone.
+
+A RESULT is a file, a pattern, or a folder: its *.h5, or those of its `cells` (a study's). Files are
+looked at again every `--every` seconds, new ones included. On a terminal the table is redrawn in
+place until Ctrl-C, or until the named files have all ended; into a pipe, or with --once, it is
+printed once. Nothing is written, no server is needed, and only the last rows are read.
+
+    column      meaning
+    done        of the rounds or of the virtual time, whichever is further
+    rows/s      rows of all tables, over the wall time of the run
+    age         wall time since the file was written to
+    left        wall time to the limit that comes first, at the pace of the last 64 merges
+    dead?       it says running, but has been silent for longer than its pace explains (liveness.py)
+
+Shapes: N merges of those kept, C clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import math
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.config.yaml_file import parse
+from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
+from fedgmr_hpc.storage.liveness import DEAD, age_s, shown_status
+from fedgmr_hpc.storage.reader import DAMAGE
+from fedgmr_hpc.storage.schema import TABLES
+from fedgmr_hpc.study.cost import describe_s
+
+TAIL_ROWS = 64
+DEFAULT_EVERY_S = 2.0
+HEADS = (
+    *("run", "method", "state", "round", "done", "left", "age", "val %", "test %", "density"),
+    *("virtual s", "server up MB", "server down MB", "rows/s"),
+)
+MERGE_COLUMNS = ("round", "now_s", "wall_s", "density", "server_up_bytes", "server_down_bytes")
+UNREADABLE = "unreadable"
+ORDER = ("running", DEAD, UNREADABLE)  # what is shown first
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a run's file found. `merges` [N]: the last ones; density is a mean."""
+
+    path: Path
+    state: str
+    config: Mapping[str, Any]
+    age_s: float
+    num_rows: int  # of all tables
+    merges: Mapping[str, Any]
+    val_accuracy: float
+    test_accuracy: float
+
+
+def look(path: Path) -> Look:
+    """Reads the last rows of a run; a file that cannot be read is a state, too."""
+    try:
+        return _read(path)
+    except (*DAMAGE, ValueError) as error:
+        nothing = {name: np.zeros(0) for name in MERGE_COLUMNS}
+        state = f"{UNREADABLE}: {describe_error(error).removeprefix(f'results {path}: ')}"
+        return Look(path, state, {}, math.nan, 0, nothing, math.nan, math.nan)
+
+
+def _read(path: Path) -> Look:
+    with open_for_reading(path) as file:
+        if "committed" not in file:
+            raise ValueError("not the result file of one run")
+        age = age_s(path)
+        rows = dict(zip(TABLES, file["committed"][...].tolist(), strict=False))
+        config = parse(file["config"][()].decode()) or {}
+        merges = {n: _tail(file["merges"][n], rows["merges"]) for n in MERGE_COLUMNS}
+        merges["density"] = merges["density"].mean(axis=1)
+        val, test = (
+            _last(file["evaluations"][name], rows["evaluations"])
+            for name in ("val_accuracy", "test_accuracy")
+        )
+        state = shown_status(file["status"][()].decode(), age, merges["wall_s"], config)
+    return Look(path, state, config, age, sum(rows.values()), merges, val, test)
+
+
+def _tail(dataset: Any, num_rows: int) -> Any:
+    return dataset[max(0, num_rows - TAIL_ROWS) : num_rows]
+
+
+def _last(dataset: Any, num_rows: int) -> float:
+    """The last known value."""
+    known = _tail(dataset, num_rows)
+    known = known[np.isfinite(known)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+def find_files(words: Sequence[str]) -> list[Path]:
+    """The files that words stand for now.
+
+    Raises:
+        ValueError: a word names nothing, and is no pattern.
+    """
+    found: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_dir():
+            found += sorted(path.glob("*.h5")) or sorted(path.glob("cells/*.h5"))
+        elif glob.has_magic(word) and not path.exists():
+            found += [Path(name) for name in sorted(glob.glob(str(path)))]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ValueError(f"watch: got {word}, need result files, a pattern or a folder of them")
+    return list(dict.fromkeys(found))
+
+
+def render(looks: Sequence[Look], max_rows: int | None = None) -> str:
+    """The table and a line of counts; running ones come first, and where rows must be cut."""
+    ranked = sorted(looks, key=lambda run: (_rank(run), str(run.path)))
+    shown = ranked[:max_rows]
+    counts = Counter(_word(run) for run in looks)
+    line = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no files"
+    hidden = f"; {len(ranked) - len(shown)} more rows do not fit" * (len(shown) < len(ranked))
+    footer = f"{time.strftime('%H:%M:%S')}  {line}{hidden}"
+    names = short_names([run.path for run in shown])
+    cells = [_cells(*pair) for pair in zip(names, shown, strict=True)]
+    wrong = [f"{run.path}: {run.state}" for run in shown if _word(run) == UNREADABLE]
+    return "\n".join([*([as_text(HEADS, cells)] if shown else []), footer, *wrong])
+
+
+def _word(run: Look) -> str:
+    return run.state.partition(":")[0]
+
+
+def _rank(run: Look) -> int:
+    return ORDER.index(_word(run)) if _word(run) in ORDER else len(ORDER)
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Stems, or paths where two stems are the same."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def _cells(name: str, run: Look) -> list[str]:
+    merges, limits = run.merges, run.config.get("run", {})
+    last = {key: float(values[-1]) if len(values) else 0.0 for key, values in merges.items()}
+    has_merges = len(merges["round"]) > 0
+    pace = run.num_rows / last["wall_s"] if last["wall_s"] > 0 else math.nan
+    is_running = _word(run) == "running"
+    return [
+        name,
+        method_label(run.config),
+        _word(run),
+        f"{last['round']:.0f}/{limits.get('max_rounds', '-')}",
+        f"{100 * progress_frac(last, limits):.0f} %",
+        describe_s(left_s(merges, limits, run.age_s)) if is_running else "-",
+        "-" if math.isnan(run.age_s) else describe_s(run.age_s),
+        _percent(run.val_accuracy),
+        _percent(run.test_accuracy),
+        f"{last['density']:.3f}" if has_merges else "-",
+        f"{last['now_s']:.1f}",
+        f"{last['server_up_bytes'] / 1e6:.1f}",
+        f"{last['server_down_bytes'] / 1e6:.1f}",
+        f"{pace:.1f}" if math.isfinite(pace) else "-",
+    ]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
+
+
+def progress_frac(last: Mapping[str, float], limits: Mapping[str, Any]) -> float:
+    """How much of the rounds or of the virtual time is done, at most 1."""
+    pairs = ((last["round"], limits.get("max_rounds")), (last["now_s"], limits.get("max_time_s")))
+    return min(1.0, max((at / limit for at, limit in pairs if limit), default=0.0))
+
+
+def left_s(merges: Mapping[str, Any], limits: Mapping[str, Any], age_s: float) -> float:
+    """Wall time to the limit that comes first, NaN while the pace is unknown.
+
+    Args:
+        merges: columns [N] of `MERGE_COLUMNS`.
+        age_s: wall time since the last of them.
+    """
+    if len(merges["wall_s"]) < 2:
+        return math.nan
+    spent_s = float(merges["wall_s"][-1] - merges["wall_s"][0])
+    left = [math.nan]
+    for name, limit in (("round", limits.get("max_rounds")), ("now_s", limits.get("max_time_s"))):
+        first, last = float(merges[name][0]), float(merges[name][-1])
+        if limit and last > first:
+            left.append(max(0.0, (limit - last) / (last - first) * spent_s - age_s))
+    return float(np.nanmin(left)) if len(left) > 1 else math.nan
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the verb; returns its exit code.
+
+    Raises:
+        ValueError: a wrong word or interval.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m fedgmr_hpc watch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="*", metavar="RESULT")
+    parser.add_argument("--every", type=float, default=DEFAULT_EVERY_S, metavar="S")
+    parser.add_argument("--once", action="store_true", help="print the table and end")
+    arguments = parser.parse_intermixed_args(list(words))
+    return watch(arguments.results, arguments.every, arguments.once)
+
+
+def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | None = None) -> int:
+    """Shows the runs until they end or Ctrl-C; returns exit code 0.
+
+    Raises:
+        ValueError: no files named, a word that names nothing, or an interval of 0.
+    """
+    if not words:
+        raise ValueError("watch: got nothing, need result files, a pattern or a folder of them")
+    if not every_s > 0:
+        raise ValueError(f"--every: got {every_s:g}, allowed: seconds above 0")
+    stream = stream or sys.stdout
+    if once or not stream.isatty():
+        print(render([look(path) for path in find_files(words)]), file=stream)
+        return 0
+    try:
+        _follow(words, every_s, stream)
+    except KeyboardInterrupt:
+        stream.write("\n")
+    return 0
+
+
+def _follow(words: Sequence[str], every_s: float, stream: TextIO) -> None:
+    are_files = all(Path(word).expanduser().is_file() for word in words)
+    ended: dict[Path, Look] = {}  # what never changes again is not read again
+    num_lines = 0
+    while True:
+        looks = [
+            replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
+            for path in find_files(words)
+        ]
+        ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
+        num_lines = _redraw(stream, looks, num_lines)
+        if are_files and not any(_word(run) == "running" for run in looks):
+            return
+        time.sleep(every_s)
+
+
+def _redraw(stream: TextIO, looks: Sequence[Look], num_lines: int) -> int:
+    """Draws over the last table, within the terminal; returns how many lines it has now."""
+    size = _terminal_size(stream)
+    text = render(looks, max(1, size.lines - 4))
+    lines = [line[: max(1, size.columns - 1)] for line in text.splitlines()][: size.lines - 1]
+    up = f"\x1b[{num_lines}F" if num_lines else ""
+    stream.write(up + "\x1b[J" + "\n".join(lines) + "\n")
+    stream.flush()
+    return len(lines)
+
+
+def _terminal_size(stream: TextIO) -> os.terminal_size:
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        size = os.terminal_size((0, 0))
+    return size if size.columns and size.lines else shutil.get_terminal_size()

@@ -1,0 +1,305 @@
+"""What the server's model scores, and when: at refreshes, and at equal times for every method.
+
+A refresh validates the version that it follows, and the server waits for that. With `eval.every_s`
+the version that is current at 0, 1, 2, ... times so many seconds is evaluated as well, in time that
+the ranks have left. Nothing waits for these looks and nothing depends on them: a run with them has
+the same versions, clocks and bytes as one without. On the wall clock they share the ranks' cores
+with training, and a client-step that they delay for too long counts as an overrun.
+
+The version current at a time is the newest one whose merge was done at or before it. That is known
+when the next merge is, so looks are caught up with just before it, when the version is still there.
+A version is evaluated once: looks repeat what it has scored. Rows come in the order of versions,
+each when its test set is through; those of refreshes go to the table `evaluations`, those of looks
+to `looks`.
+
+With `eval.submodels` every evaluated version is also scored for each density with which clients
+begin: what a client of that class would compute with that is sent the version now. A version that a
+refresh follows is cut by the masks of that refresh (the last version as if the run went on), any
+other by the newest masks there are. Clients of density 1, and all clients of a method without
+sub-models, have the whole model. These rows go to the table `submodels`, one a version and density.
+A level costs as much as another evaluation, with width methods that of the narrower network, and
+masks are cut twice.
+
+Shapes: P prunable entries, D dense entries, S statistics of static batch norms.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.fl.coordinator import Coordinator
+from fedgmr_hpc.fl.events import Evaluate, Merged
+from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.models import run_layout
+from fedgmr_hpc.runtime.progress import Progress
+from fedgmr_hpc.runtime.rank_pool import RankPool
+from fedgmr_hpc.storage.rows import EvaluationRow, LookRow, SubmodelRow
+from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.training.chunks import Evaluation, Found, Part
+from fedgmr_hpc.wire.frames import Frame, Kind, encode_parts
+
+POOLS: tuple[Pool, ...] = ("validation", "test")
+VALIDATION, TEST = Part("validation"), Part("test")
+
+
+@dataclass
+class _Sheet:
+    """One version's scores, and the rows that wait for them.
+
+    Attributes:
+        now_s: when it was first to be evaluated.
+        rows: of which table and at which time.
+        mean_density: None until a refresh has decided it.
+    """
+
+    evaluation: Evaluation
+    round: int
+    now_s: float
+    hash: xxhash.xxh3_64  # of the weights [P + D]
+    rows: list[tuple[type[EvaluationRow], float]]
+    mean_density: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all that its rows say is there."""
+        is_scored = self.evaluation.is_done(VALIDATION) and self.evaluation.is_done(TEST)
+        return is_scored and self.mean_density is not None
+
+    @property
+    def model_xxh3(self) -> int:
+        """Hash of the whole model [P + D + S]."""
+        whole, statistics = self.hash.copy(), self.evaluation.statistics.get(None)
+        if statistics is not None:
+            whole.update(statistics.data)
+        return int(whole.intdigest())
+
+    @property
+    def is_through(self) -> bool:
+        """Whether everything is scored, the levels too."""
+        return all(map(self.evaluation.is_done, self.evaluation.chunks))
+
+
+class Evaluator:
+    """Has versions evaluated by the ranks, and writes their rows.
+
+    Args:
+        coordinator: whose versions they are; only read.
+        wall_s: wall time since the run began.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        coordinator: Coordinator,
+        pool: RankPool,
+        data: FederatedData,
+        writer: ResultWriter,
+        progress: Progress,
+        *,
+        run_id: int,
+        wall_s: Callable[[], float],
+    ) -> None:
+        self.config, self.coordinator, self.pool, self.data = config, coordinator, pool, data
+        self.writer, self.progress = writer, progress
+        self.run_id, self.wall_s = run_id, wall_s
+        self._num_statistics = run_layout(config).num_statistics  # S
+        self._num_looks = 0  # due so far
+        self._cut_version = -1  # the newest with levels scored, or being scored
+        self._open: deque[_Sheet] = deque()  # with rows to come
+        self._cut: deque[_Sheet] = deque()  # with rows of levels to come
+        self._newest: _Sheet | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether rows are still to come."""
+        return bool(self._open or self._cut)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back, when no rows are to come."""
+        return {"num_looks": self._num_looks, "cut_version": self._cut_version}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self._num_looks, self._cut_version = state["num_looks"], state["cut_version"]
+
+    def validate(self, command: Evaluate, now_s: float) -> Evaluation:
+        """Begins the evaluation of a refresh, the validation set before anything else."""
+        sheet = self._begin(command, now_s)
+        sheet.rows.append((EvaluationRow, now_s))
+        self._open.append(sheet)
+        first = [*self._norms(sheet.evaluation), VALIDATION]
+        self.pool.evaluate(sheet.evaluation, first, is_awaited=True)
+        self.pool.evaluate(sheet.evaluation, [TEST])
+        return sheet.evaluation
+
+    def merged(self, merged: Merged) -> None:
+        """A version's densities are decided, and its masks are cut."""
+        sheet = self._newest
+        if sheet is not None and sheet.evaluation.version == merged.version:
+            sheet.mean_density = float(merged.density.mean())
+            self._score_levels(sheet)
+        self.write_rows()
+
+    def look(self, before_s: float) -> None:
+        """Gives the current version the looks that are due before a time."""
+        times = self._due_times(before_s)
+        if not times:
+            return
+        sheet = self._newest
+        if sheet is None or sheet.evaluation.version != self.coordinator.version:
+            sheet = self._begin(self.coordinator.look(), times[0])
+            sheet.mean_density = float(np.mean(self.coordinator.restoration.densities))
+            parts = [*self._norms(sheet.evaluation), VALIDATION, TEST]
+            self.pool.evaluate(sheet.evaluation, parts)
+            self._score_levels(sheet)
+        if not sheet.rows:
+            self._open.append(sheet)
+        sheet.rows += [(LookRow, at_s) for at_s in times]
+        self.write_rows()
+
+    def _due_times(self, before_s: float) -> list[float]:
+        every_s, times = self.config.eval.every_s, []
+        while every_s is not None and (at_s := self._num_looks * every_s) < before_s:
+            times.append(at_s)
+            self._num_looks += 1
+        return times
+
+    def _begin(self, command: Evaluate, now_s: float) -> _Sheet:
+        frame = self._frame(command)
+        digest = xxhash.xxh3_64(frame.values.data)
+        digest.update(frame.dense.data)
+        chunks = {part: self._chunks(part) for part in (VALIDATION, TEST)}
+        evaluation = Evaluation(command.version, encode_parts(frame), chunks)
+        self._newest = _Sheet(evaluation, command.round, now_s, digest, [])
+        return self._newest
+
+    def _norms(self, evaluation: Evaluation, level: int | None = None) -> list[Part]:
+        """The pass that gives static batch norms their statistics, if there are any."""
+        parts = [Part("norms", level)] if self._num_statistics else []
+        evaluation.chunks |= {part: self._chunks(part) for part in parts}
+        return parts
+
+    def complete(self, weights: Floats) -> Floats:
+        """[P + D + S] the weights [P + D] of the version evaluated last, with its statistics."""
+        assert self._newest is not None
+        statistics = self._newest.evaluation.statistics.get(None, weights[:0])
+        return np.concatenate([weights, statistics])
+
+    def _chunks(self, part: Part) -> dict[int, Found | None]:
+        starts = range(0, self.data.pool_size(part.pool), self.config.eval.chunk)
+        return dict.fromkeys(starts)
+
+    def _frame(self, command: Evaluate) -> Frame:
+        masks = command.masks
+        return Frame(
+            kind=Kind.MODEL,
+            run=self.run_id,
+            client=-1,
+            base_version=command.version,
+            mask_id=-1,
+            level=0,
+            density=1.0,
+            num_prunable=masks.size,
+            values=masks.unpack(command.packed),
+            dense=command.dense,
+        )
+
+    def _score_levels(self, sheet: _Sheet) -> None:
+        """Has a version scored at each level that lacks something of the whole model."""
+        evaluation = sheet.evaluation
+        if not self.config.eval.submodels or evaluation.version <= self._cut_version:
+            return
+        self._cut_version = evaluation.version
+        evaluation.ladder = ladder = self.coordinator.masking.ladder
+        partial = (
+            [] if ladder is None else [n for n, k in enumerate(ladder.counts) if k < ladder.size]
+        )
+        norms = [part for level in partial for part in self._norms(evaluation, level)]
+        parts = [Part(pool, level) for level in partial for pool in POOLS]
+        evaluation.chunks |= {part: self._chunks(part) for part in parts}
+        self._cut.append(sheet)
+        self.pool.evaluate(evaluation, [*norms, *parts])
+
+    def accuracy(self, evaluation: Evaluation) -> float:
+        """Validation accuracy, once its chunks are in."""
+        return self._scores(evaluation, VALIDATION)[0]
+
+    def _scores(self, evaluation: Evaluation, part: Part) -> tuple[float, float]:
+        """(accuracy, mean loss) of a finished part."""
+        correct, loss_sum = evaluation.sums(part)
+        num_scored = self.data.num_scored(part.pool)
+        return correct / num_scored, loss_sum / num_scored
+
+    def _figures(self, evaluation: Evaluation, level: int | None = None) -> dict[str, float]:
+        """The scores of a row, by column."""
+        val_accuracy, val_loss = self._scores(evaluation, Part("validation", level))
+        test_accuracy, test_loss = self._scores(evaluation, Part("test", level))
+        return {
+            "val_accuracy": val_accuracy,
+            "val_loss": val_loss,
+            "test_accuracy": test_accuracy,
+            "test_loss": test_loss,
+            "wall_s": self.wall_s(),
+        }
+
+    def write_rows(self) -> None:
+        """Writes the rows of the versions that are through, in their order."""
+        while self._open and self._open[0].is_known:
+            sheet = self._open.popleft()
+            rows = [self._row(sheet, row_type, at_s) for row_type, at_s in sheet.rows]
+            sheet.rows = []
+            for row in rows:
+                self.writer.append(row)
+            self.progress.evaluated(rows[-1])
+            self._close(sheet)
+        while self._cut and self._cut[0].is_through:
+            self._write_levels(sheet := self._cut.popleft())
+            self._close(sheet)
+
+    def _close(self, sheet: _Sheet) -> None:
+        """Nothing of it is to come from the ranks any more, if that is so."""
+        if sheet.is_through:
+            self.pool.evaluations.pop(sheet.evaluation.version, None)
+            sheet.evaluation.payload = ()
+
+    def _row(self, sheet: _Sheet, row_type: type[EvaluationRow], at_s: float) -> EvaluationRow:
+        assert sheet.mean_density is not None
+        return row_type(
+            version=sheet.evaluation.version,
+            round=sheet.round,
+            now_s=at_s,
+            mean_density=sheet.mean_density,
+            model_xxh3=sheet.model_xxh3,
+            **self._figures(sheet.evaluation),
+        )
+
+    def _write_levels(self, sheet: _Sheet) -> None:
+        for density, num_clients in sorted(self.coordinator.classes.items()):
+            level, num_kept = self._level(sheet.evaluation.ladder, density)
+            self.writer.append(
+                SubmodelRow(
+                    version=sheet.evaluation.version,
+                    now_s=sheet.now_s,
+                    density=density,
+                    num_kept=num_kept,
+                    num_clients=num_clients,
+                    **self._figures(sheet.evaluation, level),
+                )
+            )
+
+    def _level(self, ladder: MaskSet | None, density: float) -> tuple[int | None, int]:
+        """The level of a density, None for the whole model, and how many weights it keeps."""
+        if ladder is None:
+            return None, self.coordinator.masks.size
+        level = ladder.level(density)
+        num_kept = ladder.counts[level]
+        return (None if num_kept == ladder.size else level), num_kept

@@ -1,0 +1,165 @@
+"""The event log: written as a run goes, followed by a replay.
+
+The coordinator does nothing but answer events, so a run is its configuration and the order and
+times of its events. A replay hands the coordinator the logged events; the updates in them are
+trained anew, by any number of ranks. Every row carries a hash over the configuration and all rows
+before it, so a log that was changed, or that belongs to another configuration, is found out.
+
+Shapes: N events.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import xxhash
+
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.identity import REPLAYED, identity, marks
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost, Resumed
+from fedgmr_hpc.network.links import Arrival, Broadcast, WindowEnd
+from fedgmr_hpc.storage.reader import Result
+from fedgmr_hpc.storage.rows import EventRow
+
+DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
+_LINK = struct.Struct("<Qqddq")
+
+
+class EventLog:
+    """Makes the rows of a run's log."""
+
+    def __init__(self, config: Config) -> None:
+        content = json.dumps(identity(config, REPLAYED), sort_keys=True)
+        self._chain = xxhash.xxh3_64_intdigest(content.encode())
+
+    def row(self, event: Event) -> EventRow | None:
+        """The row of an event; None for the start, which needs none.
+
+        Raises:
+            ValueError: several clients are lost at once, for which a row has no room.
+        """
+        if isinstance(event, Delivered):
+            return self.link(DELIVERED, event.now_s, event.now_s, event.update.client)
+        if isinstance(event, Closed):
+            return self.link(CLOSED, event.now_s, event.ready_s, -1)
+        if isinstance(event, Evaluated):
+            return self.link(EVALUATED, event.now_s, event.now_s, -1)
+        if isinstance(event, Lost):
+            if len(event.clients) != 1:
+                raise ValueError(f"Lost.clients: got {event.clients}, allowed: one client an event")
+            return self.link(LOST, event.now_s, event.now_s, event.clients[0])
+        if isinstance(event, Resumed):
+            return self.link(RESUMED, event.now_s, event.now_s, -1)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back."""
+        return {"chain": self._chain}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on with a chain."""
+        self._chain = state["chain"]
+
+    def link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
+        """The next row of the chain."""
+        packed = _LINK.pack(self._chain, kind, now_s, ready_s, client)
+        self._chain = xxhash.xxh3_64_intdigest(packed)
+        return EventRow(kind, now_s, ready_s, client, self._chain)
+
+
+class ReplayClock:
+    """Hands out the events of a log, in order.
+
+    Raises:
+        ValueError: the log is damaged, or is not of this configuration.
+    """
+
+    def __init__(self, config: Config, recorded: Result) -> None:
+        names = ("kind", "now_s", "ready_s", "client", "chain_xxh3")
+        columns = [recorded.events[name].tolist() for name in names]
+        self._rows = [EventRow(*row) for row in zip(*columns, strict=True)]
+        self._check(config, recorded)
+        self._next = 0
+
+    def _check(self, config: Config, recorded: Result) -> None:
+        if not self._rows:
+            raise ValueError(f"replay {recorded.path}: it holds no events")
+        log = EventLog(config)
+        for index, row in enumerate(self._rows):
+            if log.link(row.kind, row.now_s, row.ready_s, row.client) != row:
+                raise ValueError(
+                    f"replay {recorded.path}: event {index} of {len(self._rows)} is damaged or "
+                    "belongs to another configuration"
+                )
+
+    def _take(self, *kinds: int) -> EventRow:
+        if self._next == len(self._rows):
+            raise RunError(f"the log ends after {self._next} events, before the run does")
+        row = self._rows[self._next]
+        if row.kind not in kinds:
+            raise RunError(f"event {self._next} of the log is of kind {row.kind}, not {kinds}")
+        self._next += 1
+        return row
+
+    def next(self) -> Arrival | WindowEnd | Lost | Resumed:
+        """The next logged event."""
+        row = self._take(DELIVERED, CLOSED, LOST, RESUMED)
+        self._ready_s = row.ready_s
+        if row.kind == DELIVERED:
+            return Arrival(row.now_s, row.client)
+        if row.kind == LOST:
+            return Lost(row.now_s, (row.client,), "as logged")
+        if row.kind == RESUMED:
+            return Resumed(row.now_s)
+        return WindowEnd(row.now_s)
+
+    def merge_end_s(self, now_s: float) -> float:
+        """When the merge of the window that has just closed was done."""
+        return self._ready_s
+
+    def validated_s(self, ready_s: float) -> float:
+        """When the validation was done."""
+        return self._take(EVALUATED).now_s
+
+    def close_at(self, at_s: float) -> None:
+        """The log says when windows close."""
+
+    def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
+        """The log says when updates arrive."""
+
+
+def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequence[str]) -> Config:
+    """The configuration of a recorded run, its results in a file of their own.
+
+    Raises:
+        ValueError: a source or an override would change more than where things are.
+    """
+    allowed = [key for key, mark in marks().items() if mark == "machine"]
+    wrong = [word for word in overrides if word.partition("=")[0] not in allowed]
+    if sources or wrong:
+        got = " ".join([f"--config {source}" for source in sources] + wrong)
+        raise ValueError(f"--replay: got {got}, allowed: only {', '.join(allowed)}")
+    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
+    return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}"], overrides)
+
+
+def check_versions(recorded: Result, replayed: Result) -> str:
+    """One line saying that all model versions are the same.
+
+    Raises:
+        RunError: a version differs; says which is the first.
+    """
+    then, now = recorded.evaluations["model_xxh3"], replayed.evaluations["model_xxh3"]
+    versions = recorded.evaluations["version"]
+    for index in range(len(then)):
+        if index >= len(now) or then[index] != now[index]:
+            raise RunError("the replayed model differs", version=int(versions[index]))
+    if len(recorded.weights) and recorded.weights.tobytes() != replayed.weights.tobytes():
+        raise RunError("the replayed final weights differ", version=int(versions[-1]))
+    return f"replay of {recorded.path}: {len(then)} evaluated versions, all the same bit for bit"

@@ -1,0 +1,237 @@
+"""The parts that a process plays in a run: server, client rank, or both in one.
+
+Rank 0 alone reads and checks the configuration and the data, and hands the resolved configuration
+to the others, so a mistake is reported once and every rank ends with exit code 2. A failure while
+running ends every rank with exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.reporting.console import print_error, say
+from fedgmr_hpc.runtime.experiment import (
+    DISK_FAULTS,
+    SIGNALS,
+    Experiment,
+    prepare_experiment,
+    serve,
+)
+from fedgmr_hpc.runtime.wall.worker import LiveWorker
+from fedgmr_hpc.runtime.worker import Worker, report_failure
+from fedgmr_hpc.storage.reader import Result
+from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
+from fedgmr_hpc.transport.ranks import (
+    choose_device,
+    detect_launch,
+)
+
+# Received arrays are read-only on purpose; torch only reads them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
+
+START_TIMEOUT_S = 1200.0  # decoding a large data set on rank 0 keeps the others waiting
+# decoding a large data set on rank 0 keeps the others waiting
+
+
+def lead(
+    config: Config | ValueError,
+    recorded: Result | None,
+    transport: Transport,
+    report: Callable[[Experiment, Result], int],
+    resumes: bool = False,
+) -> int:
+    """Rank 0 of several: prepares the run, hands the others its configuration, serves, reports.
+
+    Args:
+        report: tells a person how the run has ended; returns the exit code.
+    """
+    experiment = _try_prepare(config, recorded, resumes)
+    if isinstance(experiment, int):
+        for rank in range(1, transport.size):
+            transport.send(rank, Tag.STOP, json.dumps({"code": experiment}).encode())
+        transport.flush(START_TIMEOUT_S)
+        return experiment
+    for rank in range(1, transport.size):
+        hello = {
+            "config": experiment.config.model_dump(mode="json"),
+            "run_id": experiment.run_id,
+            "is_replay": experiment.recorded is not None,
+            "data_xxh3": experiment.data.fingerprint,
+        }
+        transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
+    _begin(recorded is not None)
+    return report(experiment, serve(experiment, transport))
+
+
+def _try_prepare(
+    config: Config | ValueError, recorded: Result | None, resumes: bool
+) -> Experiment | int:
+    """The run, or the exit code if there is nothing to run."""
+    try:
+        if isinstance(config, ValueError):
+            raise config
+        if resumes and config.results.path is None:
+            raise ValueError("results.path: got none, needed with --resume: the result file")
+        experiment = prepare_experiment(config, recorded, resumes)
+    except (ValueError, OSError, RunError) as error:
+        print_error(str(error))
+        is_disk = isinstance(error, OSError) and error.errno in DISK_FAULTS
+        return EXIT_FAILED if is_disk else EXIT_BAD_INPUT
+    if experiment.start is None:
+        return experiment
+    for note in experiment.start.notes:
+        say(note)
+    return 0 if experiment.start.is_finished else experiment
+
+
+def _begin(is_replay: bool) -> None:
+    """The run begins; unless it has no checkpoints, Ctrl-C asks for one."""
+    if not is_replay:
+        SIGNALS.take_interrupts()
+
+
+def guard(transport: Transport, part: Callable[[], int]) -> int:
+    """Runs a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
+    try:
+        code = part()
+        if transport.gone:
+            transport.abort(code)
+        transport.close()
+        return code
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            print_error(f"{type(error).__name__}: {error}")
+        elif transport.rank == 0:
+            print_error("interrupted")
+        if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):
+            traceback.print_exception(error)
+        with suppress(OSError):
+            sys.stderr.flush()
+        transport.abort(EXIT_FAILED)
+        return EXIT_FAILED
+
+
+def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) -> int:
+    """A client rank: waits for the configuration, then works until the server says stop.
+
+    Args:
+        checks_data: whether this rank reads its node's whole data cache at the start.
+    """
+    with SIGNALS.let_through():
+        message = transport.recv(START_TIMEOUT_S)
+    content = json.loads(bytes(message.payload))
+    if message.tag == Tag.STOP:
+        return int(content["code"])
+    keep_large_blocks()
+    config, run_id = make_config(content["config"]), content["run_id"]
+    is_replay, data_xxh3 = content["is_replay"], content["data_xxh3"]
+    _begin(is_replay)
+    return work(config, transport, run_id, data_xxh3, is_replay, device, checks_data)
+
+
+def work(
+    config: Config,
+    transport: Transport,
+    run_id: int,
+    data_xxh3: str,
+    is_replay: bool = False,
+    device: str = "cpu",
+    checks_data: bool = False,
+) -> int:
+    """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had.
+
+    Args:
+        data_xxh3: the fingerprint of the server's data, which this rank must have, too.
+        checks_data: see `follow`.
+
+    Returns:
+        The exit code that the server gave.
+    """
+    torch.set_num_threads(1)
+    try:
+        data = FederatedData(config, checks_all=checks_data)
+        if data.fingerprint != data_xxh3:
+            found = f"the data here have the fingerprint {data.fingerprint}"
+            raise RunError(f"{found}, those of rank 0 {data_xxh3}: see data.root and data.cache")
+    except Exception as error:
+        report_failure(transport, error, "receive")
+        return 0
+    kind = LiveWorker if config.clock == "wall" and not is_replay else Worker
+    worker = kind(config, transport, data, run_id, device)
+    worker.run()
+    return worker.exit_code
+
+
+def run_alone(
+    config: Config | ValueError,
+    recorded: Result | None,
+    report: Callable[[Experiment, Result], int],
+    resumes: bool = False,
+) -> int:
+    """Server and clients in one process."""
+    experiment = _try_prepare(config, recorded, resumes)
+    if isinstance(experiment, int):
+        return experiment
+    server_side, client_side = make_inproc(2)
+    _begin(recorded is not None)
+    say(
+        f"one process: server and clients, pid {os.getpid()}, {torch.get_num_threads()} thread each"
+    )
+
+    return guard(
+        server_side,
+        lambda: report(experiment, _run_threads(experiment, server_side, client_side)),
+    )
+
+
+def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:
+    is_replay = experiment.recorded is not None
+    config = experiment.config
+    device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
+    data_xxh3 = experiment.data.fingerprint
+    arguments = (config, client_side, experiment.run_id, data_xxh3, is_replay, device)
+    thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
+    thread.start()
+    try:
+        return serve(experiment, server_side)
+    finally:
+        server_side.abort(EXIT_FAILED)  # wakes the clients' thread if the server failed
+        thread.join(timeout=60.0)
+
+
+def run(config: Config) -> Result:
+    """Runs a training in this process: the server here, the clients in a thread.
+
+    Args:
+        config: from `load_config` or `make_config`.
+
+    Returns:
+        The result file's content: tables as arrays, final weights, and the file's path.
+
+    Raises:
+        ValueError: the data or the results path do not fit the configuration.
+        RunError: the run failed; says where.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run_threads(prepare_experiment(config), *make_inproc(2))
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,215 @@
+"""How a run with a result file of its own begins: from the beginning, from a checkpoint, or not.
+
+    result file   checkpoint   what `launch --resume` does
+    none          none         starts from the beginning
+    unfinished    none         starts from the beginning; the file becomes NAME.old
+    unfinished    whole        goes on from the newest generation that is whole and fits the rows
+    finished      any          nothing, with exit code 0
+    none          any          an error: its rows are missing
+
+A file is taken for finished where its weights are those that its last evaluation has seen
+(`result.doubt`), whatever its status says. A checkpoint fits where the file has all of its rows
+and the event log has, at its last one, the hash that the checkpoint has.
+
+A configuration that is not of the same run (identity.py) is an error that names the keys; from that
+of a finished run the limits may not differ either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fedgmr_hpc.config.axes import Mark
+from fedgmr_hpc.config.identity import CELL, RESUMED, differences
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.storage.checkpoint import (
+    Tree,
+    checkpoint_path,
+    has_checkpoint,
+    older,
+    read_checkpoint,
+    remove_checkpoints,
+    remove_unfinished,
+)
+from fedgmr_hpc.storage.reader import Result, doubt, kept_rows, read_result
+
+log = logging.getLogger("fedgmr_hpc")
+_SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins that may be a resumed one.
+
+    Attributes:
+        checkpoint: the generation that it goes on from, None where it begins anew.
+        notes: what its user should know.
+    """
+
+    is_finished: bool = False
+    checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_finished(results: Path, config: Config, data_xxh3: str | None = None) -> Start | None:
+    """How a run begins that is at its end, None of any other; what a kill left of its checkpoints
+    goes.
+
+    Args:
+        data_xxh3: the fingerprint of the data that the run would go on with, if that counts.
+
+    Raises:
+        ValueError: it is of another configuration or of other data.
+    """
+    begun = _read_begun(results)
+    if begun is None or begun.status != "finished":
+        return None
+    _check_config(begun.config, config, f"{results}, which is finished", CELL)
+    check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
+    if doubt(begun):
+        return None
+    remove_checkpoints(checkpoint_path(results))
+    return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+
+
+def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> Start:
+    """Looks for what `results` and its checkpoint say.
+
+    Args:
+        data_xxh3: as for `find_finished`.
+
+    Raises:
+        ValueError: no checkpoint is whole and fits, or it is of another configuration or of other
+            data.
+    """
+    finished = find_finished(results, config, data_xxh3)
+    if finished is not None:
+        return finished
+    path, begun = checkpoint_path(results), _read_begun(results)
+    doubts: tuple[str, ...] = ()
+    if begun is not None and begun.status == "finished":
+        doubts = (f"{results} says that it is finished, but {doubt(begun)}",)
+    if not has_checkpoint(path):
+        note = f"no checkpoint {path} yet: starts from the beginning"
+        if begun is not None:
+            _check_config(begun.config, config, results, RESUMED)
+        if results.exists():
+            note += f"; {results} as it was becomes {_set_aside_path(results)}"
+        return Start(notes=(*doubts, note))
+    if not results.exists():
+        raise ValueError(
+            f"results.path: got {results}, which is not there, but its checkpoint is: "
+            f"bring it back, or remove {path}*"
+        )
+    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3)
+    notes = (f"{wrong}; goes on from the older {file}",) if wrong else ()
+    return Start(checkpoint=file, notes=(*doubts, *notes))
+
+
+def _read_begun(results: Path) -> Result | None:
+    """The result file, None if there is none that can be read (killed while it was made)."""
+    try:
+        return read_result(results) if results.exists() else None
+    except ValueError:
+        return None
+
+
+def _fitting_checkpoint(
+    path: Path, result: Result, config: Config, data_xxh3: str | None
+) -> tuple[Path, str]:
+    """The newest generation from which a result goes on, and why no newer one.
+
+    Raises:
+        ValueError: there is none, or one is of another configuration or of other data.
+    """
+    wrong: list[str] = []
+    for each in (path, older(path)):
+        try:
+            saved = read_checkpoint(each)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        _check_config(saved["config"], config, f"the checkpoint {each}", RESUMED)
+        check_data(saved.get("data_xxh3"), data_xxh3, config, each)
+        try:
+            _check_fit(result, saved)
+            return each, "; ".join(wrong)
+        except ValueError as error:
+            wrong.append(f"checkpoint {each}: {error}")
+    raise ValueError("; ".join(wrong))
+
+
+def _check_fit(result: Result, saved: Tree) -> None:
+    """Fails where a checkpoint is of other rows than a result holds."""
+    kept = kept_rows(result, saved["num_rows"])
+    chain = kept["events"]["chain_xxh3"]
+    if len(chain) and int(chain[-1]) != saved["server"]["log"]["chain"]:
+        raise ValueError(f"its events are not those of {result.path}, by events/chain_xxh3")
+
+
+def _check_config(
+    saved: Mapping[str, Any], config: Config, of: str | Path, counting: tuple[Mark, ...]
+) -> None:
+    different = differences(saved, config, counting).items()
+    wrong = [f"{key}: got {now!r}, allowed with {of}: {then!r}" for key, (then, now) in different]
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def check_data(then: str | None, now: str | None, config: Config, of: Path) -> None:
+    """Fails if the data of a run are not those of `of`; files older than fingerprints have none.
+
+    Raises:
+        ValueError: names both fingerprints.
+    """
+    if None not in (then, now) and then != now:
+        root = config.data.root
+        raise ValueError(
+            f"data.root: got {root!r}, whose data have the fingerprint {now}, allowed with {of}: "
+            f"data with {then}"
+        )
+
+
+def take_checkpoint(results: Path, file: Path) -> Tree:
+    """Reads the generation to go on from, which is the newest by name from now on.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = checkpoint_path(results)
+    remove_unfinished(path)
+    saved = read_checkpoint(file)
+    if file != path:
+        if path.exists():
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        os.replace(file, path)
+    return saved
+
+
+def set_aside(results: Path) -> None:
+    """Moves an unfinished result file without a checkpoint out of the way, to NAME.old."""
+    if results.exists():
+        os.replace(results, _set_aside_path(results))
+
+
+def _set_aside_path(results: Path) -> Path:
+    return results.with_name(f"{results.name}.old")
+
+
+def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> dict[str, str]:
+    """The provenance of a resumed run: that of its start, and what was different since."""
+    then = before.provenance
+    number = 1 + sum(key.startswith("resume_") for key in then)
+    different = {key: value for key, value in now.items() if then.get(key) != value}
+    if other := [key for key in _SAME_BITS if key in different]:
+        log.warning("resumed with another %s: the last bits may differ", ", ".join(other))
+    at_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry = {"version": version, "utc": at_utc, **different}
+    return {**then, f"resume_{number}": json.dumps(entry)}

@@ -1,0 +1,1 @@
+"""The wall clock: real transfers, held to the link model."""

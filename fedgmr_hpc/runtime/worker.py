@@ -1,0 +1,312 @@
+"""A client rank's I/O loop: receive, decode, train, encode, send.
+
+Messages are served strictly in order: frames of a version, then the tasks that use them, so a rank
+holds one version for training and one for evaluation, whatever number of clients it serves. A
+failure travels to the server as a value with its stage, client, version and traceback; the server
+ends the run.
+
+Shapes: P prunable entries, K kept entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.fl.submodels import read_masks
+from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.runtime.provenance import rank_software
+from fedgmr_hpc.runtime.timeline import Tracer
+from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
+from fedgmr_hpc.storage.process import resident_bytes
+from fedgmr_hpc.training.local_training import LocalTraining
+from fedgmr_hpc.training.masked import SubModel
+from fedgmr_hpc.training.sgd import Trained
+from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.wire.error_feedback import ErrorFeedback
+from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_parts
+
+SERVER_RANK = 0
+FLUSH_TIMEOUT_S = 60.0
+
+
+class ReceivedModel:
+    """The version this rank trains on: packed values, and the positions of the masks they belong
+    to.
+    """
+
+    def __init__(self, num_prunable: int) -> None:
+        self.packed = np.empty(num_prunable, np.float32)
+        self.positions = np.empty(num_prunable, np.int64)
+        self.dense = np.empty(0, np.float32)
+        self.version = self.mask_id = -1
+        self.ends: list[int] = []  # packed end of each level received of this version
+        self.known_ends: list[int] = []  # packed end of each level whose positions are known
+
+    def accept(self, frame: Frame) -> None:
+        """Takes the next increment; levels come in ascending order, level 0 begins a version.
+
+        Raises:
+            WireError: an increment is missing, or its positions were never sent.
+        """
+        if frame.level == 0:
+            self.version, self.ends, self.dense = frame.base_version, [], frame.dense
+        if frame.mask_id != self.mask_id:
+            self.mask_id, self.known_ends = frame.mask_id, []
+            self.positions = np.empty_like(self.positions)  # the sub-model still uses the old ones
+        if frame.base_version != self.version or frame.level != len(self.ends):
+            raise WireError(
+                f"increment {frame.level} of version {frame.base_version} arrived, "
+                f"expected {len(self.ends)} of {self.version}",
+                stage="decode",
+            )
+        start = self.ends[-1] if self.ends else 0
+        stop = start + len(frame.values)
+        self.packed[start:stop] = frame.values
+        self.ends.append(stop)
+        if frame.positions is not None:
+            self.positions[start:stop] = frame.positions
+            self.known_ends[frame.level :] = [stop]
+        if self.known_ends[: len(self.ends)] != self.ends:
+            raise WireError(f"increment {frame.level} came without positions", stage="decode")
+
+    def sub_model(self, num_kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(values [K], dense [D], positions [K] or None when all entries are in natural order)."""
+        values, positions = torch.from_numpy(self.packed[:num_kept]), self.kept(num_kept)
+        at = None if positions is None else torch.from_numpy(positions)
+        return values, torch.from_numpy(self.dense), at
+
+    def kept(self, num_kept: int) -> NDArray[np.int64] | None:
+        """Natural positions [K] of the first entries, None when all are in natural order."""
+        return None if self.ends[0] == len(self.packed) else self.positions[:num_kept]
+
+
+class Worker:
+    """Serves one rank's tasks until the server says stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        data: FederatedData,
+        run_id: int,
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
+        self.device = device
+        self.training = LocalTraining(config, data, device)
+        self.num_prunable = self.training.layout.num_prunable
+        self.received = ReceivedModel(self.num_prunable)
+        self.feedback = ErrorFeedback(self.num_prunable)
+        self.eval_version = -1
+        self.stage: Stage = "receive"
+        self.client: int | None = None
+        self.version: int | None = None
+        self.num_tasks, self.train_s, self.wait_s = 0, 0.0, 0.0
+        self.tracer = Tracer(config.trace)
+        self.exit_code = 0  # with which the server wants this rank to end
+
+    def run(self) -> None:
+        """Serves until STOP; a failure is reported to the server and ends the loop."""
+        try:
+            while self._serve(self._receive()):
+                pass
+        except Exception as error:
+            with suppress(TransportError):  # the server is gone, and has said why
+                report_failure(self.transport, error, self.stage, self.client, self.version)
+
+    def _receive(self) -> Message:
+        self.stage, self.client, self.version = "receive", None, None
+        began_s = time.perf_counter()
+        with self.tracer.span("receive"):
+            message = self.transport.recv(2 * self.config.run.timeout_s)
+        self.wait_s += time.perf_counter() - began_s
+        return message
+
+    def _serve(self, message: Message) -> bool:
+        if message.tag == Tag.FRAME:
+            self._accept(message.payload)
+        elif message.tag == Tag.TASK:
+            self._train(Assignment(**json.loads(bytes(message.payload))))
+        elif message.tag == Tag.MASKS:
+            self._hold_ladder(message.payload)
+        elif message.tag == Tag.EVALUATE:
+            self._evaluate(json.loads(bytes(message.payload)))
+        elif message.tag == Tag.CLOCK:
+            self._tell_time()
+        elif message.tag == Tag.REMAINDERS:
+            self._exchange_remainders(message.payload)
+        elif message.tag == Tag.STOP:
+            self._say_goodbye(message.payload)
+            return False
+        return True  # HELLO only says that the server lives
+
+    def _accept(self, payload: memoryview) -> None:
+        frame = self._decode(payload)
+        if frame.kind == Kind.INCREMENT:
+            self.received.accept(frame)
+        else:
+            self._hold_for_evaluation(frame)
+
+    def _decode(self, payload: memoryview) -> Frame:
+        self.stage = "decode"
+        with self.tracer.span("decode"):
+            frame = decode_frame(payload)
+        self.version = frame.base_version
+        if frame.run != self.run_id:
+            raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
+        return frame
+
+    def _hold_for_evaluation(self, frame: Frame) -> None:
+        self.eval_version = frame.base_version
+        self.training.hold(torch.from_numpy(frame.values), torch.from_numpy(frame.dense))
+
+    def _hold_ladder(self, payload: memoryview) -> None:
+        self.stage = "decode"
+        self.training.hold_ladder(read_masks(unpack_tree(payload)))
+
+    def _train(self, task: Assignment) -> None:
+        parts = self.answer(task, self.received, self.transport.poll)
+        self.stage = "send"
+        with self.tracer.span("send", task.client, task.base_version):
+            self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
+
+    def answer(
+        self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
+    ) -> tuple[memoryview, ...]:
+        """Trains a client's sub-model of the version received; returns the update's frame."""
+        self.stage, self.client, self.version = "train", task.client, task.base_version
+        began_s = time.perf_counter()
+        trained = self.training.train(task, *received.sub_model(task.num_kept), after_step)
+        ended_s = time.perf_counter()
+        self.train_s += ended_s - began_s
+        self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
+        self.stage = "evaluate"
+        with self.tracer.span("evaluate", task.client, task.base_version):
+            score = self.training.score(task) if task.measure else float("nan")
+        self.stage = "encode"
+        self.num_tasks += 1
+        with self.tracer.span("encode", task.client, task.base_version):
+            return encode_parts(self._update(task, received, trained, score))
+
+    def _update(
+        self, task: Assignment, received: ReceivedModel, trained: Trained, score: float
+    ) -> Frame:
+        values, dense = (part.numpy() for part in self.training.sub_model.entries())
+        if self.config.aggregation.rule == "fedbuff":  # what has changed since the version sent
+            values -= received.packed[: task.num_kept]
+            dense -= received.dense
+        if self.config.wire.dtype == "int8":
+            positions = received.kept(task.num_kept)
+            values = self.feedback.round(task.client, values, task.mask_id, positions)
+        return Frame(
+            kind=Kind.UPDATE,
+            run=self.run_id,
+            client=task.client,
+            base_version=task.base_version,
+            mask_id=task.mask_id,
+            level=task.level,
+            density=task.density,
+            num_prunable=self.num_prunable,
+            values=values,
+            dense=dense,
+            extra=self._squares(trained),
+            dtype=self.config.wire.dtype,
+            train_loss=trained.mean_loss,
+            score=score,
+            num_samples=trained.num_samples,
+        )
+
+    def _squares(self, trained: Trained) -> Floats:
+        """[K] summed squared gradients, empty unless they were asked for."""
+        if trained.grad_squares is None:
+            return np.empty(0, np.float32)
+        assert isinstance(self.training.sub_model, SubModel)
+        squares: Floats = self.training.sub_model.entries(trained.grad_squares)[0].numpy()
+        return squares
+
+    def _evaluate(self, task: dict[str, Any]) -> None:
+        self.stage, self.version = "evaluate", task["version"]
+        if task["version"] != self.eval_version:
+            raise WireError(f"holds version {self.eval_version} for evaluation", stage="evaluate")
+        stop = min(task["start"] + self.config.eval.chunk, self.data.pool_size(task["pool"]))
+        with self.tracer.span("evaluate", version=self.eval_version):
+            found = self._look_at(task["pool"], task["start"], stop, task["level"], task["norms"])
+        self._send_json(Tag.RESULT, task | {"norms": None} | found)
+
+    def _look_at(
+        self, pool: Pool, start: int, stop: int, level: int | None, norms: list[float] | None
+    ) -> dict[str, Any]:
+        """What a chunk of a pool makes of the version held: scores, or the norms' statistics.
+
+        Args:
+            norms: [S] the statistics from now on; None if they are here or there are none.
+        """
+        if pool == "norms":
+            return {"norms": self.training.measure(start, stop, level).tolist()}
+        if norms is not None:
+            self.training.hold_statistics(torch.tensor(norms), level)
+        correct, loss_sum = self.training.evaluate(pool, start, stop, level)
+        return {"correct": correct, "loss_sum": loss_sum}
+
+    def _tell_time(self) -> None:
+        self.transport.send(SERVER_RANK, Tag.CLOCK, struct.pack("<d", time.perf_counter()))
+
+    def _exchange_remainders(self, payload: memoryview) -> None:
+        if len(payload):
+            self.feedback.restore(unpack_tree(payload)["remainders"])
+        else:
+            parts = pack_tree({"remainders": self.feedback.state()})
+            self.transport.send(SERVER_RANK, Tag.REMAINDERS, *parts)
+
+    def _say_goodbye(self, payload: memoryview) -> None:
+        self.exit_code = json.loads(bytes(payload))["code"]
+        if self.config.trace:
+            self.transport.send(SERVER_RANK, Tag.TRACE, self.tracer.to_bytes())
+        self._send_json(
+            Tag.STOP,
+            {
+                "host": socket.gethostname(),
+                "device": self.device,
+                "num_tasks": self.num_tasks,
+                "train_s": self.train_s,
+                "wait_s": self.wait_s,
+                "rss_bytes": resident_bytes(),
+                "sent_bytes": self.transport.sent_bytes,
+                "received_bytes": self.transport.received_bytes,
+                **rank_software(self.transport, self.device),
+            },
+        )
+
+    def _send_json(self, tag: Tag, content: dict[str, Any]) -> None:
+        self.transport.send(SERVER_RANK, tag, json.dumps(content).encode())
+
+
+def report_failure(
+    transport: Transport,
+    error: Exception,
+    stage: Stage,
+    client: int | None = None,
+    version: int | None = None,
+) -> None:
+    """Sends an exception to the server as a value, with its traceback."""
+    text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    failure = asdict(Failure(transport.rank, client, version, stage, text))
+    failure["traceback"] = "".join(traceback.format_exception(error))
+    transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(failure).encode())
+    transport.flush(FLUSH_TIMEOUT_S)

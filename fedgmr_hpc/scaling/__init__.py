@@ -1,0 +1,1 @@
+"""Scaling studies, the capacity model and its simulation."""

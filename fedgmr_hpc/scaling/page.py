@@ -1,0 +1,149 @@
+"""The report of a scaling study: scaling.md, one self-contained scaling.html, tables, figures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.reporting.tables import as_csv, as_html, as_markdown, as_text, count_of
+from fedgmr_hpc.scaling.analysis import Scaling
+from fedgmr_hpc.scaling.plots import draw_limit, draw_memory, draw_speedup, draw_split
+from fedgmr_hpc.scaling.runs import RankIdentity
+from fedgmr_hpc.scaling.tables import make_tables
+from fedgmr_hpc.study.report.page import STYLE
+
+FEW_S = 5.0  # a measured time below is too short to be trusted
+FACTS = ("git_commit", "version_torch", "cpu_model", "hostname", "start_utc")
+
+
+def write_report(scaling: Scaling, folder: Path) -> str:
+    """Writes the report into a study's folder; returns the tables as text, and where it lies.
+
+    Raises:
+        OSError: `folder` cannot be written.
+    """
+    tables = make_tables(scaling)
+    figures = {
+        "speedup": draw_speedup(scaling),
+        "split": draw_split(scaling),
+        "memory": draw_memory(scaling),
+        "limit": draw_limit(scaling),
+    }
+    pictures = {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+    head = headlines(scaling)
+    parts = [(table, pictures.get(table.name)) for table in tables]
+    for table in tables:
+        (folder / f"{table.name}.csv").write_text(as_csv(table))
+    markdown = [
+        as_markdown(table) + (f"\n![{table.title}]({picture.name})\n" if picture else "")
+        for table, picture in parts
+    ]
+    lines = [f"# {title(scaling)}\n", *(f"{line}\n" for line in head), *markdown]
+    (folder / "scaling.md").write_text("\n".join(lines))
+    sections = [
+        as_html(table) + (_inlined(table.title, picture) if picture else "")
+        for table, picture in parts
+    ]
+    (folder / "scaling.html").write_text(_page(title(scaling), head, sections))
+    shown = [f"{table.title}\n{as_text(table.heads, table.rows)}\n" for table in tables[:-1]]
+    return "\n".join([*shown, *head, f"report: {folder / 'scaling.html'}"])
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path)
+    return path
+
+
+def title(scaling: Scaling) -> str:
+    """What was varied in which configuration."""
+    config = scaling.points[0].runs[0].config
+    kinds = {"strong": "Strong scaling", "weak": "Weak scaling"}
+    kind = kinds.get(scaling.plan.kind, f"Sweep of {scaling.plan.kind}")
+    method = method_label(config)
+    where = f"{config.data.name}, {config.model.name}, {method}, {config.clock} clock"
+    return f"{kind}: {where}"
+
+
+def headlines(scaling: Scaling) -> list[str]:
+    """What a reader must know first."""
+    plan, last = scaling.plan, scaling.points[-1]
+    limit = scaling.simulations[0].saturation
+    lines = [
+        f"{count_of(plan.repeats, 'run')} of each of {len(plan.points)} points, taken in turn; "
+        f"{plan.warmup_rounds} warm-up rounds left out; one thread a rank; {_place(scaling)}."
+    ]
+    for name, serial_frac in (
+        ("Amdahl", scaling.amdahl_frac),
+        ("Gustafson", scaling.gustafson_frac),
+    ):
+        if not math.isnan(serial_frac):
+            lines.append(
+                f"{last.runs[0].num_workers} client ranks do {last.speedup.mean:.2f} times the "
+                f"client-rounds per second of {scaling.points[0].runs[0].num_workers}; serial "
+                f"fraction by {name}'s law {serial_frac:.3f}."
+            )
+    if not math.isinf(limit.num_workers):
+        clients = count_of(scaling.clients_per_rank, "client")
+        lines.append(
+            f"The server saturates at about {math.ceil(limit.num_workers) + 1:,} ranks of "
+            f"{clients} each, at {limit.rounds_per_s:.4g} client-rounds/s, by "
+            f"its {limit.station.removeprefix('server ')}."
+        )
+    return lines + _warnings(scaling)
+
+
+def _place(scaling: Scaling) -> str:
+    num_hosts = max(point.runs[0].num_hosts for point in scaling.points)
+    machine = f"machine of {scaling.plan.num_cores} cores"
+    return machine if num_hosts == 1 else f"up to {num_hosts} hosts, started on a {machine}"
+
+
+def _warnings(scaling: Scaling) -> list[str]:
+    """What limits the worth of the numbers."""
+    lines: list[str] = []
+    mixed = [p.runs[0].num_ranks for p in scaling.points if _share_cores(p.identities)]
+    if mixed:
+        which = ", ".join(map(str, mixed))
+        lines.append(f"Not bound to cores of their own: {which} ranks.")
+    shortest_s = min(run.seconds for p in scaling.points for run in p.runs)
+    if shortest_s < FEW_S:
+        lines.append(
+            f"The shortest run was measured for {shortest_s:.2g} s only: raise run.max_rounds."
+        )
+    overran = max(run.overrun_frac for p in scaling.points for run in p.runs)
+    if overran > 0:
+        lines.append(
+            f"Up to {100 * overran:.1f} % of a run's client-steps took longer than modelled: cores "
+            "were short; raise time_scale."
+        )
+    facts = scaling.points[0].runs[0].provenance
+    known = "; ".join(f"{key} {facts[key]}" for key in FACTS if facts.get(key))
+    overrides = shlex.join(scaling.plan.overrides) or "without overrides"
+    return [*lines, f"Configuration {scaling.plan.source or 'digits'}, {overrides}; {known}."]
+
+
+def _share_cores(identities: Sequence[RankIdentity]) -> bool:
+    """Whether two ranks of a host may run on the same core."""
+    cores = [(each.host, core) for each in identities for core in each.cores.split()]
+    return len(set(cores)) < len(cores)
+
+
+def _inlined(name: str, picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">\n'
+
+
+def _page(name: str, head: list[str], sections: list[str]) -> str:
+    """One self-contained page."""
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in head)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(name)}</h1>{lines}{''.join(sections)}</html>\n"
+    )

@@ -1,0 +1,296 @@
+"""The runs of a scaling study: which, started in turn, and what is measured in each.
+
+A study that was interrupted goes on with what it lacks. Its folder holds `scaling.json` (what was
+asked for and where it ran), and for every point and repeat `runs/NAME.h5` with its timeline and
+`NAME.out`, what the ranks printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.overrides import as_override, laid_over
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.runtime.timeline import timeline_path
+from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.study.states import remove_leftovers
+from fedgmr_hpc.transport.launchers import Told, await_end, raised_signals, rank_command
+
+Kind = Literal["strong", "weak", "clients-per-rank", "density", "bandwidth"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+FORMAT = "fedgmr_hpc scaling 1"
+IDENTITY = re.compile(
+    r"rank (\d+) of \d+: host (\S+), .*?device (\S+), threads (\d+),.*, cores ([\d ]+|any)$"
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration of a study; `value` is what varies: ranks, or the sweep's value."""
+
+    name: str
+    num_ranks: int
+    value: float
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scaling study.
+
+    Attributes:
+        warmup_rounds: left out of all rates.
+        num_cores: of the machine that the study was started on.
+    """
+
+    kind: Kind
+    source: str | None
+    overrides: tuple[str, ...]
+    repeats: int
+    warmup_rounds: int
+    num_cores: int
+    points: tuple[Point, ...]
+
+
+def make_points(
+    kind: Kind, config: Config, ranks: Sequence[int], values: Sequence[float]
+) -> tuple[Point, ...]:
+    """The points of a study, smallest first.
+
+    Args:
+        ranks: of `strong` and `weak`; a sweep has one.
+        values: of a sweep.
+
+    Raises:
+        ValueError: what is asked for does not fit the kind or the configuration.
+    """
+    _check_numbers(kind, ranks, values)
+    if kind == "strong":
+        return tuple(Point(f"{n:04d}-ranks", n, n, ()) for n in sorted(set(ranks)))
+    if kind == "weak":
+        return tuple(_weak_point(config, min(ranks), n) for n in sorted(set(ranks)))
+    return tuple(_sweep_point(kind, config, ranks[0], v) for v in sorted(set(values)))
+
+
+def _check_numbers(kind: Kind, ranks: Sequence[int], values: Sequence[float]) -> None:
+    if not ranks or min(ranks) < 2:
+        got = ",".join(map(str, ranks)) or "nothing"
+        raise ValueError(f"--ranks: got {got}, allowed: 2 or more, the server included")
+    if kind in ("strong", "weak"):
+        if values:
+            raise ValueError(f"--values: allowed with {kind}: none")
+        return
+    if len(set(ranks)) != 1 or not values or min(values) <= 0:
+        raise ValueError(
+            f"--ranks, --values: got {len(set(ranks))} and {len(values)} numbers, "
+            f"allowed with --sweep {kind}: one number of ranks, one or more values above 0"
+        )
+
+
+def _weak_point(config: Config, fewest: int, num_ranks: int) -> Point:
+    per_rank, rest = divmod(config.clients.count, fewest - 1)
+    if rest:
+        raise ValueError(
+            f"clients.count: got {config.clients.count}, allowed for weak scaling from "
+            f"{fewest - 1} client ranks: a multiple of {fewest - 1}"
+        )
+    return Point(
+        f"{num_ranks:04d}-ranks", num_ranks, num_ranks, _clients(config, per_rank, num_ranks)
+    )
+
+
+def _clients(config: Config, per_rank: int, num_ranks: int) -> tuple[str, ...]:
+    """As many clients on every rank; lists of one value are as long as needed."""
+    count = per_rank * (num_ranks - 1)
+    words = [as_override("clients.count", count)]
+    for key in ("shares", "max_densities"):
+        values = getattr(config.clients, key)
+        if values is not None and len(set(values)) > 1:
+            raise ValueError(
+                f"clients.{key}: got {len(set(values))} different values, allowed where the number "
+                "of clients varies: null or all equal"
+            )
+        if values is not None:
+            words.append(as_override(f"clients.{key}", [values[0]] * count))
+    return tuple(words)
+
+
+def _sweep_point(kind: Kind, config: Config, num_ranks: int, value: float) -> Point:
+    makers = {"clients-per-rank": _per_rank, "density": _density, "bandwidth": _bandwidth}
+    return Point(f"{kind}-{value:g}", num_ranks, value, makers[kind](config, num_ranks, value))
+
+
+def _per_rank(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
+    if value != int(value):
+        raise ValueError(f"--values: got {value:g}, allowed: whole numbers of clients")
+    return _clients(config, int(value), num_ranks)
+
+
+def _density(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
+    """All clients at one density that stays, on links of the full rate at every density."""
+    if value > 1:
+        raise ValueError(f"--values: got {value:g}, allowed: densities, above 0 and up to 1")
+    count = config.clients.count
+    words = {"clients.shares": [1.0] * count, "clients.max_densities": [value] * count}
+    return tuple(as_override(key, content) for key, content in words.items())
+
+
+def _bandwidth(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
+    """All rates of the links times `value`."""
+    if config.clock != "wall":
+        raise ValueError(
+            f"clock: got {config.clock}, allowed with --sweep bandwidth: wall (on the virtual "
+            "clock bytes take no real time)"
+        )
+    rates = {k: v for k, v in config.links.model_dump().items() if k.endswith("bytes_per_s") and v}
+    return tuple(as_override(f"links.{key}", value * rate) for key, rate in rates.items())
+
+
+def run_path(folder: Path, point: Point, repeat: int) -> Path:
+    """Where the result of a run lies."""
+    return folder / "runs" / f"{point.name}-repeat{repeat}.h5"
+
+
+def check_plan(plan: Plan, folder: Path) -> None:
+    """Everything that can be known before anything starts.
+
+    Raises:
+        ValueError: a point's configuration is wrong, too short, or has more ranks than the Slurm
+            job around it; or the folder holds another study.
+    """
+    if (folder / "scaling.json").exists():
+        kept = read_plan(folder)
+        if replace(kept, num_cores=plan.num_cores) != plan:
+            raise ValueError(f"--out: {folder} holds another scaling study, allowed: a new folder")
+    for point in plan.points:
+        rank_command(point.num_ranks)
+        config = load_config(plan.source, plan.overrides, point.overrides)
+        if config.run.max_rounds <= plan.warmup_rounds:
+            raise ValueError(
+                f"run.max_rounds: got {config.run.max_rounds}, allowed: more than the "
+                f"{plan.warmup_rounds} warm-up rounds"
+            )
+
+
+def run_plan(plan: Plan, folder: Path) -> bool:
+    """Runs what is missing: all points once, then once more, so that slow drifts of the machine
+    meet all alike. Whether all are there: a signal ends the run under way, and the study.
+
+    Raises:
+        RunError: a run failed; says which, and what it said last. Or a signal came before any run
+            could finish, which would be so the next time.
+    """
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    write_plan(plan, folder)
+    turns = [(repeat, point) for repeat in range(plan.repeats) for point in plan.points]
+    num_new = 0
+    try:
+        with raised_signals():
+            for repeat, point in turns:
+                path = run_path(folder, point, repeat)
+                if _is_finished(path):
+                    continue
+                print(f"repeat {repeat + 1} of {plan.repeats}: {point.name}", flush=True)
+                remove_leftovers(path)
+                _run(plan, point, path)
+                num_new += 1
+    except Told as told:
+        if not num_new:
+            raise RunError(f"{told} came before any run had finished: give it more time") from None
+        print(f"ended by {told}, new runs: {num_new}; the same words go on with --out {folder}")
+        return False
+    return True
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether a run is there to be measured."""
+    try:
+        return timeline_path(path).exists() and read_result(path).status == "finished"
+    except ValueError:  # damaged
+        return False
+
+
+def _run(plan: Plan, point: Point, path: Path) -> None:
+    own = [*point.overrides, "trace=true", as_override("results.path", str(path)), "progress=quiet"]
+    words = laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
+    named = ["--config", plan.source] if plan.source else []
+    command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
+    output = path.with_suffix(".out")
+    with output.open("wb") as file:
+        code = await_end(
+            subprocess.Popen(
+                [*command, *named, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **dict.fromkeys(THREADS, "1")},
+            )
+        )
+    if code:
+        lines = [each for each in output.read_text(errors="replace").splitlines() if each.strip()]
+        said = next(
+            (each for each in lines if "error: " in each), lines[-1] if lines else "nothing"
+        )
+        raise RunError(f"{point.name} ended with exit code {code}: {said} ({output})")
+
+
+@dataclass(frozen=True)
+class RankIdentity:
+    """What a rank said of itself when it started; `cores` it may use."""
+
+    rank: int
+    host: str
+    device: str
+    num_threads: int
+    cores: str
+
+
+def read_identities(output: Path) -> list[RankIdentity]:
+    """The ranks' lines in what a run printed, by rank."""
+    found = [IDENTITY.match(line) for line in output.read_text(errors="replace").splitlines()]
+    return sorted(
+        (
+            RankIdentity(int(m[1]), m[2], m[3], int(m[4]), m[5].strip())
+            for m in found
+            if m is not None
+        ),
+        key=lambda identity: identity.rank,
+    )
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Keeps a plan as `scaling.json`."""
+    content = {"format": FORMAT, **asdict(plan)}
+    (folder / "scaling.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a study's folder.
+
+    Raises:
+        ValueError: it holds none, or a damaged one.
+    """
+    path = folder / "scaling.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        if content.pop("format") != FORMAT:
+            raise KeyError("format")
+        points = [
+            Point(**{**each, "overrides": tuple(each["overrides"])})
+            for each in content.pop("points")
+        ]
+        content["overrides"] = tuple(content["overrides"])
+        return Plan(**content, points=tuple(points))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no scaling study ({type(error).__name__}: {error})") from None

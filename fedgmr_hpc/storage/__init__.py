@@ -1,0 +1,1 @@
+"""Result files and checkpoints: tables, writer, reader, ownership."""

@@ -1,0 +1,307 @@
+"""Reading back what store.py wrote: finished, running, killed and cut-off runs alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.yaml_file import YamlError, parse
+from fedgmr_hpc.storage.blank_file import RUNNING, Texts
+from fedgmr_hpc.storage.checksums import first_damaged, status_xxh3, texts_xxh3
+from fedgmr_hpc.storage.hdf5_file import (
+    check_members,
+    describe_error,
+    num_missing_bytes,
+    num_readable_rows,
+    open_for_reading,
+    own_member,
+    read_superblock,
+)
+from fedgmr_hpc.storage.schema import (
+    MERGED_FORMAT,
+    PARTS,
+    REQUIRED,
+    TABLES,
+    UNGUARDED_FORMAT,
+    Columns,
+    columns_of,
+)
+
+UNENDED = (RUNNING, "failed")  # how the status of a run begins that is not at its end
+DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, YamlError)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, read back. A table maps column name to [N] or [N, C]; text columns hold str."""
+
+    path: Path
+    status: str
+    config_yaml: str
+    config: dict[str, Any]
+    provenance: dict[str, str]
+    merges: Columns
+    evaluations: Columns
+    updates: Columns
+    events: Columns
+    transfers: Columns
+    ranks: Columns
+    weights: Floats  # [P + D + statistics of static norms], or [0] when the run has not finished
+    layout_json: str
+    checkpoints: Columns = field(default_factory=dict)
+    looks: Columns = field(default_factory=dict)
+    submodels: Columns = field(default_factory=dict)
+    is_guarded: bool = True  # by checksums, which files of format 2 lack
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read a finished, running or killed run, up to its last flush.
+
+    Raises:
+        ValueError: `path` is missing, damaged or no result file; says what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"results {path}: no such file")
+    try:
+        refuse_cut(path)
+        if missing_bytes := num_missing_bytes(path):
+            with open_for_reading(path) as file:
+                _check_whole(path, file, missing_bytes)
+        with open_for_reading(path) as file:
+            return read_group(path, file)
+    except DAMAGE as error:
+        reason, missing_bytes = describe_error(error), num_missing_bytes(path)
+        cut = f"cut off, the last {missing_bytes} bytes are missing: " * bool(missing_bytes)
+        raise ValueError(f"results {path}: {cut}cannot be read ({reason})") from error
+
+
+def refuse_cut(path: Path) -> None:
+    """Fails where a file that was closed is shorter than it was then.
+
+    Raises:
+        ValueError: it is.
+        OSError: it cannot be opened.
+    """
+    block, missing_bytes = read_superblock(path), num_missing_bytes(path)
+    if block is not None and missing_bytes and not block.is_marked:
+        raise ValueError(
+            f"results {path}: cut off, the last {missing_bytes} bytes are missing; "
+            "`python -m fedgmr_hpc results repair` keeps what can be read"
+        )
+
+
+def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
+    """Fails unless all that counts lies before the end of a running or killed run's file."""
+    file_bytes = path.stat().st_size
+    committed = zip(TABLES, file["committed"][...].tolist(), strict=False)  # older ones have fewer
+    rows = {table: num_rows for table, num_rows in committed if table in file}
+    for name in ("status", "committed", "config", "model/layout"):
+        rows[name] = len(file[name]) if file[name].ndim else 1
+    for name, num_rows in rows.items():
+        for place in [name] if name not in TABLES else [f"{name}/{c}" for c in file[name]]:
+            if num_readable_rows(file[place], num_rows, file_bytes) < num_rows:
+                raise ValueError(
+                    f"results {path}: cut off, the last {missing_bytes} bytes are missing, with "
+                    f"part of /{place}; `python -m fedgmr_hpc results repair` keeps the rest"
+                )
+
+
+def _check_place(path: Path, group: h5py.Group) -> None:
+    try:
+        check_members(group)
+    except ValueError as error:
+        raise ValueError(f"results {path}: {error}, no part of a result does") from None
+
+
+def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Result:
+    """One run, from a file or from its group in a file of several (`resultfiles.merge`).
+
+    Args:
+        is_ended: whether the run is at its end, although its status does not say so yet.
+
+    Raises:
+        ValueError: something is missing or fails its checksum; says what.
+        OSError, RuntimeError: HDF5 cannot read it.
+    """
+    # First of all: of a file that grows, libhdf5 remembers each dataset as it was when it was first
+    # looked at, and of none may it remember less than what counts here.
+    counted = _counted(group)
+    _check_parts(path, group)
+    _check_place(path, group)
+    status = group["status"][()].decode()
+    is_ended = is_ended or not status.startswith(UNENDED)
+    num_rows = counted | _last_rows(group, is_ended)
+    parts = {part: read_columns(group, part, num_rows[part]) for part in PARTS if part in group}
+    texts = read_texts(group)
+    if is_guarded(group) and (found := [*faults(group, parts, texts, status, is_ended)]):
+        raise ValueError(f"results {path}: damaged: {'; '.join(found)}")
+    tables = {
+        table: parts[table] if table in parts else _no_rows(row_type)
+        for table, row_type in TABLES.items()
+    }
+    return Result(
+        path=path,
+        status=status,
+        config_yaml=texts.config,
+        config=parse(texts.config) or {},
+        provenance=dict(texts.provenance),
+        ranks={name: as_text(values) for name, values in parts["ranks"].items()},
+        weights=parts["model"]["weights"],
+        layout_json=texts.layout,
+        is_guarded=is_guarded(group),
+        **tables,
+    )
+
+
+def _check_parts(path: Path, group: h5py.Group) -> None:
+    missing = [name for name in REQUIRED if name not in group]
+    if is_guarded(group) and "checksums" not in group:
+        missing.append("checksums")
+    if not missing:
+        return
+    lacks = ", ".join(f"/{name}" for name in missing)
+    if group.attrs.get("format") == MERGED_FORMAT.encode():
+        raise ValueError(f"results {path}: holds several runs; `results export` reads them")
+    raise ValueError(f"results {path}: not a fedgmr_hpc result, it lacks {lacks}")
+
+
+def is_guarded(group: h5py.Group) -> bool:
+    """Whether a run's file or group has checksums."""
+    return bool(group.attrs.get("format") != UNGUARDED_FORMAT.encode())
+
+
+def _counted(group: h5py.Group) -> dict[str, int]:
+    """How many rows of each table count; nothing where that does not lie here."""
+    try:
+        found = own_member(group, "committed")
+    except ValueError:  # which `_check_place` says
+        return {}
+    is_list = isinstance(found, h5py.Dataset) and found.ndim == 1
+    return dict(zip(TABLES, found[...].tolist(), strict=False)) if is_list else {}
+
+
+def _last_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
+    """How many rows `ranks` and `model` have: none before the run has ended."""
+    return {
+        part: min(len(group[part][name]) for name in column_names(group, part)) if is_ended else 0
+        for part in ("ranks", "model")
+    }
+
+
+def column_names(group: h5py.Group, part: str) -> list[str]:
+    """The datasets of a table."""
+    return ["weights"] if part == "model" else list(group[part])
+
+
+def read_columns(group: h5py.Group, part: str, num_rows: int) -> Columns:
+    """The first rows of a table, as they lie in the file."""
+    return {name: group[part][name][:num_rows] for name in column_names(group, part)}
+
+
+def read_texts(group: h5py.Group) -> Texts:
+    """What is written once; the provenance by key."""
+    provenance = {key: value.decode() for key, value in group["provenance"].attrs.items()}
+    return Texts(group["config"][()].decode(), group["model/layout"][()].decode(), provenance)
+
+
+def faults(
+    group: h5py.Group, parts: Mapping[str, Columns], texts: Texts, status: str, is_ended: bool
+) -> Iterator[str]:
+    """What fails its checksum, or of a run that has ended lies behind its last committed row."""
+    checksums = group["checksums"]
+    if texts_xxh3(*texts) != checksums["texts"][()]:
+        yield "configuration, layout or provenance fail their checksum"
+    if status != RUNNING and status_xxh3(status) != checksums["status"][()]:
+        yield "the status fails its checksum"
+    for part, columns in parts.items():
+        blocks = checksums[part][...]
+        num_rows = min(len(values) for values in columns.values())
+        if (row := first_damaged(columns, blocks, num_rows)) is not None:
+            yield f"/{part} fails its checksum from row {row} on"
+        elif is_ended and len(blocks) and blocks[-1, 0] != num_rows:
+            yield f"/{part} has {num_rows} rows, checksums for {blocks[-1, 0]}"
+
+
+def doubt(result: Result) -> str:
+    """Why a file that says `finished` is not believed; empty where it is."""
+    versions = result.evaluations["version"][-1:].tolist()
+    last = result.merges["version"][-1:].tolist() or [0]
+    if not len(result.weights):
+        return "it has no weights"
+    if versions != last:  # not a run of launch.py: nobody has said what they must be
+        return ""
+    if xxhash.xxh3_64_intdigest(result.weights.tobytes()) != result.evaluations["model_xxh3"][-1]:
+        return f"its weights are not those of version {last[0]}, by evaluations/model_xxh3"
+    return ""
+
+
+def _no_rows(row_type: type[Any]) -> Columns:
+    return {column.name: np.zeros(0, column.dtype) for column in columns_of(row_type)}
+
+
+def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]:
+    """The first rows of each table as `ResultWriter` takes them back; checkpoints are all kept.
+
+    Raises:
+        ValueError: a table has fewer, or lacks a column that came later than its file.
+    """
+    kept = {"checkpoints": result.checkpoints}
+    for table in TABLES.keys() - kept.keys():
+        columns, wanted = getattr(result, table), num_rows.get(table, 0)
+        if (found := min(len(values) for values in columns.values())) < wanted:
+            raise ValueError(
+                f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
+            )
+        if missing := [c.name for c in columns_of(TABLES[table]) if c.name not in columns]:
+            raise ValueError(
+                f"results {result.path}: {table} lacks {', '.join(missing)}: it is of an older "
+                "version, which alone can go on with it"
+            )
+        kept[table] = {name: values[:wanted] for name, values in columns.items()}
+    return kept
+
+
+def as_text(values: NDArray[Any]) -> NDArray[Any]:
+    """A column as it is read: fixed-size utf-8 becomes str."""
+    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+
+
+def deterministic_columns(result: Result) -> Columns:
+    """Every dataset that must not depend on ranks or machine, by its path in the file."""
+    tables = {
+        "merges": result.merges,
+        "evaluations": result.evaluations,
+        "updates": result.updates,
+        "events": result.events,
+        "looks": result.looks,
+        "submodels": result.submodels,
+    }
+    columns = {
+        f"{table}/{name}": values
+        for table, by_name in tables.items()
+        for name, values in by_name.items()
+        if not name.startswith("wall_")
+    }
+    return columns | {"model/weights": result.weights}
+
+
+def differing_columns(a: Result, b: Result) -> list[str]:
+    """Paths of the deterministic datasets that differ anywhere or in length; NaN equals NaN."""
+    left, right = deterministic_columns(a), deterministic_columns(b)
+    return sorted(
+        name
+        for name in left.keys() | right.keys()
+        if name not in left
+        or name not in right
+        or not np.array_equal(left[name], right[name], equal_nan=True)
+    )

@@ -1,0 +1,243 @@
+"""The report of a study: report.md, report.html, tables as CSV and LaTeX, figures as PNG and PDF.
+
+report.html             everything in one file, pictures included
+report.md               the same for reading in a checkout
+tables/NAME.csv, .tex   numbers, and cells as shown
+figures/NAME.png, .pdf
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedgmr_hpc.reporting.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
+from fedgmr_hpc.results.series import end_s
+from fedgmr_hpc.study.cells import Cell, find_row, matches
+from fedgmr_hpc.study.claims import Contest, Finding, judge
+from fedgmr_hpc.study.measures import Run, measure
+from fedgmr_hpc.study.report.figures import COURSES, draw
+from fedgmr_hpc.study.report.tables import (
+    Scale,
+    accuracy_table,
+    claims_table,
+    cost_table,
+    difference_table,
+    legacy_table,
+    own_tables,
+)
+from fedgmr_hpc.study.report.tuning_tables import tuning_tables
+from fedgmr_hpc.study.states import ENDED, CellState
+from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
+from fedgmr_hpc.study.tuning import read_states
+
+FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#222}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.86rem}th,td{padding:.25rem .7rem;text-align:right;
+border-bottom:1px solid #ddd;white-space:nowrap}th{border-bottom:2px solid #555;
+vertical-align:bottom}
+th:first-child,td:first-child{text-align:left}tbody tr:hover{background:#f4f6f9}
+.note{color:#555;font-size:.82rem;margin:.35rem 0;max-width:62rem}
+pre{background:#f4f4f4;padding:.45rem .7rem;font-size:.8rem;overflow-x:auto}
+img{max-width:100%;height:auto}.warn{background:#fff3cd;padding:.5rem .8rem}
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk."""
+
+    title: str
+    path: Path
+
+
+def write_report(
+    study: StudyFile,
+    cells: Sequence[Cell],
+    cells_dir: Path,
+    out_dir: Path,
+    command: Callable[[str], str],
+) -> str:
+    """Writes the report of the finished cells; returns what to say on the terminal.
+
+    Args:
+        command: what to type for an action on this study.
+
+    Raises:
+        OSError: `out_dir` cannot be written.
+    """
+    states = read_states(cells_dir, cells)
+    compared = [(cell, state) for cell, state in states if not cell.is_trial]
+    finished = [(c, s.result) for c, s in compared if s.status == "done" and s.result is not None]
+    runs = [measure(cell, result) for cell, result in finished]
+    scale = _scale(study, cells, command("report"))
+    tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
+    tables += tuning_tables(study, cells, states, scale.command)
+    tables += [_provenance(states, scale.command)]
+    pictures = _write_figures(runs, scale.at_s, out_dir / "figures") if runs else []
+    _write_tables(tables, out_dir / "tables")
+    head = _head(study, states, runs, scale)
+    (out_dir / "report.md").write_text(_markdown(study, head, tables, pictures))
+    (out_dir / "report.html").write_text(_page(study, head, tables, pictures))
+    shown = [f"{t.title}\n{as_text(t.heads, t.rows)}\n" for t in tables[:-1]]
+    return "\n".join([*shown, *head, f"report: {out_dir / 'report.html'}"])
+
+
+def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
+    reference = study.reference
+    row = None if reference is None else find_row(cells, reference, "reference")
+    return Scale(study.comparison_time_s, study.last, study.targets, row, command)
+
+
+def _tables(
+    study: StudyFile, cells: Sequence[Cell], runs: Sequence[Run], scale: Scale
+) -> list[Table]:
+    """Every table of the runs that the study compares."""
+    findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
+    tables = [
+        claims_table(findings, runs, scale.command) if findings else None,
+        accuracy_table(runs, scale),
+        difference_table(runs, scale),
+        cost_table(runs, scale),
+        *own_tables(runs, scale),
+        legacy_table(runs, scale),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def _findings(
+    study: StudyFile, spec: ClaimSpec, cells: Sequence[Cell], runs: Sequence[Run]
+) -> list[Finding]:
+    """One finding for each opponent of a claim."""
+    a = find_row(cells, spec.a, "claims")
+    full = None if spec.full is None else find_row(cells, spec.full, "claims")
+    at_s = spec.at_s or study.comparison_time_s
+    return [
+        judge(Contest(spec, a, b, full, at_s, study.last), runs, _num_planned(cells, spec, a, b))
+        for b in (find_row(cells, row, "claims") for row in spec.opponents())
+    ]
+
+
+def _num_planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> int:
+    """How many pairs the study's cells make for a claim."""
+    places = [
+        {(c.column, c.seed) for c in cells if c.row == row and matches(c.labels, spec.where)}
+        for row in (a, b)
+    ]
+    return len(places[0] & places[1])
+
+
+def _head(
+    study: StudyFile, states: Sequence[tuple[Cell, CellState]], runs: Sequence[Run], scale: Scale
+) -> list[str]:
+    """What a reader must know first: how many cells, which are not there, and why."""
+    trials = [state.status in ENDED for cell, state in states if cell.is_trial]
+    of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
+    lines = [
+        f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
+        f"{scale.when}, of virtual time, on the test set, which decides nothing while a run runs."
+    ]
+    lines += [
+        f"Not in the tables: {cell.name} ({state.status}{': ' * bool(state.error)}{state.error})"
+        for cell, state in states
+        if state.status not in ENDED
+    ]
+    lines += [
+        f"No value at T: {run.name} ended at {run.times_s[-1] if len(run.times_s) else 0:g} s"
+        for run in runs
+        if not run.covers(scale.at_s)
+    ]
+    commits = {s.result.provenance.get("git_commit", "") for _, s in states if s.result is not None}
+    if len(commits) > 1:
+        lines.append(f"The cells come from {len(commits)} commits, see the last table.")
+    return lines
+
+
+def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table:
+    """Where every cell comes from."""
+    heads = ["cell", "state", "seed", "rounds", "virtual s", "wall s", *FROM_RESULT]
+    rows = [[cell.name, state.status, str(cell.seed), *_origin(state)] for cell, state in states]
+    return Table(
+        name="cells",
+        title="Cells and where they come from",
+        heads=heads,
+        rows=rows,
+        notes=["A commit with + had changes that were not committed."],
+        command=command,
+    )
+
+
+def _origin(state: CellState) -> list[str]:
+    result = state.result
+    if result is None:
+        return ["-"] * (3 + len(FROM_RESULT))
+    facts = dict(result.provenance)
+    dirty = "+" if facts.get("git_dirty") == "true" else ""
+    facts["git_commit"] = facts.get("git_commit", "-")[:10] + dirty
+    rounds = int(result.merges["round"][-1]) if len(result.merges["round"]) else 0
+    times = [f"{end_s(result, name):.1f}" for name in ("now_s", "wall_s")]
+    return [str(rounds), *times, *(facts.get(key, "-") for key in FROM_RESULT)]
+
+
+def _write_figures(runs: Sequence[Run], at_s: float, folder: Path) -> list[Picture]:
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for course in COURSES:
+        known = [run for run in runs if np.isfinite(getattr(run, course.y)).any()]
+        figures = draw(known, course, at_s) if known else []
+        for number, figure in enumerate(figures, 1):
+            stem = course.name if len(figures) == 1 else f"{course.name}_{number}"
+            for suffix in ("png", "pdf"):
+                figure.savefig(folder / f"{stem}.{suffix}")
+            pictures.append(Picture(course.title, folder / f"{stem}.png"))
+    return pictures
+
+
+def _write_tables(tables: Sequence[Table], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        (folder / f"{table.name}.csv").write_text(as_csv(table))
+        (folder / f"{table.name}.tex").write_text(as_latex(table))
+
+
+CAPTION = "Line: mean over seeds; band: their range; dotted: the comparison time."
+
+
+def _markdown(
+    study: StudyFile, head: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
+) -> str:
+    images = [f"![{p.title}](figures/{p.path.name})\n" for p in pictures]
+    caption = [f"{CAPTION}\n"] if images else []
+    parts = [f"# {study.title}\n", *(f"{line}\n" for line in head)]
+    *body, cells = [as_markdown(table) for table in tables]
+    return "\n".join([*parts, *body, *images, *caption, cells])
+
+
+def _page(
+    study: StudyFile, head: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
+) -> str:
+    """One self-contained page; pictures are inlined."""
+    title = html.escape(study.title)
+    first, *warnings = [html.escape(line) for line in head]
+    warned = "".join(f"<p class=warn>{line}</p>" for line in warnings)
+    images = "".join(_figure(picture) for picture in pictures)
+    caption = f"<p class=note>{CAPTION}</p>" if pictures else ""
+    *body, cells = [as_html(table) for table in tables]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<style>{STYLE}</style><h1>{title}</h1><p>{first}</p>{warned}"
+        f"{''.join(body)}{images}{caption}{cells}</html>\n"
+    )
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    title = html.escape(picture.title)
+    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">\n'

@@ -1,0 +1,127 @@
+"""The tables of what was tuned: what every value reached, what was chosen, and what that took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedgmr_hpc.reporting.tables import Table
+from fedgmr_hpc.study.cells import Cell, Labels, label_of
+from fedgmr_hpc.study.study_file import StudyFile
+from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_row
+
+
+def tuning_tables(
+    study: StudyFile, cells: Sequence[Cell], states: States, command: str
+) -> list[Table]:
+    """Choices and costs; none where nothing is tuned."""
+    spent = spent_by_row(states)
+    if not spent:
+        return []
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    return [
+        _choices(study, scores_of(cells, states), command),
+        _costs({row: spent.get(row, Spent()) for row in rows}, command),
+    ]
+
+
+def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
+    heads = ["condition", "method", "values", "validation %", "chosen"]
+    seeds = ", ".join(map(str, study.tune_seeds))
+    return Table(
+        name="tuning",
+        title=f"Values tried, and validation accuracy (%) at {study.tuned_at_s():g} s",
+        heads=heads,
+        rows=[
+            [s.column, s.row, _label(s.values), _percent(s.validation), _mark(s, scores)]
+            for s in scores
+        ],
+        notes=[
+            "Chosen for every method and condition on validation accuracy alone: the mean of the "
+            f"last {study.last} evaluations, over trials of their own (seed {seeds}), which are in "
+            "no other table or figure. At an end: a key's least or greatest value was chosen, so "
+            "that values beyond it may be better."
+        ],
+        num_seeds=f"{len(study.tune_seeds)} ({seeds})",
+        command=command,
+        records=[
+            {
+                "condition": s.column,
+                "method": s.row,
+                "values": _label(s.values),
+                "validation": s.validation,
+                "n": s.num_trials,
+                "chosen": s.is_chosen,
+            }
+            for s in scores
+        ],
+    )
+
+
+def _label(values: Labels) -> str:
+    return label_of(values, list(values))
+
+
+def _mark(score: Score, scores: Sequence[Score]) -> str:
+    """Whether values were chosen, and which of them are the least or greatest that were tried."""
+    if not score.is_chosen:
+        return ""
+    place = (score.row, score.column)
+    tried = [other.values for other in scores if (other.row, other.column) == place]
+    ends = [
+        _label({key: value})
+        for key, value in score.values.items()
+        if _is_end(value, [values[key] for values in tried])
+    ]
+    return f"yes, at an end: {', '.join(ends)}" if ends else "yes"
+
+
+def _is_end(value: Any, tried: Sequence[Any]) -> bool:
+    """Whether a number is the least or greatest of several."""
+    if not all(isinstance(each, int | float) for each in tried):
+        return False
+    return value in (min(tried), max(tried)) and min(tried) < max(tried)
+
+
+def _costs(spent: Mapping[str, Spent], command: str) -> Table:
+    heads = ["method", "trials", "diverged", "steps", "MB", "virtual s", "wall s"]
+    return Table(
+        name="tuning_costs",
+        title="What the tuning took",
+        heads=heads,
+        rows=[[row, *_amounts(each)] for row, each in spent.items()],
+        notes=[
+            _budget({row: each.num_trials for row, each in spent.items()}),
+            "Sums over the trials; MB: 10^6 bytes on the server's links, both directions; steps: "
+            "local SGD steps behind the updates delivered. Other tables leave them out.",
+        ],
+        command=command,
+        records=[{"method": row, **vars(each)} for row, each in spent.items()],
+    )
+
+
+def _budget(trials: Mapping[str, int]) -> str:
+    """Whether all rows had the same number of trials."""
+    if len(set(trials.values())) == 1:
+        return f"Every method had the same budget: {next(iter(trials.values()))} trials."
+    most = max(trials.values())
+    fewer = ", ".join(f"{row} {number}" for row, number in trials.items() if number < most)
+    return f"The budgets differ: {most} trials, but {fewer}."
+
+
+def _amounts(spent: Spent) -> list[str]:
+    return [
+        str(spent.num_trials),
+        str(spent.num_diverged),
+        f"{spent.client_steps:,.0f}",
+        f"{spent.bytes / 1e6:,.0f}",
+        f"{spent.virtual_s:,.0f}",
+        f"{spent.wall_s:,.0f}",
+    ]
+
+
+def _percent(accuracy: float) -> str:
+    if accuracy == -math.inf:
+        return "diverged"
+    return f"{100 * accuracy:.2f}" if math.isfinite(accuracy) else "-"

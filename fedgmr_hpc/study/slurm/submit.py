@@ -1,0 +1,246 @@
+"""`study submit`: what is left of a study as one array of jobs, then a job that reports.
+
+One task of the array is one cell (jobtask.py). submitit writes the text for sbatch (submitplan.py),
+carries the cells to the jobs and keeps what they print in cells/.jobs, where nobody else may write,
+since what is pickled there runs as it is read. Cells that are done, queued or running are left
+alone (jobstates.py). More cells than the cluster lets an array have go in several, one after the
+other. Where something is tuned, an array of the cells that wait for their values follows the array
+of their trials; each of its tasks reads what the trials have chosen. `--dry-run` shows the same
+texts, `--local` runs the same tasks by submitit on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from submitit import Job, LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError
+
+from fedgmr_hpc.config.sites import job_values, load_site
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.folder import (
+    IN_HAND,
+    Place,
+    counts,
+    describe_ends,
+    job_of,
+    render_status,
+    states_with_jobs,
+)
+from fedgmr_hpc.study.runner import GRACE_S, handling, interrupt
+from fedgmr_hpc.study.slurm.job_states import (
+    CellJob,
+    Submission,
+    lock_pickles,
+    most_tasks,
+    write_submission,
+)
+from fedgmr_hpc.study.slurm.job_task import CellTask, ReportTask
+from fedgmr_hpc.study.slurm.plan import PYTHON, Plan, make_plan, render_texts
+from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.tuning import States
+
+YEAR_MIN = 365 * 24 * 60
+POLL_S = 0.2
+LEFT_ALONE = (*ENDED, *IN_HAND)
+
+
+def main(place: Place, arguments: argparse.Namespace) -> int:
+    """Submits, shows or runs here what nobody has done or has in hand; returns the exit code.
+
+    Raises:
+        ValueError: wrong options, no Slurm, or it does not take the jobs.
+    """
+    needs_slurm = not (arguments.dry_run or arguments.local)
+    if needs_slurm:
+        _check_slurm()
+    states, jobs, unknown = states_with_jobs(place)
+    if unknown and needs_slurm:
+        raise ValueError(f"study submit: what is in the queue is not known: {unknown}")
+    todo = {cell.digest: cell for cell, state in states if state.status not in LEFT_ALONE}
+    ready = [cell for cell in todo.values() if cell.tuning is None]
+    waiting = [cell for cell, state in states if state.status == "waiting"]
+    most = len(states) if arguments.local else most_tasks()
+    parts = [in_parts(cells, most) for cells in (ready, waiting)]
+    plans = [make_plan(place, part, arguments, n) for n, part in enumerate(sum(parts, []))]
+    print(_describe(place, states, len(todo)), file=sys.stderr, flush=True)
+    if not plans:
+        return 0
+    if max(map(len, parts)) > 1:
+        print(f"  in parts: an array has at most {most} tasks (MaxArraySize)", file=sys.stderr)
+    if waiting:  # each array comes after those before it, so what holds for the first one does
+        first = len(parts[0])
+        plans[first] = replace(plans[first], after=_awaited(states, jobs))
+    for name, text in plans[0].for_sbatch().items():
+        print(f"  with {name}={text} for sbatch", file=sys.stderr)
+    if arguments.dry_run:
+        print(*render_texts(plans), sep="", end="")
+        return 0
+    place.note_words()
+    return _run_here(place, plans) if arguments.local else _submit_all(place, plans)
+
+
+def in_parts(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
+    """`cells` in order, in as few parts of at most `most` as will do; none of none."""
+    return [cells[start : start + most] for start in range(0, len(cells), most)]
+
+
+def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
+    """The ids of the jobs that have trials in hand."""
+    names = [
+        job.name.partition("_")[0]
+        for cell, state in states
+        if cell.is_trial and state.status in IN_HAND and (job := job_of(jobs, cell))
+    ]
+    return tuple(dict.fromkeys(names))
+
+
+def add_site_data(words: list[str], source: str | None) -> list[str]:
+    """`words`, and where the site keeps the data unless they say it.
+
+    Raises:
+        ValueError: a wrong site.
+    """
+    root = job_values(load_site(source)).get("FEDGMR_DATA") if source else None
+    says_it = any(word.startswith("data.root=") for word in words)
+    return [*words, f"data.root={root}"] if root and not says_it else words
+
+
+def _check_slurm() -> None:
+    missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
+    if missing:
+        raise ValueError(
+            f"study submit: {missing[0]} is not on PATH: submit on a machine of the cluster, or "
+            "use --local (runs the cells here) or --dry-run (shows what would be submitted)"
+        )
+
+
+def _describe(place: Place, states: States, num_todo: int) -> str:
+    """How many cells there are, and which are left alone, and why."""
+    found = counts([state for _, state in states])
+    alone = [
+        f"  left alone: {cell.name}: {state.status}{state.job and ', ' + state.job}"
+        for cell, state in states
+        if state.status in LEFT_ALONE
+    ]
+    head = f"{place.study.title}: {len(states)} cells ({found}), {num_todo} to submit"
+    return "\n".join([head, *describe_ends(place), *alone])
+
+
+def _submit_all(place: Place, plans: Sequence[Plan]) -> int:
+    """Submits the arrays, each after those before it, and their report.
+
+    Raises:
+        ValueError: Slurm does not take them; says why, and what it has taken.
+    """
+    os.environ.update(plans[0].for_sbatch())
+    jobs: list[str] = []
+    with _uninterrupted():
+        for plan in plans:
+            jobs.append(_submit_cells(replace(plan, after=(*plan.after, *jobs))))
+        last = plans[-1]
+        after = _submit(last.report_folder, last.report_settings(jobs), [ReportTask(last.report)])
+    print(f"job {after}: the report, after them\nnext: {place.command('status')}")
+    return 0
+
+
+def _submit_cells(plan: Plan) -> str:
+    """Submits the cells' array; returns its id."""
+    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
+    digests = tuple(cell.digest for cell in plan.cells)
+    write_submission(Submission(plan.folder, digests, plan.at_most))
+    try:
+        job = _submit(plan.folder, plan.array_settings(), tasks)
+    except ValueError:
+        shutil.rmtree(plan.folder)
+        raise
+    after = f", after {' and '.join(plan.after)}" if plan.after else ""
+    print(f"job {job}: {len(tasks)} cells, {plan.at_most} at a time{after}; logs: {plan.folder}")
+    return job
+
+
+def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> str:
+    """Submits an array, or a job where there is one task; returns its id."""
+    executor = SlurmExecutor(folder, python=PYTHON)
+    executor.update_parameters(**settings)
+    try:
+        with redirect_stderr(io.StringIO()):  # where submitit shows the error, too
+            jobs = executor.submit_array(tasks)
+    except FailedJobError as error:
+        raise ValueError(str(error).strip() or "sbatch: failed without a word") from None
+    lock_pickles(folder)
+    return str(jobs[0].job_id).partition("_")[0]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and TERM wait, also for what is started meanwhile: nothing is submitted half-way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_here(place: Place, plans: Sequence[Plan]) -> int:
+    """Runs the same tasks on this machine, `at_most` at a time, then the report."""
+    os.environ.update(plans[0].variables)
+    print(f"meanwhile: {place.command('status')}", flush=True)
+    for plan in plans:
+        _run_cells_here(plan)
+    _run_locally(plans[-1].report_folder, [ReportTask(plans[-1].report)], 1)
+    states = place.states()
+    print(f"{render_status(place)}\nreport: {place.report_dir}")
+    return 0 if all(state.status in ENDED for _, state in states) else 1
+
+
+def _run_cells_here(plan: Plan) -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, None, visible) for cell in plan.cells]
+    print(f"{len(tasks)} cells, {plan.at_most} at a time; logs: {plan.folder}", flush=True)
+    _run_locally(plan.folder, tasks, plan.at_most)
+
+
+def _run_locally(folder: Path, tasks: Sequence[Any], at_most: int) -> None:
+    """Runs `tasks` by submitit.
+
+    Raises:
+        KeyboardInterrupt: after SIGINT or SIGTERM, with the jobs told to end.
+    """
+    executor = LocalExecutor(folder)
+    executor.update_parameters(timeout_min=YEAR_MIN, stderr_to_stdout=True)
+    waiting = list(tasks)
+    running: list[Job[Any]] = []
+    try:
+        with handling(signal.SIGTERM, interrupt):
+            while waiting or running:
+                running = [job for job in running if not job.done()]
+                if waiting and len(running) < at_most:
+                    with handling(signal.SIGINT, signal.SIG_IGN):  # Ctrl-C is for this process
+                        running.append(executor.submit(waiting.pop(0)))
+                    lock_pickles(folder)
+                else:
+                    time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        _end(running)
+        raise
+
+
+def _end(jobs: Sequence[Job[Any]]) -> None:
+    """Tells local jobs to checkpoint and end, again and again, since some may just begin."""
+    end_s = time.monotonic() + GRACE_S
+    while (left := [job for job in jobs if not job.done()]) and time.monotonic() < end_s:
+        for job in left:
+            os.kill(int(job.job_id), signal.SIGTERM)  # the process that looks after it
+        time.sleep(1.0)

@@ -1,0 +1,1 @@
+"""A client's local steps: masked, narrow, dense, on any torch device."""

@@ -1,0 +1,224 @@
+"""Sub-models of the width methods: a narrower network, trained as such (spec sections 7.3 and 7.4).
+
+The entries that a width keeps are, in their natural order, the flat vector of the narrower network,
+so loading is a permutation and costs what the sub-model costs. With ordered dropout each local step
+takes its gradient from a still narrower part, on its own network. It is a step of the client's
+whole sub-model all the same: entries outside the part have gradient zero, so momentum and weight
+decay move them, as `torch.optim.SGD` does in FjORD's code.
+
+Shapes: P prunable entries, K kept, D dense entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedgmr_hpc.fl.widths import Axis, inner_entries
+from fedgmr_hpc.training.sgd import (
+    Batch,
+    Done,
+    Loss,
+    Net,
+    SgdChoices,
+    Step,
+    Trained,
+    differentiate,
+    on_device,
+    to_host,
+)
+
+MAX_NETS = 32  # kept at a time; balancing makes new densities at every refresh
+SoftLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, teacher's logits, labels -> losses
+
+
+class SlicedModel:
+    """Loads a client's narrower network, trains it, and hands its entries back.
+
+    Args:
+        make_net: the network of a density, kept for the next time.
+        tensors: axes of every tensor of the whole network, in the order of its flat vector.
+        num_prunable: P.
+
+    Attributes:
+        net: the network loaded last.
+        density: its density.
+    """
+
+    net: Net
+
+    def __init__(
+        self,
+        make_net: Callable[[float], Net],
+        tensors: Sequence[Sequence[Axis]],
+        num_prunable: int,
+    ) -> None:
+        self._make_net, self.tensors, self.num_prunable = make_net, tensors, num_prunable
+        self._nets: dict[float, Net] = {}
+        self._orders: dict[tuple[int, int], Tensor] = {}  # by (mask id, K)
+        self._inner: dict[tuple[float, float], Tensor] = {}  # by (density, outer)
+        self._order: Tensor | None = None  # of the loaded values by natural position
+        self.density, self._num_kept = 1.0, 0
+
+    def load(
+        self,
+        values: Tensor,
+        dense: Tensor,
+        positions: Tensor | None,
+        *,
+        mask_id: int = 0,
+        density: float = 1.0,
+    ) -> None:
+        """Sets the network of this density to a sub-model, wherever the arguments lie.
+
+        Args:
+            values: [K] kept entries.
+            dense: [D] dense part.
+            positions: int64 [K] natural positions of `values`, None if they ascend.
+            mask_id: equal ids and K mean equal positions.
+        """
+        if len(self._nets) > MAX_NETS:
+            self._nets.clear()
+            self._inner.clear()
+        self.net, self.density = self._net(density), density
+        self._num_kept = len(values)
+        self._order = None if positions is None else self._find_order(positions, mask_id)
+        ordered = values if self._order is None else values[self._order]
+        self.net.flat[: len(values)] = ordered.to(self.net.flat.device)
+        self.net.flat[len(values) :] = dense.to(self.net.flat.device)
+
+    def _net(self, density: float) -> Net:
+        if density not in self._nets:
+            self._nets[density] = self._make_net(density)
+        return self._nets[density]
+
+    def _find_order(self, positions: Tensor, mask_id: int) -> Tensor:
+        """[K] which of the values comes first, second, ... by natural position."""
+        if any(known != mask_id for known, _ in self._orders):
+            self._orders.clear()
+        key = (mask_id, len(positions))
+        if key not in self._orders:
+            rank = torch.full((self.num_prunable,), -1)
+            rank[positions] = torch.arange(len(positions))
+            self._orders[key] = rank[rank >= 0]
+        return self._orders[key]
+
+    def train(
+        self,
+        batches: Iterator[Batch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        choices: SgdChoices,
+        after_step: Callable[[], None] = lambda: None,
+        densities: Sequence[float] = (),
+        soft_loss: SoftLoss | None = None,
+    ) -> Trained:
+        """Runs one SGD step per batch; `after_step` lets the caller serve its links in between.
+
+        Args:
+            densities: of each step, at most that of the sub-model; empty for that of the sub-model.
+            soft_loss: self-distillation: with it every step trains the whole sub-model by `loss`,
+                and a narrower part by its loss towards what the whole sub-model says.
+        """
+        if densities:
+            widths = iter(densities)
+            step: Step = OrderedStep(self, loss, learning_rate, choices, widths, soft_loss)
+        else:
+            step = Step(self.net, loss, learning_rate, choices)
+        done = Done()
+        for batch in on_device(batches, self.net.flat.device):
+            done.add(step, batch)
+            after_step()
+        return done.trained()
+
+    def inner(self, density: float) -> tuple[Net, Tensor]:
+        """The network of a density below that of the loaded one, filled with what that has there
+        (its random stream, too), and where in the flat vector of the loaded one it lies."""
+        net, at = self._net(density), self._inner_index(density)
+        net.flat.copy_(self.net.flat[at])
+        net.generator.set_state(self.net.generator.get_state())  # one stream for all widths
+        return net, at
+
+    def _inner_index(self, density: float) -> Tensor:
+        key = (density, self.density)
+        if key not in self._inner:
+            index = torch.from_numpy(inner_entries(self.tensors, *key))
+            self._inner[key] = index.to(self.net.flat.device)
+        return self._inner[key]
+
+    def in_use(self) -> AbstractContextManager[Net]:
+        """The net as the client uses it."""
+        return nullcontext(self.net)
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """The sub-model's entries (values [K], dense [D]) as copies in host memory."""
+        kept = to_host(self.net.flat[: self._num_kept].clone())
+        values = kept if self._order is None else torch.empty_like(kept)
+        if self._order is not None:
+            values[self._order] = kept
+        return values, to_host(self.net.flat[self._num_kept :].clone())
+
+
+class OrderedStep(Step):
+    """Steps of a loaded sub-model, each with the gradient of a part of it (ordered dropout).
+
+    Args:
+        densities: of the part, step after step.
+        soft_loss: self-distillation, see `SlicedModel.train`.
+    """
+
+    def __init__(
+        self,
+        model: SlicedModel,
+        loss: Loss,
+        learning_rate: float,
+        choices: SgdChoices,
+        densities: Iterator[float],
+        soft_loss: SoftLoss | None = None,
+    ) -> None:
+        super().__init__(model.net, loss, learning_rate, choices)
+        self.model, self.densities, self.soft_loss = model, densities, soft_loss
+
+    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Of the part, zero outside it, or with self-distillation of the whole sub-model and the
+        part together; and the loss on the labels: of the part, or of the whole sub-model."""
+        density = next(self.densities)
+        if density == self.model.density:  # what it says of itself is no news to it
+            return super().gradients(samples, labels)
+        if self.soft_loss is None:
+            total = torch.zeros_like(self.net.flat)
+            mean = self._add_part(total, density, self.loss, samples, labels)
+            return self.net.split(total), mean
+        whole, mean, logits = differentiate(self.net, self.loss, samples, labels)
+        total = _joined(self.net, whole)
+        towards = partial(_towards, self.soft_loss, logits)
+        self._add_part(total, density, towards, samples, labels)
+        return self.net.split(total), mean
+
+    def _add_part(
+        self, total: Tensor, density: float, loss: Loss, samples: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Adds the part's gradients to those of the sub-model; returns its mean loss."""
+        part, at = self.model.inner(density)
+        gradients, mean, _ = differentiate(part, loss, samples, labels)
+        self.net.generator.set_state(part.generator.get_state())
+        self.net.flat[at] = part.flat  # its running statistics
+        total.index_add_(0, at, _joined(part, gradients))
+        return mean
+
+
+def _towards(soft_loss: SoftLoss, teacher: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return soft_loss(logits, teacher, labels)
+
+
+def _joined(net: Net, gradients: Sequence[Tensor]) -> Tensor:
+    """[P + D] the gradients of the parameters, zero at running statistics."""
+    flat = torch.zeros_like(net.flat)
+    for part, gradient in zip(net.split(flat), gradients, strict=True):
+        part.copy_(gradient)
+    return flat

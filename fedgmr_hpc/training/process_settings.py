@@ -1,0 +1,51 @@
+"""What a process that trains or serves asks of CUDA and of the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def compute_repeatably() -> None:
+    """Makes CUDA devices add in one order and multiply in full fp32, so that the same training
+    gives the same bits however often it runs, on any GPU of one model.
+
+    Left to themselves, cuDNN and cuBLAS choose algorithms that add in the order in which threads
+    come, and convolutions round their inputs to TF32. An operation without a repeatable algorithm
+    warns on stderr.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def return_large_blocks() -> None:
+    """Makes the C library give freed model-sized blocks back at once: for a server's memory.
+
+    glibc moves its threshold up to the size of what is freed, after which a few long-lived arrays
+    pin many times their size.
+    """
+    _set_malloc(_MMAP_THRESHOLD, 4 << 20)
+
+
+def keep_large_blocks() -> None:
+    """Makes the C library keep freed model-sized blocks: for a worker's speed.
+
+    Every local step allocates gradients as large as the model; fresh pages for each of them cost a
+    tenth of the step.
+    """
+    _set_malloc(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
+    _set_malloc(_TRIM_THRESHOLD, 1 << 30)
+
+
+def _set_malloc(parameter: int, value: int) -> None:
+    """glibc's `mallopt`; other C libraries are left alone."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(parameter, value)

@@ -1,0 +1,1 @@
+"""Messages between ranks: the contract and its bindings (in-process, MPI, gloo, NCCL)."""

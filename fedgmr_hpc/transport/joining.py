@@ -1,0 +1,91 @@
+"""How this process joins the other ranks: the transport, and what may be wrong with the host."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from fedgmr_hpc.transport.contract import Transport
+from fedgmr_hpc.transport.ranks import Launch, check_world, choose_device
+
+GPUS = "proc/driver/nvidia/gpus"  # a folder a GPU, also of those that a job may not use
+SHARED_BYTES = 5300 << 10  # of a rank in /dev/shm (MPICH 5: 5,270 KiB of each of 2, 4 and 8 ranks)
+
+
+def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport | None:
+    """The transport of this process; None for server and clients in one process.
+
+    Raises:
+        ValueError: the launcher and the transport do not fit, the device, the MPI library or the
+            network's name is not there.
+        TransportError: the ranks do not find one another.
+    """
+    if launch.size == 1:
+        if kind not in ("auto", "inproc"):
+            raise ValueError(f"transport: got {kind} for one rank, allowed: auto, inproc")
+        return None
+    if kind == "auto":
+        kind = "gloo" if launch.launcher == "torchrun" else "mpi"
+    if kind == "inproc":
+        raise ValueError(
+            f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo, nccl"
+        )
+    if kind in ("gloo", "nccl") and launch.launcher != "torchrun":
+        raise ValueError(f"transport: got {kind} under {launch.launcher}, allowed under torchrun")
+    if kind == "gloo":
+        from fedgmr_hpc.transport.gloo import GlooTransport
+
+        return GlooTransport()
+    if kind == "nccl":
+        from fedgmr_hpc.transport.nccl import NcclTransport
+
+        chosen = choose_device(launch, torch.cuda.device_count(), device)
+        return NcclTransport(chosen if chosen.startswith("cuda") else "cuda:0")
+    return _join_mpi(launch)
+
+
+def _join_mpi(launch: Launch) -> Transport:
+    check_shared_memory(launch)
+    try:
+        from fedgmr_hpc.transport.mpi import MpiTransport
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"transport: got mpi, but mpi4py finds no MPI ({str(error).splitlines()[-1]}): load "
+            "the site's module for it, or start the ranks with torchrun, over gloo"
+        ) from None
+    transport = MpiTransport()
+    check_world(launch, transport.size, transport.library)
+    return transport
+
+
+def check_shared_memory(launch: Launch, folder: str = "/dev/shm") -> None:
+    """Refuses a /dev/shm in which MPICH has no room for what the ranks of a host share: it would
+    die of a signal without a word of it.
+
+    By size, not by what is free: ranks that were faster have taken their part already.
+
+    Raises:
+        ValueError: so it is.
+    """
+    is_mpich = launch.launcher == "mpi" and launch.sources[:1] == ("PMI_RANK",)
+    if not is_mpich or launch.local_size is None or not os.path.isdir(folder):
+        return
+    stat = os.statvfs(folder)
+    size_bytes, need_bytes = stat.f_blocks * stat.f_frsize, launch.local_size * SHARED_BYTES
+    if size_bytes < need_bytes:
+        raise ValueError(
+            f"{folder}: got {size_bytes / 1e6:.0f} MB, needed: {need_bytes / 1e6:.0f} MB for "
+            f"{launch.local_size} ranks of MPICH (docker run --shm-size; mount -o remount,size=)"
+        )
+
+
+def hidden_devices_note(num_visible: int, requested: str, root: str = "/") -> str:
+    """Says that this host has GPUs of which this process sees none; "" where that is wanted."""
+    if num_visible or requested == "cpu" or not any(Path(root, GPUS).glob("*")):
+        return ""
+    return (
+        "GPUs are here and none is visible: ask for them (gpus_per_node of the site, sbatch "
+        "--gpus-per-node), look at CUDA_VISIBLE_DEVICES and at torch's build, or say device=cpu"
+    )

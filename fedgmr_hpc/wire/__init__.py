@@ -1,0 +1,1 @@
+"""The wire format: frames, positions, values as int8, pieces of long payloads."""

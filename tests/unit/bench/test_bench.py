@@ -1,0 +1,51 @@
+"""Benchmarks notice a wrong answer: the checks that they make before they time anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgmr_hpc.bench import benchmarks as bench
+from fedgmr_hpc.bench.links import describe
+from fedgmr_hpc.storage.rows import TransferRow
+
+
+def test_a_merge_that_leaves_the_model_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "merge", lambda packed, dense, *rest: (packed, dense))
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        bench.run_bench("merge", quick=True, ranks=2)
+
+
+def test_masks_in_another_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = bench.cut_masks
+
+    def turned(*words: Any, **more: Any) -> Any:
+        masks = cut(*words, **more)
+        return replace(masks, perm=masks.perm[::-1].copy())
+
+    weights, layers = np.arange(1000, dtype=np.float32), [bench.PrunableLayer("all", 0, 1000, 1.0)]
+    monkeypatch.setattr(bench, "_conv2", lambda: (weights, layers))
+    monkeypatch.setattr(bench, "cut_masks", turned)
+    with pytest.raises(AssertionError):
+        bench.run_bench("mask", quick=True, ranks=2)
+
+
+def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on_ranks(*words: Any) -> Any:
+        return rows, {}
+
+    def row(achieved: float) -> dict[str, Any]:
+        names = {name: 0 for name in TransferRow.__dataclass_fields__}
+        sent = names | {"bytes": 1_000_000, "achieved_bytes_per_s": achieved, "is_upload": True}
+        return describe(TransferRow(**sent), 2.0)
+
+    monkeypatch.setattr(bench, "_on_ranks", on_ranks)
+    rows = [row(2.0e6), row(1.97e6)]
+    assert bench.run_bench("links", quick=True, ranks=3) == 0
+    rows = [row(2.0e6), row(1.95e6)]  # 2.6 % slower, 2 % are allowed
+    assert bench.run_bench("links", quick=True, ranks=3) == 1

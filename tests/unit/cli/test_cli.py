@@ -1,0 +1,125 @@
+"""The verbs a person types."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.results import summary as report
+
+
+def run_verb(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(words)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_check_prints_a_configuration_that_loads_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cache = f"data.cache={tmp_path}"
+    code, out, _ = run_verb(capsys, "check", "digits", "--ranks", "13", "seed=3", cache)
+    (tmp_path / "run.yaml").write_text(out)
+    assert code == 0
+    assert load_config(tmp_path / "run.yaml") == load_config("digits", ["seed=3", cache])
+    assert "71,754 weights, 70,288 prunable" in out
+    assert "13 ranks: 12 client ranks for clients.count = 10: 2 more than can train" in out
+
+
+def test_check_reports_every_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_verb(capsys, "check", "clients.count=0", "seed=-1")
+    assert code == 2
+    assert [line.split(": ")[2] for line in err.splitlines()] == ["clients.count", "seed"]
+
+
+def test_keys_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run_verb(capsys, "keys")
+    lines = out.splitlines()
+    assert "restoration.patience = 5" in lines
+    assert all(line.startswith("    ") and len(line) > 20 for line in lines[1::2])
+
+
+def test_prepare_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run_verb(capsys, "prepare", "cifar10", "--root", str(tmp_path))
+    assert code == 2
+    assert "data_batch_1" in out and str(tmp_path) in out
+
+
+@pytest.mark.parametrize("words", [("bench", "nothing"), ("report",), ("prepare", "mnist")])
+def test_wrong_words_are_named(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_verb(capsys, *words)
+    assert code == 2 and "got " in err and "need " in err
+
+
+@pytest.mark.parametrize("verb", [("agree", "digits"), ("check",), ("bench", "codec")])
+@pytest.mark.parametrize("ranks", ["0", "-1"])
+def test_fewer_than_one_rank_are_refused(
+    verb: tuple[str, ...], ranks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_verb(capsys, *verb, "--ranks", ranks)
+    assert (code, err) == (2, f"fedgmr_hpc: error: --ranks: got {ranks}, allowed: at least 1\n")
+
+
+def test_a_partition_by_writers_needs_writers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("check", "digits", "data.partition=group", f"data.cache={tmp_path}")
+    code, _, err = run_verb(capsys, *words)
+    assert code == 2
+    assert "data.partition: got 'group', allowed with data.name = digits: iid, dirichlet" in err
+
+
+@pytest.mark.parametrize("words", [("results", "verify"), ("report",)])
+def test_a_missing_file_is_bad_input(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "nope.h5"
+    assert run_verb(capsys, *words, str(path)) == (
+        2,
+        "",
+        f"fedgmr_hpc: error: results {path}: no such file\n",
+    )
+
+
+def test_a_damaged_file_is_a_finding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("no HDF5")
+    code, out, err = run_verb(capsys, "results", "verify", str(tmp_path / "a.h5"))
+    assert (code, err) == (1, "") and "cannot be read" in out
+
+
+def test_report_takes_folders(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "make_report", lambda files, out: f"{[*map(str, files)]} {out}")
+    for name in ("b.h5", "a.h5", "a.log"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    _, out, _ = run_verb(capsys, "report", str(tmp_path), "c.h5")
+    assert out == f"['{tmp_path}/a.h5', '{tmp_path}/b.h5', 'c.h5'] {tmp_path}/report\n"
+    code, _, err = run_verb(capsys, "report", str(tmp_path / "empty"))
+    assert code == 2 and "empty, need one or more result files" in err
+
+
+def test_words_that_a_shell_has_split_hint_at_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run_verb(capsys, "check", "faults=[{kind:", "drop,", "at_s:", "1}]")
+    assert code == 2 and "got drop, at_s: 1}], need one configuration (values with spaces" in err
+
+
+@pytest.mark.parametrize("what", ["codec", "merge", "mask"])
+def test_a_quick_bench_ends_in_one_json_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_verb(capsys, "bench", what, "--quick")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["bench"] == what
+
+
+def test_a_listing_piped_into_head_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m fedgmr_hpc methods | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.count(b"\n") == 1

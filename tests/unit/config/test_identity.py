@@ -1,0 +1,125 @@
+"""What makes two runs the same: every key has a mark, and what reads the marks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import fedgmr_hpc
+from fedgmr_hpc.config import identity as module
+from fedgmr_hpc.config.axes import Count, Run, Section
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.identity import CELL, REPLAYED, RESUMED, differences, flat, identity, marks
+from fedgmr_hpc.runtime.replay import EventLog
+from fedgmr_hpc.study.cells import Cell, digest_of, expand
+from fedgmr_hpc.study.states import read_state, result_path
+from fedgmr_hpc.study.study_file import load_study
+
+OF_THE_MACHINE = {
+    "checkpoint.every_s": 10.0,
+    "data.cache": "elsewhere",
+    "data.cache_owner": "somebody",
+    "data.root": "/somewhere",
+    "device": "cpu",
+    "progress": "plain",
+    "results.flush_s": 9.0,
+    "results.locking": "off",
+    "results.path": "there.h5",
+    "run.pin_cores": True,
+    "run.timeout_s": 5.0,
+    "trace": True,
+    "transport": "mpi",
+}
+
+
+def words_of(values: dict[str, object]) -> list[str]:
+    return [f"{key}={str(v).lower() if v is True else v}" for key, v in values.items()]
+
+
+def test_every_key_has_a_mark() -> None:
+    found = marks()
+    assert set(found) == set(flat(load_config().model_dump(mode="json")))
+    assert {key for key, mark in found.items() if mark == "machine"} == set(OF_THE_MACHINE)
+    assert {key for key, mark in found.items() if mark == "limit"} == {
+        "run.max_rounds",
+        "run.max_time_s",
+    }
+    assert {key for key, mark in found.items() if mark == "look"} == {
+        "eval.every_s",
+        "eval.submodels",
+    }
+
+
+def test_a_key_without_a_mark_is_named() -> None:
+    class Odd(Section):
+        good: Run[Count] = 1
+        forgotten: int = 2
+
+    with pytest.raises(TypeError, match=r"^Odd.forgotten: got 0 marks, allowed: one of Run, Look"):
+        list(module._marked(Odd, ""))
+
+
+def test_only_what_differs_from_the_default_counts() -> None:
+    plain = identity(load_config(None, ["method=fedavg"]))
+    assert plain["method"] == "fedavg" and plain["submodel.kind"] == "full"
+    assert "train.momentum" not in plain and "data.alpha" not in plain
+    assert identity(load_config(None, ["method=fedavg", "train.momentum=0.0"])) == plain
+    older = load_config(None, ["method=fedavg"]).model_dump(mode="json")
+    del older["train"]["clip_norm"], older["eval"]  # keys that came after the file was written
+    assert identity(older) == plain
+
+
+@pytest.mark.parametrize("key", OF_THE_MACHINE)
+def test_what_belongs_to_the_machine_makes_no_other_run(key: str) -> None:
+    plain, other = load_config(), load_config(None, words_of({key: OF_THE_MACHINE[key]}))
+    assert plain != other
+    assert digest_of(other) == digest_of(plain)
+    assert differences(plain, other, CELL) == {}
+    assert EventLog(other).state() == EventLog(plain).state()
+
+
+@pytest.mark.parametrize(
+    ("word", "cell", "resumed", "replayed"),
+    [
+        ("train.learning_rate=0.05", True, True, True),
+        ("seed=1", True, True, True),
+        ("eval.every_s=10", True, True, False),
+        ("eval.submodels=true", True, True, False),
+        ("run.max_rounds=7", True, False, False),
+        ("run.max_time_s=7", True, False, False),
+    ],
+)
+def test_what_counts_for_cells_resumed_runs_and_replays(word, cell, resumed, replayed) -> None:
+    plain, other = load_config(), load_config(None, [word])
+    key = word.partition("=")[0]
+    for of, counts in ((CELL, cell), (RESUMED, resumed), (REPLAYED, replayed)):
+        assert list(differences(plain, other, of)) == [key] * counts
+    assert (digest_of(plain) != digest_of(other)) == cell
+    assert (EventLog(plain).state() != EventLog(other).state()) == replayed
+
+
+def one_cell(*words: str) -> Cell:
+    study = {
+        "title": "tiny",
+        "base": "digits",
+        "set": {"run.max_rounds": 2, "run.interval_rounds": 1, "train.steps": 1},
+        "matrix": {"method": ["fedavg"], "seed": [0]},
+        "comparison_time_s": 50.0,
+    }
+    (cell,) = expand(*load_study(study, ["data.max_train=300", "data.max_test=50", *words]))
+    return cell
+
+
+def test_a_finished_cell_is_found_whatever_its_name_and_machine(tmp_path: Path) -> None:
+    cell = one_cell()
+    results = cell.config.results.model_copy(update={"path": str(tmp_path / f"{cell.name}.h5")})
+    update = {"results": results, "progress": "quiet", "device": "cpu"}
+    fedgmr_hpc.run(cell.config.model_copy(update=update))
+    other = one_cell("checkpoint.every_s=7", "run.timeout_s=30", "trace=true")
+    assert read_state(tmp_path, other).status == "done"
+    old = tmp_path / f"{cell.slug}-0123456789.h5"  # as when digests were made otherwise
+    os.rename(tmp_path / f"{cell.name}.h5", old)
+    assert result_path(tmp_path, cell) == old and read_state(tmp_path, cell).status == "done"
+    assert read_state(tmp_path, one_cell("train.learning_rate=0.03")).status == "missing"

@@ -1,0 +1,94 @@
+"""Correlations, laws and verdicts of `probe error` from literals, and the verb on the digits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.experiments.merge_error import assignments, ladder_steps
+from fedgmr_hpc.experiments.merge_error_tables import (
+    ErrorRow,
+    MismatchRow,
+    density_and_error,
+    falling_steps,
+    fit_power,
+    mismatch_correlations,
+    rank_correlation,
+    seed_correlations,
+    verdicts,
+)
+
+
+def row(name: str, density: float, error: float, seed: int = 0) -> ErrorRow:
+    return ErrorRow(seed, 10, "mask_aware", name, density, error, error**2)
+
+
+def mismatch(start: int, num: int, increase: float, mixed: float) -> MismatchRow:
+    return MismatchRow(0, 10, "mask_aware", start, num, 0.5, increase, 0.25, mixed)
+
+
+def test_rank_correlation_shares_ranks_of_equal_values():
+    assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
+    # ranks 0, 1, 2 against 0.5, 0.5, 2: covariance 0.5, deviations sqrt(2/3) and sqrt(1/2)
+    assert rank_correlation([1, 2, 3], [5, 5, 7]) == pytest.approx(math.sqrt(3) / 2)
+    assert math.isnan(rank_correlation([1, 2], [3, 3]))
+
+
+def test_power_law_is_found_and_zeros_are_left_out():
+    a, b, fit = fit_power([1, 2, 4, 5], [3, 0.75, 0.1875, 0])
+    assert (a, b, fit) == (pytest.approx(3), pytest.approx(-2), pytest.approx(1))
+
+
+def test_correlation_of_a_seed_is_of_its_own_assignments():
+    rows = [row("a", 0.1, 0.9), row("b", 0.5, 0.4), row("a", 0.1, 0.2, 1), row("b", 0.5, 0.3, 1)]
+    assert seed_correlations(rows, density_and_error) == [pytest.approx(-1), pytest.approx(1)]
+
+
+def test_steps_up_the_ladder_are_counted_within_a_level():
+    rows = [row("high +1", 0.3, 0.5), row("high +0", 0.2, 0.8), row("high +2", 0.5, 0.6)]
+    assert falling_steps([*rows, row("low +0", 0.3, 0.1), row("uniform 1", 1, 0)]) == (1, 2)
+
+
+def test_verdicts_compare_one_rung_with_all_at_once():
+    found = [mismatch(0, 1, 0.1, 0.35), mismatch(1, 1, 0.2, 0.45), mismatch(0, 2, 0.3, 0.75)]
+    assert mismatch_correlations(found) == [pytest.approx(1)]
+    lines = verdicts([row("a", 0.1, 0.9), row("b", 1.0, 0.0)], found)
+    assert "mean density -1.000 over 1 seeds" in lines[0]
+    assert "adds +0.200 at most and +0.300 over the whole ladder" in lines[1]
+    assert "all rungs at once +0.500" in lines[1]
+
+
+def test_assignments_go_from_all_low_to_all_full_without_repeats():
+    found = assignments(10)
+    assert found["uniform 0.05"] == (0.05,) * 10 and found["uniform 1"] == (1.0,) * 10
+    assert found["high +1"] == (1.0, 1.0, 0.5, 0.2, *(0.1,) * 6)
+    assert len(set(found.values())) == len(found)
+
+
+def test_ladder_steps_end_at_all_full():
+    assert ladder_steps((1.0, 0.5)) == [(0, 0), (0, 1)]
+    assert ladder_steps((0.5, 0.1)) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
+TINY = ["clients.count=3", "train.steps=1", "run.interval_rounds=1", "data.max_train=200"]
+
+
+def test_verb_writes_tables_and_pictures(tmp_path, capsys):
+    words = ["probe", "error", "digits", *TINY, "seed=[3]", "run.max_rounds=1"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert "rank correlation of error and mean density -" in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"error.md", "error.csv", "error.png", "mismatch.csv", "mismatch.png"}
+    first = (tmp_path / "error.csv").read_text().splitlines()
+    heads = next(line for line in first if not line.startswith("#"))
+    assert heads == "seed,round,rule,assignment,mean_density,error,bound"
+    assert any(line.startswith("3,1,mask_aware,uniform 1,1.0,0.0,0.0") for line in first)
+
+
+def test_verb_names_what_it_cannot_probe(capsys):
+    assert main(["probe", "speed"]) == 2
+    assert "got speed, need a probe, one of error" in capsys.readouterr().err
+    assert main(["probe", "error", "digits", "femnist"]) == 2
+    assert "allowed: one configuration, or results" in capsys.readouterr().err

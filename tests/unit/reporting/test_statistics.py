@@ -1,0 +1,109 @@
+"""Statistics of studies, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fedgmr_hpc.reporting.statistics import (
+    bootstrap_interval,
+    cost_to_reach,
+    drop_from_best,
+    mean_last,
+    medians,
+    moving_mean,
+    std_last,
+    summarize,
+    window_around,
+)
+
+TIMES = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+VALUES = np.array([0.1, 0.4, 0.6, 0.5, 0.9])
+
+
+def test_mean_of_the_last_two_at_or_before_the_time() -> None:
+    assert mean_last(TIMES, VALUES, 30.0, 2) == pytest.approx(0.55)
+    assert mean_last(TIMES, VALUES, 29.9, 2) == pytest.approx(0.5)
+
+
+def test_too_few_evaluations_give_no_value() -> None:
+    assert math.isnan(mean_last(TIMES, VALUES, 5.0, 2))
+    assert math.isnan(std_last(TIMES, VALUES, 10.0, 3))
+
+
+def test_standard_deviation_of_the_last_two() -> None:
+    assert std_last(TIMES, VALUES, 20.0, 2) == pytest.approx(0.2 / math.sqrt(2))
+
+
+def test_moving_mean_starts_with_a_full_window() -> None:
+    assert np.isnan(moving_mean(VALUES, 2)[0])
+    assert moving_mean(VALUES, 2)[1:] == pytest.approx([0.25, 0.5, 0.55, 0.7])
+    assert np.isnan(moving_mean(VALUES, 6)).all()
+
+
+def test_cost_is_that_of_the_first_window_at_the_target() -> None:
+    assert cost_to_reach(VALUES, TIMES, 0.5, 2) == 20.0
+    assert cost_to_reach(VALUES, TIMES * 7, 0.6, 2) == 280.0
+    assert cost_to_reach(VALUES, TIMES, 0.5, 1) == 20.0
+    assert cost_to_reach(VALUES, TIMES, 0.71, 2) == math.inf
+
+
+def test_drop_is_from_the_best_moving_mean_up_to_the_time() -> None:
+    values = np.array([0.2, 0.8, 0.8, 0.3, 0.9])
+    assert drop_from_best(TIMES, values, 30.0, 2) == pytest.approx(0.25)
+    assert drop_from_best(TIMES, values, 20.0, 2) == pytest.approx(0.0)
+
+
+def test_release_window_lies_around_the_first_evaluation_past_the_time() -> None:
+    assert window_around(TIMES, VALUES, 15.0, 1) == pytest.approx((0.5, 0.1))
+    assert math.isnan(window_around(TIMES, VALUES, 35.0, 2)[0])
+    assert math.isnan(window_around(TIMES, VALUES, 40.0, 1)[0])
+
+
+def test_bootstrap_of_two_values_is_their_range() -> None:
+    # a quarter of the resamples repeats either value, far more than 2.5 %
+    assert bootstrap_interval(np.array([1.0, 3.0])) == (1.0, 3.0)
+
+
+def test_bootstrap_is_seeded_and_narrows_with_the_number() -> None:
+    values = np.tile([1.0, 3.0], 50)
+    low, high = bootstrap_interval(values, seed=4) or (0.0, 0.0)
+    assert (low, high) == bootstrap_interval(values, seed=4)
+    assert 2 - 0.25 < low < 2 < high < 2 + 0.25  # 1.96 standard errors of 0.1
+
+
+def test_bootstrap_of_one_value_is_none() -> None:
+    assert bootstrap_interval(np.array([1.0])) is None
+
+
+def test_summary_of_three_values() -> None:
+    summary = summarize([1.0, 2.0, 3.0, math.nan])
+    assert summary is not None
+    assert (summary.num_values, summary.mean) == (3, 2.0)
+    assert (summary.minimum, summary.maximum) == (1.0, 3.0)
+    half = 4.303 / math.sqrt(3)  # standard deviation 1
+    assert summary.student == pytest.approx((2 - half, 2 + half))
+    assert summary.bootstrap == (1.0, 3.0)  # each in 1 of 27, over 2.5 %
+    assert summary.widest == summary.student
+
+
+def test_six_values_have_no_student_interval_and_no_value_no_summary() -> None:
+    summary = summarize([1.0] * 6)
+    assert summary is not None and summary.student is None and summary.widest == (1.0, 1.0)
+    assert summarize([math.nan]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "median"),
+    [
+        ([1.0, math.inf, 3.0], 3.0),
+        ([1.0, math.inf], math.inf),
+        ([math.inf, math.inf], math.inf),
+        ([-math.inf, math.inf], 0.0),
+        ([1.0, 4.0], 2.5),
+    ],
+)
+def test_median_with_infinite_values(values: list[float], median: float) -> None:
+    assert medians(np.array(values)) == median

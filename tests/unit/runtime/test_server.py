@@ -1,0 +1,71 @@
+"""What the server side does with records: pool placement, rows, frames, without real ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.fl.events import Dispatch
+from fedgmr_hpc.fl.submodels import cut_masks
+from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.runtime.rank_pool import Outgoing
+from fedgmr_hpc.runtime.worker import ReceivedModel
+from fedgmr_hpc.training.chunks import Evaluation, Part
+from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
+
+KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
+PACKED = np.array([10, 11, 12, 13, 14, 15], np.float32)
+DENSE = np.array([7, 8], np.float32)
+
+
+def outgoing(version: int = 4, mask_id: int = 3) -> Outgoing:
+    masks = cut_masks(KEYS.copy(), [0.34, 0.67, 1.0], mask_id=mask_id)
+    dispatch = Dispatch(version, masks, PACKED, DENSE, ())
+    return Outgoing(dispatch, make_config({}), 99, PositionCodes())
+
+
+def sent(parts: tuple[memoryview, ...]) -> Frame:
+    return decode_frame(b"".join(parts))
+
+
+def test_increments_carry_their_slice_and_the_first_the_dense_part() -> None:
+    frames = [sent(outgoing().frame(level, with_positions=True)) for level in range(3)]
+    assert [frame.values.tolist() for frame in frames] == [[10, 11], [12, 13], [14, 15]]
+    assert [frame.positions.tolist() for frame in frames] == [[0, 5], [1, 3], [2, 4]]
+    assert [frame.dense.tolist() for frame in frames] == [[7, 8], [], []]
+    assert {(f.kind, f.run, f.base_version, f.mask_id) for f in frames} == {
+        (Kind.INCREMENT, 99, 4, 3)
+    }
+
+
+def test_a_rank_puts_increments_together_and_keeps_positions_between_versions() -> None:
+    received, first, second = ReceivedModel(6), outgoing(4), outgoing(5)
+    for level in range(2):
+        received.accept(sent(first.frame(level, with_positions=True)))
+    values, dense, positions = received.sub_model(4)
+    assert values.tolist() == [10, 11, 12, 13] and dense.tolist() == [7, 8]
+    assert positions is not None and positions.tolist() == [0, 5, 1, 3]
+    received.accept(sent(second.frame(0, with_positions=False)))
+    assert received.version == 5 and received.sub_model(2)[2].tolist() == [0, 5]
+
+
+def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
+    received = ReceivedModel(6)
+    received.accept(sent(outgoing().frame(0, with_positions=True)))
+    in_use = received.sub_model(2)[2]
+    masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
+    newer = Outgoing(Dispatch(5, masks, PACKED, DENSE, ()), make_config({}), 99, PositionCodes())
+    received.accept(sent(newer.frame(0, with_positions=True)))
+    assert in_use.tolist() == [0, 5]
+    assert received.sub_model(2)[2].tolist() == [2, 4]
+
+
+def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:
+    whole = Part("validation")
+    evaluation = Evaluation(1, (), {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
+    parts = {4: (1, 0.1), 0: (2, 1e16), 2: (1, 1.0)}
+    for start, part in parts.items():
+        assert not evaluation.is_done(whole)
+        evaluation.chunks[whole][start] = part
+    assert evaluation.is_done(whole)
+    assert evaluation.sums(whole) == (4, 1e16 + 1.0 + 0.1)

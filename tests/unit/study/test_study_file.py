@@ -1,0 +1,166 @@
+"""Study files and the cells they make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.study import cells as cells_module
+from fedgmr_hpc.study.cells import digest_of, expand, find_row, label_of
+from fedgmr_hpc.study.study_file import load_study
+
+NAMES = sorted(path.stem for path in (configs_dir() / "studies").glob("*.yaml"))
+TINY: dict[str, Any] = {
+    "title": "tiny",
+    "base": "digits",
+    "set": {"run.max_rounds": 8},
+    "matrix": {"method": ["fedgmr", "fedavg"], "clients.level": ["high", "low"], "seed": [0, 1]},
+    "comparison_time_s": 10.0,
+}
+
+
+def errors_of(changes: dict[str, Any], *overrides: str) -> list[str]:
+    with pytest.raises(ValueError) as caught:
+        study, words = load_study({**TINY, **changes}, overrides)
+        expand(study, words)
+    return str(caught.value).splitlines()
+
+
+def test_a_matrix_makes_every_combination_with_its_settings() -> None:
+    study, words = load_study(TINY)
+    cells = expand(study, words)
+    assert [cell.slug for cell in cells[:3]] == [
+        "fedgmr-high-s0",
+        "fedgmr-high-s1",
+        "fedgmr-low-s0",
+    ]
+    assert len(cells) == 8 and len({cell.digest for cell in cells}) == 8
+    assert {cell.config.run.max_rounds for cell in cells} == {8}
+    assert {(cell.row, cell.column) for cell in cells} == {
+        (row, column) for row in ("fedgmr", "fedavg") for column in ("high", "low")
+    }
+
+
+def test_exclude_and_more_cells() -> None:
+    changes = {
+        "exclude": [{"method": "fedavg", "clients.level": "low"}],
+        "cells": [{"method": "fedasync", "clients.level": ["high"], "seed": 7}],
+    }
+    study, words = load_study({**TINY, **changes})
+    cells = expand(study, words)
+    assert len(cells) == 8 - 2 + 1
+    assert (cells[-1].row, cells[-1].column, cells[-1].seed) == ("fedasync", "high", 7)
+
+
+def test_command_line_replaces_varied_keys_and_sets_others() -> None:
+    study, words = load_study(TINY, ["seed=[4, 5, 6]", "method=fedavg", "run.max_rounds=3"])
+    cells = expand(study, words)
+    assert [cell.seed for cell in cells] == [4, 5, 6, 4, 5, 6]
+    assert {cell.row for cell in cells} == {"fedavg"} and words == ["run.max_rounds=3"]
+    assert {cell.config.run.max_rounds for cell in cells} == {3}
+
+
+def test_a_digest_ignores_where_files_are_and_nothing_else() -> None:
+    study, _ = load_study(TINY)
+
+    def digests(*words: str) -> list[str]:
+        return [digest_of(cell.config) for cell in expand(study, words)]
+
+    assert digests("results.path=x.h5", "progress=quiet") == digests()
+    assert digests("data.root=/a", "data.cache=/b") == digests()
+    assert not set(digests("train.batch=21")) & set(digests())
+
+
+def test_rows_with_a_number_are_named_by_their_key() -> None:
+    labels = {"method": "fedgmr", "restoration.total_time_s": 5.5, "restoration.patience": 3}
+    assert label_of(labels, list(labels)) == "fedgmr, total time s 5.5, patience 3"
+    assert label_of(labels, ["clients.level"]) == "all"
+
+
+def test_a_row_is_found_by_method_label_or_values() -> None:
+    changes = {"rows": ["method", "restoration.patience"]}
+    changes |= {"matrix": {"method": ["fedgmr"], "restoration.patience": [1, 2]}}
+    cells = expand(*load_study({**TINY, **changes}))
+    assert find_row(cells, "fedgmr, patience 2", "a") == "fedgmr, patience 2"
+    assert find_row(cells, {"restoration.patience": 1}, "a") == "fedgmr, patience 1"
+    with pytest.raises(ValueError, match="reference: got 'fedgmr', which fits 2 rows, allowed: "):
+        find_row(cells, "fedgmr", "reference")
+
+
+def test_every_mistake_of_every_cell_is_reported_once() -> None:
+    matrix = {"method": ["fedgmr", "nothing"], "train.batch": [0, 20], "seed": [0, 1]}
+    lines = errors_of({"matrix": matrix})
+    assert [line.split(":")[0] for line in lines] == ["train.batch", "method"]
+    assert lines[0].endswith("(in 4 cells, the first: fedgmr-batch0-s0)")
+    assert lines[1].startswith("method: got 'nothing', allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"matirx": {}}, "matirx: unknown key; known keys here: title"),
+        ({"comparison_time_s": -1}, "comparison_time_s: got -1, allowed: "),
+        ({"rows": ["model.name"]}, "rows: got model.name, allowed: method, clients.level, seed"),
+        ({"exclude": [{"x": 1}]}, "exclude.0: got x, allowed: "),
+        ({"reference": "fedasync"}, "reference: got 'fedasync', which fits no row, allowed: "),
+        ({"matrix": {"seed": []}}, "matrix.seed: got [], allowed: "),
+        ({"matrix": {}}, "matrix: got no keys"),
+        ({"exclude": [{"seed": [0, 1]}]}, "exclude: got every cell"),
+        ({"base": "nothing"}, "--config: no file 'nothing'"),
+        ({"base": "femnist"}, "data.root: got None, allowed: the folder of femnist"),
+        (
+            {"claims": [{"name": "n", "kind": "time_ratio", "a": "fedgmr", "b": "fedavg"}]},
+            "claims.0.target: got nothing, allowed with kind = time_ratio: a value",
+        ),
+        (
+            {"claims": [{"name": "n", "kind": "difference", "a": "fedgmr", "b": "x"}]},
+            "claims.0: got 'x', which fits no row",
+        ),
+    ],
+)
+def test_wrong_studies_are_named(changes: dict[str, Any], start: str) -> None:
+    assert errors_of(changes)[0].startswith(start)
+
+
+def test_a_study_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="study: got 'nothing', allowed: a file, or one of "):
+        load_study("nothing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_studies_resolve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "describe_missing", lambda *words: [])
+    study, words = load_study(name)
+    cells = expand(study, words)
+    assert len({cell.digest for cell in cells}) == len(cells) > 10
+    for is_trial, at_s in ((True, study.tuned_at_s()), (False, study.comparison_time_s)):
+        limits = {cell.config.run.max_time_s for cell in cells if cell.is_trial == is_trial}
+        assert all(limit_s is not None and limit_s >= at_s for limit_s in limits)
+
+
+def test_a_study_bounds_its_runs_a_little_past_the_comparison() -> None:
+    def limits(*words: str, **changes: Any) -> set[float | None]:
+        study, others = load_study({**TINY, **changes}, words)
+        return {cell.config.run.max_time_s for cell in expand(study, others)}
+
+    assert limits() == {10.5}
+    assert limits("eval.every_s=2", last=4) == {18.0}  # four looks more
+    claim = {"name": "n", "kind": "difference", "a": "fedgmr", "b": "fedavg", "at_s": 40}
+    assert limits(claims=[claim]) == {42.0}
+    assert limits("run.max_time_s=99") == {99.0} and limits("run.max_time_s=null") == {None}
+    assert limits(set={"run.max_time_s": 70}) == {70.0}
+    assert limits(base={"run": {"max_time_s": 1000}}) == {10.5}  # a base says nothing of T
+    assert limits(base={"run": {"max_time_s": 10.2}}) == {10.2}
+
+
+def test_every_tuned_study_gives_all_methods_as_many_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells_module, "describe_missing", lambda *words: [])
+    for name in ("main", "main_small", "claims", "claims_small"):
+        cells = expand(*load_study(name))
+        rows = Counter(cell.row for cell in cells if cell.is_trial)
+        assert set(rows) == {cell.row for cell in cells} and len(set(rows.values())) == 1

@@ -1,0 +1,88 @@
+"""What `study run` says and refuses before anything is run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.study.cells import expand
+from fedgmr_hpc.study.states import progress_of
+from fedgmr_hpc.study.study_file import load_study
+
+STUDY: dict[str, Any] = {
+    "title": "tiny",
+    "base": "digits",
+    "set": {"run.max_rounds": 2, "run.interval_rounds": 1, "train.steps": 1, "data.max_train": 600},
+    "matrix": {"method": ["fedavg", "fedasync"], "seed": [0]},
+    "comparison_time_s": 50.0,
+}
+
+
+def run(folder: Path, *words: str, action: str = "run") -> int:
+    (folder / "tiny.yaml").write_text(json.dumps(STUDY))  # JSON is YAML
+    return main(["study", action, str(folder / "tiny.yaml"), "--out", str(folder / "out"), *words])
+
+
+def test_a_dry_run_says_what_is_left_and_what_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "2 cells (2 missing)" in shown and shown.count("  missing: ") == 2
+    assert "\n  until: 52.5 s of virtual time, 2 rounds (compared at 50 s)\n" in shown
+    assert "estimate: unknown: no pace of fedavg, fedasync is measured yet;" in shown
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, "method=fedavg") == 0
+    capsys.readouterr()
+    assert run(tmp_path, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "2 cells (1 done, 1 missing)" in shown
+    assert re.search(r"\n  done: fedavg-s0-\w{10}\n  missing: fedasync-s0-\w{10}\n", shown)
+    assert re.search(r"\nestimate: \d+ s for 1 cells, .*no pace of fedasync is measured", shown)
+    assert len(list((tmp_path / "out" / "cells").glob("*.h5"))) == 1
+
+
+@pytest.mark.parametrize("action", ["run", "submit"])
+def test_a_comparison_that_no_cell_can_reach_is_refused(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--dry-run", "run.max_time_s=49", action=action) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run.max_time_s: got 49, allowed: at least 50, the study's comparison_time_s" in line
+    for fine in ("50", "null"):
+        assert run(tmp_path, "--dry-run", f"run.max_time_s={fine}", action=action) == 0
+
+
+def test_one_cell_that_can_reach_the_comparison_is_enough(tmp_path: Path) -> None:
+    matrix = {"method": ["fedavg"], "run.max_time_s": [10, 60]}
+    (tmp_path / "two.yaml").write_text(json.dumps({**STUDY, "matrix": matrix}))
+    assert main(["study", "run", str(tmp_path / "two.yaml"), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "num_rounds", "now_s", "part"),
+    [("null", 1, 9.0, 0.5), ("60", 0, 45.0, 0.75), ("60", 1, 15.0, 0.5), ("60", 1, 90.0, 1.0)],
+)
+def test_progress_is_of_rounds_or_of_virtual_time_where_that_is_more(
+    limit_s: str, num_rounds: int, now_s: float, part: float
+) -> None:
+    cell = expand(*load_study(STUDY, [f"run.max_time_s={limit_s}"]))[0]
+    assert progress_of(cell, num_rounds, now_s) == part
+
+
+def test_trials_that_end_before_they_are_judged_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = {"tune": {"train.learning_rate": [0.1, 0.2]}, "tune_time_s": 90}
+    (tmp_path / "tuned.yaml").write_text(json.dumps({**STUDY, **tune}))
+    words = ["study", "run", str(tmp_path / "tuned.yaml"), "--dry-run"]
+    assert main([*words, "run.max_time_s=80"]) == 2
+    assert "got 80, allowed: at least 90, the study's tune_time_s" in capsys.readouterr().err
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "\n  tune train.learning_rate: 0.1, 0.2\n  trials: 4 of the cells, 2 for a row" in shown

@@ -1,0 +1,174 @@
+"""What the bindings share (fair inbox, back-off, views of bytes), the in-process binding, and what
+of the device binding needs no second rank.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fedgmr_hpc.config.errors import TransportError, TransportTimeout
+from fedgmr_hpc.transport.contract import Backoff, Inbox, Message, Tag, as_bytes, make_inproc
+from fedgmr_hpc.transport.nccl import NcclTransport, Staging, pair_devices
+
+
+def put_all(inbox: Inbox, *sources: int) -> None:
+    for number, source in enumerate(sources):
+        inbox.put(Message(source, Tag.FRAME, memoryview(bytes([number]))))
+
+
+def pop_all(inbox: Inbox) -> list[tuple[int, int]]:
+    found = iter(inbox.pop, None)
+    return [(message.source, message.payload[0]) for message in found]
+
+
+def test_inbox_takes_turns_and_keeps_each_order():
+    inbox = Inbox()
+    put_all(inbox, 1, 1, 1, 1, 2, 2, 3)
+    assert pop_all(inbox) == [(1, 0), (2, 4), (3, 6), (1, 1), (2, 5), (1, 2), (1, 3)]
+
+
+def test_inbox_wakes_a_waiting_thread():
+    inbox = Inbox()
+    threading.Timer(0.05, put_all, (inbox, 4)).start()
+    start_s = time.monotonic()
+    message = inbox.pop(start_s + 10)
+    assert message is not None and message.source == 4
+    assert time.monotonic() - start_s < 5
+
+
+def test_inbox_keeps_its_first_error():
+    inbox = Inbox()
+    inbox.fail(TransportError("first"))
+    inbox.fail(TransportError("second"))
+    with pytest.raises(TransportError, match="first"):
+        inbox.pop(time.monotonic() + 10)
+
+
+def test_backoff_grows_to_its_longest_and_resets():
+    backoff = Backoff()
+    start_s = time.monotonic()
+    looks = 0
+    while time.monotonic() - start_s < 0.3:
+        backoff.wait()
+        looks += 1
+    assert looks < 2000  # 0.3 s of 1 ms sleeps, after some yields and short ones
+    backoff.reset()
+    start_s = time.monotonic()
+    backoff.wait()
+    assert time.monotonic() - start_s < 0.05
+
+
+@pytest.mark.parametrize(
+    ("part", "num_bytes"),
+    [(b"", 0), (b"ab", 2), (np.zeros((2, 3), np.float32), 24), (np.zeros((0, 3)), 0)],
+)
+def test_as_bytes(part, num_bytes):
+    view = as_bytes(part)
+    assert (view.format, view.ndim, len(view)) == ("B", 1, num_bytes)
+
+
+def test_a_read_only_part_is_delivered_uncopied():
+    one, two = make_inproc(2)
+    payload = bytes(100_000)
+    one.send(1, Tag.FRAME, payload)
+    assert two.recv(1).payload.obj is payload
+
+
+def test_a_writable_part_may_change_after_sending():
+    one, two = make_inproc(2)
+    payload = bytearray(100_000)
+    one.send(1, Tag.FRAME, payload)
+    one.flush(1)
+    payload[0] = 1
+    assert two.recv(1).payload[0] == 0
+
+
+def test_no_such_rank():
+    with pytest.raises(ValueError, match=r"dest: got rank 2, allowed 0\.\.1"):
+        make_inproc(2)[0].send(2, Tag.STOP)
+
+
+def test_timeout_names_rank_and_stage():
+    with pytest.raises(TransportTimeout, match=r"^rank 1, stage receive: no message within 0.01 s"):
+        make_inproc(2)[1].recv(0.01)
+
+
+def test_abort_ends_every_wait():
+    ends = make_inproc(3)
+    caught: list[str] = []
+
+    def wait(rank: int) -> None:
+        with pytest.raises(TransportError) as error:
+            ends[rank].recv(30)
+        caught.append(str(error.value))
+
+    threads = [threading.Thread(target=wait, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    ends[2].abort(3)
+    for thread in threads:
+        thread.join(5)
+    assert caught == ["rank 2 aborted with code 3"] * 2
+    for act in (lambda: ends[0].send(1, Tag.STOP), ends[1].poll):
+        with pytest.raises(TransportError, match="rank 2 aborted"):
+            act()
+
+
+# --- devices
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_bytes", [1, 5, 8])
+def test_bytes_survive_the_way_over_a_device(device, num_bytes):
+    staging = Staging(torch.device(device), 8)
+    sent = torch.arange(1, num_bytes + 1, dtype=torch.uint8)
+    got = torch.zeros_like(sent)
+    with torch.cuda.stream(staging.stream):
+        twin = staging.load(sent)
+        assert (twin.device.type, len(twin)) == (device, num_bytes)
+        staging.wait()
+        staging.twin(num_bytes).add_(1)
+        staging.unload(got)
+    assert torch.equal(got, sent + 1)
+
+
+@pytest.mark.parametrize(
+    ("visible", "own", "devices"),
+    [
+        (["a", "b"], ["a", "a"], [0, 1]),
+        (["a", "b"], ["a", "b"], [0, 0]),
+        (["a", "b", "c"], ["-", "a", "b", "c"], [0, 1, 2, 0]),
+        (["a", "b"], ["-", "a", "b", "a", "b"], [0, 1, 0, 1, 0]),  # two clients a device
+        (["a"], ["-", "x", "y"], [0, 0, 0]),  # clients on other hosts
+        (["a", "b"], ["-", "x", "y", "z"], [0, 0, 1, 0]),
+        (["a"], ["a"], [0]),
+    ],
+)
+def test_the_server_stages_on_another_device_than_its_client(visible, own, devices):
+    assert pair_devices(visible, own) == devices
+
+
+def test_one_device_for_both_is_refused():
+    message = "transport: got nccl, but ranks 0 and 2 share the only CUDA device that rank 0 sees"
+    with pytest.raises(ValueError, match=f"^{message}; allowed: auto, mpi, gloo$"):
+        pair_devices(["a"], ["a", "x", "a"])
+
+
+def test_nccl_without_a_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("RANK", "3")
+    message = "transport: got nccl, but rank 3 sees no CUDA device; allowed: auto, mpi, gloo"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        NcclTransport()
