@@ -1,4 +1,4 @@
-"""Every row of the method table gives the same bytes on any number of ranks (DESIGN idea 4)."""
+"""Every row of the method table gives the same bytes on any number of ranks."""
 
 from __future__ import annotations
 

@@ -474,7 +474,7 @@ def test_every_run_loads_by_name_and_by_path(run):
 
 @pytest.mark.parametrize(
     ("method", "axes"),
-    [  # spec section 7: sub-model, trigger, rule, buffered, admission, transmission
+    [  # docs/method.md#rows: sub-model, trigger, rule, buffered, admission, transmission
         ("fedgmr", ("importance", "plateau", "mask_aware", True, "window", "increments")),
         ("wo_gmr", ("importance", "none", "mask_aware", True, "window", "increments")),
         ("fedavg", ("full", "none", "average", False, "barrier", "whole")),

@@ -1,4 +1,4 @@
-"""The method table, its wrappers, and what its files must be (DESIGN idea 1)."""
+"""The method table, its wrappers, and what its files must be."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_gmr_has_nothing_to_restore_in_full_models(row):
 
 
 def test_heterofl_with_both_wrappers_is_fedgmr_with_widths():
-    """Section 11, item 30: Aux is asynchrony, increments and MA, whatever the sub-model."""
+    """Aux is asynchrony, increments and MA, whatever the sub-model (docs/method.md#wrappers)."""
     wrapped, own = load_method("heterofl+aux+gmr").axes, load_method("fedgmr").axes
     assert wrapped["submodel"] == {"kind": "width_prefix", "scaler": True}
     for axis in ("restoration", "transmission"):

@@ -1,4 +1,4 @@
-"""When a window closes, what a round is, and who is still waited for (spec section 2.3)."""
+"""When a window closes, what a round is, and who is still waited for (docs/method.md#admission)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging rules and staleness weights in closed form (spec section 6; peer faults 1 and 2)."""
+"""Merging rules and staleness weights in closed form (docs/method.md#aggregation)."""
 
 from __future__ import annotations
 

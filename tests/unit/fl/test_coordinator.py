@@ -1,4 +1,4 @@
-"""The server's state machine, driven by events only (DESIGN idea 2; spec sections 2.3, 5, 6).
+"""The server's state machine, driven by events only (docs/concepts.md#the-coordinator).
 
 The model has 6 prunable weights in one layer, 6 5 4 3 2 1, and 2 dense ones, 10 20. Without a
 floor the first ranking is 0..5, so a client of density .5 holds the first three.

@@ -1,4 +1,4 @@
-"""How each kind of sub-model is cut from a version, by hand (spec sections 3, 6 and 7).
+"""How each kind of sub-model is cut from a version, by hand (docs/method.md#sub-models).
 
 Two layers: `a` of 3 x 4 weights, and `b` of 2 x 3, of which a width cuts only the columns.
 """

@@ -1,4 +1,4 @@
-"""Gradual model restoration in `paper` semantics (spec sections 5 and 11.1, items 6, 9-13)."""
+"""Gradual model restoration (docs/method.md#restoration and its deviations, 19 to 25)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lifted(floor: float) -> list[float]:
     return [max(rung, floor) for rung in RUNGS]
 
 
-# --- the counter (section 5.3)
+# --- the counter (docs/method.md#stagnation)
 
 
 def test_the_first_score_is_the_best():
@@ -69,7 +69,7 @@ def test_after_a_reset_any_score_is_the_best():
     assert (plateau.best, plateau.count) == (0.1, 0)
 
 
-# --- the server (section 5.4, rules 1, 3, 4, 6)
+# --- the server (docs/method.md#rules-at-a-refresh, rules 1, 2, 3, 5)
 
 
 def test_nothing_is_restored_without_a_trigger():
@@ -147,7 +147,7 @@ def test_arming_does_not_hold_clients_back():
     assert driven.series([None] * 3, {2: 0.3})[-1] == [1.0, 0.5, 0.5, 0.1, 0.05]
 
 
-# --- a client (section 5.4, rules 1, 5, 6)
+# --- a client (docs/method.md#rules-at-a-refresh, rules 1, 4, 5)
 
 
 def test_a_stagnating_client_climbs_one_rung_alone():

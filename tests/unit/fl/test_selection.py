@@ -327,7 +327,7 @@ def test_when_the_whole_sample_is_lost_others_are_drawn_at_once():
 
 
 def test_with_sampling_the_buffer_holds_as_many_updates_as_take_part():
-    """DESIGN: the oldest are evicted beyond the sample size."""
+    """The oldest are evicted beyond the sample size (docs/method.md#buffer)."""
     run = Run(6, clients={"sampled": 2}, admission={"kind": "barrier"})
     for _ in range(10):
         for client in sorted(run.in_flight):

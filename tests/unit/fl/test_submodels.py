@@ -1,4 +1,4 @@
-"""Ranking, nested masks, packed order and scores (spec sections 3.1, 3.3; DESIGN idea 5)."""
+"""Ranking, nested masks, packed order and scores (docs/method.md#masks)."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_ranking_is_a_permutation_equal_to_a_plain_sort(seed, size, floor_frac):
 
 
 def test_layer_densities_of_the_untrained_conv2():
-    """The example of spec section 3.3, measured there on another draw of the initial weights."""
+    """The example of docs/method.md#masks, measured there on other initial weights."""
     layout = make_layout("conv2")
     weights = initial_weights("conv2", 0)[: layout.num_prunable]
     entries = [e for e in layout.entries if e.prunable]

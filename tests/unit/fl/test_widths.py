@@ -1,4 +1,4 @@
-"""Which units and entries a width keeps, worked out by hand (spec section 7.3)."""
+"""Which units and entries a width keeps, worked out by hand (docs/method.md#width-methods)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer rules of DESIGN "The house", read from the imports."""
+"""The layers of the package, read from the imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses and hits of images and of sequences, worked out by hand (spec sections 1.3 and 9)."""
+"""Losses and hits of images and of sequences, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models against spec sections 8 (counts, bounds, architecture) and 3.2 (costs)."""
+"""The models (docs/method.md#models) and their layer costs (docs/method.md#layer-costs)."""
 
 from __future__ import annotations
 

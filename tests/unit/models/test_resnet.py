@@ -1,4 +1,4 @@
-"""ResNet-18 against a parent of torch modules (spec section 8) and its norms by hand."""
+"""ResNet-18 against a parent of torch modules (docs/method.md#models) and its norms by hand."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The transformer against torch's own encoder layers (spec section 8), its gradient, causality and
-dropout."""
+"""The transformer (docs/method.md#models) against torch's own encoder layers, its gradient,
+causality and dropout."""
 
 from __future__ import annotations
 

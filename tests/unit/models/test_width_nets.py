@@ -1,5 +1,5 @@
 """Narrower networks: what the width methods keep of each model, and that it is a network of its own
-(spec section 7.3)."""
+(docs/method.md#width-methods)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fluid links and the virtual clock in literals, and the round times of spec section 2.3."""
+"""Fluid links and the virtual clock in literals, and round times (docs/method.md#round-times)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fedgmr_hpc.network.links import Arrival, Broadcast, LinkClock, Speeds, Virt
 from fedgmr_hpc.runtime.ledger import Ledger
 
 CONSTANT = {"client_sigma": 0.0, "server_sigma": 0.0}
-# The mean factors of section 1.2, e^(.3^2/2) and e^(.1^2/2), that section 2.3's times include.
+# The mean factors of the draws, e^(.3^2/2) and e^(.1^2/2), which the stated round times include.
 MEAN_RATES = {
     "client_down_bytes_per_s": 20e6 * 1.046028,
     "client_up_bytes_per_s": 5e6 * 1.046028,
@@ -688,7 +688,7 @@ def zeros(a) -> Update:
     [("femnist", 9.05), ("cifar10", 12.3), ("imagenet100", 14.0), ("stackoverflow", 6.5)],
 )
 @pytest.mark.parametrize("method", ["wo_gmr", "fedasync"])
-def test_asynchronous_rounds_of_section_2_3(data, round_s, method):
+def test_asynchronous_windows_take_the_stated_times(data, round_s, method):
     run = simulate(data, method, rates=MEAN_RATES)
     assert run.round_s == pytest.approx(round_s, rel=0.03)
 
@@ -706,7 +706,7 @@ def test_an_asynchronous_round_is_download_training_upload_slack_and_merge(level
     [("femnist", 10.8), ("cifar10", 15.0), ("imagenet100", 17.2), ("stackoverflow", 7.5)],
 )
 @pytest.mark.parametrize("rates", [None, MEAN_RATES], ids=["nominal", "mean"])
-def test_synchronous_sub_models_without_increments_of_section_2_3(data, round_s, rates):
+def test_synchronous_sub_models_without_increments_take_the_stated_times(data, round_s, rates):
     run = simulate(
         data,
         "wo_gmr",
@@ -727,7 +727,7 @@ def test_synchronous_sub_models_without_increments_of_section_2_3(data, round_s,
         ("stackoverflow", (6, 9, 22, 42, 84)),
     ],
 )
-def test_full_model_cycles_and_synchronous_rounds_of_section_2_3(data, cycles):
+def test_full_model_cycles_and_synchronous_rounds_take_the_stated_times(data, cycles):
     run = simulate(data, "fedavg", rounds=2, rates=MEAN_RATES, clients={"level": "high"})
     own = [run.first_arrivals[client] + 0.5 for client in range(5)]  # a merge ends the cycle
     # printed to whole seconds, hence the half

@@ -1,4 +1,4 @@
-"""The aggregation conformance kit: what every row of the method table must hold (spec section 6).
+"""The aggregation conformance kit: what every row of the method table must hold.
 
 A coordinator is driven by events on a small network: one hidden layer of 8 units between 5 inputs
 and 3 outputs, with a batch norm. Its tensors are laid out as the row's kind of sub-model has them,

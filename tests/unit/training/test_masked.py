@@ -1,4 +1,4 @@
-"""Local training and evaluation, on nets of a few weights (spec sections 1.3, 3.4, 11.1)."""
+"""Local training and evaluation, on nets of a few weights (docs/method.md#local-training)."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_loading_leaves_what_it_was_given():
     assert (values.tolist(), dense.tolist()) == ([1, 1], [5, 7])
 
 
-# --- bias gating (section 3.4)
+# --- bias gating (docs/method.md#prunable-weights)
 
 
 def test_a_bias_without_incoming_weights_has_no_effect():

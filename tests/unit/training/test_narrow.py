@@ -1,4 +1,4 @@
-"""Narrower networks in training: loading, ordered dropout, momentum (spec sections 7.3, 7.4).
+"""Narrower networks in training: loading, ordered dropout, momentum.
 
 The network has 3 inputs, a hidden layer of 4 units with ReLU, and 2 outputs; what its widths are
 checked against is written out on slices of its tensors.

@@ -1,4 +1,4 @@
-"""Gradients through the threshold of a mask, by hand (FIARSE; spec section 7.2)."""
+"""Gradients through the threshold of a mask, by hand (FIARSE; docs/method.md#fiarse)."""
 
 from __future__ import annotations
 
