@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.axes import Section
-from fedgmr_hpc.config.methods import configs_dir, load_method, merged
+from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.methods import load_method, merged
 from fedgmr_hpc.config.overrides import override
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import render_error

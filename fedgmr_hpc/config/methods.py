@@ -11,10 +11,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fedgmr_hpc.config.axes import LocalConfig
+from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import wrong_values
 from fedgmr_hpc.config.yaml_file import dump, read_mapping
@@ -46,13 +46,6 @@ class Method:
     source: str
     axes: dict[str, Any]
     differs: dict[str, list[str]] = field(default_factory=dict)
-
-
-def configs_dir() -> Path:
-    """The folder of the tables: in an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def method_names() -> list[str]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from fedgmr_hpc.config.axes import Count, Section
-from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.yaml_file import read_mapping
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

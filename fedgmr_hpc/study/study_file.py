@@ -40,7 +40,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedgmr_hpc.config.axes import Count, Number, Positive, Section
-from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.yaml_file import read_mapping

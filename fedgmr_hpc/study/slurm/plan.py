@@ -15,17 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from submitit.slurm.slurm import _make_sbatch_string
-
-from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.config.install import scripts_dir
 from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.folder import Place, at_least_1
 from fedgmr_hpc.study.slurm.job_states import next_folder
+from fedgmr_hpc.study.slurm.sbatch_text import make_sbatch_text
 
 SIGNAL_S = 300  # from Slurm's warning to the end of a job's time
 AT_MOST = 32  # cells at a time in a cluster, where nobody says
-PYTHON = "exec python"  # takes the batch script's place, so that signals for it arrive
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def make_plan(
         num_nodes=at_least_1("--nodes", nodes),
         at_most=abreast,
         site=site,
-        scripts=_find_scripts(),
+        scripts=scripts_dir(),
         variables={**_own_venv(site), **job_values(site, prefix="FEDGMR_")},
     )
 
@@ -147,20 +145,13 @@ def render_texts(plans: Sequence[Plan], job: str = "JOB") -> list[str]:
     for number, plan in enumerate(plans):
         plan = replace(plan, after=(*plan.after, *ids[:number]))
         count = len(plan.cells) if len(plan.cells) > 1 else None
-        array = {**plan.array_settings(), "map_count": count}
-        texts.append(_make_sbatch_string(_command(plan.folder), plan.folder, **array))
-    folder = plans[-1].report_folder
-    report = _make_sbatch_string(_command(folder), folder, **plans[-1].report_settings(ids))
+        texts.append(make_sbatch_text(plan.folder, plan.array_settings(), count))
+    report = make_sbatch_text(plans[-1].report_folder, plans[-1].report_settings(ids))
     return [*texts, report]
 
 
 def _afterany(jobs: Sequence[str]) -> str:
     return ":".join(["afterany", *jobs])
-
-
-def _command(folder: Path) -> str:
-    """submitit's command of a job, as its executor makes it."""
-    return f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(folder))}"
 
 
 def nodes_for(site: Site, num_ranks: int) -> int:
@@ -171,13 +162,6 @@ def nodes_for(site: Site, num_ranks: int) -> int:
 def num_clients(num_ranks: int) -> int:
     """Ranks that train: all but the server, unless one is both."""
     return max(1, num_ranks - 1)
-
-
-def _find_scripts() -> Path:
-    folder = configs_dir().parent / "slurm"
-    if not (folder / "common.sh").is_file():
-        raise ValueError("study submit: no job scripts (slurm/) here: install a checkout, pip -e")
-    return folder
 
 
 def _own_venv(site: Site) -> dict[str, str]:

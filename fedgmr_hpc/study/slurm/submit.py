@@ -47,7 +47,8 @@ from fedgmr_hpc.study.slurm.job_states import (
     write_submission,
 )
 from fedgmr_hpc.study.slurm.job_task import CellTask, ReportTask
-from fedgmr_hpc.study.slurm.plan import PYTHON, Plan, make_plan, render_texts
+from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_texts
+from fedgmr_hpc.study.slurm.sbatch_text import PYTHON
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import States
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.config.methods import configs_dir
+from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.sites import Site, load_site, render_exports, site_names
 
 
