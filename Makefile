@@ -1,6 +1,7 @@
 # make run    build .venv, install, run the main job: 1 server + 8 client ranks on the embedded digits
 # make test   install and run all tests, the linter and the type checker
 # make bench  quick benchmarks with their ceilings
+# make docs   the pages of docs/ as a site in build/site
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +21,15 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	for what in codec merge mask round; do $(BIN)/python -m fedgmr_hpc bench $$what --quick || exit 1; done
 
+# The generated parts of pages are made anew, then the site; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
 # torch goes first and alone: everything after it is small.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,4 +40,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: run test bench clean
+.PHONY: run test bench docs clean
