@@ -25,7 +25,7 @@ TABLE_NOTES = {
     "merges": "One row a merge, that is, a model version.",
     "evaluations": "One row an evaluation of the server's model, at each refresh.",
     "updates": "One row an update of a client, in the order of arrival.",
-    "events": "What the coordinator saw, in order: all that a replay needs besides the configuration.",
+    "events": "What the coordinator saw, in order; with the configuration, a replay needs no more.",
     "transfers": "One row a real transfer. Wall clock only.",
     "checkpoints": "One row a checkpoint that was written or read.",
     "looks": "With `eval.every_s`: scores at equal times, of the newest version at each.",
