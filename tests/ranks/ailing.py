@@ -16,7 +16,7 @@ from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.transport.ping import Peer
 
 DELAY_S = 0.05
-WORK_LIMIT_S = 5.0
+WORK_LIMIT_S = 20.0
 
 
 def stop(*args: Any) -> None:

@@ -54,7 +54,7 @@ def break_stage(stage: str) -> None:
     elif stage == "train":
         training.SubModel.train = broken(training.SubModel.train)  # type: ignore[method-assign]
     elif stage == "silence":
-        training.SubModel.train = lambda *a, **k: time.sleep(60)  # type: ignore[method-assign]
+        training.SubModel.train = lambda *a, **k: time.sleep(600)  # type: ignore[method-assign]
     elif stage == "nan":
         training.SubModel.entries = not_finite(training.SubModel.entries)  # type: ignore
     elif stage == "death":

@@ -11,24 +11,61 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import torch
 from launchers import last_of_each
 
 import fedgmr_hpc.launch as launch
 
-LIMIT_S = 60.0
+LIMIT_S = 180.0
 
 
-def start(folder: Path, num_ranks: int, *words: str) -> list[int]:
-    """Forks the ranks of a run, which write to ranks.log; returns their process ids."""
+def start(folder: Path, num_ranks: int, *words: str, pause_at: str = "") -> list[int]:
+    """Forks the ranks of a run, which write to ranks.log; returns their process ids.
+
+    With `pause_at`, returns once rank 0 has written that text and stopped itself; send it CONT.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [_fork(folder, rank, num_ranks, port, words) for rank in range(num_ranks)]
+    pids = [_fork(folder, rank, num_ranks, port, words, pause_at) for rank in range(num_ranks)]
+    if pause_at:
+        _await_pause(folder, pids)
+    return pids
 
 
-def _fork(folder: Path, rank: int, num_ranks: int, port: int, words: tuple[str, ...]) -> int:
+class _Pausing:
+    """A stream that stops this process when a text has been written to it for the first time."""
+
+    def __init__(self, stream: TextIO, text: str) -> None:
+        self.stream, self.text = stream, text
+
+    def write(self, text: str) -> int:
+        length = self.stream.write(text)
+        self.stream.flush()
+        if self.text and self.text in text:
+            self.text = ""
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _await_pause(folder: Path, pids: list[int]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not (changed := os.waitpid(pids[0], os.WNOHANG | os.WUNTRACED))[0]:
+        if time.monotonic() > deadline_s:
+            end(set(pids))
+            raise AssertionError((folder / "ranks.log").read_text())
+        time.sleep(0.01)
+    assert os.WIFSTOPPED(changed[1]), (folder / "ranks.log").read_text()
+
+
+def _fork(
+    folder: Path, rank: int, num_ranks: int, port: int, words: tuple[str, ...], pause_at: str
+) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if pid := os.fork():
@@ -39,6 +76,8 @@ def _fork(folder: Path, rank: int, num_ranks: int, port: int, words: tuple[str, 
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        if rank == 0 and pause_at:
+            sys.stderr = cast(TextIO, _Pausing(sys.stderr, pause_at))
         torch.set_num_threads(1)
         if num_ranks > 1:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")

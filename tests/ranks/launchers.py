@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")
+LIMIT_S = 300.0  # a run of a minute where other work has the cores
+SOON_S = 90.0  # a failing job's end, its start on a busy machine included; not run.timeout_s
 TINY = (
     "progress=plain",
     "run.max_rounds=12",
@@ -49,7 +51,7 @@ def run_job(
     *words: str,
     launcher: str = "mpirun",
     module: tuple[str, ...] = ("-m", "fedgmr_hpc.launch"),
-    timeout_s: float = 120.0,
+    timeout_s: float = LIMIT_S,
     env: dict[str, str] | None = None,
 ) -> Ended:
     """Runs a job to its end or kills it and fails past the deadline. A later word wins."""

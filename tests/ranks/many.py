@@ -10,10 +10,14 @@ import sys
 
 import torch
 
-from fedgmr_hpc.cli import launch
+import fedgmr_hpc
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.runtime.experiment import Experiment
+from fedgmr_hpc.runtime.roles import follow, guard, lead
+from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.transport.contract import Transport
+from fedgmr_hpc.transport.joining import make_transport
 from fedgmr_hpc.transport.ranks import detect_launch
 
 
@@ -26,9 +30,14 @@ def make_configs(folder: str, words: list[str]) -> list[Config]:
     ]
 
 
+def ended(experiment: Experiment, result: Result) -> int:
+    """The exit code of a run."""
+    return int(result.status != "finished")
+
+
 def run_part(transport: Transport, configs: list[Config]) -> int:
     for config in configs:
-        code = launch.follow(transport) if transport.rank else launch.lead(config, None, transport)
+        code = follow(transport) if transport.rank else lead(config, None, transport, ended)
         if code:
             return code
     return 0
@@ -37,11 +46,11 @@ def run_part(transport: Transport, configs: list[Config]) -> int:
 def main(folder: str, *words: str) -> int:
     torch.set_num_threads(1)
     configs = make_configs(folder, list(words))
-    transport = launch.make_transport("auto", detect_launch(os.environ))
+    transport = make_transport("auto", detect_launch(os.environ))
     if transport is not None:
-        return launch.guard(transport, lambda: run_part(transport, configs))
+        return guard(transport, lambda: run_part(transport, configs))
     for config in configs:
-        launch.run(config)
+        fedgmr_hpc.run(config)
     return 0
 
 

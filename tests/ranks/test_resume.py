@@ -17,7 +17,7 @@ from typing import Any
 import killing
 import numpy as np
 import pytest
-from launchers import MPIRUN, ROOT, TINY, last_of_each, run_job
+from launchers import LIMIT_S, MPIRUN, ROOT, TINY, last_of_each, run_job
 
 import fedgmr_hpc
 import fedgmr_hpc.runtime.experiment as experiment
@@ -106,11 +106,12 @@ def test_a_run_killed_at_random_moments_gives_the_same_bytes(
 def stopped(tmp_path: Path) -> Path:
     """A run on two ranks that USR2 has ended early, twice, with an exit code that says so."""
     path = tmp_path / "run.h5"
-    pids = killing.start(tmp_path, 2, *words_of(path), "checkpoint.every_s=null")
-    killing.await_text(tmp_path / "ranks.log", "evaluation | round 0")
+    words = (*words_of(path), "checkpoint.every_s=null")
+    pids = killing.start(tmp_path, 2, *words, pause_at="evaluation | round 0")
     for pid in pids:
         os.kill(pid, signal.SIGUSR2)
         os.kill(pid, signal.SIGTERM)  # changes nothing
+    os.kill(pids[0], signal.SIGCONT)
     assert killing.wait(pids) == [75, 75], (tmp_path / "ranks.log").read_text()
     return path
 
@@ -134,10 +135,11 @@ def test_a_signal_checkpoints_and_a_resume_on_other_ranks_goes_on(
 
 def test_ctrl_c_checkpoints_too(tmp_path: Path, unbroken: dict[str, Result]) -> None:
     path = tmp_path / "run.h5"
-    pids = killing.start(tmp_path, 2, *words_of(path), "checkpoint.every_s=null")
-    killing.await_text(tmp_path / "ranks.log", "evaluation | round 0")
+    words = (*words_of(path), "checkpoint.every_s=null")
+    pids = killing.start(tmp_path, 2, *words, pause_at="evaluation | round 0")
     for pid in pids:
         os.kill(pid, signal.SIGINT)
+    os.kill(pids[0], signal.SIGCONT)
     assert killing.wait(pids) == [75, 75], (tmp_path / "ranks.log").read_text()
     assert read_result(path).status.endswith("at SIGINT")
     assert killing.wait(killing.start(tmp_path, 1, *words_of(path), "--resume")) == [0]
@@ -161,9 +163,8 @@ def test_the_old_start_of_a_requeued_job_stops_before_it_writes(
     """Its node was given up, and comes back."""
     path, words = tmp_path / "run.h5", (*words_of(tmp_path / "run.h5"), "--resume")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    (old,) = killing.start(tmp_path, 1, *words, "run.max_rounds=100000")
-    killing.await_text(tmp_path / "ranks.log", "checkpoint | version 2 ")
-    os.kill(old, signal.SIGSTOP)
+    endless = (*words, "run.max_rounds=100000")
+    (old,) = killing.start(tmp_path, 1, *endless, pause_at="checkpoint | version 2 ")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert killing.wait(killing.start(tmp_path, 1, *words, "run.max_rounds=20")) == [0]
     whole = path.read_bytes()
@@ -180,7 +181,7 @@ def test_a_resumed_run_that_makes_no_version_fails(stopped: Path) -> None:
         [sys.executable, "-c", RUN, *words_of(stopped), "--resume"],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=LIMIT_S,
     )
     assert ended.returncode == 1
     assert "before any version was made since the run was resumed" in ended.stderr
@@ -208,7 +209,7 @@ def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
         killing.await_text(output, "evaluation | round 3 ")
         for pid in re.findall(r"pid (\d+)", output.read_text()):
             os.kill(int(pid), signal.SIGTERM)
-        assert process.wait(60) == 75, output.read_text()
+        assert process.wait(LIMIT_S) == 75, output.read_text()
     assert read_result(tmp_path / "run.h5").status.endswith("at SIGTERM")
 
 

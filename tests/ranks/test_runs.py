@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launchers import MPIRUN, TINY, Ended, run_job
+from launchers import LIMIT_S, MPIRUN, SOON_S, TINY, Ended, run_job
 
 import fedgmr_hpc
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
@@ -136,7 +136,7 @@ def run_broken(stage: str, folder: Path, *words: str) -> Ended:
 def test_a_failing_worker_ends_the_job_naming_where(stage: str, tmp_path: Path) -> None:
     ended = run_broken(stage, tmp_path)
     assert ended.code not in (0, 2)
-    assert ended.wall_s < 25  # start-up of three ranks, and at most 10 s to end
+    assert ended.wall_s < SOON_S
     (error,) = ended.errors
     assert "rank 2" in error and f"stage {stage}" in error and "broken on purpose" in error
     if stage in ("train", "encode", "send"):
@@ -146,15 +146,15 @@ def test_a_failing_worker_ends_the_job_naming_where(stage: str, tmp_path: Path) 
 
 
 def test_a_silent_rank_is_named_at_the_deadline(tmp_path: Path) -> None:
-    ended = run_broken("silence", tmp_path, "run.timeout_s=3")
-    assert ended.code != 0 and ended.wall_s < 30
+    ended = run_broken("silence", tmp_path, "run.timeout_s=10")
+    assert ended.code != 0 and ended.wall_s < SOON_S
     (error,) = ended.errors
     assert "silent ranks: [2]" in error
 
 
 def test_a_killed_rank_ends_the_job(tmp_path: Path) -> None:
     ended = run_broken("death", tmp_path)
-    assert ended.code != 0 and ended.wall_s < 30
+    assert ended.code != 0 and ended.wall_s < SOON_S
     assert read_result(tmp_path / "run.h5").status == "running"  # readable up to the last flush
 
 
@@ -164,13 +164,13 @@ def test_a_terminated_run_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
     words = (f"results.path={path}", "run.max_rounds=100000", "progress=quiet")
     command = [sys.executable, "-m", "fedgmr_hpc.launch", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline_s:
             time.sleep(0.2)
             if path.exists() and len(read_result(path).merges["version"]):
                 break
         process.terminate()
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75 and error.decode() == ""
     assert read_result(path).status.endswith(", at SIGTERM")
 
@@ -181,7 +181,7 @@ def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
     command = (
         f"{sys.executable} -m fedgmr_hpc.launch {words} 2>/dev/null | true; exit ${{PIPESTATUS[0]}}"
     )
-    subprocess.run(["bash", "-c", command], check=True, timeout=120)
+    subprocess.run(["bash", "-c", command], check=True, timeout=LIMIT_S)
     assert read_result(path).status == "finished"
 
 

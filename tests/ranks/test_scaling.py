@@ -16,7 +16,7 @@ def test_strong_scaling_measures_predicts_and_writes_one_page(tmp_path: Path) ->
     out = tmp_path / "study"
     words = ("scale", "strong", "digits", "--ranks", "2,3", "--repeats", "2", "--warmup", "2")
     module = ("-m", "fedgmr_hpc", *words, "--out", str(out))
-    ended = run_job(1, *TINY[1:], "run.max_rounds=6", launcher="none", module=module, timeout_s=300)
+    ended = run_job(1, *TINY[1:], "run.max_rounds=6", launcher="none", module=module, timeout_s=900)
     assert ended.code == 0, ended.output
     page = (out / "scaling.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "://" not in page

@@ -41,7 +41,7 @@ def write_study(folder: Path, **changes: Any) -> tuple[Path, list[Cell]]:
 
 def study(action: str, path: Path, *words: str) -> Ended:
     module = ("-m", "fedgmr_hpc", "study", action, str(path), "--out", str(path.parent))
-    return run_job(1, *words, launcher="none", module=module, timeout_s=240.0)
+    return run_job(1, *words, launcher="none", module=module, timeout_s=600.0)
 
 
 def stamps(cells_dir: Path) -> dict[str, int]:
@@ -71,7 +71,7 @@ def test_a_killed_study_goes_on_where_it_was(number: signal.Signals, tmp_path: P
         wait_for(lambda: any(is_done(slow, cell) for cell in cells))
         wait_for(lambda: list(slow.glob("*.out")))
         process.send_signal(number)
-        process.wait(30)
+        process.wait(120)
     done = {cell.name for cell in cells if is_done(slow, cell)}
     assert done and len(done) < 3
     before = stamps(slow)
@@ -86,7 +86,7 @@ def is_done(folder: Path, cell: Cell) -> bool:
     return folder.is_dir() and read_state(folder, cell).status == "done"
 
 
-def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
+def wait_for(condition: Any, timeout_s: float = 300.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end_s, "nothing happened"

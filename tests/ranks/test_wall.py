@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from launchers import MPIRUN, ROOT, TINY, Ended, last_of_each, run_job
+from launchers import LIMIT_S, MPIRUN, ROOT, SOON_S, TINY, Ended, last_of_each, run_job
 
 import fedgmr_hpc
 from fedgmr_hpc.results.files import write_group
@@ -24,7 +24,14 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
     not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
 )
-WALL = (*TINY, "clock=wall", "time_scale=0.05", "eval.every_s=3", "eval.submodels=true")
+WALL = (
+    *TINY,
+    "clock=wall",
+    "time_scale=0.05",
+    "eval.every_s=3",
+    "eval.submodels=true",
+    "wire.resend_after_s=30",  # a busy machine is late, which is no loss
+)
 DELIVERED, CLOSED, EVALUATED, LOST = range(4)
 
 
@@ -162,9 +169,11 @@ def check_refused(log: Path, launcher: str, where: str) -> None:
 @pytest.mark.parametrize("kind", ["drop", "corrupt"])
 def test_what_is_lost_or_damaged_is_sent_again(kind: str, direction: str, tmp_path: Path) -> None:
     fault = f"faults=[{{kind: {kind}, probability: 0.3, direction: {direction}}}]"
-    words = ("run.max_rounds=8", "wire.resend_after_s=0.1", "wire.max_resends=12")
-    result = run_wall(tmp_path / "run.h5", fault, *words)
-    check_rows(result, 8)
+    words = ("run.max_rounds=5", "wire.max_resends=12")
+    # only that nothing comes tells of a drop, which is to be sooner than by default
+    wait = ("wire.resend_after_s=1",) if kind == "drop" else ()
+    result = run_wall(tmp_path / "run.h5", fault, *words, *wait)
+    check_rows(result, 5)
     transfers = result.transfers
     is_sent_again = transfers["num_resent"] > 0
     assert is_sent_again.sum() >= 4
@@ -179,7 +188,6 @@ def test_a_dispatch_in_many_pieces_survives_the_loss_of_the_first(tmp_path: Path
         "clients.count=2",
         "clients.shares=[1.0,0.5]",
         "run.max_rounds=4",
-        "wire.resend_after_s=0.5",
         "wire.max_resends=4",
     )
     result = run_wall(tmp_path / "run.h5", *words)
@@ -187,26 +195,36 @@ def test_a_dispatch_in_many_pieces_survives_the_loss_of_the_first(tmp_path: Path
     assert 1 <= result.transfers["num_resent"].max() <= 4
 
 
-@pytest.mark.parametrize(
-    "fault", ["kind: duplicate", "kind: delay, delay_s: 2.0", "kind: cut, at_s: 3, for_s: 4"]
-)
-def test_duplicates_delays_and_cuts_only_take_time(fault: str, tmp_path: Path) -> None:
-    result = run_wall(tmp_path / "run.h5", f"faults=[{{{fault}}}]", "run.max_rounds=4")
+def run_slowed(path: Path, *faults: str) -> tuple[np.ndarray, np.ndarray]:
+    """When each transfer of a run with faults that only take time began, and how long it took."""
+    result = run_wall(path, f"faults=[{', '.join(faults)}]", "run.max_rounds=4")
     check_rows(result, 4)
     transfers = result.transfers
     assert transfers["num_resent"].sum() == 0
     took_s = transfers["bytes"] / transfers["achieved_bytes_per_s"]
-    if "delay" in fault:
-        assert took_s.min() >= 1.9
-    if "cut" in fault:
-        between = (transfers["now_s"] > 3.5) & (transfers["now_s"] < 7)  # seen some time after
-        assert not between.any(), transfers["now_s"]
+    return transfers["now_s"] - took_s, took_s
+
+
+def test_duplicates_and_delays_only_take_time(tmp_path: Path) -> None:
+    run_slowed(tmp_path / "duplicate.h5", "{kind: duplicate}")
+    _, took_s = run_slowed(tmp_path / "delay.h5", "{kind: delay, delay_s: 2.0}")
+    assert took_s.min() >= 1.9
+
+
+def test_what_begins_while_the_links_are_cut_ends_after_it(tmp_path: Path) -> None:
+    cuts = ((0.0, 4.0), (9.0, 14.0))
+    faults = [f"{{kind: cut, at_s: {at_s}, for_s: {end_s - at_s}}}" for at_s, end_s in cuts]
+    began_s, took_s = run_slowed(tmp_path / "run.h5", *faults)
+    for at_s, end_s in cuts:
+        is_held = (began_s >= at_s) & (began_s < end_s)
+        assert is_held.any() or at_s > 0, began_s
+        assert (began_s + took_s >= end_s - 1e-6)[is_held].all()
 
 
 def test_all_faults_together_on_three_ranks(tmp_path: Path) -> None:
     kinds = ("drop", "corrupt", "duplicate", "delay, delay_s: 1.0", "cut, at_s: 5, for_s: 2")
     faults = ", ".join(f"{{kind: {kind}, probability: 0.1}}" for kind in kinds)
-    words = (f"faults=[{faults}]", "wire.resend_after_s=0.2", "wire.max_resends=8")
+    words = (f"faults=[{faults}]", "wire.resend_after_s=1", "wire.max_resends=8")
     ended = run_job(3, *WALL, *words, "run.max_rounds=8", f"results.path={tmp_path / 'run.h5'}")
     assert ended.code == 0, ended.output
     result = read_result(tmp_path / "run.h5")
@@ -217,7 +235,7 @@ def test_all_faults_together_on_three_ranks(tmp_path: Path) -> None:
 def test_a_transfer_that_never_gets_through_ends_the_run(tmp_path: Path) -> None:
     words = ("faults=[{kind: corrupt}]", "wire.max_resends=0")
     ended = run_job(3, *WALL, *words, f"results.path={tmp_path / 'run.h5'}")
-    assert ended.code not in (0, 2) and ended.wall_s < 25
+    assert ended.code not in (0, 2) and ended.wall_s < SOON_S
     (error,) = ended.errors
     for name in ("rank ", "client ", "version 0", "stage receive", "sent 1 times"):
         assert name in error
@@ -225,7 +243,7 @@ def test_a_transfer_that_never_gets_through_ends_the_run(tmp_path: Path) -> None
 
 def test_a_run_goes_on_without_a_rank_that_has_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
-    own = ("run.timeout_s=3", "run.max_rounds=80", f"results.path={path}")
+    own = ("run.timeout_s=10", "run.max_rounds=40", f"results.path={path}")
     words = last_of_each(*WALL, *own)
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
     with subprocess.Popen(
@@ -241,20 +259,20 @@ def test_a_run_goes_on_without_a_rank_that_has_stopped(tmp_path: Path) -> None:
             pid = next(_pid(line) for line in process.stdout if line.startswith("rank 2 of 3"))
             wait_for_merges(path, 3)
             os.kill(pid, signal.SIGSTOP)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=LIMIT_S)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode in (0, 9), output  # 9: MPICH's launcher may say whom it killed
     result = read_result(path)
-    assert result.status == "finished" and result.merges["round"][-1] == 80
+    assert result.status == "finished" and result.merges["round"][-1] == 40
     events = result.events
     lost = events["client"][events["kind"] == LOST]
     assert sorted(lost) == [1, 3, 5, 7, 9]
     lost_s = events["now_s"][events["kind"] == LOST].max()
     assert not (np.isin(result.updates["client"], lost) & (result.updates["now_s"] > lost_s)).any()
     assert result.ranks["rank"].tolist() == [0, 1]
-    assert "rank 2 has been silent for 3 s" in (tmp_path / "run.log").read_text()
+    assert "rank 2 has been silent for 10 s" in (tmp_path / "run.log").read_text()
 
 
 def _pid(line: str) -> int:
@@ -262,12 +280,12 @@ def _pid(line: str) -> int:
 
 
 def wait_for_merges(path: Path, num_merges: int) -> None:
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         time.sleep(0.1)
         if path.exists() and len(read_result(path).merges["version"]) >= num_merges:
             return
-    raise AssertionError(f"no {num_merges} merges within 60 s")
+    raise AssertionError(f"no {num_merges} merges within {LIMIT_S:g} s")
 
 
 def run_broken(stage: str, path: Path, *words: str) -> Ended:
@@ -292,7 +310,7 @@ def test_a_client_whose_update_is_not_finite_is_quarantined(tmp_path: Path) -> N
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_a_failing_training_thread_ends_the_job_naming_where(stage: str, tmp_path: Path) -> None:
     ended = run_broken(stage, tmp_path / "run.h5")
-    assert ended.code not in (0, 2) and ended.wall_s < 25
+    assert ended.code not in (0, 2) and ended.wall_s < SOON_S
     (error,) = ended.errors
     assert "rank 2" in error and f"stage {stage}" in error and "broken on purpose" in error
     assert "version " in error

@@ -25,7 +25,7 @@ from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
 CPUS_PER_NODE, GPUS_PER_NODE = 64, 4
-START_S = 30.0
+START_S = 120.0
 INSTALL = "FEDGMR_INSTALL_SLURM"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")

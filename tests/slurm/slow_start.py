@@ -1,4 +1,4 @@
-"""The real launch on a slow file system: some seconds go by before the run begins or goes on."""
+"""The real launch on a slow file system: it takes until a signal comes to begin or go on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import sys
 import time
 from typing import Any
 
-import fedgmr_hpc.launch as launch
+import fedgmr_hpc.cli.launch as launch
+import fedgmr_hpc.runtime.roles as roles
 
-SLOW_S = 5.0
-prepare = launch.prepare_experiment
+SLOW_S = 120.0
+prepare = roles.prepare_experiment
 
 
 def prepare_slowly(*arguments: Any) -> Any:
-    time.sleep(SLOW_S)
+    until_s = time.monotonic() + SLOW_S
+    while roles.SIGNALS.name is None and time.monotonic() < until_s:
+        time.sleep(0.1)
     return prepare(*arguments)
 
 
-launch.prepare_experiment = prepare_slowly
+roles.prepare_experiment = prepare_slowly
 sys.exit(launch.main(sys.argv[1:]))

@@ -14,7 +14,7 @@ import time
 
 CHECKPOINTED = 75
 WRITE_S = 2.0  # rank 0 writes, when the other ranks have gone
-START_S = 60.0
+START_S = 600.0
 
 
 def checkpoint(signum: int, frame: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cluster as slurm
 import pytest
-from desk import Desk
+from desk import LIMIT_S, Desk
 from test_slurm import HERE, make_venv
 
 from fedgmr_hpc.storage.reader import differing_columns
@@ -30,32 +30,37 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
     return {**venv, "FEDGMR_DATA": str(tmp_path / "data")}
 
 
-def hold(desk: Desk, jobs: list[str]) -> None:
-    """Stops the ranks of each job in the midst of its run, until they are sent CONT."""
-    running = list(jobs)
+def interrupt(desk: Desk, jobs: list[str], told: list[str]) -> None:
+    """Stops the ranks of each job in the midst of its run until its script has heard USR1, which
+    those `told` are sent. No job waits for another: one of them has a time limit.
+    """
+    held: set[str] = set()
+    freed: set[str] = set()
 
-    def hold_begun() -> bool:
-        for job in [job for job in running if desk.has_said(job, BEGUN)]:
-            desk.signal(job, "STOP")
-            running.remove(job)
-        return not running
+    def look() -> bool:
+        for job in jobs:
+            if job not in held and desk.has_said(job, BEGUN):
+                desk.signal(job, "STOP")
+                held.add(job)
+                if job in told:
+                    desk.signal(job, "USR1", "--batch")
+            elif job in held - freed and desk.has_said(job, "time is nearly over"):
+                desk.signal(job, "CONT")
+                freed.add(job)
+        return len(freed) == len(jobs)
 
-    assert slurm.wait_until(hold_begun, 120.0), [desk.tell(job) for job in running]
+    are_freed = slurm.wait_until(look, 2 * LIMIT_S)
+    assert are_freed, [desk.tell(job) for job in jobs if job not in freed]
 
 
 def test_interrupted_jobs_are_requeued_and_end_as_if_unbroken(desk: Desk) -> None:
     """At a real time limit, and told by USR1 under every other launcher."""
     two = ("--nodes=2", "--ntasks=2")
-    limit = ("--time=2", "--signal=B:USR1@70")  # Slurm may be up to a minute early
+    limit = ("--time=3", "--signal=B:USR1@70")  # Slurm may be up to a minute early
     limited = desk.submit_seed(5, *SHORT, options=(*two, *limit), FEDGMR_MAX_REQUEUES="9")
     told = [desk.submit_seed(5, *SHORT, options=two, FEDGMR_MPI=name) for name in FLAVOURS[1:]]
     whole = desk.submit_seed(5, *SHORT, options=("--ntasks=3",))
-    hold(desk, [limited, *told])
-    for job in told:
-        desk.signal(job, "USR1", "--batch")
-    for job in [*told, limited]:
-        desk.await_text(job, "time is nearly over")
-        desk.signal(job, "CONT")
+    interrupt(desk, [limited, *told], told)
     assert desk.await_end(whole).restarts == 0
     for job in [*told, limited]:
         end = desk.await_end(job)

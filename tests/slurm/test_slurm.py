@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cluster as slurm
 import pytest
-from desk import BIN, ENDED, Desk
+from desk import BIN, ENDED, LIMIT_S, Desk
 
 from fedgmr_hpc.storage.reader import read_result
 
@@ -68,7 +68,7 @@ def test_array_runs_one_seed_a_task_with_the_plugin_that_fits_mpi4py(desk: Desk)
     options = ("--array=0-2%3", "--ntasks=2")
     job = desk.submit("array", "digits", *TINY, options=options, FEDGMR_MPI="auto")
     assert slurm.wait_until(
-        lambda: all(task["JobState"] in ENDED for task in desk.fields(job)), 200.0
+        lambda: all(task["JobState"] in ENDED for task in desk.fields(job)), LIMIT_S
     )
     for seed in range(3):
         log = (desk.folder / f"seeds-{job}_{seed}.out").read_text()
@@ -181,8 +181,10 @@ def test_a_killed_rank_fails_the_job_and_leaves_nothing_in_the_way(
         desk.await_text(job, "rank 2 of 3")
     for job in jobs.values():
         end = desk.await_end(job)
-        assert end.state == "FAILED" and end.exit_code != "2:0" and end.run_s < 60, end.output
+        assert end.state == "FAILED" and end.exit_code != "2:0" and end.run_s < LIMIT_S / 2, (
+            end.output
+        )
     again = jobs["pmi2"]
     desk.cluster.run("scontrol", "requeue", again, cwd=desk.folder)
     for rank in range(3):  # MPI has started again, on the same node
-        desk.await_text(again, f"rank {rank} of 3", 2, 60.0)
+        desk.await_text(again, f"rank {rank} of 3", 2)

@@ -79,7 +79,7 @@ class Desk:
         lines = self.cluster.run(*command, cwd=self.folder).splitlines()
         return [line for line in lines if line.startswith(f"{job} ")]
 
-    def await_end(self, job: str, limit_s: float = 240.0) -> None:
+    def await_end(self, job: str, limit_s: float = 600.0) -> None:
         has_ended = slurm.wait_until(lambda: not self.queue(job), limit_s)
         assert has_ended, "\n".join([*self.queue(job), self.logs()])
 
@@ -130,7 +130,7 @@ def test_one_of_six_cells_fails_and_alone_is_submitted_again(desk: Desk) -> None
     def shows_nodes() -> bool:
         return bool(re.search(rf"running .*job {job}_\d on n\[?\d", desk.study("status")))
 
-    assert slurm.wait_until(shows_nodes, 60.0)
+    assert slurm.wait_until(shows_nodes, 300.0)
     assert "PENDING (Dependency)" in desk.queue(report)[0]
     desk.await_end(report)
     shown = desk.study("status")
@@ -179,7 +179,7 @@ def test_a_cell_goes_on_after_a_cancel_and_a_requeue(desk: Desk) -> None:
         return read_state(desk.cells_dir, cell).progress_frac > part
 
     _, job, _ = desk.submit()
-    assert slurm.wait_until(lambda: has_done(0.1), 60.0), desk.logs()
+    assert slurm.wait_until(lambda: has_done(0.1), 300.0), desk.logs()
     desk.cluster.run("scancel", job, cwd=desk.folder)
     desk.await_end(job)
     shown = desk.study("status")
@@ -187,7 +187,7 @@ def test_a_cell_goes_on_after_a_cancel_and_a_requeue(desk: Desk) -> None:
     part = read_state(desk.cells_dir, cell).progress_frac
     again, job, _ = desk.submit()
     assert "1 cells (1 interrupted), 1 to submit" in again
-    assert slurm.wait_until(lambda: has_done(part + 0.1), 60.0), desk.logs()
+    assert slurm.wait_until(lambda: has_done(part + 0.1), 300.0), desk.logs()
     desk.cluster.run("scancel", "--batch", "--signal=USR1", job, cwd=desk.folder)
     desk.await_end(job)
     assert f"job {job}: checkpointed, requeued" in desk.logs()
