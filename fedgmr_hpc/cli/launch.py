@@ -28,10 +28,7 @@ from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.console import print_error, say
 from fedgmr_hpc.results.summary import render_summary
-from fedgmr_hpc.runtime.experiment import (
-    SIGNALS,
-    Experiment,
-)
+from fedgmr_hpc.runtime.experiment import Experiment
 from fedgmr_hpc.runtime.replay import check_versions, replayed_config
 from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
@@ -46,6 +43,7 @@ from fedgmr_hpc.transport.ranks import (
     make_identity,
     take_slice,
 )
+from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     torch.set_num_threads(1)
     if arguments.replay:
-        signal.signal(signal.SIGTERM, _interrupt)  # what schedulers send before they kill
+        signal.signal(signal.SIGTERM, interrupt)  # what schedulers send before they kill
     else:
-        SIGNALS.install()
+        STOP_REQUEST.install()
     logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
     try:
         launch = detect_launch(os.environ)
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if config.run.pin_cores:
                 pin_core(launch.local_rank, launch.local_size)
         take_slice(launch, os.environ)
-        with SIGNALS.let_through():
+        with STOP_REQUEST.suspended():
             transport = make_transport(kind, launch, device)
         chosen = choose_device(launch, torch.cuda.device_count(), device)
     except (ValueError, RunError) as error:
@@ -90,12 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         follow_here = partial(follow, transport, chosen, launch.local_rank == 0)
         part = follow_here if transport.rank else lead_here
         code = guard(transport, part)
-    SIGNALS.ignore()  # Python's end would let them kill; nothing changes any more how this ends
+    STOP_REQUEST.ignore()
     return code
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt("terminated")
 
 
 def _try_load(

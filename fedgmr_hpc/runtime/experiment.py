@@ -27,7 +27,7 @@ from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.provenance import collect_provenance
 from fedgmr_hpc.runtime.rank_rows import rank_rows
 from fedgmr_hpc.runtime.replay import ReplayClock
-from fedgmr_hpc.runtime.resume import Keeper, StopSignals
+from fedgmr_hpc.runtime.resume import Keeper
 from fedgmr_hpc.runtime.server import Server, load_availability
 from fedgmr_hpc.runtime.start import (
     Start,
@@ -45,10 +45,10 @@ from fedgmr_hpc.storage.reader import Result, kept_rows, read_result
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.training.process_settings import return_large_blocks
 from fedgmr_hpc.transport.contract import Transport
+from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 log = logging.getLogger("fedgmr_hpc")
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-SIGNALS = StopSignals()  # of this process
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def prepare_experiment(
     if finished is not None:
         return replace(run, start=finished)
     _make_folder(path.parent)
-    owner = claim(path, describe_self(f"{run_id:016x}"), lambda: SIGNALS.name is not None)
+    owner = claim(path, describe_self(f"{run_id:016x}"), lambda: STOP_REQUEST.should_stop)
     try:
         return replace(run, owner=owner, start=_find_place(run, resumes))
     except BaseException:
@@ -180,7 +180,7 @@ def _serve(experiment: Experiment, transport: Transport) -> Result:
     return_large_blocks()
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
-    keeper = Keeper(path, config, SIGNALS, experiment.check_owner)
+    keeper = Keeper(path, config, STOP_REQUEST, experiment.check_owner)
     with writer, make_progress(experiment) as progress:
         if idle := describe_idle_ranks(config.clients.count, transport.size):
             log.warning("warning: %s", idle)

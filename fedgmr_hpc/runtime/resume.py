@@ -27,10 +27,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from fedgmr_hpc.config.errors import RunError
@@ -44,57 +42,10 @@ from fedgmr_hpc.runtime.server import Server
 from fedgmr_hpc.runtime.wall.pool import LivePool
 from fedgmr_hpc.storage.checkpoint import Tree, checkpoint_path, write_checkpoint
 from fedgmr_hpc.storage.rows import CheckpointRow, UpdateRow
+from fedgmr_hpc.transport.termination import StopRequest
 
 log = logging.getLogger("fedgmr_hpc")
 RETRY_S, GIVE_UP_S = 2.0, 10.0  # where a checkpoint that a signal asked for cannot be written
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-AGAIN_S = 1.0
-
-
-class StopSignals:
-    """Whether this process was told to checkpoint and end. `name`: of the first signal, or None.
-
-    A second Ctrl-C, more than `AGAIN_S` after the first, interrupts at once: a launcher may pass
-    one on that the terminal has sent to the ranks, too.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._interrupted_s = math.inf
-
-    def install(self) -> None:
-        """From now on the signals only leave a note."""
-        self.name, self._interrupted_s = None, math.inf
-        for number in SIGNALS:
-            signal.signal(number, self._note)
-
-    def take_interrupts(self) -> None:
-        """From now on Ctrl-C leaves a note, too: before a run begins there is nothing to save."""
-        signal.signal(signal.SIGINT, self._note)
-
-    @contextmanager
-    def let_through(self) -> Iterator[None]:
-        """TERM and Ctrl-C end this process at once meanwhile: while ranks gather there is nothing
-        to save, and who waits for them in C would hear no Python."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-
-    def ignore(self) -> None:
-        """This process is about to end, and no signal changes how."""
-        for number in (*SIGNALS, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.name = self.name or signal.Signals(number).name
-        if number == signal.SIGINT:
-            if time.monotonic() - self._interrupted_s > AGAIN_S:
-                raise KeyboardInterrupt
-            self._interrupted_s = min(self._interrupted_s, time.monotonic())
 
 
 def server_state(server: Server) -> Tree:
@@ -148,7 +99,7 @@ class Keeper:
 
     Args:
         results: the result file.
-        signals: whether the run was told to end.
+        stop: whether a signal has asked the run to end.
         may_write: raises a RunError where another process has the run (ownership.py).
     """
 
@@ -156,11 +107,11 @@ class Keeper:
         self,
         results: Path,
         config: Config,
-        signals: StopSignals,
+        stop: StopRequest,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.may_write = may_write
-        self.path, self.config, self.signals = checkpoint_path(results), config, signals
+        self.path, self.config, self.stop = checkpoint_path(results), config, stop
         self.resumed_version: int | None = None
         self.version = -1  # of the last checkpoint
         self.tried_s, self.retry_s = time.perf_counter(), 0.0
@@ -185,7 +136,7 @@ class Keeper:
                 can be written.
             OSError: the result file cannot be written.
         """
-        name = self.signals.name
+        name = self.stop.signal_name
         if name is None:
             if self._is_due(server):
                 self._write(server)
@@ -216,7 +167,7 @@ class Keeper:
 
     def describe_end(self) -> str:
         """The status of a run that has ended here."""
-        return f"checkpointed: version {self.version}, at {self.signals.name}"
+        return f"checkpointed: version {self.version}, at {self.stop.signal_name}"
 
     def _is_due(self, server: Server) -> bool:
         """On the wall clock not while an evaluation is under way, which would be waited for, unless

@@ -25,7 +25,6 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.reporting.console import print_error, say
 from fedgmr_hpc.runtime.experiment import (
     DISK_FAULTS,
-    SIGNALS,
     Experiment,
     prepare_experiment,
     serve,
@@ -35,10 +34,8 @@ from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.training.process_settings import keep_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
-from fedgmr_hpc.transport.ranks import (
-    choose_device,
-    detect_launch,
-)
+from fedgmr_hpc.transport.ranks import choose_device, detect_launch
+from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 # Received arrays are read-only on purpose; torch only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -104,7 +101,7 @@ def _try_prepare(
 def _begin(is_replay: bool) -> None:
     """The run begins; unless it has no checkpoints, Ctrl-C asks for one."""
     if not is_replay:
-        SIGNALS.take_interrupts()
+        STOP_REQUEST.install_ctrl_c()
 
 
 def guard(transport: Transport, part: Callable[[], int]) -> int:
@@ -134,7 +131,7 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
     Args:
         checks_data: whether this rank reads its node's whole data cache at the start.
     """
-    with SIGNALS.let_through():
+    with STOP_REQUEST.suspended():
         message = transport.recv(START_TIMEOUT_S)
     content = json.loads(bytes(message.payload))
     if message.tag == Tag.STOP:

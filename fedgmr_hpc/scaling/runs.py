@@ -24,7 +24,12 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.runtime.timeline import timeline_path
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.study.states import remove_leftovers
-from fedgmr_hpc.transport.launchers import Told, await_end, raised_signals, rank_command
+from fedgmr_hpc.transport.launchers import rank_command
+from fedgmr_hpc.transport.termination import (
+    TerminationRequested,
+    raising_on_signals,
+    wait_for_exit,
+)
 
 Kind = Literal["strong", "weak", "clients-per-rank", "density", "bandwidth"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -196,7 +201,7 @@ def run_plan(plan: Plan, folder: Path) -> bool:
     turns = [(repeat, point) for repeat in range(plan.repeats) for point in plan.points]
     num_new = 0
     try:
-        with raised_signals():
+        with raising_on_signals():
             for repeat, point in turns:
                 path = run_path(folder, point, repeat)
                 if _is_finished(path):
@@ -205,10 +210,10 @@ def run_plan(plan: Plan, folder: Path) -> bool:
                 remove_leftovers(path)
                 _run(plan, point, path)
                 num_new += 1
-    except Told as told:
+    except TerminationRequested as name:
         if not num_new:
-            raise RunError(f"{told} came before any run had finished: give it more time") from None
-        print(f"ended by {told}, new runs: {num_new}; the same words go on with --out {folder}")
+            raise RunError(f"{name} came before any run had finished: give it more time") from None
+        print(f"ended by {name}, new runs: {num_new}; the same words go on with --out {folder}")
         return False
     return True
 
@@ -228,7 +233,7 @@ def _run(plan: Plan, point: Point, path: Path) -> None:
     command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
     output = path.with_suffix(".out")
     with output.open("wb") as file:
-        code = await_end(
+        code = wait_for_exit(
             subprocess.Popen(
                 [*command, *named, *words],
                 stdin=subprocess.DEVNULL,

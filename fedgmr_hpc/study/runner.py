@@ -14,11 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.overrides import as_override
@@ -38,6 +37,7 @@ from fedgmr_hpc.study.states import (
     write_error,
 )
 from fedgmr_hpc.transport.launchers import mpirun_command
+from fedgmr_hpc.transport.termination import handling, interrupt
 
 POLL_S = 0.1
 GRACE_S = 10.0  # what a job gets to close its file after SIGTERM
@@ -233,21 +233,6 @@ def _one_each(cells: Sequence[Cell]) -> list[Cell]:
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-
-
-@contextmanager
-def handling(number: int, handler: Any) -> Iterator[None]:
-    """A signal's handler, for a while."""
-    previous = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, previous)
-
-
-def interrupt(signum: int, frame: object) -> None:
-    """A signal's handler that ends what runs as Ctrl-C does."""
-    raise KeyboardInterrupt("terminated")
 
 
 def known_paces(states: Sequence[tuple[Cell, CellState]]) -> Mapping[str, Pace]:

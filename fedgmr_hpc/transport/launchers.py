@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-
-GRACE_S = 30.0  # what a launcher gets to end its ranks
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # What torchrun would set; torch.distributed meets at MASTER_ADDR and MASTER_PORT.
 _AS_TORCHRUN = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS"
@@ -78,41 +73,3 @@ def run_ranks(num_ranks: int, *command: str) -> None:
     ran = subprocess.run([*rank_command(num_ranks), sys.executable, "-m", *command])
     if ran.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {ran.returncode}")
-
-
-class Told(BaseException):
-    """A signal, by its name, has told this process to end."""
-
-
-@contextmanager
-def raised_signals() -> Iterator[None]:
-    """Makes the first signal that wants an end `Told`, and leaves further ones unheard."""
-
-    def raise_told(number: int, frame: object) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise Told(signal.Signals(number).name)
-
-    before = {each: signal.signal(each, raise_told) for each in SIGNALS}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-def await_end(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a launcher, which is ended where this process is told to end.
-
-    Raises:
-        Told: so it was.
-    """
-    try:
-        return process.wait()
-    except Told:
-        process.terminate()
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise

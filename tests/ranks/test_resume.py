@@ -26,6 +26,7 @@ import fedgmr_hpc.storage.checkpoint as checkpoint
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.results.verify import verify
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
+from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 SMALL = (
     *TINY,
@@ -41,8 +42,9 @@ ROWS = {
     "sampled": ("submodel.score=g", "transmission=whole", "clients.sampled=3"),
 }
 RUN = (  # told to end before it begins
-    "import sys, fedgmr_hpc.runtime.experiment as experiment, fedgmr_hpc.launch as launch; "
-    "experiment.SIGNALS.install = lambda: setattr(experiment.SIGNALS, 'name', 'SIGUSR1'); "
+    "import sys, fedgmr_hpc.launch as launch\n"
+    "from fedgmr_hpc.transport.termination import STOP_REQUEST\n"
+    "STOP_REQUEST.install = lambda: setattr(STOP_REQUEST, 'signal_name', 'SIGUSR1'); "
     "sys.exit(launch.main(sys.argv[1:]))"
 )
 needs_mpirun = pytest.mark.skipif(
@@ -148,10 +150,10 @@ def test_ctrl_c_checkpoints_too(tmp_path: Path, unbroken: dict[str, Result]) -> 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
     code = (
-        "import os, signal, time; from fedgmr_hpc.runtime.resume import StopSignals\n"
-        "signals = StopSignals(); signals.take_interrupts(); tell = os.kill\n"
+        "import os, signal, time; from fedgmr_hpc.transport.termination import StopRequest\n"
+        "stop = StopRequest(); stop.install_ctrl_c(); tell = os.kill\n"
         "tell(os.getpid(), signal.SIGINT); tell(os.getpid(), signal.SIGINT)\n"  # one, passed on
-        "print(signals.name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
+        "print(stop.signal_name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "SIGINT\n" and "KeyboardInterrupt" in ended.stderr
@@ -265,13 +267,13 @@ def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told_too_late(*words: object) -> int:
-        experiment.SIGNALS.name = "SIGTERM"
+        STOP_REQUEST.signal_name = "SIGTERM"
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(resume, "write_checkpoint", told_too_late)
     monkeypatch.setattr(resume, "RETRY_S", 0.0)
     monkeypatch.setattr(resume, "GIVE_UP_S", 0.1)
-    monkeypatch.setattr(experiment.SIGNALS, "name", None)
+    monkeypatch.setattr(STOP_REQUEST, "signal_name", None)
     with pytest.raises(RunError, match=r"told to end by SIGTERM, but no checkpoint .*No space"):
         run_here(tmp_path / "run.h5", "run.max_rounds=100000")
     assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: told to end")

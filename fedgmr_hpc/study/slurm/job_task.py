@@ -25,9 +25,10 @@ from pathlib import Path
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.runner import handling, run_cell, start_here
+from fedgmr_hpc.study.runner import run_cell, start_here
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import settled
+from fedgmr_hpc.transport.termination import handling
 
 _RUN = 'source "$0/common.sh"; flag=$1; shift; run_ranks "$@"'
 _REQUEUE = 'source "$0/common.sh"; finish "$CHECKPOINTED"'

@@ -18,8 +18,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from fedgmr_hpc.study.folder import (
     render_status,
     states_with_jobs,
 )
-from fedgmr_hpc.study.runner import GRACE_S, handling, interrupt
+from fedgmr_hpc.study.runner import GRACE_S
 from fedgmr_hpc.study.slurm.job_states import (
     CellJob,
     Submission,
@@ -51,6 +51,7 @@ from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_texts
 from fedgmr_hpc.study.slurm.sbatch_text import PYTHON
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import States
+from fedgmr_hpc.transport.termination import handling, held_back, interrupt
 
 YEAR_MIN = 365 * 24 * 60
 POLL_S = 0.2
@@ -147,7 +148,7 @@ def _submit_all(place: Place, plans: Sequence[Plan]) -> int:
     """
     os.environ.update(plans[0].for_sbatch())
     jobs: list[str] = []
-    with _uninterrupted():
+    with held_back():
         for plan in plans:
             jobs.append(_submit_cells(replace(plan, after=(*plan.after, *jobs))))
         last = plans[-1]
@@ -182,16 +183,6 @@ def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> 
         raise ValueError(str(error).strip() or "sbatch: failed without a word") from None
     lock_pickles(folder)
     return str(jobs[0].job_id).partition("_")[0]
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and TERM wait, also for what is started meanwhile: nothing is submitted half-way."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_here(place: Place, plans: Sequence[Plan]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import math
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Arrival, Broadcast, VirtualClock
-from fedgmr_hpc.runtime.resume import SIGNALS, Keeper, StopSignals
+from fedgmr_hpc.runtime.resume import Keeper
 from fedgmr_hpc.runtime.start import (
     Start,
     find_start,
@@ -46,6 +45,7 @@ from fedgmr_hpc.storage.checkpoint import (
 from fedgmr_hpc.storage.reader import kept_rows, read_result
 from fedgmr_hpc.storage.rows import CheckpointRow, EventRow, LookRow
 from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.transport.termination import StopRequest
 from fedgmr_hpc.wire.error_feedback import ErrorFeedback
 
 TREE: Tree = {
@@ -516,7 +516,7 @@ def test_a_checkpoint_on_the_wall_clock_waits_for_evaluations_but_not_for_ever(
         evaluator=SimpleNamespace(is_waiting=True),
         coordinator=SimpleNamespace(version=3, admission=SimpleNamespace(is_closing=True)),
     )
-    keeper, written, now_s = Keeper(tmp_path / "run.h5", config, StopSignals()), [], 0.0
+    keeper, written, now_s = Keeper(tmp_path / "run.h5", config, StopRequest()), [], 0.0
     monkeypatch.setattr(keeper, "_write", lambda server: written.append(now_s))
     for now_s in (99.0, 101.0, 199.0, 221.0):
         keeper.tried_s = time.perf_counter() - now_s
@@ -525,18 +525,3 @@ def test_a_checkpoint_on_the_wall_clock_waits_for_evaluations_but_not_for_ever(
     server.evaluator.is_waiting, keeper.tried_s = False, time.perf_counter() - 101.0
     keeper.ends_here(server)
     assert len(written) == 2
-
-
-def test_while_ranks_gather_a_signal_ends_them_at_once() -> None:
-    """In C, where no handler of Python's runs, only what the system does by itself is heard."""
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
-    try:
-        (signals := StopSignals()).install()
-        handler = signal.getsignal(signal.SIGTERM)
-        with signals.let_through():
-            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == 0
-            assert signal.getsignal(signal.SIGUSR2) == handler  # a checkpoint can wait
-        assert signal.getsignal(signal.SIGTERM) == handler
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from fedgmr_hpc.study.runner import start_here
-from fedgmr_hpc.transport.launchers import Told, await_end, deal_out, raised_signals, rank_command
+from fedgmr_hpc.transport.launchers import deal_out, rank_command
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "11"}
 COMMON = (Path(__file__).parents[3] / "slurm" / "common.sh").read_text()
@@ -76,12 +75,3 @@ def test_without_an_mpi_each_rank_is_told_what_torchrun_would_say() -> None:
 def test_a_job_with_fewer_tasks_is_refused() -> None:
     with pytest.raises(ValueError, match="ranks: got 12, allowed in this Slurm job: up to 11"):
         rank_command(12, JOB)
-
-
-def test_a_signal_ends_the_launcher_and_further_ones_are_not_heard() -> None:
-    with raised_signals():
-        process = subprocess.Popen(["sh", "-c", "sleep 0.3; kill -USR1 $PPID; exec sleep 60"])
-        with pytest.raises(Told, match="SIGUSR1"):
-            await_end(process)
-        signal.raise_signal(signal.SIGUSR2)
-    assert process.poll() == -signal.SIGTERM

@@ -1,0 +1,152 @@
+"""Every signal that ends or checkpoints something, and what handles it.
+
+    process                         signal               what happens
+    a rank                          USR1 USR2 TERM       noted: the run is checkpointed between two
+                                                         events, and all ranks exit with code 75
+    ... once its run has begun      Ctrl-C               noted likewise; before, it interrupts
+    ... Ctrl-C over 1 s after one   Ctrl-C               interrupts (exit code 1)
+    ... while the ranks gather      TERM Ctrl-C          the system ends it at once
+    ... about to exit               all of them          nothing
+    a rank of a replay              TERM                 interrupts, as Ctrl-C does: no checkpoints
+    a scaling study                 all of them          `TerminationRequested`: its launcher is
+                                                         terminated; later signals are not heard
+    a study, its local jobs         TERM                 interrupts, as Ctrl-C does
+    ... while jobs are submitted    TERM Ctrl-C          held back until all are
+    a cell of a study               USR1 TERM            USR1 is passed on to the cell's launcher
+    ... as a Slurm job              USR2                 nothing: it is meant for the ranks
+
+A handler of Python runs between two bytecodes, never inside a call to C. So the handlers here only
+leave a note or raise, and where ranks wait for one another in C, the system's own take their place.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+ALL_SIGNALS = (signal.SIGINT, *CHECKPOINT_SIGNALS)
+REPEAT_S = 1.0  # between one Ctrl-C and another that a person has meant
+GRACE_S = 30.0  # what a launcher gets to end its ranks
+
+
+class TerminationRequested(BaseException):
+    """A signal, by its name, asks this process to end."""
+
+
+class StopRequest:
+    """Whether a signal has asked this process to checkpoint and stop.
+
+    A launcher may pass on a Ctrl-C that the terminal has sent to its ranks, too, so only one that
+    comes more than `REPEAT_S` after the first interrupts at once.
+
+    Attributes:
+        signal_name: of the first signal that asked, None before.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._interrupted_s = math.inf
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether any signal has asked."""
+        return self.signal_name is not None
+
+    def install(self) -> None:
+        """Forget what was asked, and note USR1, USR2 and TERM from now on."""
+        self.signal_name, self._interrupted_s = None, math.inf
+        for number in CHECKPOINT_SIGNALS:
+            signal.signal(number, self._note)
+
+    def install_ctrl_c(self) -> None:
+        """Note Ctrl-C from now on, too: before a run begins there is nothing to checkpoint."""
+        signal.signal(signal.SIGINT, self._note)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Leave TERM and Ctrl-C to the system meanwhile, for a wait in C with nothing to save."""
+        with handling(signal.SIGTERM, signal.SIG_DFL), handling(signal.SIGINT, signal.SIG_DFL):
+            yield
+
+    def ignore(self) -> None:
+        """Hear no signal any more: Python's shutdown would let one kill a process that is done."""
+        for number in ALL_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal_name = self.signal_name or signal.Signals(number).name
+        if number == signal.SIGINT:
+            if time.monotonic() - self._interrupted_s > REPEAT_S:
+                raise KeyboardInterrupt
+            self._interrupted_s = min(self._interrupted_s, time.monotonic())
+
+
+STOP_REQUEST = StopRequest()  # of this process
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Handle a signal as Ctrl-C is handled."""
+    raise KeyboardInterrupt("terminated")
+
+
+@contextmanager
+def handling(number: int, handler: Any) -> Iterator[None]:
+    """Give a signal another handler for a while."""
+    previous = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let TERM and Ctrl-C wait, also for processes started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def raising_on_signals() -> Iterator[None]:
+    """Raise `TerminationRequested` at the first signal meanwhile, and ignore later ones."""
+
+    def request(number: int, frame: object) -> None:
+        for each in ALL_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise TerminationRequested(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, request) for each in ALL_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a launcher; terminate it where this process is asked to end meanwhile.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        TerminationRequested: this process was asked to end; the launcher has ended.
+    """
+    try:
+        return process.wait()
+    except TerminationRequested:
+        process.terminate()
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
