@@ -14,7 +14,7 @@ from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.storage.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
-from fedgmr_hpc.study.slurm.job_states import CellJob, read_jobs, with_job
+from fedgmr_hpc.study.job_states import CellJob, read_jobs, with_job
 from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import StudyFile, find_study, load_study
 from fedgmr_hpc.study.tuning import States, read_states

@@ -16,7 +16,7 @@ from typing import Any, TextIO, cast
 import torch
 from launchers import last_of_each
 
-import fedgmr_hpc.launch as launch
+import fedgmr_hpc.cli.launch as launch
 
 LIMIT_S = 180.0
 

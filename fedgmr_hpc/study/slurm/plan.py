@@ -19,7 +19,7 @@ from fedgmr_hpc.config.install import scripts_dir
 from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.folder import Place, at_least_1
-from fedgmr_hpc.study.slurm.job_states import next_folder
+from fedgmr_hpc.study.job_states import next_folder
 from fedgmr_hpc.study.slurm.sbatch_text import make_sbatch_text
 
 SIGNAL_S = 300  # from Slurm's warning to the end of a job's time

@@ -38,14 +38,14 @@ from fedgmr_hpc.study.folder import (
     render_status,
     states_with_jobs,
 )
-from fedgmr_hpc.study.runner import GRACE_S
-from fedgmr_hpc.study.slurm.job_states import (
+from fedgmr_hpc.study.job_states import (
     CellJob,
     Submission,
     lock_pickles,
     most_tasks,
     write_submission,
 )
+from fedgmr_hpc.study.runner import GRACE_S
 from fedgmr_hpc.study.slurm.job_task import CellTask, ReportTask
 from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_texts
 from fedgmr_hpc.study.slurm.sbatch_text import PYTHON

@@ -20,7 +20,7 @@ from fedgmr_hpc.storage.schema import REQUIRED
 
 CHILD = """
 import os, sys, time
-from fedgmr_hpc import isolation
+from fedgmr_hpc.data import isolation
 isolation.CPU_S = 1
 
 def work(path, kind):

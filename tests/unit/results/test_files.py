@@ -56,9 +56,9 @@ def followed(tmp_path: Path) -> Path:
 KILLED_AT_RANDOM = """
     import os, random, signal, sys, time
     from pathlib import Path
-    from fedgmr_hpc.configfile import load_config
-    from fedgmr_hpc.launch import run
-    from fedgmr_hpc.watch import look
+    from fedgmr_hpc.config.files import load_config
+    from fedgmr_hpc.runtime.roles import run
+    from fedgmr_hpc.results.watch import look
 
     folder, *words = sys.argv[1:]
     for index in range(4):
@@ -339,7 +339,7 @@ def test_every_locking_policy_writes_a_file_that_is_read_meanwhile(
 def test_a_full_disk_leaves_no_merged_file(whole: Path, tmp_path: Path) -> None:
     code = f"""
         import resource, sys
-        from fedgmr_hpc.__main__ import main
+        from fedgmr_hpc.cli.command_line import main
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
         sys.exit(main(["results", "merge", {str(whole)!r}, "--out", {str(tmp_path / "two.h5")!r}]))
     """

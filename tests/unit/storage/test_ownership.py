@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_writer import merge_row, open_writer
 
-import fedgmr_hpc.launch as launch
+import fedgmr_hpc.runtime.roles as roles
 import fedgmr_hpc.storage.ownership as ownership
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
@@ -215,7 +215,7 @@ def test_a_full_disk_is_a_failure_and_no_wrong_input(
     ):
         with monkeypatch.context() as patched:
             patched.setattr(place, refuse)
-            assert launch._try_prepare(config, None, False) == launch.EXIT_FAILED
+            assert roles._try_prepare(config, None, False) == roles.EXIT_FAILED
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all("No space left on device" in line for line in said)
     assert names(results.parent) == []

@@ -309,7 +309,7 @@ def test_rows_that_come_while_a_file_is_read_do_not_make_it_damaged(tmp_path: Pa
     code = f"""
         import time
         from pathlib import Path
-        from fedgmr_hpc import result
+        from fedgmr_hpc.storage import reader as result
         look = result._check_place
         def look_and_wait(path, group):
             [len(blocks) for blocks in group["checksums"].values() if blocks.ndim]

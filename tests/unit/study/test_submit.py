@@ -13,7 +13,7 @@ import pytest
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.sites import Site, job_values
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.slurm.job_states import (
+from fedgmr_hpc.study.job_states import (
     CellJob,
     Submission,
     next_folder,
