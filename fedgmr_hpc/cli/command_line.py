@@ -40,7 +40,8 @@ from typing import get_args
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import describe_keys, load_config, render_config
-from fedgmr_hpc.config.schema import Config, DataName
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import DataName
 
 BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory")
 

@@ -23,6 +23,7 @@ SubmodelKind = Literal[
     "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout", "full"
 ]
 MergeRule = Literal["mask_aware", "gradient", "average", "mix", "fedbuff"]
+Transmission = Literal["increments", "whole"]
 Mark = Literal["run", "look", "limit", "machine"]
 
 
@@ -114,25 +115,6 @@ class SubmodelConfig(Section):
     FIARSE's paper has it (Wu et al. 2024); false leaves them as they are, as its public code does,
     where the mask is a truth value and stops them."""
 
-    def contradictions(self) -> list[str]:
-        """One line for every value that another one rules out."""
-        found = []
-        if self.kind != "importance" and self.score != "w":
-            found.append(
-                f"submodel.score: got '{self.score}', allowed with submodel.kind = {self.kind}: w"
-            )
-        if self.scaler and self.kind not in WIDTH_KINDS:
-            found.append(
-                f"submodel.scaler: got true, allowed with submodel.kind = {self.kind}: false"
-            )
-        default = type(self).model_fields["width_rates"].default
-        if self.kind != "ordered_dropout" and self.width_rates != default:
-            found.append(
-                f"submodel.width_rates: got {list(self.width_rates)}, allowed with "
-                f"submodel.kind = {self.kind}: {list(default)}, which it does not use"
-            )
-        return found
-
 
 class LocalConfig(Section):
     """What a method asks of local training."""
@@ -151,21 +133,6 @@ class LocalConfig(Section):
     distillation: Run[bool] = False
     """`ordered_dropout`: each local step trains the client's widest network on the labels, and the
     width drawn on what the widest says (FjORD's self-distillation)."""
-
-    def contradictions(self, submodel: SubmodelConfig) -> list[str]:
-        """One line for every value that another one rules out."""
-        found = []
-        is_narrow = submodel.kind in WIDTH_KINDS
-        if is_narrow and submodel.scaler and self.batch_norm == "tracked":
-            found.append(
-                "submodel.scaler: got true, allowed with train.batch_norm = tracked: false "
-                "(running statistics of scaled outputs fit no other width)"
-            )
-        if self.distillation and submodel.kind != "ordered_dropout":
-            found.append(
-                f"train.distillation: got true, allowed with submodel.kind = {submodel.kind}: false"
-            )
-        return found
 
 
 class RestorationConfig(Section):
@@ -221,31 +188,6 @@ class AggregationConfig(Section):
     """Shut out a client whose update has a root mean square over this many times the model's on
     the same entries; null for no limit. NaN and infinite updates always shut their client out."""
 
-    def contradictions(self) -> list[str]:
-        """One line for every value that another one rules out."""
-        found = []
-        if self.max_entries is not None and not self.buffered:
-            found.append(
-                f"aggregation.max_entries: got {self.max_entries}, allowed with "
-                "aggregation.buffered = false: null"
-            )
-        if self.rule == "fedbuff" and self.buffered:
-            found.append(
-                "aggregation.buffered: got true, allowed with aggregation.rule = fedbuff: false "
-                "(a change is added once)"
-            )
-        if self.rule != "mix" and self.mix_share is not None:
-            found.append(
-                f"aggregation.mix_share: got {self.mix_share:g}, allowed with "
-                f"aggregation.rule = {self.rule}: null"
-            )
-        if self.rule != "fedbuff" and self.server_learning_rate != 1.0:
-            found.append(
-                f"aggregation.server_learning_rate: got {self.server_learning_rate:g}, allowed "
-                f"with aggregation.rule = {self.rule}: 1"
-            )
-        return found
-
 
 class AdmissionConfig(Section):
     """When the server stops waiting and merges (spec section 2.3)."""
@@ -257,17 +199,3 @@ class AdmissionConfig(Section):
     """Time a window stays open after the clients that pace it have arrived."""
     count: Run[Count | None] = None
     """With `count`: updates since the last merge that make the next one."""
-
-    def contradictions(self, key: str, at_a_time: int) -> list[str]:
-        """One line for every value that another one rules out; `key` says how many clients take
-        part at a time."""
-        if self.kind != "count":
-            allowed = f"allowed with admission.kind = {self.kind}: null"
-            return [] if self.count is None else [f"admission.count: got {self.count}, {allowed}"]
-        if self.count is not None and self.count <= at_a_time:
-            return []
-        got = "null" if self.count is None else self.count
-        return [
-            f"admission.count: got {got}, allowed with admission.kind = count: "
-            f"1 to {key} = {at_a_time}"
-        ]

@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from fedgmr_hpc.config.axes import Section
 from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.messages import must_be, unknown_key, unknown_name
 from fedgmr_hpc.config.methods import load_method, merged
 from fedgmr_hpc.config.overrides import override
+from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.config.validation import render_error
+from fedgmr_hpc.config.validation import dotted_keys, mistakes
 from fedgmr_hpc.config.yaml_file import dump, read_mapping
 
 Source = str | Path | Mapping[str, Any]
@@ -71,10 +73,10 @@ def make_config(values: Mapping[str, Any]) -> Config:
         try:
             config = Config.model_validate(own)
         except ValidationError as error:
-            wrong += [render_error(item) for item in error.errors()]
+            wrong += mistakes(Config, error)
             for item in error.errors():
                 _drop(own, item["loc"])  # the rest may hold mistakes of its own
-    wrong += config.contradictions()
+    wrong += broken_rules(config)
     if wrong:
         raise ValueError("\n".join(sorted(wrong)))
     return config
@@ -108,7 +110,7 @@ def describe_keys(prefix: str = "") -> str:
         lines.append(f"{key} = {dump(default, flow=True).split(chr(10))[0]}")
         lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
     if not lines:
-        raise ValueError(f"keys: got {prefix!r}, allowed: {', '.join(Config.model_fields)}")
+        raise ValueError(unknown_key(prefix, Config.model_fields, dotted_keys(Config)))
     return "\n".join(lines)
 
 
@@ -123,14 +125,17 @@ def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
             yield prefix + name, field.default, allowed, about
 
 
+def run_names() -> list[str]:
+    """The runs of configs/runs."""
+    return sorted(path.stem for path in (configs_dir() / "runs").glob("*.yaml"))
+
+
 def _find_run(source: str | Path) -> Path:
-    path, folder = Path(source), configs_dir() / "runs"
-    named = folder / f"{source}.yaml"
+    path = Path(source)
     if path.is_file():
         return path
-    if named.is_file():
-        return named
+    if str(source) in run_names():
+        return configs_dir() / "runs" / f"{source}.yaml"
     if path.name != str(source) or path.suffix in (".yaml", ".yml"):
-        raise ValueError(f"--config: got '{source}', no such file")
-    runs = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-    raise ValueError(f"--config: no file '{source}'; named runs: {runs}")
+        raise ValueError(must_be("--config", "a file that exists", source))
+    raise ValueError(unknown_name("run", source, run_names(), or_else="a file"))

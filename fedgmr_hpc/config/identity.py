@@ -1,4 +1,6 @@
-"""What makes two runs the same: every key of the configuration is marked, here the marks are read.
+"""What makes two runs the same, and what a run's method is called.
+
+Every key of the configuration has one mark (axes.py); here the marks are read:
 
     run      what is trained, and in which order      look     what is looked at beside
     limit    when the run ends                        machine  where and how it is carried out
@@ -6,21 +8,33 @@
 A study's cell is known by the keys of run, look and limit; a run goes on from a checkpoint of the
 same run and look; a replay follows events of the same run. Only what differs from the default
 counts, so that a new key changes no old identity. Values are those of JSON, as files keep them.
+
+A method is called by its row, and in brackets by what differs from it: with the label
+`heterofl[aggregation.rule=average]` no table or legend shows HeteroFL with another merge rule as
+the row. Only the keys that make up a row count: its axes, and of local training what rows choose.
+Keys without effect beside the other choices do not, nor do the scales of a task, which run files
+set alike for all methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from fedgmr_hpc.config.axes import Belongs, Mark, Section
+from fedgmr_hpc.config.axes import Belongs, LocalConfig, Mark, Section
+from fedgmr_hpc.config.methods import AXES, load_method
+from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 
 Keys = dict[str, Any]  # dotted -> value
 CELL: tuple[Mark, ...] = ("run", "look", "limit")
 RESUMED: tuple[Mark, ...] = ("run", "look")
 REPLAYED: tuple[Mark, ...] = ("run",)
+MAX_SLUG = 80  # characters of a file's name
+# What a run file sets for its task; part of a method only where the row itself says it.
+OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s"})
 
 
 @cache
@@ -41,8 +55,8 @@ def _marked(section: type[Section], prefix: str) -> Iterator[tuple[str, Mark]]:
         found = [each.to for each in field.metadata if isinstance(each, Belongs)]
         if len(found) != 1:
             raise TypeError(
-                f"{section.__name__}.{name}: got {len(found)} marks, allowed: one of Run, Look, "
-                "Limit and Machine around its type (axes.py)"
+                f"{section.__name__}.{name} must have one mark around its type, Run, Look, Limit "
+                f"or Machine of axes.py (got {len(found)})"
             )
         yield prefix + name, found[0]
 
@@ -92,3 +106,60 @@ def differences(
         for key in sorted(left.keys() | right.keys())
         if left.get(key, defaults[key]) != right.get(key, defaults[key])
     }
+
+
+def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) -> str:
+    """The method of a run, whose configuration may be nested values as YAML has them.
+
+    Args:
+        but: dotted keys that are shown elsewhere, such as those that a study varies.
+    """
+    values = config.model_dump(mode="json") if isinstance(config, Config) else config
+    name = str(values.get("method", "-"))
+    try:
+        row, own = _row(name)
+    except ValueError:  # a row of another checkout
+        return name
+    found = flat(values)
+    other = [
+        f"{key}={_text(found[key])}"
+        for key, value in row.items()
+        if found.get(key, value) != value
+        and key not in but
+        and (key in own or key not in OF_THE_TASK)
+        and is_used(key, found)
+    ]
+    return f"{name}[{','.join(other)}]" if other else name
+
+
+def method_slug(config: Config) -> str:
+    """The label for a file's name: without signs that a shell takes for its own."""
+    return re.sub(r"[^A-Za-z0-9.+_]+", "-", method_label(config)).strip("-")[:MAX_SLUG]
+
+
+@cache
+def _row(name: str) -> tuple[Keys, frozenset[str]]:
+    """The method keys of a row, defaults included, and those that it says itself.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    axes = load_method(name).axes
+    whole = flat(Config.model_validate(axes).model_dump(mode="json"))
+    row = {key: value for key, value in whole.items() if _is_of_a_row(key)}
+    return row, frozenset(flat(axes))
+
+
+def _is_of_a_row(key: str) -> bool:
+    """Whether it makes up a method: of local training only what rows choose does."""
+    axis, _, name = key.partition(".")
+    return axis in AXES and (axis != "train" or name in LocalConfig.model_fields)
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed in an override."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "+".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

@@ -11,17 +11,28 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fedgmr_hpc.config.axes import LocalConfig
+from pydantic import Field
+
+from fedgmr_hpc.config.axes import (
+    AdmissionConfig,
+    AggregationConfig,
+    LocalConfig,
+    RestorationConfig,
+    Section,
+    SubmodelConfig,
+    Transmission,
+)
 from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
+from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.config.validation import wrong_values
+from fedgmr_hpc.config.validation import prefixed, validate
 from fedgmr_hpc.config.yaml_file import dump, read_mapping
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
 AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
-FACTS = ("about", "source", "differs", "base")
 COMPARED = {  # what a row says it differs from
     "paper": "its paper",
     "code": "its authors' public code",
@@ -29,6 +40,29 @@ COMPARED = {  # what a row says it differs from
 }
 WRAPPER_SIGN = "+"
 Read = TypeVar("Read")
+
+
+class Differs(Section):
+    """What a row does otherwise than its paper, its authors' code, or the release of FedGMR."""
+
+    paper: list[str] = []
+    code: list[str] = []
+    release: list[str] = []
+
+
+class RowFile(Section):
+    """The content of a file of a row or a wrapper: facts, then the axes that it sets."""
+
+    about: Annotated[str, Field(min_length=1)]
+    source: str = ""
+    base: str = ""
+    differs: Differs = Differs()
+    submodel: SubmodelConfig = SubmodelConfig()
+    restoration: RestorationConfig = RestorationConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    transmission: Transmission = "increments"
+    train: LocalConfig = LocalConfig()
 
 
 @dataclass(frozen=True)
@@ -71,12 +105,11 @@ def load_method(name: str) -> Method:
     """
     row, *wrappers = str(name).split(WRAPPER_SIGN)
     if row not in method_names():
-        raise ValueError(f"method: got {name!r}, allowed: {', '.join(method_names())}")
+        raise ValueError(unknown_name("method", row, method_names()))
     found = _read_row(row)
     for wrapper in wrappers:
         if wrapper not in wrapper_names():
-            allowed = ", ".join(f"{WRAPPER_SIGN}{each}" for each in wrapper_names())
-            raise ValueError(f"method: got {name!r}, allowed behind a row: {allowed}")
+            raise ValueError(unknown_name("wrapper", wrapper, wrapper_names()))
         found = _laid_over(found, _read(f"wrappers/{wrapper}"))
     axes = {axis: found[axis] for axis in AXES if axis in found}
     about, source = " ".join(found["about"]), str(found.get("source", ""))
@@ -89,29 +122,30 @@ def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     if "base" in row:
         allowed = [other for other in method_names() if other not in (name, *below)]
         if row["base"] not in allowed:
-            raise ValueError(f"{file}: base: got {row['base']!r}, allowed: {', '.join(allowed)}")
+            line = must_be("base", "another row, not based on this one", row["base"])
+            raise ValueError(f"{file}: {line}{did_you_mean(row['base'], allowed)}")
         base = _read_row(row["base"], (name, *below))
         differs = base.get("differs", {}) | row.get("differs", {})
         own_words = {"about": row["about"], "differs": differs}
         row = merged(base, row) | own_words
     missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
-    if missing := missing + ["transmission"] * ("transmission" not in row):
-        which = "a choice on every axis, as `python -m fedgmr_hpc keys` lists them"
-        raise ValueError(f"{file}: {', '.join(missing)}: got nothing, allowed: {which}")
-    _refuse(file, _contradictions({axis: row[axis] for axis in AXES if axis in row}))
+    missing += ["transmission"] * ("transmission" not in row)
+    if missing:
+        _refuse(file, [must_be(", ".join(missing), "chosen, here or in a base")])
+    _refuse(file, _broken_rules({axis: row[axis] for axis in AXES if axis in row}))
     return row
 
 
-def _contradictions(axes: Mapping[str, Any]) -> list[str]:
-    """What axes rule out among themselves, with as many clients as they ask for."""
+def _broken_rules(axes: Mapping[str, Any]) -> list[str]:
+    """The rules that the axes break among themselves, with as many clients as they ask for."""
     count = axes["admission"].get("count")
     clients = {} if count is None else {"clients": {"count": count}}
-    return Config.model_validate({**axes, **clients}).contradictions()
+    return broken_rules(Config.model_validate({**axes, **clients}))
 
 
 def _refuse(file: str, wrong: list[str]) -> None:
     if wrong:
-        raise ValueError("\n".join(f"{file}: {line}" for line in wrong))
+        raise ValueError(prefixed(file, wrong))
 
 
 def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
@@ -120,28 +154,9 @@ def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     """What a file of a row or wrapper says, its values checked."""
-    file, values = f"configs/{path}.yaml", read_mapping(configs_dir() / f"{path}.yaml")
-    if misplaced := sorted(str(key) for key in values if key not in (*AXES, *FACTS)):
-        allowed = ", ".join((*FACTS, *AXES))
-        raise ValueError(f"{file}: got {', '.join(misplaced)}, allowed: {allowed}")
-    if not values.get("about"):
-        raise ValueError(f"{file}: about: got {values.get('about')!r}, allowed: a sentence")
-    differs = values.get("differs", {})
-    if not isinstance(differs, dict) or not all(
-        key in COMPARED and isinstance(value, list) for key, value in differs.items()
-    ):
-        allowed = f"lists named {', '.join(COMPARED)}"
-        raise ValueError(f"{file}: differs: got {differs!r}, allowed: {allowed}")
-    wrong = wrong_values({axis: values[axis] for axis in AXES if axis in values})
-    _refuse(file, wrong or _foreign_keys(values.get("train", {})))
-    return values | {"about": [str(values["about"])]}
-
-
-def _foreign_keys(train: Mapping[str, Any]) -> list[str]:
-    """One line if a row says of local training what is the run's to say."""
-    if foreign := sorted(train.keys() - LocalConfig.model_fields.keys()):
-        return [f"train: got {', '.join(foreign)}, allowed: {', '.join(LocalConfig.model_fields)}"]
-    return []
+    values = read_mapping(configs_dir() / f"{path}.yaml")
+    validate(RowFile, values, f"configs/{path}.yaml")
+    return values | {"about": [values["about"]]}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

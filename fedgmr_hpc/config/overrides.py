@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from fedgmr_hpc.config.axes import is_off, types_in
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.yaml_file import YamlError, parse, parse_scalar
 
@@ -26,7 +27,7 @@ def parse_override(word: str) -> tuple[str, Any]:
     """
     key, equals, text = word.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"override: got {word!r}, need dotted.key=value")
+        raise ValueError(must_be("an override", "dotted.key=value", word))
     return key, parse_value(key, text)
 
 
@@ -38,7 +39,7 @@ def parse_value(key: str, text: str) -> Any:
     """
     kinds = _kinds(key)
     if not (text if str in kinds else text.strip()):
-        raise ValueError(f"{key}: got {text!r}, allowed: a value")
+        raise ValueError(must_be(key, "given a value", text))
     if str in kinds:
         return None if text == "null" and type(None) in kinds else text
     value, start = parse_scalar(text), text.lstrip()[:1]
@@ -63,7 +64,7 @@ def parse_values(key: str, text: str) -> list[Any]:
     else:
         values = [parse_value(key, text)]
     if not values:
-        raise ValueError(f"{key}: got {text!r}, allowed: at least one value")
+        raise ValueError(must_be(key, "given at least one value", text))
     return list(values)
 
 
@@ -92,7 +93,7 @@ def override(values: dict[str, Any], words: Sequence[str]) -> None:
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise ValueError(f"{key}: '{parent}' holds a value, not keys")
+                raise ValueError(must_be(parent, f"a mapping of keys when {key} is set", inner))
         if value != {} or not isinstance(inner.get(last), dict):  # {} adds nothing
             inner[last] = value
 
@@ -112,7 +113,9 @@ def leaves(words: Sequence[str]) -> dict[str, Any]:
             wrong.append(str(error))
             continue
         again = {key: found[old][1] for key in own for old in found if _meet(key, old)}
-        wrong += [f"{k}: got {old} and {word}, allowed: one of them" for k, old in again.items()]
+        wrong += [
+            must_be(key, "set only once", found=f"{old} and {word}") for key, old in again.items()
+        ]
         found |= {key: (value, word) for key, value in own.items()}
     if wrong:
         raise ValueError("\n".join(wrong))
@@ -138,8 +141,8 @@ def _parse_yaml(key: str, text: str) -> Any:
         return parse(text)
     except YamlError as error:
         hint = f"; in a shell put it in quotes: '{key}=...'" if text[:1] in "[{" else ""
-        why = "" if str(error).startswith("not YAML") else f" ({error})"
-        raise ValueError(f"{key}: got {text[:60]!r}, not a YAML value{why}{hint}") from None
+        why = "" if str(error).startswith("not YAML") else str(error)
+        raise ValueError(must_be(key, "valid YAML", text, because=why) + hint) from None
 
 
 def _kinds(key: str) -> set[Any]:

@@ -17,14 +17,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field
 
 from fedgmr_hpc.config.axes import Count, Section
 from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.messages import must_be, unknown_name
+from fedgmr_hpc.config.validation import text_like, validate
 from fedgmr_hpc.config.yaml_file import read_mapping
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Name = Annotated[str, text_like(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a shell variable")]
 Limit = Annotated[int, Field(ge=0, strict=True)]
+Memory = Annotated[
+    str,
+    text_like(
+        r"[0-9]+[KMGT]?",
+        'memory as Slurm writes it, such as 16G or 500M; a bare number in quotes, such as "0"',
+    ),
+]
+Mpi = Annotated[
+    str,
+    text_like(
+        r"[a-z0-9_]+", "auto, mpirun, torch, torchrun, or a plugin that `srun --mpi=list` names"
+    ),
+]
+
+
+def _check_variable(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError("text or a whole number; true, false and 1.10 go in quotes")
+    return value
+
 
 VARIABLES = {
     "partition": "SBATCH_PARTITION",
@@ -43,10 +65,6 @@ VARIABLES = {
     "results": "FEDGMR_RESULTS",
     "max_requeues": "FEDGMR_MAX_REQUEUES",
 }
-ALLOWED = {
-    "mpi": "auto, mpirun, torch, torchrun, or a plugin of `srun --mpi=list`",
-    "mem": 'Slurm\'s words for memory, in quotes where they are a number: 16G, 500M, "0"',
-}
 PATHS = ("venv", "data", "scratch", "results")
 
 
@@ -60,27 +78,18 @@ class Site(Section):
     time_limit: str | None = None
     """Slurm's words for a time, such as 12:00:00 or 1-00:00:00."""
     gpus_per_node: Count | None = None
-    mem: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = None
+    mem: Memory | None = None
     """Slurm's words for the memory of a node, such as 16G; 0 is all of it."""
     modules: tuple[str, ...] = ()
     venv: str | None = None
-    mpi: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+    mpi: Mpi | None = None
     """`auto`, `mpirun`, `torch`, or a plugin that `srun --mpi=list` names."""
     master_addr: str | None = None
     data: str | None = None
     scratch: str | None = None
     results: str | None = None
     max_requeues: Limit | None = None
-    env: dict[Name, str | int] = {}
-
-    @field_validator("env", mode="before")
-    @classmethod
-    def _check_env(cls, env: Any) -> Any:
-        for name, value in env.items() if isinstance(env, dict) else ():
-            if isinstance(value, bool) or not isinstance(value, (str, int)):
-                allowed = "text or a whole number (in quotes: true, false, 1.10)"
-                raise ValueError(f"env.{name}: got {value!r}, allowed: {allowed}")
-        return env
+    env: dict[Name, Annotated[str | int, BeforeValidator(_check_variable)]] = {}
 
 
 def site_names() -> list[str]:
@@ -95,12 +104,7 @@ def load_site(source: str | Path) -> Site:
         ValueError: no such site, or wrong keys or values, one line for each.
     """
     path = _find(source)
-    values = read_mapping(path)
-    try:
-        return Site.model_validate(values)
-    except ValidationError as error:
-        lines = [_render_error(item) for item in error.errors()]
-        raise ValueError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+    return validate(Site, read_mapping(path), path)
 
 
 def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
@@ -137,7 +141,7 @@ def _find(source: str | Path) -> Path:
     for path in (Path(source), named):
         if path.is_file():
             return path
-    raise ValueError(f"site: got '{source}', allowed: a file, or one of {', '.join(site_names())}")
+    raise ValueError(unknown_name("site", source, site_names(), or_else="a file"))
 
 
 def _as_text(site: Site, key: str, environ: Mapping[str, str]) -> str:
@@ -155,24 +159,9 @@ def _expand(key: str, path: str, environ: Mapping[str, str]) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
         if name not in environ:
-            raise ValueError(f"{key}: got {path}, but ${name} is not set here")
+            need = "a path whose variables are set"
+            raise ValueError(must_be(key, need, path, because=f"${name} is not set here"))
         return environ[name]
 
     whole = re.sub(r"^~(?=/|$)", "${HOME}", path)
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", fill, whole)
-
-
-def _render_error(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"] if part != "[key]")
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key, allowed: {', '.join(Site.model_fields)}"
-    return f"{key}: got {error['input']!r}, allowed: {ALLOWED.get(key) or _allowed(error)}"
-
-
-def _allowed(error: Any) -> str:
-    if error["type"] == "string_pattern_mismatch":
-        return "a variable's name"
-    text = str(error["msg"]).lower().removeprefix("input should be ").removeprefix("a valid ")
-    return "a list" if text == "tuple" else text

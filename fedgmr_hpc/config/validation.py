@@ -1,50 +1,137 @@
-"""What pydantic says of wrong values, as lines with key, value found and values allowed."""
+"""The one validator behind runs, method rows, sites and studies: one line a mistake.
+
+The lines are those of messages.py, each with its dotted key. A validator of a field raises
+`ValueError` with what the value must be ("a list of paths"); the line is made here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
 
-from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.messages import must_be, shown, unknown_choice, unknown_key
 
-NUMBERS = {"float_type": "a decimal number", "int_type": "a whole number such as 10"}
+Model = TypeVar("Model", bound=BaseModel)
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_TYPES = {
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a mapping of keys",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "missing": "given",
+    "model_type": "a mapping of keys",
+    "string_too_short": "non-empty text",
+    "string_type": "text",
+    "too_short": "a list of at least one value",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
 
 
-def wrong_values(values: Mapping[str, Any]) -> list[str]:
-    """One line for every key and value that a configuration cannot have."""
+def validate(model: type[Model], values: Mapping[str, Any], file: str | Path = "") -> Model:
+    """Return `values` as a model.
+
+    Args:
+        file: what they were read from; every line begins with it.
+
+    Raises:
+        ValueError: with one line for every mistake.
+    """
     try:
-        Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        return [render_error(item) for item in error.errors()]
-    return []
+        raise ValueError(prefixed(file, mistakes(model, error))) from None
 
 
-def render_error(error: Any) -> str:
-    """One of the mistakes of a `ValidationError` as a line."""
-    key = ".".join(str(part) for part in error["loc"])
-    got, context = error["input"], error.get("ctx", {})
+def prefixed(file: str | Path, lines: Sequence[str]) -> str:
+    """Return lines as one text, the file's name before each."""
+    return "\n".join(f"{file}: {line}" if str(file) else line for line in lines)
+
+
+def mistakes(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """Return one line for every mistake that pydantic found in the values of a model."""
+    return list(dict.fromkeys(_line(model, item) for item in error.errors()))
+
+
+def text_like(pattern: str, requirement: str) -> BeforeValidator:
+    """Return a validator of text that fits a pattern; `requirement` says what it must be."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(requirement)
+        return value
+
+    return BeforeValidator(check)
+
+
+def _line(model: type[BaseModel], error: Any) -> str:
+    kind, context, path = error["type"], error.get("ctx", {}), error["loc"]
+    key = ".".join(str(part) for part in path if part != "[key]")
+    if kind == "extra_forbidden":
+        return unknown_key(key, _names_at(model, path[:-1]), dotted_keys(model))
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = context.get("expected") or context["expected_tags"]
+        got = context.get("tag", error["input"])
+        return unknown_choice(key, got, re.findall(r"'([^']*)'", expected))
+    if kind == "missing":
+        return must_be(key, "given")
+    return must_be(key, _requirement(error), error["input"])
+
+
+def _requirement(error: Any) -> str:
+    """What a wrong value must be."""
+    context = error.get("ctx", {})
     if error["type"] == "value_error":
         return str(context["error"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known keys here: {', '.join(_known_keys(error['loc'][:-1]))}"
-    if error["type"] == "literal_error":
-        return f"{key}: got {got!r}, allowed: {context['expected'].replace(' or ', ', ')}"
-    if error["type"] == "model_type":
-        return f"{key}: got {got!r}, allowed: a group of keys"
-    if error["type"] in NUMBERS:
-        return f"{key}: got {got!r}, allowed: {NUMBERS[error['type']]}"
-    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = " and ".join(f"{word} {context[b]}" for b, word in bounds.items() if b in context)
-    return f"{key}: got {got!r}, allowed: {limits or error['msg'].lower()}"
+    limits = [
+        f"{word} {shown(context[bound])}" for bound, word in _BOUNDS.items() if bound in context
+    ]
+    default = str(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    return " and ".join(limits) or _TYPES.get(error["type"], default)
 
 
-def _known_keys(path: Sequence[str | int]) -> list[str]:
-    section: Any = Config
-    for part in path:
-        if isinstance(part, int):  # an entry of a tuple of sections
-            section = get_args(section)[0]
+def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of a model, those of its sections in their place."""
+    for name, field in _fields(model).items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from dotted_keys(section, f"{prefix}{name}.")
         else:
-            section = section.model_fields[part].annotation
-    return list(section.model_fields)
+            yield prefix + name
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the names that files use."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _names_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that are known at a path of an error, which has indices of lists and tags, too."""
+    found = [model]
+    for part in path:
+        if any(part in _fields(each) for each in found):
+            fields = [_fields(each)[part] for each in found if part in _fields(each)]
+            found = [inner for field in fields for inner in _models_in(field.annotation)]
+        elif isinstance(part, str):
+            found = [each for each in found if _has_tag(each, part)] or found
+    return list(dict.fromkeys(name for each in found for name in _fields(each)))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every model that an annotation allows: itself, in a list, or in a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    """Whether a model is the one of a union that has this tag, the value of one of its fields."""
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())

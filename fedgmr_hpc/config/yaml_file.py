@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from fedgmr_hpc.config.messages import must
+
 MAX_DEPTH = 20
 MAX_COPIES = 10_000  # values that aliases repeat, all together
 _TAG = "tag:yaml.org,2002:"
@@ -52,11 +54,11 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self._count_copies(event)
         elif event.tag not in (None, f"{_TAG}str"):
-            raise _refusal(event, f"got the tag {event.tag}, allowed: values without tags")
+            raise _refusal(event, f"values must have no tags (got {event.tag})")
         before, self._num_nodes = self._num_nodes, self._num_nodes + 1
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _refusal(event, f"got deeper nesting, allowed: {MAX_DEPTH} levels")
+            raise _refusal(event, f"values must be nested at most {MAX_DEPTH} levels deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
         if event.anchor and not isinstance(event, yaml.AliasEvent):
@@ -66,12 +68,12 @@ class _Loader(yaml.SafeLoader):
     def _count_copies(self, event: yaml.AliasEvent) -> None:
         """Counts what an alias repeats; nothing yet is known of an anchor that it stands in."""
         if event.anchor in self.anchors and event.anchor not in self._sizes:
-            raise _refusal(event, f"got *{event.anchor} inside itself, allowed: outside")
+            raise _refusal(event, f"*{event.anchor} must not stand inside itself")
         size = self._sizes.get(str(event.anchor), 0)
         self._num_nodes += size
         self._num_copies += size
         if self._num_copies > MAX_COPIES:
-            raise _refusal(event, f"got more aliases, allowed: {MAX_COPIES} repeated values")
+            raise _refusal(event, f"aliases must repeat at most {MAX_COPIES} values")
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are text, each of them once."""
@@ -79,11 +81,11 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _refusal(key_node, "got a list or mapping as a key, allowed: words")
+                raise _refusal(key_node, "a key must be a word (got a list or a mapping)")
             key, line = str(key_node.value), key_node.start_mark.line + 1
             if key in found:
-                first = f"line {lines[key]}"
-                raise _refusal(key_node, f"{key}: got it again after {first}, allowed: once")
+                text = f"{key} must be set only once (first set in line {lines[key]})"
+                raise _refusal(key_node, text)
             found[key] = self.construct_object(value_node, deep=deep)
             lines[key] = line
         return found
@@ -157,7 +159,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise YamlError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, (dict, type(None))):
-        raise YamlError(f"{path}: got a {type(values).__name__}, allowed: a mapping of keys")
+        raise YamlError(must(str(path), "hold a mapping of keys", values))
     return values or {}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.schema import DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.cache import Reader, file_facts, make_cache_key, open_or_build, open_or_fill
 from fedgmr_hpc.data.digests import fingerprint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgmr_hpc.config.schema import DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.datasets import SUBSET_SEED, Kind, plan_dataset
 from fedgmr_hpc.data.digests import fingerprint

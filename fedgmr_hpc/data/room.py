@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from fedgmr_hpc.config.schema import DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 
 DEFAULT = str(DataConfig.model_fields["cache"].default)
 HOME_BYTES = 1 << 30  # the most that a job puts into a home folder which nobody has named

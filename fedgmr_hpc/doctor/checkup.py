@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable
 
-from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.doctor import budget, findings
 from fedgmr_hpc.doctor.estimate import needed_rates

@@ -22,7 +22,8 @@ import torch
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.overrides import parse_values
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.schema import LEVELS, RUNGS, ClientsConfig, Config
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import LEVELS, RUNGS, ClientsConfig
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiments.merge_error_measure import (
     RULES,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.schema import FaultConfig
+from fedgmr_hpc.config.sections import FaultConfig
 from fedgmr_hpc.network.link_traces import Direction
 
 _TRANSFER_BITS = 48  # more than a run has transfers, so that no two attempts share a draw

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.schema import LinksConfig
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.network.fluid import FluidLinks, Listener
 from fedgmr_hpc.network.link_traces import SERVER, Direction, load_trace
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgmr_hpc.config.schema import LinksConfig
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.network.link_traces import Direction
 from fedgmr_hpc.network.links import Broadcast, LinkClock
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.reporting.console import own_python
 from fedgmr_hpc.reporting.tables import count_of
 from fedgmr_hpc.results.chance import describe_chance

@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fedgmr_hpc.config.labels import method_label
+from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.yaml_file import parse
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading

@@ -18,7 +18,7 @@ from pathlib import Path
 import xxhash
 
 from fedgmr_hpc.config.files import render_config
-from fedgmr_hpc.config.labels import method_slug
+from fedgmr_hpc.config.identity import method_slug
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.models import run_layout

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.config.identity import flat, identity
-from fedgmr_hpc.config.labels import is_used, method_label
+from fedgmr_hpc.config.identity import flat, identity, method_label
 from fedgmr_hpc.config.overrides import as_override, leaves
+from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data import describe_missing
 from fedgmr_hpc.study.study_file import Row, StudyFile

@@ -49,7 +49,7 @@ def read(key: str, config: Config) -> Any:
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_number_is_decimal(key: str) -> None:
     for text in NO_NUMBERS:
-        with pytest.raises(ValueError, match=rf"(?m)^{key}: got "):
+        with pytest.raises(ValueError, match=rf"(?m)^{key} must "):
             load_config(None, [f"{key}={text}"])
 
 
@@ -59,7 +59,7 @@ def test_off_is_null_where_there_is_null_and_no_number(text: str) -> None:
         if type(None) in KEYS[key] and key != "admission.count":
             assert read(key, load_config(None, [f"{key}={text}"])) is None
         elif type(None) not in KEYS[key]:
-            with pytest.raises(ValueError, match=rf"(?m)^{key}: got "):
+            with pytest.raises(ValueError, match=rf"(?m)^{key} must "):
                 load_config(None, [f"{key}={text}"])
     for key in ("clients.shares", "clients.max_densities"):
         assert read(key, load_config(None, [f"{key}={text}"])) is None
@@ -72,7 +72,7 @@ def test_files_follow_the_same_rules(tmp_path: Any) -> None:
         assert load_config(path).checkpoint.every_s == value
     for text in ("on", "true", "010", "1:30", "1_0", "'5'", "0x10"):
         path.write_text(f"checkpoint:\n  every_s: {text}\n")
-        with pytest.raises(ValueError, match=r"^checkpoint\.every_s: got "):
+        with pytest.raises(ValueError, match=r"^checkpoint\.every_s must "):
             load_config(path)
     path.write_text("results: {path: 2024-05-01}\ndata: {root: 010}\n")
     config = load_config(path)
@@ -87,7 +87,7 @@ def test_truth_values(key: str) -> None:
     for text, value in (truth | {"no": False}).items():
         assert read(key, load_config(None, [f"method={method}", f"{key}={text}"])) is value
     for text in ("2", "null", "maybe", "1:0"):
-        with pytest.raises(ValueError, match=rf"^{key}: got "):
+        with pytest.raises(ValueError, match=rf"^{key} must "):
             load_config(None, [f"{key}={text}"])
 
 
@@ -133,7 +133,7 @@ def test_a_key_of_several_values_takes_commas(text: str, value: object) -> None:
     "text", ["1,,2", "1;2", "1 0.5", "1,true", "1,off", "1,0x1", "0", "[1", "{"]
 )
 def test_wrong_lists_are_named(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^clients\.shares(\.\d)?: got "):
+    with pytest.raises(ValueError, match=r"^clients\.shares(\.\d)? must "):
         load_config(None, ["clients.count=2", f"clients.shares={text}"])
 
 
@@ -144,7 +144,7 @@ def test_faults_may_come_without_brackets() -> None:
 
 def test_a_bomb_in_a_word_is_refused() -> None:
     for text in ("[" * 100_000, "{a: " * 50_000):
-        with pytest.raises(ValueError, match=r"^faults: got .{0,70}, not a YAML value"):
+        with pytest.raises(ValueError, match=r"^faults must be valid YAML \(got .{0,80}\)"):
             load_config(None, [f"faults={text}"])
 
 
@@ -153,7 +153,7 @@ def test_values_that_a_key_has_in_turn() -> None:
     assert parse_values("clients.level", "[high, low]") == ["high", "low"]
     assert parse_values("data.root", "a,b") == ["a,b"]
     assert parse_values("method", "[fedgmr, fedavg]") == ["fedgmr", "fedavg"]
-    with pytest.raises(ValueError, match=r"^seed: got '\[\]', allowed: at least one value$"):
+    with pytest.raises(ValueError, match=r"^seed must be given at least one value \(got '\[\]'\)$"):
         parse_values("seed", "[]")
 
 
@@ -189,5 +189,5 @@ def test_a_study_lays_words_over_settings_however_they_are_spelled() -> None:
     ],
 )
 def test_a_study_refuses_a_key_that_is_said_again(words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"^(run\.max_rounds|seed|train\.learning_rate): "):
+    with pytest.raises(ValueError, match=r"^(run\.max_rounds|seed|train\.learning_rate)(:| must) "):
         expand(*load_study(STUDY, words))

@@ -50,7 +50,7 @@ def test_paths_are_filled_in_from_the_environment() -> None:
 
 
 def test_an_unset_variable_in_a_path_is_named() -> None:
-    with pytest.raises(ValueError, match=r"data: got \$DATA/x, but \$DATA is not set here"):
+    with pytest.raises(ValueError, match=r"^data must .* \(got '\$DATA/x'\): \$DATA is not set"):
         render_exports(Site(data="$DATA/x"), {})
 
 
@@ -78,17 +78,20 @@ def test_a_shell_reads_odd_values_back() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("partion: x", "partion: unknown key, allowed: partition, account"),
-        ("mpi: Open MPI", "mpi: got 'Open MPI', allowed: auto, mpirun, torch, torchrun, or"),
-        ("time_limit: 60", "time_limit: got 60, allowed: string"),
-        ("mem: 16 GB", "mem: got '16 GB', allowed: Slurm's words for memory"),
-        ("mem: 16", "mem: got 16, allowed: Slurm's words for memory, in quotes where"),
-        ("modules: gcc", "modules: got 'gcc', allowed: a list"),
-        ("max_requeues: -1", "max_requeues: got -1, allowed: greater than or equal to 0"),
-        ("env: {A: true}", "env.A: got True, allowed: text or a whole number"),
-        ("env: {A: 1.10}", "env.A: got 1.1, allowed: text or a whole number"),
-        ("env: {a b: 1}", "env.a b: got 'a b', allowed: a variable's name"),
-        ("- gpu", "got a list, allowed: a mapping of keys"),
+        ("partion: x", "partion is not a key; did you mean 'partition'?"),
+        ("mpi: Open MPI", "mpi must be auto, mpirun, torch, torchrun, or a plugin"),
+        ("time_limit: 60", "time_limit must be text (got 60)"),
+        ("mem: 16 GB", "mem must be memory as Slurm writes it"),
+        ("mem: 16", 'such as "0" (got 16)'),
+        ("modules: gcc", "modules must be a list (got 'gcc')"),
+        ("max_requeues: -1", "max_requeues must be at least 0 (got -1)"),
+        (
+            "env: {A: true}",
+            "true, false and 1.10 go in quotes (got true)",
+        ),
+        ("env: {A: 1.10}", "env.A must be text or a whole number"),
+        ("env: {a b: 1}", "env.a b must be the name of a shell variable (got 'a b')"),
+        ("- gpu", "must hold a mapping of keys (got ['gpu'])"),
         ("a: [", "not YAML"),
     ],
 )
@@ -115,4 +118,6 @@ def test_the_verb_prints_exports_names_and_errors(capsys: pytest.CaptureFixture[
     assert main(["site"]) == 0
     assert capsys.readouterr().out.split() == site_names() == ["example", "local"]
     assert main(["site", "nowhere"]) == 2
-    assert "got 'nowhere', allowed: a file, or one of example, local" in capsys.readouterr().err
+    assert "there is no site 'nowhere' (give a file, or one of 'example' and 'local')" in (
+        capsys.readouterr().err
+    )

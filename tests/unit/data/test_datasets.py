@@ -19,7 +19,7 @@ import pytest
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.schema import DataConfig, DataName
+from fedgmr_hpc.config.sections import DataConfig, DataName
 from fedgmr_hpc.data import (
     DATASET_NAMES,
     Split,

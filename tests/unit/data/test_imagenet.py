@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.schema import ClientsConfig, Config, DataConfig, ModelConfig, TrainConfig
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig, TrainConfig
 from fedgmr_hpc.data import augment, cache, crop_and_resize, imagenet, load_dataset, prepare
 from fedgmr_hpc.data.cache import open_or_fill
 from fedgmr_hpc.data.federated import FederatedData

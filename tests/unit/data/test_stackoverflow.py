@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from fedgmr_hpc.config.schema import ClientsConfig, Config, DataConfig, ModelConfig
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig
 from fedgmr_hpc.data import load_dataset, prepare, stackoverflow
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.stackoverflow import make_vocabulary

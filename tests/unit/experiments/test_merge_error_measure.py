@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.config.schema import RUNGS
+from fedgmr_hpc.config.sections import RUNGS
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiments.merge_error_measure import (
     Prober,

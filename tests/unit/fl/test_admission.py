@@ -176,20 +176,20 @@ def test_a_count_is_at_most_the_number_of_clients_left():
     [
         (
             {"kind": "count"},
-            "got null, allowed with admission.kind = count: 1 to clients.count = 3",
+            "between 1 and 3 when admission.kind is 'count' and clients.count is 3 (got null)",
         ),
         (
             {"kind": "count", "count": 4},
-            "got 4, allowed with admission.kind = count: 1 to clients.count = 3",
+            "between 1 and 3 when admission.kind is 'count' and clients.count is 3 (got 4)",
         ),
-        ({"kind": "each", "count": 2}, "got 2, allowed with admission.kind = each: null"),
-        ({"kind": "window", "count": 1}, "got 1, allowed with admission.kind = window: null"),
+        ({"kind": "each", "count": 2}, "null when admission.kind is 'each' (got 2)"),
+        ({"kind": "window", "count": 1}, "null when admission.kind is 'window' (got 1)"),
     ],
 )
 def test_a_count_goes_with_its_kind_and_the_number_of_clients(choices, line):
     with pytest.raises(ValueError) as error:
         make_config({"clients": {"count": 3}, "admission": choices})
-    assert str(error.value) == f"admission.count: {line}"
+    assert str(error.value) == f"admission.count must be {line}"
 
 
 @pytest.mark.parametrize("count", [1, 3])

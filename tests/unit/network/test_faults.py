@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedgmr_hpc.config.schema import FaultConfig
+from fedgmr_hpc.config.sections import FaultConfig
 from fedgmr_hpc.network.faults import FaultPlan, flip_bit
 
 TRANSFERS = [

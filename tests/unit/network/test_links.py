@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgmr_hpc.config.files import make_config
-from fedgmr_hpc.config.schema import LinksConfig
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
     CloseAt,

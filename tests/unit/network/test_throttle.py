@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.config.schema import LinksConfig
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.network import throttle
 from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Arrival, Broadcast, VirtualClock

@@ -15,7 +15,7 @@ import pytest
 import fedgmr_hpc.storage.checkpoint as checkpoint
 from fedgmr_hpc.config.files import make_config, render_config
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.schema import LinksConfig
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Closed, Delivered, Dispatch, Evaluated, Merged, Resumed, Started
 from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator

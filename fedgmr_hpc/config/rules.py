@@ -1,0 +1,161 @@
+"""Rules between keys: which values another value rules out, and which have no effect beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from typing import Any
+
+from fedgmr_hpc.config.axes import WIDTH_KINDS
+from fedgmr_hpc.config.messages import must, must_be, shown
+from fedgmr_hpc.config.schema import Config
+
+_GROWS = ("plateau", "time", "both")
+# Keys that have an effect only beside some values of another key.
+USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "submodel.scaler": ("submodel.kind", WIDTH_KINDS),
+    "submodel.width_rates": ("submodel.kind", ("ordered_dropout",)),
+    "submodel.score": ("submodel.kind", ("importance",)),
+    "submodel.floor_frac": ("submodel.kind", ("importance",)),
+    "submodel.use_costs": ("submodel.kind", ("importance",)),
+    "submodel.layer_mean": ("submodel.kind", ("importance",)),
+    "train.distillation": ("submodel.kind", ("ordered_dropout",)),
+    "submodel.gate_biases": ("submodel.kind", ("importance", "magnitude")),
+    "submodel.surrogate": ("submodel.kind", ("magnitude",)),
+    "restoration.step": ("restoration.trigger", _GROWS),
+    "restoration.fixed_step": ("restoration.step", ("fixed",)),
+    "restoration.factor": ("restoration.step", ("factor",)),
+    "restoration.patience": ("restoration.trigger", ("plateau", "both")),
+    "restoration.arm_after_first_plateau": ("restoration.trigger", ("plateau", "both")),
+    "restoration.total_time_s": ("restoration.trigger", ("time", "both")),
+    "restoration.balance_rate": ("restoration.balance", (True,)),
+    "restoration.min_density": ("restoration.balance", (True,)),
+    "aggregation.mix_share": ("aggregation.rule", ("mix",)),
+    "aggregation.server_learning_rate": ("aggregation.rule", ("fedbuff",)),
+    "aggregation.max_entries": ("aggregation.buffered", (True,)),
+    "aggregation.exponent": ("aggregation.staleness", ("poly", "hinge")),
+    "aggregation.hinge_delay": ("aggregation.staleness", ("hinge",)),
+    "admission.slack_s": ("admission.kind", ("window",)),
+    "admission.count": ("admission.kind", ("count",)),
+}
+# Those of them which are refused there, since whoever sets them expects an effect. The others have
+# harmless defaults that rows and run files share.
+_REFUSED_UNUSED = (
+    "submodel.scaler",
+    "submodel.width_rates",
+    "submodel.score",
+    "train.distillation",
+    "aggregation.mix_share",
+    "aggregation.server_learning_rate",
+    "aggregation.max_entries",
+    "admission.count",
+)
+# A period without the file that it repeats.
+_PERIODS = {
+    "clients.availability_period_s": "clients.availability",
+    "links.trace_period_s": "links.trace",
+}
+
+
+def is_used(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a key has an effect beside the other values of a flat configuration."""
+    if key not in USED_WITH:
+        return True
+    other, choices = USED_WITH[key]
+    return values.get(other) in choices and is_used(other, values)
+
+
+def broken_rules(config: Config) -> list[str]:
+    """Return one line for every value that another one rules out."""
+    return [line for rule in _RULES for line in rule(config)]
+
+
+def _unused_keys(config: Config) -> Iterator[str]:
+    defaults = Config()
+    for key in _REFUSED_UNUSED:
+        other, choices = USED_WITH[key]
+        value, default, beside = (_get(config, key), _get(defaults, key), _get(config, other))
+        if beside not in choices and value != default:
+            yield must_be(key, shown(default), value, when={other: beside})
+    for key, file in _PERIODS.items():
+        if _get(config, key) is not None and _get(config, file) is None:
+            yield must_be(key, "null", _get(config, key), when={file: None})
+
+
+def _full_models(config: Config) -> Iterator[str]:
+    if config.submodel.kind != "full":
+        return
+    allowed = {
+        "restoration.trigger": "none",
+        "restoration.balance": False,
+        "clients.max_densities": None,
+    }
+    for key, value in allowed.items():
+        if _get(config, key) != value:
+            yield must_be(key, shown(value), _get(config, key), when={"submodel.kind": "full"})
+
+
+def _clients(config: Config) -> Iterator[str]:
+    clients = config.clients
+    condition = {"clients.count": clients.count}
+    for key in ("shares", "max_densities"):
+        values = getattr(clients, key)
+        if values is not None and len(values) != clients.count:
+            yield must(
+                f"clients.{key}", f"have {clients.count} values", len(values), when=condition
+            )
+    if clients.sampled is not None and clients.sampled > clients.count:
+        need = f"at most {clients.count}"
+        yield must_be("clients.sampled", need, clients.sampled, when=condition)
+
+
+def _scaler(config: Config) -> Iterator[str]:
+    condition = {"train.batch_norm": config.train.batch_norm}
+    is_scaled = config.submodel.scaler and config.submodel.kind in WIDTH_KINDS
+    if is_scaled and config.train.batch_norm == "tracked":
+        reason = "running statistics of scaled outputs fit no other width"
+        yield must_be("submodel.scaler", "false", True, when=condition, because=reason)
+
+
+def _buffered_changes(config: Config) -> Iterator[str]:
+    if config.aggregation.rule == "fedbuff" and config.aggregation.buffered:
+        condition, reason = {"aggregation.rule": "fedbuff"}, "a change is added only once"
+        yield must_be("aggregation.buffered", "false", True, when=condition, because=reason)
+
+
+def _admission_count(config: Config) -> Iterator[str]:
+    count, clients = config.admission.count, config.clients
+    if config.admission.kind != "count":
+        return
+    limit = clients.sampled or clients.count
+    if count is None or count > limit:
+        key = "clients.count" if clients.sampled is None else "clients.sampled"
+        condition = {"admission.kind": "count", key: limit}
+        yield must_be("admission.count", f"between 1 and {limit}", count, when=condition)
+
+
+def _faults(config: Config) -> Iterator[str]:
+    if config.faults and config.clock == "virtual":
+        yield must_be("faults", "empty", len(config.faults), when={"clock": "virtual"})
+    for index, fault in enumerate(config.faults):
+        if fault.client is not None and fault.client >= config.clients.count:
+            need, condition = f"at most {config.clients.count - 1}", config.clients.count
+            yield must_be(
+                f"faults.{index}.client", need, fault.client, when={"clients.count": condition}
+            )
+
+
+_RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _unused_keys,
+    _full_models,
+    _clients,
+    _scaler,
+    _buffered_changes,
+    _admission_count,
+    _faults,
+)
+
+
+def _get(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)

@@ -1,0 +1,89 @@
+"""The sentences that say what is wrong: their forms, how values look, and what was meant."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from fedgmr_hpc.config import messages
+from fedgmr_hpc.config.messages import (
+    did_you_mean,
+    listed,
+    must,
+    must_be,
+    shown,
+    unknown_choice,
+    unknown_key,
+    unknown_name,
+)
+
+
+def test_the_examples_of_the_module():
+    assert doctest.testmod(messages).failed == 0
+
+
+def test_a_sentence_names_condition_value_and_reason():
+    line = must_be("a.b", "'none'", "x", when={"c.d": "full", "e": 1.0}, because="it cannot grow")
+    assert line == "a.b must be 'none' when c.d is 'full' and e is 1 (got 'x'): it cannot grow"
+    assert must("--out", "name a new folder", when="merging") == (
+        "--out must name a new folder when merging"
+    )
+
+
+def test_null_is_a_value_and_nothing_is_not():
+    assert must_be("seed", "given") == "seed must be given"
+    assert must_be("seed", "at least 0", None) == "seed must be at least 0 (got null)"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        (None, "null"),
+        (1.0, "1"),
+        (0.05, "0.05"),
+        (2e7, "20000000"),
+        ("010", "'010'"),
+        ((1, 0.5, None), "[1, 0.5, null]"),
+        ({"kind": "drop", "client": 3}, "{kind: 'drop', client: 3}"),
+        ([[]], "[[]]"),
+        ("x" * 500, f"'{'x' * 76}..."),
+    ],
+)
+def test_values_look_as_one_types_them(value, text):
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [([], ""), (["a"], "'a'"), (["a", "b"], "'a' or 'b'"), (["a", "b", "c"], "'a', 'b' or 'c'")],
+)
+def test_words_are_listed(words, text):
+    assert listed(words) == text
+
+
+def test_choices_are_suggested_only_where_they_are_near():
+    assert unknown_choice("device", "gpu", ["cpu", "cuda"]).endswith("did you mean 'cpu'?")
+    assert unknown_choice("device", 7, ["cpu", "cuda"]) == "device must be 'cpu' or 'cuda' (got 7)"
+    assert did_you_mean("CUDA", ["cpu", "cuda"]) == "; did you mean 'cuda'?"
+    assert did_you_mean("tpu-v4-pod", ["cpu", "cuda"]) == ""
+
+
+def test_names_are_suggested_or_else_listed():
+    assert unknown_name("method", "fedgrm", ["fedavg", "fedgmr"]) == (
+        "there is no method 'fedgrm'; did you mean 'fedgmr'?"
+    )
+    assert unknown_name("site", "x", []) == "there is no site 'x'"
+    assert unknown_name("site", "x", [], or_else="a file") == "there is no site 'x' (give a file)"
+
+
+def test_a_key_is_suggested_from_its_group_then_by_its_last_name():
+    keys = ["run.max_rounds", "data.max_train"]
+    assert unknown_key("run.max_round", ["max_rounds"], keys).endswith("'run.max_rounds'?")
+    assert unknown_key("max_train", ["run", "data"], keys) == (
+        "max_train is not a key; did you mean 'data.max_train'?"
+    )
+    assert unknown_key("run.foo", ["max_rounds", "pin_cores"], keys) == (
+        "run.foo is not a key (keys of run: max_rounds, pin_cores)"
+    )
