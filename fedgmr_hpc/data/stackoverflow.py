@@ -1,9 +1,10 @@
 """StackOverflow next-word prediction from the HDF5 files of TensorFlow Federated.
 
 As in the FedGMR experiments (data section): the first users by id, so many sentences of each,
-tokens between spaces, at most 128. Corrected there (section 11, item 26): the vocabulary holds the
-most frequent words of the chosen training sentences only, equally frequent ones in the order in
-which they first appear; test words never enter it. Token 0 pads, token 1 is any other word.
+tokens between spaces, at most 128. Corrected there (docs/method.md#deviations, 32):
+the vocabulary holds the most frequent words of the chosen training sentences only, equally
+frequent ones in the order in which they first appear; test words never enter it. Token 0 pads,
+token 1 is any other word.
 
 Tokens 2..T of a sentence are its targets, of test sentences too, which the released code cuts into
 blocks of 21 tokens across sentences. Unknown words are inputs but, unless `data.unknown_words` is

@@ -1,4 +1,4 @@
-"""Admission: when the server stops waiting and merges (paper section 3; spec section 2.3).
+"""Admission: when the server stops waiting and merges (docs/method.md#admission).
 
 `window` is paced by those with the greatest bandwidth share of the clients that take part, which
 have been sent something: it closes `slack_s` after the last of them has arrived. `barrier` is paced

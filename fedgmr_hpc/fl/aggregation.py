@@ -1,4 +1,4 @@
-"""Aggregation: how buffered sub-models become the next version (paper Algorithm 3; spec section 6).
+"""Aggregation: how sub-models become the next version (docs/method.md#aggregation).
 
 With weights a_i = sigma(age_i) n_i, n_i the samples an update was trained on, every rule is made
 from the mean over the holders of an entry, m_x = sum a_i w_ix / sum a_i over the clients i that
@@ -18,9 +18,9 @@ All arrays are in the packed order of the current masks, where a sub-model is a 
 the holders are constant between the clients' prefix ends, so no per-entry denominators are needed.
 Updates of older masks come with explicit packed positions (`index`) and take the general path.
 
-Deviations from the released code (spec section 11): the buffer is used (2), an update is merged
-once, at its arrival (3), staleness is indexed by client (4) and aged for everybody (8), masks are
-explicit (21).
+Deviations from the released code (docs/method.md#deviations, 3, 6, 14 to 17): the buffer is used,
+an update is merged once, at its arrival, staleness is indexed by client and aged for everybody,
+masks are explicit.
 
 Shapes: P prunable entries, K kept entries, D dense entries.
 """
@@ -54,7 +54,7 @@ class BufferEntry:
 
 
 def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float) -> float:
-    """sigma(age), age >= 1 in versions; 1 means trained on the current version (spec section 6).
+    """sigma(age), age >= 1 in versions; 1 means trained on the current version.
 
     poly: age^-exponent. hinge: 1 while age - 1 <= hinge_delay, then 1 / (exponent (age - 1 - delay)
         + 1).

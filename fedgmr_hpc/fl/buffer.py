@@ -1,4 +1,4 @@
-"""The updates that the server holds (paper Algorithm 3; spec section 6).
+"""The updates that the server holds (paper, Algorithm 3; docs/method.md#buffer).
 
 An update has *arrived* until the next merge takes it. With buffering it then stays until its client
 delivers again, is evicted or is gone. An update keeps the packed order of its own masks until a

@@ -1,4 +1,4 @@
-"""How a run's masks are cut: the sub-model axis of its method's row (spec sections 3 and 7).
+"""How a run's masks are cut: the sub-model axis of its method's row (docs/method.md#sub-models).
 
 Shapes: P prunable entries, K kept entries.
 """

@@ -1,4 +1,4 @@
-"""Gradual model restoration: when densities grow, and to what (paper section 3; spec section 5).
+"""Gradual model restoration: when densities grow, and to what (docs/method.md#restoration).
 
 At each refresh, with validation scores only: cool-downs fall; the server's and the clients'
 stagnation counters take their new scores; a stagnated server lifts the floor under all densities, a
@@ -6,10 +6,10 @@ stagnated client its own density; clients below the floor are lifted to it. The 
 the floor at fixed times instead. Stage 1 (`balance`, formula 4) runs until the first restoration
 and moves densities towards equal cycle times.
 
-Deviations from the released code (spec section 11): the server watches W on validation data, not a
-zero-including average on test data (9); a score counts once (10); the floor starts at, and never
-stays below, the lowest density (11); one rule set for all methods (12); the arming gate is a choice
-(13); a client cannot restore again before it has delivered at its new density.
+Deviations from the released code (docs/method.md#deviations, 19 to 25): the server watches W on
+validation data, not a zero-including average on test data; a score counts once; the floor starts
+at, and never stays below, the lowest density; one rule set for all methods; the arming gate is a
+choice; a client cannot restore again before it has delivered at its new density.
 
 A client that is gone keeps its last density, takes no part in any rule, and does not hold the floor
 down. A client short of memory or speed never grows beyond its ceiling (not in the paper).
@@ -28,7 +28,7 @@ TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of total_time_s
 
 @dataclass
 class Plateau:
-    """Counts evaluations without a new best score (spec section 5.3)."""
+    """Counts evaluations without a new best score (docs/method.md#stagnation)."""
 
     best: float | None = None
     count: int = 0

@@ -1,4 +1,4 @@
-"""Sub-models: one order of the prunable entries makes every mask (spec sections 3 and 7).
+"""Sub-models: one order of the prunable entries makes every mask (docs/method.md#masks).
 
 * Importance (FMP): a refresh ranks the P prunable entries once: each layer's floor (its largest
   weights) first, ordered by |W| over the layer's maximum, then all others by score over layer cost,
@@ -11,8 +11,9 @@ every increment is listed by position. That *packed order* is the space in which
 weights and in which values travel: every sub-model is a prefix of it, every IMS increment a slice,
 and merging needs no positions.
 
-Deviations from the released code (spec section 11): scores wg and g are really computed (1), the
-first masks come from the initial model (14), each client has the threshold of its own density (28).
+Deviations from the released code (docs/method.md#deviations, 1, 2, 38): scores wg and g are really
+computed, the first masks come from the initial model, each client has the threshold of its own
+density.
 
 Shapes: P prunable entries, K kept entries, L levels (distinct densities).
 """
@@ -171,7 +172,7 @@ def _rank_layer(
 
 
 def _mean_outside(scores: Floats, floor: NDArray[np.int64]) -> float:
-    """Mean score of a layer's entries outside the floor, at least 1e-8 (spec section 3.2)."""
+    """Mean score of a layer's entries outside the floor, at least 1e-8."""
     num_others = len(scores) - len(floor)
     total = float(scores.sum(dtype=np.float64) - scores[floor].sum(dtype=np.float64))
     return max(total / max(num_others, 1), 1e-8)
@@ -305,7 +306,7 @@ def repack(
 def score_entries(
     kind: str, weights: Floats, previous: Floats | None, grad_squares: Floats | None
 ) -> Floats:
-    """FMP scores [P], natural order (spec section 3.1), for `rank_entries`.
+    """FMP scores [P], natural order (docs/method.md#scores), for `rank_entries`.
 
     Args:
         kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|;

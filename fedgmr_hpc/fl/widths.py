@@ -1,4 +1,6 @@
-"""Width slices: which entries of each tensor a narrower network keeps (spec section 7.3).
+"""Width slices: which entries of each tensor a narrower network keeps.
+
+docs/method.md#width-methods has the methods.
 
 A width method cuts every layer to a share of about sqrt(P) of its units, so that about a share P of
 the entries is left: `width_prefix` keeps the first units (HeteroFL), `width_rolling` the units that

@@ -1,7 +1,8 @@
-"""The plain convolutional networks, as tables (spec section 8).
+"""The plain convolutional networks, as tables (docs/method.md#models).
 
 Every layer but the last is followed by ReLU, after its pooling if it has one. Layer costs kappa:
-spec section 3.2 (missing ones are 1). Width cuts keep the ceiling of the share of a layer's units.
+docs/method.md#layer-costs (missing ones are 1). Width cuts keep the ceiling of the share of a
+layer's units.
 
 Shapes: B batch, H height, W width.
 """

@@ -1,6 +1,6 @@
 """Layers: the tensors each has and how they start, and what it computes from them.
 
-Layers are described at full width. Their axes say what the width methods cut (spec section 7.3), so
+Layers are described at full width. Their axes say what the width methods cut, so
 that the same description gives the flat layout, the initial weights and every narrower network.
 
 Shapes: B batch, O output and I input units, H height, W width, T tokens.
@@ -54,8 +54,8 @@ class TensorSpec:
         part: `weight`, `bias`, `running_mean` or `running_var`.
         axes: its dimensions at full width.
         kernel: side of a convolution's window, the last two dimensions; 0 without one.
-        prunable: whether masks of single weights may cut it (spec section 3.4).
-        cost: kappa of one entry (spec section 3.2).
+        prunable: whether masks of single weights may cut it.
+        cost: kappa of one entry (docs/method.md#layer-costs).
         trainable: False for running statistics.
     """
 

@@ -6,10 +6,10 @@ trainable tensors come before the running statistics. Masks, frames and merges k
 The running statistics of static batch norms are no part of that: nobody trains, sends or merges
 them. They lie behind it [S], where a whole model has them for evaluations and in the result file.
 
-For masks of single weights the dense part is what spec section 3.4 names: biases, norms with their
-running statistics, some layers. A width method cuts every tensor that has a cut axis, so there all
-of these are prunable, and the layout of a density below 1 is that of the narrower network itself:
-its flat vector is the kept entries of the full one, in their order (spec section 7.3).
+For masks of single weights the dense part (docs/method.md#prunable-weights) is biases, norms with
+their running statistics, some layers. A width method cuts every tensor that has a cut axis, so
+there all of these are prunable, and the layout of a density below 1 is that of the narrower network
+itself: its flat vector is the kept entries of the full one, in their order.
 
 Shapes: P prunable entries, D dense entries, S statistics of static batch norms.
 """
@@ -37,7 +37,7 @@ class Entry:
     """One tensor's place in the flat vector.
 
     Attributes:
-        cost: kappa of one entry (spec section 3.2).
+        cost: kappa of one entry (docs/method.md#layer-costs).
         gated_by: the weight that gates this bias.
         trainable: False for running statistics.
         axes: its dimensions, as the width methods see them.

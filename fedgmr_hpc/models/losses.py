@@ -1,6 +1,6 @@
 """Losses and hits per scored item: an image, or a token that is not padding.
 
-Pads are not scored, where the released code scores them (spec section 11, item 26).
+Pads are not scored, where the released code scores them (docs/method.md#deviations, 32).
 
 Shapes: B batch, T tokens, C classes or vocabulary.
 """
@@ -16,7 +16,7 @@ NOT_SCORED = -1  # the label of a pad
 
 
 def loss_function(kind: Literal["bce", "cross_entropy"], logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each scored item [items] (spec section 1.3).
+    """Loss of each scored item [items].
 
     Args:
         kind: `bce` on one-hot targets, the mean over classes, or `cross_entropy`.

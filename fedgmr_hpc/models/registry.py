@@ -1,6 +1,6 @@
 """The models by name, and what follows from a name: layout, initial weights, fitting data.
 
-Parameter counts, prunable layers and initial bounds: spec section 8.
+Parameter counts, prunable layers and initial bounds: docs/method.md#models.
 
 Shapes: P prunable entries, D dense entries.
 """

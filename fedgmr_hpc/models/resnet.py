@@ -1,8 +1,9 @@
-"""ResNet-18 for ImageNet-100, with batch norms (spec section 8).
+"""ResNet-18 for ImageNet-100, with batch norms (docs/method.md#models).
 
-All convolutions but the three 1x1 shortcuts, and the output layer, are prunable (section 3.4). The
-width methods use the same norms as the others, where the released code gives them group norms
-(section 11, item 32); the residual stream of a stage is one axis, so its units are cut alike.
+All convolutions but the three 1x1 shortcuts, and the output layer, are prunable. The width methods
+use the same norms as the others, where the released code gives them group norms
+(docs/method.md#deviations, 35); the residual stream of a stage is one axis, so its units are cut
+alike.
 
 Shapes: B batch, H height, W width.
 """

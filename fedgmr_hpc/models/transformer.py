@@ -1,12 +1,12 @@
-"""The two-layer causal transformer for StackOverflow (spec section 8).
+"""The two-layer causal transformer for StackOverflow (docs/method.md#models).
 
 Tokens are numbers of a vocabulary of 10,000, 0 the pad, whose row is an ordinary one; the token
 embedding has one row more. Position t sees tokens up to t and predicts the token that follows.
 Norms stand behind the residual sums. Dropout follows the embedding norm, the attention, the FFN's
 GELU and the FFN.
 
-Every layer but the output layer is prunable (section 3.4). Costs kappa are the hand-set divisors of
-section 3.2. Width methods cut the heads of q, k, v and of o's input alike (section 7.3).
+Every layer but the output layer is prunable. Costs kappa are hand-set divisors
+(docs/method.md#layer-costs). Width methods cut the heads of q, k, v and of o's input alike.
 
 Shapes: B batch, T tokens, d model units, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""The fluid of links: what every transfer in progress may carry now (spec section 2).
+"""The fluid of links: what every transfer in progress may carry now (docs/method.md#links).
 
 Every client has an up and a down link; the server has one of each, shared max-min fairly by what
 crosses it at the same time. On the wall clock the clients of one rank may have to share a cap,
@@ -7,8 +7,8 @@ max-min fairly too. A link in the trace (linktrace.py) follows it, during transf
 A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
 part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link
 allows. With increments (IMS) everybody's part begins at 0 and ends after its own level; with whole
-sub-models the distinct sizes are sent one after the other in ascending order (spec section 2.3,
-step 8).
+sub-models the distinct sizes are sent one after the other in ascending order
+(docs/method.md#broadcasts).
 
 Rates are bytes per second, times seconds, sizes bytes. A flow's state is exact between two changes
 of rates, so time may jump from one to the next, or follow a real clock. Rates are set anew only

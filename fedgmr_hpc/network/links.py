@@ -1,4 +1,4 @@
-"""The link model and the virtual clock: when bytes would arrive (paper section 5; spec section 2).
+"""The link model and the virtual clock: when bytes would arrive (docs/method.md#timing).
 
 Speeds are nominal rates times the mean of `num_draws` log-normal draws, drawn once a transfer; a
 link in the trace follows that instead. How transfers share links is fluid.py's matter.

@@ -1,4 +1,4 @@
-"""A rank's local training: the run's model, cut as its method's row says (spec sections 1.3, 7).
+"""A rank's local training: the run's model, cut as its method's row says.
 
 Shapes: P prunable entries, K kept entries, D dense entries.
 """

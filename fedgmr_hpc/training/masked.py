@@ -1,4 +1,4 @@
-"""Masked sub-models on flat weights, trained in place (spec sections 1.3, 2.3 and 3.4).
+"""Masked sub-models on flat weights, trained in place (docs/method.md#local-training).
 
 A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero
 (width methods train a narrower network instead, see sliced.py).

@@ -1,4 +1,4 @@
-"""Sub-models of the width methods: a narrower network, trained as such (spec sections 7.3 and 7.4).
+"""Sub-models of the width methods: a narrower network, trained as such.
 
 The entries that a width keeps are, in their natural order, the flat vector of the narrower network,
 so loading is a permutation and costs what the sub-model costs. With ordered dropout each local step

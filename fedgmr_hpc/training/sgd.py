@@ -1,10 +1,11 @@
-"""Local steps and evaluation on a net's flat vector (spec sections 1.3 and 5.2).
+"""Local steps and evaluation on a net's flat vector (docs/method.md#local-training).
 
 The net may lie on any torch device: what comes in is moved there, what `to_host` gives lies in host
 memory, and no step waits for the device. On the CPU nothing is copied for that.
 
-Deviations from the released code (spec section 11): gradients are masked (24), momentum is reset on
-receipt (24), weight decay multiplies the weight (23), no clipping (23) unless the row asks for it.
+Deviations from the released code (docs/method.md#deviations, 28 and 29): gradients are masked,
+momentum is reset on receipt, weight decay multiplies the weight, no clipping unless the row asks
+for it.
 
 Shapes: P prunable entries, D dense entries, B batch.
 """

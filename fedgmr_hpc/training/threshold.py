@@ -1,4 +1,4 @@
-"""Gradients through the threshold that cut a mask (FIARSE, Wu et al. 2024; spec section 7.2).
+"""Gradients through the threshold that cut a mask (docs/method.md#fiarse; Wu et al. 2024).
 
 A sub-model keeps what is at or above theta in size, M(w) = [|w| >= theta], with one theta for each
 tensor of each client: the smallest |w| that its mask keeps. The whole model has no threshold.
