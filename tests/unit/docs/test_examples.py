@@ -1,0 +1,52 @@
+"""Every script of examples/ runs, and every file there is read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedgmr_hpc
+from fedgmr_hpc.study.study_file import load_study
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+SHORT = ("run.max_rounds=4", "run.interval_rounds=2", "data.max_train=300", "data.max_test=60")
+
+
+def _run(script: str, *words: str, folder: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *words]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_two_methods_are_compared(tmp_path: Path) -> None:
+    printed = _run("compare_methods.py", *SHORT, folder=tmp_path).splitlines()
+    assert [line.split()[0] for line in printed] == ["method", "fedgmr", "wo_gmr"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_from_a_file_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "progress=quiet", f"results.path={tmp_path / 'own.h5'}")
+    assert "hinge weights, fixed steps" in _run("own_row.py", *words, folder=tmp_path)
+
+
+def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="pandas is no dependency")
+    path = tmp_path / "run.h5"
+    words = (*SHORT, "progress=quiet", f"results.path={path}")
+    fedgmr_hpc.run(fedgmr_hpc.load_config("digits", words))
+    printed = _run("read_with_pandas.py", str(path), folder=tmp_path)
+    assert "finished, method fedgmr" in printed and "sent_mb" in printed
+
+
+def test_the_study_is_read() -> None:
+    study, _ = load_study(EXAMPLES / "digits_study.yaml")
+    assert study.row_keys() == ("method",) and len(study.matrix["seed"]) == 3
+
+
+def test_every_example_is_tested() -> None:
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.*") if path.stem not in text] == []
