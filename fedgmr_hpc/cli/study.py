@@ -24,16 +24,16 @@ from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import describe_s, remaining_s
 from fedgmr_hpc.study.folder import (
     DEFAULT_OUT,
-    Place,
+    StudyFolder,
     at_least_1,
-    check_reach,
-    counts,
-    describe_ends,
+    check_time_limits,
+    count_states,
+    describe_limits,
     eta_s,
-    open_place,
+    open_study,
     render_status,
 )
-from fedgmr_hpc.study.runner import Queue, known_paces, probe
+from fedgmr_hpc.study.runner import Queue, known_paces, measure_paces
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import States
 
@@ -60,21 +60,27 @@ def main(argv: Sequence[str]) -> int:
         from fedgmr_hpc.study.slurm.submit import add_site_data
 
         words = add_site_data(words, arguments.site)
-    place = open_place(source, words, arguments.out, takes_over=action in ("status", "report"))
+    folder = open_study(
+        source, words, arguments.out, reuses_overrides=action in ("status", "report")
+    )
     if action in ("run", "submit"):
-        check_reach(place)
+        check_time_limits(folder)
     if action == "submit":
         from fedgmr_hpc.study.slurm.submit import main as submit
 
-        return _until_interrupted(place, action, lambda: submit(place, arguments))
+        return _until_interrupted(folder, action, lambda: submit(folder, arguments))
     if action == "run":
-        return _until_interrupted(place, action, lambda: _run(place, arguments))
+        return _until_interrupted(folder, action, lambda: _run(folder, arguments))
     if action == "status":
-        print(render_status(place))
+        print(render_status(folder))
         return 0
     from fedgmr_hpc.study.report.page import write_report
 
-    print(write_report(place.study, place.cells, place.cells_dir, place.report_dir, place.command))
+    print(
+        write_report(
+            folder.study, folder.cells, folder.cells_dir, folder.report_dir, folder.command
+        )
+    )
     return 0
 
 
@@ -88,7 +94,9 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help=f"folder of cells and reports (default: {DEFAULT_OUT})")
     begin = parser.add_argument_group("run and submit")
     begin.add_argument("--ranks", type=int, help="ranks of a cell, the server included")
-    begin.add_argument("--side-by-side", type=int, metavar="N", help="cells at a time")
+    begin.add_argument(
+        "--max-parallel", "--side-by-side", type=int, metavar="N", help="cells at a time"
+    )
     begin.add_argument(
         "--dry-run", action="store_true", help="print the plan, or what sbatch would be given"
     )
@@ -104,7 +112,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def _check_options(action: str, arguments: argparse.Namespace) -> None:
     """Refuses what an action does not take, rather than doing something else than was meant."""
     takers = {
-        **dict.fromkeys(("ranks", "side_by_side", "dry_run"), ("run", "submit")),
+        **dict.fromkeys(("ranks", "max_parallel", "dry_run"), ("run", "submit")),
         **dict.fromkeys(("site", "nodes", "local"), ("submit",)),
     }
     for name, actions in takers.items():
@@ -115,55 +123,58 @@ def _check_options(action: str, arguments: argparse.Namespace) -> None:
             )
 
 
-def _until_interrupted(place: Place, action: str, work: Callable[[], int]) -> int:
+def _until_interrupted(folder: StudyFolder, action: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        print(f"interrupted; `{place.command(action)}` goes on", file=sys.stderr)
+        print(f"interrupted; `{folder.command(action)}` goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
-def _run(place: Place, arguments: argparse.Namespace) -> int:
+def _run(folder: StudyFolder, arguments: argparse.Namespace) -> int:
     ranks, is_dry = arguments.ranks, arguments.dry_run
-    num_ranks = at_least_1("--ranks", place.study.ranks if ranks is None else ranks)
-    abreast = place.abreast(num_ranks, arguments.side_by_side)
+    num_ranks = at_least_1("--ranks", folder.study.ranks if ranks is None else ranks)
+    max_parallel = folder.max_parallel(num_ranks, arguments.max_parallel)
     if not is_dry:
-        place.note_words()
-        place.cells_dir.mkdir(parents=True, exist_ok=True)
-    states = place.states()
+        folder.save_overrides()
+        folder.cells_dir.mkdir(parents=True, exist_ok=True)
+    states = folder.states()
     todo = [cell for cell, state in states if state.status not in ENDED]
-    print(_plan(place, states, num_ranks, abreast), flush=True)
+    print(_plan(folder, states, num_ranks, max_parallel), flush=True)
     if is_dry:
         print("\n".join(f"  {state.status}: {cell.name}" for cell, state in states))
     if todo:
-        print(f"estimate: {_estimate(place, states, num_ranks, abreast, not is_dry)}", flush=True)
+        print(
+            f"estimate: {_estimate(folder, states, num_ranks, max_parallel, not is_dry)}",
+            flush=True,
+        )
     if is_dry:
         return 0
-    _run_all(place, num_ranks, abreast)
-    print(render_status(place))
-    print(f"next: {place.command('report')}")
-    return 0 if all(state.status in ENDED for _, state in place.states()) else 1
+    _run_all(folder, num_ranks, max_parallel)
+    print(render_status(folder))
+    print(f"next: {folder.command('report')}")
+    return 0 if all(state.status in ENDED for _, state in folder.states()) else 1
 
 
-def _run_all(place: Place, num_ranks: int, abreast: int) -> None:
+def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
     """Runs what can run, then what waited for that, each cell once."""
     begun: set[str] = set()
     while todo := [
         cell
-        for cell, state in place.states()
+        for cell, state in folder.states()
         if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
     ]:
         begun |= {cell.digest for cell in todo}
-        Queue(place.cells_dir, num_ranks, abreast, _Watch(place, abreast).see).run(todo)
+        Queue(folder.cells_dir, num_ranks, max_parallel, _Watch(folder, max_parallel).see).run(todo)
 
 
-def _plan(place: Place, states: States, num_ranks: int, abreast: int) -> str:
+def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
     """What there is, what is done and how the rest runs."""
-    varied = [f"  {key}: {_values(place.cells, key)}" for key in place.study.varied()]
-    found = counts([state for _, state in states])
-    how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {abreast} cells side by side"
-    head = f"{place.study.title}: {len(place.cells)} cells ({found}), {how}"
-    return "\n".join([head, *varied, *describe_ends(place), f"  results: {place.cells_dir}"])
+    varied = [f"  {key}: {_values(folder.cells, key)}" for key in folder.study.varied()]
+    found = count_states([state for _, state in states])
+    how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {max_parallel} at a time"
+    head = f"{folder.study.title}: {len(folder.cells)} cells ({found}), {how}"
+    return "\n".join([head, *varied, *describe_limits(folder), f"  results: {folder.cells_dir}"])
 
 
 def _values(cells: Sequence[Cell], key: str) -> str:
@@ -171,14 +182,16 @@ def _values(cells: Sequence[Cell], key: str) -> str:
     return ", ".join(values)
 
 
-def _estimate(place: Place, states: States, num_ranks: int, abreast: int, measures: bool) -> str:
+def _estimate(
+    folder: StudyFolder, states: States, num_ranks: int, max_parallel: int, measures: bool
+) -> str:
     """Wall time of the missing cells, and what it rests on; short runs where it `measures`."""
     todo = [cell for cell, state in states if state.status not in ENDED]
     paces = dict(known_paces(states))
     unknown = [cell for cell in todo if cell.config.method not in paces]
     source = "finished cells of this study"
-    if measures and unknown and len(todo) > abreast:
-        measured = probe(unknown, num_ranks, abreast)
+    if measures and unknown and len(todo) > max_parallel:
+        measured = measure_paces(unknown, num_ranks, max_parallel)
         source = f"a short timed run of {', '.join(measured)}" + (f"; {source}" if paces else "")
         paces |= measured
     lacking = ", ".join(dict.fromkeys(m for cell in todo if (m := cell.config.method) not in paces))
@@ -186,7 +199,7 @@ def _estimate(place: Place, states: States, num_ranks: int, abreast: int, measur
         return f"unknown: no pace of {lacking} is measured yet; the first cells of a run give it"
     if lacking:
         source += f"; no pace of {lacking} is measured yet, the mean stands in"
-    left_s = remaining_s([(cell, 0.0) for cell in todo], paces, abreast)
+    left_s = remaining_s([(cell, 0.0) for cell in todo], paces, max_parallel)
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left_s))
     return f"{describe_s(left_s)} for {len(todo)} cells, done about {end} (from {source})"
 
@@ -195,8 +208,8 @@ def _estimate(place: Place, states: States, num_ranks: int, abreast: int, measur
 class _Watch:
     """Prints a line when cells end, and how far the rest is."""
 
-    place: Place
-    abreast: int
+    folder: StudyFolder
+    max_parallel: int
     num_ended: int = 0
     looked_s: float = field(default_factory=time.monotonic)
 
@@ -214,8 +227,8 @@ class _Watch:
             sys.stderr.flush()
 
     def _line(self, queue: Queue) -> str:
-        states = self.place.states()
-        left = eta_s(states, states, self.abreast)
+        states = self.folder.states()
+        left = eta_s(states, states, self.max_parallel)
         running = [
             f"{cell.slug} {100 * state.progress_frac:.0f} %"
             for cell, state in states

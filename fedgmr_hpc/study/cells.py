@@ -37,7 +37,7 @@ class Cell:
         labels: the varied keys that it names, with its values.
         values: what is tried, of a trial; what was chosen, of another cell.
         tuning: of an open cell, whose configuration and digest only stand in for its run's.
-        ticket: the digest that it had while it was open.
+        pending_digest: the digest that it had while it was open.
     """
 
     labels: Labels
@@ -50,7 +50,7 @@ class Cell:
     values: Labels = field(default_factory=dict)
     is_trial: bool = False
     tuning: Tuning | None = None
-    ticket: str = ""
+    pending_digest: str = ""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Option:
+class Candidate:
     """A combination of values: the run with it, and the trials that judge it, one for each seed."""
 
     run: Cell
@@ -72,12 +72,12 @@ class Tuning:
 
     at_s: float
     last: int
-    options: tuple[Option, ...]
+    candidates: tuple[Candidate, ...]
 
     @property
     def trials(self) -> list[Cell]:
         """All trials."""
-        return [trial for option in self.options for trial in option.trials]
+        return [trial for candidate in self.candidates for trial in candidate.trials]
 
 
 def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -175,8 +175,8 @@ def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Ce
     runs = [_make_run(study, labels, overrides, values) for values in combinations]
     if len(runs) == 1:
         return runs[0]
-    options = tuple(
-        Option(
+    candidates = tuple(
+        Candidate(
             run,
             tuple(
                 _make_run(study, labels, overrides, run.values, seed) for seed in study.tune_seeds
@@ -184,9 +184,9 @@ def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Ce
         )
         for run in runs
     )
-    ticket = _digest([run.digest for run in runs])
-    tuning = Tuning(study.tuned_at_s(), study.last, options)
-    return replace(runs[0], values={}, digest=ticket, tuning=tuning)
+    pending_digest = _digest([run.digest for run in runs])
+    tuning = Tuning(study.tuned_at_s(), study.last, candidates)
+    return replace(runs[0], values={}, digest=pending_digest, tuning=tuning)
 
 
 def _make_run(

@@ -46,7 +46,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """What the runs say of one claim; `value` and `interval` are in UNITS of its kind."""
 
     name: str
@@ -60,7 +60,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """A claim about two rows, on the study's scale: T in s and m evaluations."""
 
     spec: ClaimSpec
@@ -71,20 +71,20 @@ class Contest:
     last: int
 
 
-def judge(contest: Contest, runs: Sequence[Run], num_planned: int) -> Finding:
+def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResult:
     """The finding on a claim.
 
     Args:
         runs: the finished runs of the study.
         num_planned: pairs that the study plans for this claim.
     """
-    values = paired_values(contest, runs)
-    value, interval = _estimate(values, contest.spec.kind)
+    values = paired_values(claim, runs)
+    value, interval = _estimate(values, claim.spec.kind)
     verdict = decide(interval)
-    note = _collapses(contest, _inside(contest, runs)) if contest.spec.kind == "stability" else ""
-    return Finding(
-        name=f"{contest.spec.name}: {contest.a} against {contest.b}",
-        kind=contest.spec.kind,
+    note = _collapses(claim, _inside(claim, runs)) if claim.spec.kind == "stability" else ""
+    return ClaimResult(
+        name=f"{claim.spec.name}: {claim.a} against {claim.b}",
+        kind=claim.spec.kind,
         verdict="NOT SUPPORTED" if note else verdict,
         value=value,
         interval=interval,
@@ -101,58 +101,56 @@ def decide(interval: tuple[float, float] | None) -> Verdict:
     return "SUPPORTED" if interval[0] > 0 else "NOT SUPPORTED"
 
 
-def paired_values(contest: Contest, runs: Sequence[Run]) -> list[float]:
+def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:
     """One value for every pair that has one, in the order of the runs; see the module docstring."""
-    runs = _inside(contest, runs)
+    runs = _inside(claim, runs)
     measure = {
         "difference": _difference,
         "time_ratio": _time_ratio,
         "stability": _steadiness,
     }
-    if contest.spec.kind == "gap_narrowing":
-        values = _narrowings(contest, runs)
+    if claim.spec.kind == "gap_narrowing":
+        values = _narrowings(claim, runs)
     else:
-        values = [
-            measure[contest.spec.kind](contest, *p) for p in pairs(runs, contest.a, contest.b)
-        ]
+        values = [measure[claim.spec.kind](claim, *p) for p in pairs(runs, claim.a, claim.b)]
     return [value for value in values if not math.isnan(value)]
 
 
-def _inside(contest: Contest, runs: Sequence[Run]) -> list[Run]:
+def _inside(claim: Comparison, runs: Sequence[Run]) -> list[Run]:
     """The runs under the conditions of the claim."""
-    return [run for run in runs if matches(run.labels, contest.spec.where)]
+    return [run for run in runs if matches(run.labels, claim.spec.where)]
 
 
-def _accuracy(contest: Contest, run: Run) -> float:
-    return 100 * run.accuracy_at(contest.at_s, contest.last)
+def _accuracy(claim: Comparison, run: Run) -> float:
+    return 100 * run.accuracy_at(claim.at_s, claim.last)
 
 
-def _difference(contest: Contest, a: Run, b: Run) -> float:
-    return _accuracy(contest, a) - _accuracy(contest, b)
+def _difference(claim: Comparison, a: Run, b: Run) -> float:
+    return _accuracy(claim, a) - _accuracy(claim, b)
 
 
-def _time_ratio(contest: Contest, a: Run, b: Run) -> float:
+def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
     """log2 of how many times longer `b` takes; NaN where neither gets there."""
-    target = contest.spec.target or math.nan
-    times = [run.cost_to("times_s", target, contest.last) for run in (a, b)]
+    target = claim.spec.target or math.nan
+    times = [run.cost_to("times_s", target, claim.last) for run in (a, b)]
     if math.isinf(times[0]) and math.isinf(times[1]):
         return math.nan
     with np.errstate(divide="ignore"):
         return float(np.log2(times[1]) - np.log2(times[0]))
 
 
-def _steadiness(contest: Contest, a: Run, b: Run) -> float:
-    stds = [std_last(r.times_s, r.test, contest.at_s, contest.spec.window) for r in (a, b)]
+def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
+    stds = [std_last(r.times_s, r.test, claim.at_s, claim.spec.window) for r in (a, b)]
     return 100 * (stds[1] - stds[0])
 
 
-def _narrowings(contest: Contest, runs: Sequence[Run]) -> list[float]:
-    full = contest.full or ""
-    best = {(r.column, r.seed): _accuracy(contest, r) for r in select_runs(runs, full)}
+def _narrowings(claim: Comparison, runs: Sequence[Run]) -> list[float]:
+    full = claim.full or ""
+    best = {(r.column, r.seed): _accuracy(claim, r) for r in select_runs(runs, full)}
     values = []
-    for a, b in pairs(runs, contest.a, contest.b):
+    for a, b in pairs(runs, claim.a, claim.b):
         top = best.get((a.column, a.seed), math.nan)
-        shortfalls = [top - _accuracy(contest, run) for run in (a, b)]
+        shortfalls = [top - _accuracy(claim, run) for run in (a, b)]
         if not any(math.isnan(shortfall) for shortfall in shortfalls):
             values.append(max(0.0, shortfalls[1]) - max(0.0, shortfalls[0]))
     return values
@@ -170,13 +168,13 @@ def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, f
     return (summary.mean, summary.widest) if summary else (math.nan, None)
 
 
-def _collapses(contest: Contest, runs: Sequence[Run]) -> str:
+def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:
     """The runs of `a` that end far under their best, in words; empty for none."""
-    allowed = contest.spec.max_drop
+    allowed = claim.spec.max_drop
     fallen = [
         f"{run.name} by {100 * drop:.1f} points"
-        for run in select_runs(runs, contest.a)
-        if (drop := drop_from_best(run.times_s, run.test, contest.at_s, contest.last)) > allowed
+        for run in select_runs(runs, claim.a)
+        if (drop := drop_from_best(run.times_s, run.test, claim.at_s, claim.last)) > allowed
     ]
     return f"collapse under the best moving mean: {', '.join(fallen)}" if fallen else ""
 

@@ -67,13 +67,13 @@ def cell_wall_s(config: Config, paces: Mapping[str, Pace]) -> float:
 
 
 def remaining_s(
-    cells: Sequence[tuple[Cell, float]], paces: Mapping[str, Pace], side_by_side: int
+    cells: Sequence[tuple[Cell, float]], paces: Mapping[str, Pace], max_parallel: int
 ) -> float:
     """Wall seconds until all (cell, part done) are through; NaN without any pace."""
     if not paces:
         return math.nan
     each = [cell_wall_s(cell.config, paces) * (1 - part) for cell, part in cells]
-    return max(max(each, default=0.0), sum(each) / side_by_side)
+    return max(max(each, default=0.0), sum(each) / max_parallel)
 
 
 def _mean(paces: Iterable[Pace]) -> Pace:

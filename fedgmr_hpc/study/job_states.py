@@ -40,7 +40,7 @@ class Submission:
 
     folder: Path
     digests: tuple[str, ...]
-    at_most: int
+    max_parallel: int
 
     def names(self) -> list[str]:
         """The names of its jobs, cell by cell, as Slurm has them; none where it was cut short."""
@@ -63,7 +63,7 @@ class CellJob:
     nodes: str
     reason: str
     log: Path
-    at_most: int
+    max_parallel: int
 
     @property
     def phase(self) -> Status | None:
@@ -99,7 +99,7 @@ def write_submission(submission: Submission) -> None:
     jobs.mkdir(parents=True, exist_ok=True)
     jobs.chmod(0o700)
     submission.folder.mkdir()
-    content = {"digests": submission.digests, "at_most": submission.at_most}
+    content = {"digests": submission.digests, "at_most": submission.max_parallel}
     (submission.folder / "cells.json").write_text(json.dumps(content))
 
 
@@ -156,7 +156,7 @@ def read_jobs(cells_dir: Path) -> dict[str, CellJob]:
             log = submission.log_of(name)
             word, nodes, reason = (job[0] or _last_words(log), *job[1:])
             digest = submission.digests[_index(name)]
-            jobs[digest] = CellJob(name, word, nodes, reason, log, submission.at_most)
+            jobs[digest] = CellJob(name, word, nodes, reason, log, submission.max_parallel)
     return jobs
 
 

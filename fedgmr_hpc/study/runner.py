@@ -29,11 +29,11 @@ from fedgmr_hpc.study.states import (
     ENDED,
     CellLock,
     CellState,
-    can_go_on,
+    acquire_lock,
+    can_resume,
     read_state,
     remove_leftovers,
     result_path,
-    take_lock,
     write_error,
 )
 from fedgmr_hpc.transport.launchers import mpirun_command
@@ -74,7 +74,7 @@ class Queue:
 
     folder: Path
     num_ranks: int
-    side_by_side: int
+    max_parallel: int
     on_change: Callable[[Queue], None] = lambda queue: None
     launcher: Launcher = start_here
     waiting: list[Cell] = field(default_factory=list)
@@ -114,13 +114,13 @@ class Queue:
     def _start_jobs(self) -> None:
         """Fills the free places; cells that somebody else runs stay in the queue."""
         for cell in list(self.waiting):
-            if len(self.jobs) >= self.side_by_side:
+            if len(self.jobs) >= self.max_parallel:
                 return
-            lock = take_lock(self.folder, cell)
+            lock = acquire_lock(self.folder, cell)
             if lock is None:
                 continue
             self.waiting.remove(cell)
-            if read_state(self.folder, cell, held=True).status in ENDED:
+            if read_state(self.folder, cell, lock_held=True).status in ENDED:
                 _output(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
                 lock.release()
                 self.done.append(cell)
@@ -129,7 +129,7 @@ class Queue:
 
     def _start(self, cell: Cell, lock: CellLock) -> Job:
         path = result_path(self.folder, cell)
-        if not can_go_on(read_state(self.folder, cell, held=True), cell):
+        if not can_resume(read_state(self.folder, cell, lock_held=True), cell):
             remove_leftovers(path)
         config = path.with_suffix(".yaml")
         config.write_text(render_config(cell.config))
@@ -154,10 +154,10 @@ class Queue:
     def _conclude(self, job: Job) -> bool:
         """Keeps the error of a job that has failed, not been ended; whether its cell has ended."""
         code = job.process.returncode
-        is_done = code == 0 and read_state(self.folder, job.cell, held=True).status == "done"
+        is_done = code == 0 and read_state(self.folder, job.cell, lock_held=True).status == "done"
         if not (is_done or self.is_ending or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
             write_error(job.path, job.output.read_text(errors="replace"), code)
-            is_done = read_state(self.folder, job.cell, held=True).status in ENDED
+            is_done = read_state(self.folder, job.cell, lock_held=True).status in ENDED
         job.output.unlink()
         job.lock.release()
         return is_done
@@ -192,19 +192,19 @@ def run_cell(
         queue.is_ending |= number == signal.SIGTERM
         queue.tell(signal.SIGUSR1)
 
-    queue = Queue(folder, num_ranks, side_by_side=1, launcher=launcher)
+    queue = Queue(folder, num_ranks, max_parallel=1, launcher=launcher)
     with handling(signal.SIGUSR1, tell), handling(signal.SIGTERM, tell):
         queue.drain([cell])
     if queue.is_ending:
         raise KeyboardInterrupt("terminated")
-    return read_state(folder, cell, held=True)
+    return read_state(folder, cell, lock_held=True)
 
 
-def probe(cells: Sequence[Cell], num_ranks: int, side_by_side: int) -> dict[str, Pace]:
+def measure_paces(cells: Sequence[Cell], num_ranks: int, max_parallel: int) -> dict[str, Pace]:
     """Paces of the methods of `cells` from runs up to the first evaluation, one for each method."""
     first = {cell.config.method: cell for cell in reversed(cells)}
     with tempfile.TemporaryDirectory() as folder:
-        queue = Queue(Path(folder), num_ranks, side_by_side)
+        queue = Queue(Path(folder), num_ranks, max_parallel)
         short = [_shortened(cell) for cell in first.values()]
         queue.run(short)
         return mean_paces(

@@ -60,7 +60,7 @@ class CellLock:
         os.close(self.fd)
 
 
-def take_lock(folder: Path, cell: Cell) -> CellLock | None:
+def acquire_lock(folder: Path, cell: Cell) -> CellLock | None:
     """The lock of a cell, or None where somebody holds it."""
     path = folder / ".locks" / cell.digest
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def is_locked(folder: Path, cell: Cell) -> bool:
     """Whether somebody runs the cell now."""
     if not (folder / ".locks" / cell.digest).exists():
         return False
-    lock = take_lock(folder, cell)
+    lock = acquire_lock(folder, cell)
     if lock is not None:
         lock.release()
     return lock is None
@@ -120,7 +120,7 @@ def is_done(cell: Cell, result: Result) -> bool:
     return result.status == "finished" and _is_of(cell, result)
 
 
-def can_go_on(state: CellState, cell: Cell) -> bool:
+def can_resume(state: CellState, cell: Cell) -> bool:
     """Whether the run of a cell was cut short and left a state of this cell to go on from."""
     is_own = state.result is not None and _is_of(cell, state.result)
     return state.status == "interrupted" and is_own and has_checkpoint(checkpoint_path(state.path))

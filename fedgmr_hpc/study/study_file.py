@@ -12,7 +12,7 @@
                                            past it, unless they say run.max_time_s
     last: 5                                m: looks averaged, and window of moving means
     targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
-    ranks: 1, side_by_side: 2              ranks of a cell, cells at a time (default: cores / ranks)
+    ranks: 1, max_parallel: 2              ranks of a cell, cells at a time (default: cores / ranks)
     tune: {train.learning_rate: [...]}     dotted key -> values, chosen for every row and column
     tune_cells: 3                          combinations tried of them (default: all; see below)
     tune_seeds: [1000]                     seeds of the trials, none of which is a cell's
@@ -37,7 +37,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from fedgmr_hpc.config.axes import Count, Number, Positive, Section
 from fedgmr_hpc.config.install import configs_dir
@@ -86,7 +86,9 @@ class StudyFile(Section):
     last: Count = 3
     targets: tuple[Accuracy, ...] = ()
     ranks: Count = 1
-    side_by_side: Count | None = None
+    max_parallel: Count | None = Field(
+        default=None, validation_alias=AliasChoices("max_parallel", "side_by_side")
+    )
     claims: tuple[ClaimSpec, ...] = ()
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     tune_cells: Count | None = None

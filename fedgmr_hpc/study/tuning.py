@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from fedgmr_hpc.results.series import end_s
-from fedgmr_hpc.study.cells import Cell, Labels, Option, Tuning
+from fedgmr_hpc.study.cells import Candidate, Cell, Labels, Tuning
 from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.states import ENDED, CellState, read_state, result_path
 
@@ -50,7 +50,7 @@ class Spent:
     wall_s: float = 0.0
 
 
-class OpenError(ValueError):
+class UntunedError(ValueError):
     """Why a cell has no values; `status`: it waits for its trials, or they all have failed."""
 
     def __init__(self, status: Literal["waiting", "failed"], why: str) -> None:
@@ -64,7 +64,7 @@ def read_states(folder: Path, cells: Sequence[Cell]) -> States:
     return [_read(folder, cell, trials) for cell in cells]
 
 
-def settled(folder: Path, cell: Cell) -> Cell:
+def with_chosen_values(folder: Path, cell: Cell) -> Cell:
     """A cell with its chosen values.
 
     Raises:
@@ -72,14 +72,14 @@ def settled(folder: Path, cell: Cell) -> Cell:
     """
     if cell.tuning is None:
         return cell
-    return settle(cell, {t.digest: read_state(folder, t) for t in cell.tuning.trials})
+    return choose_values(cell, {t.digest: read_state(folder, t) for t in cell.tuning.trials})
 
 
-def settle(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
+def choose_values(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
     """A cell with the values that its trials, whose states are given by digest, have chosen.
 
     Raises:
-        OpenError: they say nothing yet, or never will.
+        UntunedError: they say nothing yet, or never will.
     """
     if cell.tuning is None:
         return cell
@@ -88,20 +88,22 @@ def settle(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
     if num_ended < len(states):
         num_failed = sum(state.status == "failed" for state in states)
         failed = f", {num_failed} failed" if num_failed else ""
-        raise OpenError("waiting", f"{num_ended} of {len(states)} trials have ended{failed}")
-    best = _best([_validation(option, cell.tuning, trials) for option in cell.tuning.options])
+        raise UntunedError("waiting", f"{num_ended} of {len(states)} trials have ended{failed}")
+    best = _best(
+        [_validation(candidate, cell.tuning, trials) for candidate in cell.tuning.candidates]
+    )
     if best is None:
         why = f"no trial has a validation accuracy at {cell.tuning.at_s:g} s"
-        raise OpenError("failed", why)
-    return replace(cell.tuning.options[best].run, ticket=cell.digest)
+        raise UntunedError("failed", why)
+    return replace(cell.tuning.candidates[best].run, pending_digest=cell.digest)
 
 
 def _read(folder: Path, cell: Cell, trials: Mapping[str, CellState]) -> tuple[Cell, CellState]:
     if cell.is_trial:
         return cell, trials[cell.digest]
     try:
-        cell = settle(cell, trials)
-    except OpenError as error:
+        cell = choose_values(cell, trials)
+    except UntunedError as error:
         return cell, CellState(error.status, result_path(folder, cell), error=str(error))
     return cell, read_state(folder, cell)
 
@@ -131,19 +133,19 @@ def spent_by_row(states: States) -> dict[str, Spent]:
 
 
 def _scores(row: str, column: str, tuning: Tuning, trials: Mapping[str, CellState]) -> list[Score]:
-    values = [_validation(option, tuning, trials) for option in tuning.options]
+    values = [_validation(candidate, tuning, trials) for candidate in tuning.candidates]
     is_over = all(trials[trial.digest].status in ENDED for trial in tuning.trials)
     best = _best(values) if is_over else None
     return [
         Score(
             row,
             column,
-            option.run.values,
+            candidate.run.values,
             value,
-            len(option.trials),
+            len(candidate.trials),
             index == best,
         )
-        for index, (option, value) in enumerate(zip(tuning.options, values, strict=True))
+        for index, (candidate, value) in enumerate(zip(tuning.candidates, values, strict=True))
     ]
 
 
@@ -153,8 +155,8 @@ def _best(scores: Sequence[float]) -> int | None:
     return int(np.argmax(known)) if max(known) > -math.inf else None
 
 
-def _validation(option: Option, tuning: Tuning, trials: Mapping[str, CellState]) -> float:
-    return float(np.mean([_reached(t, trials[t.digest], tuning) for t in option.trials]))
+def _validation(candidate: Candidate, tuning: Tuning, trials: Mapping[str, CellState]) -> float:
+    return float(np.mean([_reached(t, trials[t.digest], tuning) for t in candidate.trials]))
 
 
 def _reached(trial: Cell, state: CellState, tuning: Tuning) -> float:

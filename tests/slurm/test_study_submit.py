@@ -17,7 +17,7 @@ from fedgmr_hpc.storage.reader import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.states import read_state
 from fedgmr_hpc.study.study_file import load_study
-from fedgmr_hpc.study.tuning import settled
+from fedgmr_hpc.study.tuning import with_chosen_values
 
 BIN = Path(sys.executable).parent
 STUDY: dict[str, Any] = {
@@ -163,7 +163,7 @@ def test_cells_of_a_tuned_study_wait_for_the_trials(desk: Desk) -> None:
     assert "0 to submit" in again and f"queued, job {second} (Dependency)" in again
     desk.await_end(report)
     assert "3 done of 3 cells" in desk.study("status"), desk.logs()
-    run = settled(desk.cells_dir, cell)
+    run = with_chosen_values(desk.cells_dir, cell)
     assert [read_state(desk.cells_dir, each).status for each in (*trials, run)] == ["done"] * 3
     page = (desk.folder / "out" / "tiny" / "report.md").read_text()
     assert "1 of 1 cells finished, 2 of 2 trials" in page

@@ -19,7 +19,7 @@ import numpy as np
 from fedgmr_hpc.reporting.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches
-from fedgmr_hpc.study.claims import Contest, Finding, judge
+from fedgmr_hpc.study.claims import ClaimResult, Comparison, judge
 from fedgmr_hpc.study.measures import Run, measure
 from fedgmr_hpc.study.report.figures import COURSES, draw
 from fedgmr_hpc.study.report.tables import (
@@ -114,13 +114,13 @@ def _tables(
 
 def _findings(
     study: StudyFile, spec: ClaimSpec, cells: Sequence[Cell], runs: Sequence[Run]
-) -> list[Finding]:
+) -> list[ClaimResult]:
     """One finding for each opponent of a claim."""
     a = find_row(cells, spec.a, "claims")
     full = None if spec.full is None else find_row(cells, spec.full, "claims")
     at_s = spec.at_s or study.comparison_time_s
     return [
-        judge(Contest(spec, a, b, full, at_s, study.last), runs, _num_planned(cells, spec, a, b))
+        judge(Comparison(spec, a, b, full, at_s, study.last), runs, _num_planned(cells, spec, a, b))
         for b in (find_row(cells, row, "claims") for row in spec.opponents())
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedgmr_hpc.reporting.statistics import Summary, medians, summarize, window_around
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.claims import UNITS, Finding
+from fedgmr_hpc.study.claims import UNITS, ClaimResult
 from fedgmr_hpc.study.measures import Run, columns_of, pairs, rows_of, select_runs
 
 LEGACY_NUM = 10  # evaluations on either side of T, spec section 10.2
@@ -197,7 +197,7 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     )
 
 
-def claims_table(findings: Sequence[Finding], runs: Sequence[Run], command: str) -> Table:
+def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], command: str) -> Table:
     """The verdicts, with their figures, of `runs`."""
     rows = [
         [

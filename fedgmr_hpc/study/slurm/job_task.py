@@ -27,7 +27,7 @@ from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.runner import run_cell, start_here
 from fedgmr_hpc.study.states import ENDED
-from fedgmr_hpc.study.tuning import settled
+from fedgmr_hpc.study.tuning import with_chosen_values
 from fedgmr_hpc.transport.termination import handling
 
 _RUN = 'source "$0/common.sh"; flag=$1; shift; run_ranks "$@"'
@@ -58,7 +58,7 @@ class CellTask:
             SystemExit: it was told to end.
         """
         try:
-            cell = settled(self.cells_dir, self.cell)
+            cell = with_chosen_values(self.cells_dir, self.cell)
         except ValueError as error:
             raise RunError(f"{self.cell.name}: {error}") from None
         try:

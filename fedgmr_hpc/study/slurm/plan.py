@@ -18,12 +18,12 @@ from typing import Any
 from fedgmr_hpc.config.install import scripts_dir
 from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.folder import Place, at_least_1
+from fedgmr_hpc.study.folder import StudyFolder, at_least_1
 from fedgmr_hpc.study.job_states import next_folder
 from fedgmr_hpc.study.slurm.sbatch_text import make_sbatch_text
 
 SIGNAL_S = 300  # from Slurm's warning to the end of a job's time
-AT_MOST = 32  # cells at a time in a cluster, where nobody says
+DEFAULT_MAX_PARALLEL = 32  # cells at a time in a cluster, where nobody says
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plan:
         folder: of this submission, for submitit's files; not there yet.
         report: what Python is given to report.
         num_nodes: of each cell.
-        at_most: cells at a time.
+        max_parallel: cells at a time.
         scripts: the folder slurm/.
         variables: of a job's environment.
         after: ids of jobs that its cells wait for.
@@ -49,7 +49,7 @@ class Plan:
     report: tuple[str, ...]
     num_ranks: int
     num_nodes: int
-    at_most: int
+    max_parallel: int
     site: Site
     scripts: Path
     variables: Mapping[str, str]
@@ -78,7 +78,7 @@ class Plan:
             "ntasks_per_node": math.ceil(self.num_ranks / self.num_nodes),
             "cpus_per_task": 1,
             "gpus_per_node": self.gpus_per_node,
-            "array_parallelism": self.at_most,
+            "array_parallelism": self.max_parallel,
             "additional_parameters": asked,
         }
 
@@ -108,7 +108,7 @@ class Plan:
 
 
 def make_plan(
-    place: Place, cells: Sequence[Cell], arguments: argparse.Namespace, number: int = 0
+    folder: StudyFolder, cells: Sequence[Cell], arguments: argparse.Namespace, number: int = 0
 ) -> Plan:
     """What is submitted for `cells` as the array `number` of several, with the command's options.
 
@@ -117,28 +117,28 @@ def make_plan(
     """
     site = load_site(arguments.site) if arguments.site else Site()
     wished = arguments.ranks
-    num_ranks = at_least_1("--ranks", place.study.ranks if wished is None else wished)
+    num_ranks = at_least_1("--ranks", folder.study.ranks if wished is None else wished)
     nodes = nodes_for(site, num_ranks) if arguments.nodes is None else arguments.nodes
-    abreast = place.abreast(num_ranks, arguments.side_by_side)
-    if not arguments.local and arguments.side_by_side is None:
-        abreast = place.study.side_by_side or AT_MOST
-    cells_dir = place.cells_dir.absolute()
+    max_parallel = folder.max_parallel(num_ranks, arguments.max_parallel)
+    if not arguments.local and arguments.max_parallel is None:
+        max_parallel = folder.study.max_parallel or DEFAULT_MAX_PARALLEL
+    cells_dir = folder.cells_dir.absolute()
     return Plan(
-        name=place.report_dir.name,
+        name=folder.report_dir.name,
         cells=tuple(cells),
         cells_dir=cells_dir,
         folder=next_folder(cells_dir, number),
-        report=tuple(place.command_words("report")),
+        report=tuple(folder.command_arguments("report")),
         num_ranks=num_ranks,
         num_nodes=at_least_1("--nodes", nodes),
-        at_most=abreast,
+        max_parallel=max_parallel,
         site=site,
         scripts=scripts_dir(),
         variables={**_own_venv(site), **job_values(site, prefix="FEDGMR_")},
     )
 
 
-def render_texts(plans: Sequence[Plan], job: str = "JOB") -> list[str]:
+def render_scripts(plans: Sequence[Plan], job: str = "JOB") -> list[str]:
     """What sbatch is given for the cells and for the report, with ids that `job` stands for."""
     ids = [job if len(plans) == 1 else f"{job}{number}" for number in range(1, len(plans) + 1)]
     texts = []

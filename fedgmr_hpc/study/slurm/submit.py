@@ -30,10 +30,10 @@ from submitit.core.utils import FailedJobError
 from fedgmr_hpc.config.sites import job_values, load_site
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.folder import (
-    IN_HAND,
-    Place,
-    counts,
-    describe_ends,
+    ACTIVE,
+    StudyFolder,
+    count_states,
+    describe_limits,
     job_of,
     render_status,
     states_with_jobs,
@@ -47,7 +47,7 @@ from fedgmr_hpc.study.job_states import (
 )
 from fedgmr_hpc.study.runner import GRACE_S
 from fedgmr_hpc.study.slurm.job_task import CellTask, ReportTask
-from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_texts
+from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_scripts
 from fedgmr_hpc.study.slurm.sbatch_text import PYTHON
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import States
@@ -55,10 +55,10 @@ from fedgmr_hpc.transport.termination import handling, held_back, interrupt
 
 YEAR_MIN = 365 * 24 * 60
 POLL_S = 0.2
-LEFT_ALONE = (*ENDED, *IN_HAND)
+SKIPPED = (*ENDED, *ACTIVE)
 
 
-def main(place: Place, arguments: argparse.Namespace) -> int:
+def main(folder: StudyFolder, arguments: argparse.Namespace) -> int:
     """Submits, shows or runs here what nobody has done or has in hand; returns the exit code.
 
     Raises:
@@ -67,16 +67,16 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
     needs_slurm = not (arguments.dry_run or arguments.local)
     if needs_slurm:
         _check_slurm()
-    states, jobs, unknown = states_with_jobs(place)
+    states, jobs, unknown = states_with_jobs(folder)
     if unknown and needs_slurm:
         raise ValueError(f"study submit: what is in the queue is not known: {unknown}")
-    todo = {cell.digest: cell for cell, state in states if state.status not in LEFT_ALONE}
+    todo = {cell.digest: cell for cell, state in states if state.status not in SKIPPED}
     ready = [cell for cell in todo.values() if cell.tuning is None]
     waiting = [cell for cell, state in states if state.status == "waiting"]
     most = len(states) if arguments.local else most_tasks()
-    parts = [in_parts(cells, most) for cells in (ready, waiting)]
-    plans = [make_plan(place, part, arguments, n) for n, part in enumerate(sum(parts, []))]
-    print(_describe(place, states, len(todo)), file=sys.stderr, flush=True)
+    parts = [split_cells(cells, most) for cells in (ready, waiting)]
+    plans = [make_plan(folder, part, arguments, n) for n, part in enumerate(sum(parts, []))]
+    print(_describe(folder, states, len(todo)), file=sys.stderr, flush=True)
     if not plans:
         return 0
     if max(map(len, parts)) > 1:
@@ -87,13 +87,13 @@ def main(place: Place, arguments: argparse.Namespace) -> int:
     for name, text in plans[0].for_sbatch().items():
         print(f"  with {name}={text} for sbatch", file=sys.stderr)
     if arguments.dry_run:
-        print(*render_texts(plans), sep="", end="")
+        print(*render_scripts(plans), sep="", end="")
         return 0
-    place.note_words()
-    return _run_here(place, plans) if arguments.local else _submit_all(place, plans)
+    folder.save_overrides()
+    return _run_here(folder, plans) if arguments.local else _submit_all(folder, plans)
 
 
-def in_parts(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
+def split_cells(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
     """`cells` in order, in as few parts of at most `most` as will do; none of none."""
     return [cells[start : start + most] for start in range(0, len(cells), most)]
 
@@ -103,7 +103,7 @@ def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
     names = [
         job.name.partition("_")[0]
         for cell, state in states
-        if cell.is_trial and state.status in IN_HAND and (job := job_of(jobs, cell))
+        if cell.is_trial and state.status in ACTIVE and (job := job_of(jobs, cell))
     ]
     return tuple(dict.fromkeys(names))
 
@@ -128,19 +128,19 @@ def _check_slurm() -> None:
         )
 
 
-def _describe(place: Place, states: States, num_todo: int) -> str:
+def _describe(folder: StudyFolder, states: States, num_todo: int) -> str:
     """How many cells there are, and which are left alone, and why."""
-    found = counts([state for _, state in states])
+    found = count_states([state for _, state in states])
     alone = [
         f"  left alone: {cell.name}: {state.status}{state.job and ', ' + state.job}"
         for cell, state in states
-        if state.status in LEFT_ALONE
+        if state.status in SKIPPED
     ]
-    head = f"{place.study.title}: {len(states)} cells ({found}), {num_todo} to submit"
-    return "\n".join([head, *describe_ends(place), *alone])
+    head = f"{folder.study.title}: {len(states)} cells ({found}), {num_todo} to submit"
+    return "\n".join([head, *describe_limits(folder), *alone])
 
 
-def _submit_all(place: Place, plans: Sequence[Plan]) -> int:
+def _submit_all(folder: StudyFolder, plans: Sequence[Plan]) -> int:
     """Submits the arrays, each after those before it, and their report.
 
     Raises:
@@ -153,7 +153,7 @@ def _submit_all(place: Place, plans: Sequence[Plan]) -> int:
             jobs.append(_submit_cells(replace(plan, after=(*plan.after, *jobs))))
         last = plans[-1]
         after = _submit(last.report_folder, last.report_settings(jobs), [ReportTask(last.report)])
-    print(f"job {after}: the report, after them\nnext: {place.command('status')}")
+    print(f"job {after}: the report, after them\nnext: {folder.command('status')}")
     return 0
 
 
@@ -161,14 +161,16 @@ def _submit_cells(plan: Plan) -> str:
     """Submits the cells' array; returns its id."""
     tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
     digests = tuple(cell.digest for cell in plan.cells)
-    write_submission(Submission(plan.folder, digests, plan.at_most))
+    write_submission(Submission(plan.folder, digests, plan.max_parallel))
     try:
         job = _submit(plan.folder, plan.array_settings(), tasks)
     except ValueError:
         shutil.rmtree(plan.folder)
         raise
     after = f", after {' and '.join(plan.after)}" if plan.after else ""
-    print(f"job {job}: {len(tasks)} cells, {plan.at_most} at a time{after}; logs: {plan.folder}")
+    print(
+        f"job {job}: {len(tasks)} cells, {plan.max_parallel} at a time{after}; logs: {plan.folder}"
+    )
     return job
 
 
@@ -185,26 +187,26 @@ def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> 
     return str(jobs[0].job_id).partition("_")[0]
 
 
-def _run_here(place: Place, plans: Sequence[Plan]) -> int:
-    """Runs the same tasks on this machine, `at_most` at a time, then the report."""
+def _run_here(folder: StudyFolder, plans: Sequence[Plan]) -> int:
+    """Runs the same tasks on this machine, `max_parallel` at a time, then the report."""
     os.environ.update(plans[0].variables)
-    print(f"meanwhile: {place.command('status')}", flush=True)
+    print(f"meanwhile: {folder.command('status')}", flush=True)
     for plan in plans:
         _run_cells_here(plan)
     _run_locally(plans[-1].report_folder, [ReportTask(plans[-1].report)], 1)
-    states = place.states()
-    print(f"{render_status(place)}\nreport: {place.report_dir}")
+    states = folder.states()
+    print(f"{render_status(folder)}\nreport: {folder.report_dir}")
     return 0 if all(state.status in ENDED for _, state in states) else 1
 
 
 def _run_cells_here(plan: Plan) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, None, visible) for cell in plan.cells]
-    print(f"{len(tasks)} cells, {plan.at_most} at a time; logs: {plan.folder}", flush=True)
-    _run_locally(plan.folder, tasks, plan.at_most)
+    print(f"{len(tasks)} cells, {plan.max_parallel} at a time; logs: {plan.folder}", flush=True)
+    _run_locally(plan.folder, tasks, plan.max_parallel)
 
 
-def _run_locally(folder: Path, tasks: Sequence[Any], at_most: int) -> None:
+def _run_locally(folder: Path, tasks: Sequence[Any], max_parallel: int) -> None:
     """Runs `tasks` by submitit.
 
     Raises:
@@ -218,7 +220,7 @@ def _run_locally(folder: Path, tasks: Sequence[Any], at_most: int) -> None:
         with handling(signal.SIGTERM, interrupt):
             while waiting or running:
                 running = [job for job in running if not job.done()]
-                if waiting and len(running) < at_most:
+                if waiting and len(running) < max_parallel:
                     with handling(signal.SIGINT, signal.SIG_IGN):  # Ctrl-C is for this process
                         running.append(executor.submit(waiting.pop(0)))
                     lock_pickles(folder)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fedgmr_hpc.study.claims import Contest, decide, judge, paired_values
+from fedgmr_hpc.study.claims import Comparison, decide, judge, paired_values
 from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.study_file import ClaimSpec
 
@@ -40,9 +40,9 @@ def flat(row: str, accuracies: Sequence[float]) -> list[Run]:
     return [make_run(row, seed, [0.1, a, a, a]) for seed, a in enumerate(accuracies)]
 
 
-def contest(kind: str, **words: object) -> Contest:
+def comparison(kind: str, **words: object) -> Comparison:
     spec = ClaimSpec.model_validate({"name": "claim", "kind": kind, "a": "a", "b": "b", **words})
-    return Contest(spec, "a", "b", "f" if "full" in words else None, at_s=30.0, last=2)
+    return Comparison(spec, "a", "b", "f" if "full" in words else None, at_s=30.0, last=2)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_interval_decides(interval: tuple[float, float] | None, verdict: str)
 
 def test_a_steady_difference_is_supported_and_its_reverse_is_not() -> None:
     runs = flat("a", [0.80, 0.82, 0.84]) + flat("b", [0.70, 0.71, 0.75])
-    found = judge(contest("difference"), runs, 3)
+    found = judge(comparison("difference"), runs, 3)
     assert found.verdict == "SUPPORTED" and found.num_pairs == 3 and found.num_missing == 0
     assert found.value == pytest.approx(10.0)  # 10, 11, 9
     half = 4.303 / math.sqrt(3)
@@ -70,27 +70,27 @@ def test_a_steady_difference_is_supported_and_its_reverse_is_not() -> None:
         make_run({"a": "b", "b": "a"}[run.row], run.seed, [float(x) for x in run.test])
         for run in runs
     ]
-    assert judge(contest("difference"), turned, 3).verdict == "NOT SUPPORTED"
+    assert judge(comparison("difference"), turned, 3).verdict == "NOT SUPPORTED"
 
 
 def test_three_scattered_pairs_of_one_sign_are_inconclusive() -> None:
     runs = flat("a", [0.71, 0.90, 0.72]) + flat("b", [0.70, 0.70, 0.70])
-    assert judge(contest("difference"), runs, 3).verdict == "INCONCLUSIVE"
+    assert judge(comparison("difference"), runs, 3).verdict == "INCONCLUSIVE"
 
 
 def test_missing_pairs_are_counted_and_one_pair_decides_nothing() -> None:
     runs = flat("a", [0.8, 0.8, 0.8]) + flat("b", [0.1])
-    found = judge(contest("difference"), runs, 3)
+    found = judge(comparison("difference"), runs, 3)
     assert (found.verdict, found.num_pairs, found.num_missing) == ("INCONCLUSIVE", 1, 2)
     assert "one pair" in found.note
-    nothing = judge(contest("difference"), flat("a", [0.8]), 3)
+    nothing = judge(comparison("difference"), flat("a", [0.8]), 3)
     assert nothing.num_missing == 3 and math.isnan(nothing.value)
 
 
 def test_where_keeps_other_conditions_out() -> None:
     runs = flat("a", [0.8, 0.8]) + flat("b", [0.7, 0.7])
     runs += [make_run("a", 2, [0.1] * 4, "low"), make_run("b", 2, [0.9] * 4, "low")]
-    assert paired_values(contest("difference", where={"level": "high"}), runs) == pytest.approx(
+    assert paired_values(comparison("difference", where={"level": "high"}), runs) == pytest.approx(
         [10.0, 10.0]
     )
 
@@ -99,9 +99,9 @@ def test_time_ratio_counts_halvings_and_who_never_gets_there() -> None:
     runs = [make_run("a", 0, [0.1, 0.9, 0.9, 0.9]), make_run("b", 0, [0.1, 0.1, 0.9, 0.9])]
     runs += [make_run("a", 1, [0.1, 0.9, 0.9, 0.9]), make_run("b", 1, [0.1] * 4)]
     runs += [make_run("a", 2, [0.1] * 4), make_run("b", 2, [0.1] * 4)]
-    values = paired_values(contest("time_ratio", target=0.5), runs)
+    values = paired_values(comparison("time_ratio", target=0.5), runs)
     assert values == pytest.approx([1.0, math.inf])  # 10 s against 20 s; the third pair: neither
-    found = judge(contest("time_ratio", target=0.5), runs, 3)
+    found = judge(comparison("time_ratio", target=0.5), runs, 3)
     assert (found.verdict, found.num_missing, found.value) == ("SUPPORTED", 1, math.inf)
 
 
@@ -110,7 +110,7 @@ def test_three_scattered_time_ratios_of_one_sign_are_inconclusive() -> None:
     courses = ([0.1, 0.1, 0.9, 0.9], [0.1, 0.9, 0.9, 0.9], [0.1, 0.1, 0.9, 0.9])
     runs = [make_run("a", seed, course) for seed, course in enumerate(courses)]
     runs += [make_run("b", seed, [0.1, 0.1, 0.1, 0.9]) for seed in range(3)]
-    found = judge(contest("time_ratio", target=0.5), runs, 3)  # 30 s against 20, 10 and 20 s
+    found = judge(comparison("time_ratio", target=0.5), runs, 3)  # 30 s against 20, 10 and 20 s
     short, long = math.log2(1.5), math.log2(3)
     mean = (2 * short + long) / 3
     half = 4.303 * np.std([short, long, short], ddof=1) / math.sqrt(3)
@@ -121,20 +121,20 @@ def test_three_scattered_time_ratios_of_one_sign_are_inconclusive() -> None:
 def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
     runs = [make_run("a", s, [0.1] * 4) for s in (0, 1)]
     runs += [make_run("b", s, [0.1, 0.9, 0.9, 0.9]) for s in (0, 1)]
-    assert judge(contest("time_ratio", target=0.5), runs, 2).verdict == "NOT SUPPORTED"
+    assert judge(comparison("time_ratio", target=0.5), runs, 2).verdict == "NOT SUPPORTED"
 
 
 def test_gap_narrowing_compares_shortfalls_that_are_never_negative() -> None:
     runs = flat("f", [0.80, 0.80]) + flat("a", [0.78, 0.90]) + flat("b", [0.70, 0.75])
-    values = paired_values(contest("gap_narrowing", full="f"), runs)
+    values = paired_values(comparison("gap_narrowing", full="f"), runs)
     assert values == pytest.approx([8.0, 5.0])  # 10 - 2, 5 - 0
 
 
 def test_a_steadier_run_is_supported_unless_it_collapses() -> None:
     steady = [make_run("a", s, [0.1, 0.80, 0.80, 0.80 + s / 1000]) for s in range(3)]
     shaky = [make_run("b", s, [0.1, 0.80, 0.60, 0.80 + s / 1000]) for s in range(3)]
-    spread = contest("stability", window=3)
+    spread = comparison("stability", window=3)
     assert judge(spread, steady + shaky, 3).verdict == "SUPPORTED"
     fallen = [make_run("a", s, [0.8, 0.8, 0.2, 0.2]) for s in range(3)]
-    found = judge(contest("stability", window=2), fallen + shaky, 3)
+    found = judge(comparison("stability", window=2), fallen + shaky, 3)
     assert found.verdict == "NOT SUPPORTED" and "a-s0 by 60.0 points" in found.note

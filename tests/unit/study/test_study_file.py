@@ -44,6 +44,12 @@ def test_a_matrix_makes_every_combination_with_its_settings() -> None:
     }
 
 
+def test_the_old_spelling_of_max_parallel_still_works() -> None:
+    assert [
+        load_study({**TINY, key: 3})[0].max_parallel for key in ("max_parallel", "side_by_side")
+    ] == [3, 3]
+
+
 def test_exclude_and_more_cells() -> None:
     changes = {
         "exclude": [{"method": "fedavg", "clients.level": "low"}],

@@ -24,7 +24,7 @@ from fedgmr_hpc.study.report.tables import (
     difference_table,
     own_tables,
 )
-from fedgmr_hpc.study.states import read_state, take_lock, write_error
+from fedgmr_hpc.study.states import acquire_lock, read_state, write_error
 from fedgmr_hpc.study.study_file import load_study
 
 SCALE = Scale(at_s=20.0, last=1, targets=(0.5, 0.95), reference="a", command="redo")
@@ -155,8 +155,8 @@ def test_states_follow_locks_and_errors(tmp_path: Path) -> None:
     study, words = load_study(TINY)
     cell = expand(study, words)[0]
     assert read_state(tmp_path, cell).status == "missing"
-    lock = take_lock(tmp_path, cell)
-    assert lock is not None and take_lock(tmp_path, cell) is None
+    lock = acquire_lock(tmp_path, cell)
+    assert lock is not None and acquire_lock(tmp_path, cell) is None
     assert read_state(tmp_path, cell).status == "running"
     lock.release()
     write_error(tmp_path / f"{cell.name}.h5", "x\nfedgmr_hpc: error: too small\nlast\n", 2)

@@ -21,8 +21,8 @@ from fedgmr_hpc.study.job_states import (
     with_job,
     write_submission,
 )
-from fedgmr_hpc.study.slurm.plan import Plan, nodes_for, render_texts
-from fedgmr_hpc.study.slurm.submit import in_parts
+from fedgmr_hpc.study.slurm.plan import Plan, nodes_for, render_scripts
+from fedgmr_hpc.study.slurm.submit import split_cells
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.study_file import load_study
 
@@ -59,7 +59,7 @@ def make_plan(cells: list[Cell], site: Site = SITE) -> Plan:
         report=("-m", "fedgmr_hpc", "study", "report", "tiny.yaml"),
         num_ranks=5,
         num_nodes=2,
-        at_most=3,
+        max_parallel=3,
         site=site,
         scripts=Path("/shared/fedgmr hpc/slurm"),
         variables={"FEDGMR_MODULES": "gcc/13.2 openmpi/5.0", "FEDGMR_VENV": "/shared/venv"},
@@ -68,13 +68,13 @@ def make_plan(cells: list[Cell], site: Site = SITE) -> Plan:
 
 def test_texts_are_the_recorded_ones() -> None:
     """After a wanted change: write the texts into the files, and read what has become of them."""
-    array, report = render_texts([make_plan(make_cells())], job="4711")
+    array, report = render_scripts([make_plan(make_cells())], job="4711")
     assert array == (GOLDEN / "study_array.sh").read_text()
     assert report == (GOLDEN / "study_report.sh").read_text()
 
 
 def test_one_cell_is_no_array_and_a_site_without_facts_asks_for_nothing() -> None:
-    array, report = render_texts([make_plan(make_cells()[:1], Site())])
+    array, report = render_scripts([make_plan(make_cells()[:1], Site())])
     assert "--array" not in array and "0003/%j_0_log.out" in array
     for key in ("partition", "account", "qos", "constraint", "mem", "time", "gpus", "wckey"):
         assert f"--{key}" not in array + report
@@ -105,7 +105,7 @@ def test_a_cell_asks_for_the_gpus_that_its_client_ranks_can_use(
     site = Site(gpus_per_node=4)
     plan = replace(make_plan(make_cells(), site), num_ranks=ranks, num_nodes=nodes)
     assert plan.gpus_per_node == gpus
-    array, _ = render_texts([plan])
+    array, _ = render_scripts([plan])
     assert f"#SBATCH --ntasks-per-node={-(-ranks // nodes)}\n" in array
     study, words = load_study({**STUDY, "set": {"device": "cpu"}})
     assert replace(plan, cells=tuple(expand(study, words))).gpus_per_node is None
@@ -258,8 +258,8 @@ def test_more_cells_than_an_array_may_have_are_submitted_in_parts(
 
 
 def test_parts_keep_order_and_leave_none_out() -> None:
-    assert in_parts([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]  # type: ignore[list-item]
-    assert in_parts([], 2) == []
+    assert split_cells([1, 2, 3, 4, 5], 2) == [[1, 2], [3, 4], [5]]  # type: ignore[list-item]
+    assert split_cells([], 2) == []
 
 
 def test_slurm_that_refuses_leaves_nothing_behind_but_what_it_took(

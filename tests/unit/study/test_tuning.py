@@ -21,7 +21,7 @@ from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.slurm.job_task import CellTask
 from fedgmr_hpc.study.states import CellState, read_state
 from fedgmr_hpc.study.study_file import StudyFile, load_study
-from fedgmr_hpc.study.tuning import OpenError, Spent, scores_of, settle, spent_by_row
+from fedgmr_hpc.study.tuning import Spent, UntunedError, choose_values, scores_of, spent_by_row
 
 STUDY: dict[str, Any] = {
     "title": "tuned",
@@ -158,7 +158,7 @@ def states_of(cells: list[Cell], values: Mapping[str, float]) -> list[tuple[Cell
 
 
 def chosen(cell: Cell, cells: list[Cell], values: Mapping[str, float]) -> Cell:
-    return settle(cell, {c.digest: state_of(c, values) for c in cells if c.is_trial})
+    return choose_values(cell, {c.digest: state_of(c, values) for c in cells if c.is_trial})
 
 
 def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
@@ -173,7 +173,7 @@ def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
         run = chosen(cell, cells, values)
         assert run.config.train.learning_rate == wanted.get((cell.row, cell.column), 0.3)
         assert (run.seed, run.row, run.column) == (cell.seed, cell.row, cell.column)
-        assert run.ticket == cell.digest != run.digest and run.tuning is None
+        assert run.pending_digest == cell.digest != run.digest and run.tuning is None
     tables = tuning_tables(load_study(STUDY)[0], cells, states_of(cells, values), "redo")
     at_end = "yes, at an end: learning rate 0.9"
     assert ["high", "fedgmr", "learning rate 0.9", "80.50", at_end] in tables[0].rows
@@ -200,13 +200,13 @@ def test_a_cell_waits_for_all_its_trials_and_a_diverged_one_is_the_worst(
     cells = cells_of(tune={RATE: [0.1, 0.3]}, matrix=matrix)
     first, second, cell = cells
     values[first.digest] = math.nan
-    with pytest.raises(OpenError, match="1 of 2 trials have ended") as waits:
+    with pytest.raises(UntunedError, match="1 of 2 trials have ended") as waits:
         chosen(cell, cells, values)
     assert waits.value.status == "waiting"
     values[second.digest] = 0.01
     assert chosen(cell, cells, values).values == {RATE: 0.3}
     values[second.digest] = math.nan
-    with pytest.raises(OpenError, match="no trial has a validation accuracy at 20 s") as fails:
+    with pytest.raises(UntunedError, match="no trial has a validation accuracy at 20 s") as fails:
         chosen(cell, cells, values)
     assert fails.value.status == "failed"
 
@@ -265,5 +265,8 @@ def test_a_study_tunes_then_runs_and_reports_what_that_took(
     )
     page = (tmp_path / "out" / "tuned" / "report.md").read_text()
     assert "1 of 1 cells finished, 2 of 2 trials" in page and "### What the tuning took" in page
-    (run,) = {c.digest for c in (tuning.settled(folder, cell),)}
-    assert read_state(folder, tuning.settled(folder, cell)).status == "done" and run != cell.digest
+    (run,) = {c.digest for c in (tuning.with_chosen_values(folder, cell),)}
+    assert (
+        read_state(folder, tuning.with_chosen_values(folder, cell)).status == "done"
+        and run != cell.digest
+    )
