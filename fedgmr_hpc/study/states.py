@@ -93,15 +93,15 @@ def result_path(folder: Path, cell: Cell) -> Path:
     return found[0] if found else folder / f"{cell.name}.h5"
 
 
-def read_state(folder: Path, cell: Cell, held: bool = False) -> CellState:
+def read_state(folder: Path, cell: Cell, lock_held: bool = False) -> CellState:
     """The state of a cell from its files.
 
     Args:
-        held: its lock is known to be held for a run that has ended or not begun.
+        lock_held: its lock is known to be held for a run that has ended or not begun.
     """
     path = result_path(folder, cell)
     result = _try_read(path)
-    if not held and is_locked(folder, cell):
+    if not lock_held and is_locked(folder, cell):
         return CellState("running", path, _progress(cell, result), result=result)
     if result is not None and is_done(cell, result):
         return CellState("done", path, 1.0, result=result)
