@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 Condition = str | Mapping[str, Any]
-_MAX_SHOWN = 80  # characters of a value
+_MAX_SHOWN = 200  # characters of a value
 _UNSAID = object()
 
 

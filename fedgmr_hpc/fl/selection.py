@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 
 COLUMNS = ["client", "from_s", "to_s"]
@@ -70,9 +71,8 @@ def read_availability(path: str, num_clients: int, period_s: float | None) -> Av
         raise ValueError(f"clients.availability: {path} cannot be read: {error}") from None
     if not rows or rows[0] != COLUMNS:
         found = ",".join(rows[0]) if rows and rows[0] else "nothing"
-        raise ValueError(
-            f"clients.availability: {path} begins with {found}, needed: {','.join(COLUMNS)}"
-        )
+        need = f"begin with the header {','.join(COLUMNS)}"
+        raise ValueError(must(f"clients.availability: {path}", need, found=found))
     period = math.inf if period_s is None else period_s
     spans: dict[int, list[Span]] = {}
     for number, row in enumerate(rows[1:], 2):
@@ -92,13 +92,14 @@ def _parse(row: list[str], num_clients: int, period_s: float, where: str) -> tup
         number, from_s, to_s = row
         client, begin, end = int(number), float(from_s), float(to_s)
     except ValueError:
-        raise ValueError(f"{where}: got {','.join(row)}, needed: client,from_s,to_s") from None
-    if not 0 <= client < num_clients:
-        raise ValueError(f"{where}: got client {client}, allowed: 0 to {num_clients - 1}")
-    if not 0 <= begin < end or begin >= period_s or (end > period_s and math.isfinite(end)):
         raise ValueError(
-            f"{where}: got {begin:g} to {end:g}, allowed: 0 <= from_s < to_s <= the period"
-        )
+            must_be(f"{where}: a row", "client,from_s,to_s", found=",".join(row))
+        ) from None
+    if not 0 <= client < num_clients:
+        raise ValueError(must_be(f"{where}: client", f"between 0 and {num_clients - 1}", client))
+    if not 0 <= begin < end or begin >= period_s or (end > period_s and math.isfinite(end)):
+        need, found = "lie in order between 0 and the period", f"{begin:g} to {end:g}"
+        raise ValueError(must(f"{where}: from_s and to_s", need, found=found))
     return client, (begin, end)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.fl.widths import Axis, narrowed
 from fedgmr_hpc.models.layers import LayerSpec, TensorSpec
 
@@ -134,10 +135,10 @@ def lay_out(
 
 def _check(kind: str, density: float) -> None:
     if kind not in get_args(Kind):
-        raise ValueError(f"submodel.kind: got {kind!r}, allowed {', '.join(get_args(Kind))}")
-    allowed = "above 0 to 1" if kind in WIDTH_KINDS else f"1 with submodel.kind = {kind}"
+        raise ValueError(unknown_choice("submodel.kind", kind, get_args(Kind)))
     if not 0 < density <= 1 or (density < 1 and kind not in WIDTH_KINDS):
-        raise ValueError(f"density: got {density}, allowed {allowed}")
+        need = "more than 0 and at most 1" if kind in WIDTH_KINDS else "1"
+        raise ValueError(must_be("density", need, density, when={"submodel.kind": kind}))
 
 
 def _is_static(tensor: TensorSpec, batch_norm: BatchNorm) -> bool:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgmr_hpc.config.messages import must_be
+
 NOT_SCORED = -1  # the label of a pad
 
 
@@ -77,7 +79,7 @@ def count_hits(logits: Tensor, labels: Tensor, top_k: int) -> Tensor:
     """
     num_classes = logits.shape[-1]
     if not 1 <= top_k <= num_classes:
-        raise ValueError(f"eval.top_k: got {top_k}, allowed 1 to {num_classes}")
+        raise ValueError(must_be("top_k", f"between 1 and {num_classes}, the classes", top_k))
     if top_k == 1:
         return (logits.argmax(-1) == labels).sum()
     return (logits.topk(top_k, sorted=False).indices == labels.unsqueeze(-1)).sum()

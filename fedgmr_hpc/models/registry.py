@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from fedgmr_hpc.config.messages import unknown_choice
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
@@ -74,7 +75,7 @@ def architecture(model: str) -> Architecture:
         ValueError: there is none.
     """
     if model not in MODELS:
-        raise ValueError(f"model.name: got {model!r}, allowed {', '.join(MODELS)}")
+        raise ValueError(unknown_choice("model.name", model, MODELS))
     return MODELS[model]
 
 

@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from fedgmr_hpc.config.messages import must, must_be, unknown_choice
+
 SERVER = -1
 Direction = Literal["down", "up"]
 Link: TypeAlias = tuple[int, Direction]
@@ -95,7 +97,7 @@ def load_trace(path: str, num_clients: int, period_s: float | None = None) -> Li
                 _check_time(step[0], steps.get(link), end_s)
                 steps.setdefault(link, []).append(step)
         if not steps:
-            raise ValueError("got the end of the file, allowed: a row of a link")
+            raise ValueError(must("the file", "have a row of a link"))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"links.trace: {path} line {line}: {error}") from None
     return LinkTrace(steps, period_s)
@@ -105,34 +107,36 @@ def _read_text(path: str) -> str:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        found, allowed = f"'{error.strerror}'", "a file that can be read"
-        raise ValueError(f"links.trace: {path}: got {found}, allowed: {allowed}") from None
+        line = must_be("links.trace", "a readable file", path, because=str(error.strerror))
+        raise ValueError(line) from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, found = content.count(b"\n", 0, error.start) + 1, f"byte {content[error.start]:#x}"
-        raise ValueError(f"links.trace: {path} line {line}: got {found}, allowed: UTF-8") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        text = must_be("text", "UTF-8", found=f"byte {content[error.start]:#x}")
+        raise ValueError(f"links.trace: {path} line {line}: {text}") from None
 
 
 def _check_header(row: list[str]) -> None:
     if [field.strip() for field in row] != HEADER:
-        raise ValueError(f"got '{','.join(row)}', allowed: the header '{','.join(HEADER)}'")
+        raise ValueError(must_be("the header", ",".join(HEADER), ",".join(row)))
 
 
 def _parse(row: list[str], num_clients: int) -> tuple[Link, tuple[float, float]]:
     """The link of a row, and its (seconds, bytes per second)."""
     if len(row) != len(HEADER):
-        raise ValueError(f"got {len(row)} fields, allowed: {len(HEADER)}")
+        raise ValueError(must("a row", f"have {len(HEADER)} fields", len(row)))
     time, number, direction, rate = row
     time_s, client, bytes_per_s = _read_number(time), _read_number(number), _read_number(rate)
     if not time_s >= 0:
-        raise ValueError(f"got time_s '{time}', allowed: a finite number at least 0")
+        raise ValueError(must_be("time_s", "a finite number from 0 on", time))
     if not (SERVER <= client < num_clients and client.is_integer()):
-        raise ValueError(f"got client '{number}', allowed: -1 (the server) to {num_clients - 1}")
+        need = f"between -1, the server, and {num_clients - 1}"
+        raise ValueError(must_be("client", need, number))
     if direction not in DIRECTIONS:
-        raise ValueError(f"got direction '{direction}', allowed: down, up")
+        raise ValueError(unknown_choice("direction", direction, DIRECTIONS))
     if not bytes_per_s > 0:
-        raise ValueError(f"got bytes_per_s '{rate}', allowed: a finite number more than 0")
+        raise ValueError(must_be("bytes_per_s", "a finite number more than 0", rate))
     return (int(client), DIRECTIONS[direction]), (time_s, bytes_per_s)
 
 
@@ -147,8 +151,8 @@ def _read_number(text: str) -> float:
 
 def _check_time(time_s: float, before: list[tuple[float, float]] | None, end_s: float) -> None:
     if before is None and time_s != 0.0:
-        raise ValueError(f"got time_s {time_s:g}, allowed in the first row of a link: 0")
+        raise ValueError(must_be("time_s", "0 in the first row of a link", time_s))
     if before is not None and time_s <= before[-1][0]:
-        raise ValueError(f"got time_s {time_s:g}, allowed: more than the {before[-1][0]:g} before")
+        raise ValueError(must_be("time_s", f"more than {before[-1][0]:g}, the one before", time_s))
     if time_s >= end_s:
-        raise ValueError(f"got time_s {time_s:g}, allowed: less than trace_period_s = {end_s:g}")
+        raise ValueError(must_be("time_s", f"less than links.trace_period_s, {end_s:g}", time_s))

@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
+from fedgmr_hpc.config.messages import must_be
 
 JOIN_BYTES = 1 << 16  # up to here copying a message costs less than a second one
 
@@ -86,7 +87,7 @@ class Transport(ABC):
             TransportError: the transport has failed.
         """
         if not 0 <= dest < self.size:
-            raise ValueError(f"dest: got rank {dest}, allowed 0..{self.size - 1}")
+            raise ValueError(must_be("dest", f"a rank between 0 and {self.size - 1}", dest))
         views = [as_bytes(part) for part in parts]
         total_bytes = sum(len(view) for view in views)
         if total_bytes <= JOIN_BYTES:

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
+from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.transport.contract import Inbox, Message, Tag, Transport, frozen
 
 # tensors over read-only bytes are only ever sent here, never written
@@ -58,16 +59,13 @@ def check_network(env: Mapping[str, str]) -> None:
     host, known = socket.gethostname(), [name for _, name in socket.if_nameindex()]
     for name in filter(None, env.get("GLOO_SOCKET_IFNAME", "").split(",")):
         if name not in known:
-            allowed = f"one of {', '.join(known)} on {host}"
-            raise ValueError(f"GLOO_SOCKET_IFNAME: got {name}, allowed: {allowed}")
+            raise ValueError(unknown_choice(f"GLOO_SOCKET_IFNAME on {host}", name, known))
     address = env.get("MASTER_ADDR", "")
     try:
         socket.getaddrinfo(address or None, env.get("MASTER_PORT") or 0)
     except OSError as error:
-        raise ValueError(
-            f"MASTER_ADDR: got {address}, allowed: a name that {host} can resolve, or an address "
-            f"(master_addr of the site; {error.strerror})"
-        ) from None
+        need, because = f"an address, or a name that {host} can resolve", str(error.strerror)
+        raise ValueError(must_be("MASTER_ADDR", need, address, because=because)) from None
 
 
 class GlooTransport(Transport):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fedgmr_hpc.config.messages import must, unknown_choice
 from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.ranks import Launch, check_world, choose_device
 
@@ -24,16 +25,16 @@ def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport
     """
     if launch.size == 1:
         if kind not in ("auto", "inproc"):
-            raise ValueError(f"transport: got {kind} for one rank, allowed: auto, inproc")
+            raise ValueError(unknown_choice("transport", kind, ("auto", "inproc"), "one rank runs"))
         return None
     if kind == "auto":
         kind = "gloo" if launch.launcher == "torchrun" else "mpi"
     if kind == "inproc":
-        raise ValueError(
-            f"transport: got inproc for {launch.size} ranks, allowed: auto, mpi, gloo, nccl"
-        )
+        choices, when = ("auto", "mpi", "gloo", "nccl"), f"{launch.size} ranks run"
+        raise ValueError(unknown_choice("transport", kind, choices, when))
     if kind in ("gloo", "nccl") and launch.launcher != "torchrun":
-        raise ValueError(f"transport: got {kind} under {launch.launcher}, allowed under torchrun")
+        when = f"{launch.launcher} starts the ranks"
+        raise ValueError(unknown_choice("transport", kind, ("auto", "mpi"), when))
     if kind == "gloo":
         from fedgmr_hpc.transport.gloo import GlooTransport
 
@@ -51,9 +52,10 @@ def _join_mpi(launch: Launch) -> Transport:
     try:
         from fedgmr_hpc.transport.mpi import MpiTransport
     except (ImportError, RuntimeError) as error:
+        found = str(error).splitlines()[-1]
         raise ValueError(
-            f"transport: got mpi, but mpi4py finds no MPI ({str(error).splitlines()[-1]}): load "
-            "the site's module for it, or start the ranks with torchrun, over gloo"
+            f"transport must not be 'mpi' when mpi4py finds no MPI ({found}): load the site's "
+            "module for it, or start the ranks with torchrun, which uses gloo"
         ) from None
     transport = MpiTransport()
     check_world(launch, transport.size, transport.library)
@@ -75,10 +77,9 @@ def check_shared_memory(launch: Launch, folder: str = "/dev/shm") -> None:
     stat = os.statvfs(folder)
     size_bytes, need_bytes = stat.f_blocks * stat.f_frsize, launch.local_size * SHARED_BYTES
     if size_bytes < need_bytes:
-        raise ValueError(
-            f"{folder}: got {size_bytes / 1e6:.0f} MB, needed: {need_bytes / 1e6:.0f} MB for "
-            f"{launch.local_size} ranks of MPICH (docker run --shm-size; mount -o remount,size=)"
-        )
+        need = f"have {need_bytes / 1e6:.0f} MB for {launch.local_size} ranks of MPICH"
+        line = must(str(folder), need, found=f"{size_bytes / 1e6:.0f} MB")
+        raise ValueError(f"{line}: enlarge it by docker run --shm-size or mount -o remount,size=")
 
 
 def hidden_devices_note(num_visible: int, requested: str, root: str = "/") -> str:

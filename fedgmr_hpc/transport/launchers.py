@@ -10,6 +10,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must_be
+
 # What torchrun would set; torch.distributed meets at MASTER_ADDR and MASTER_PORT.
 _AS_TORCHRUN = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS"
 
@@ -28,7 +30,7 @@ def rank_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[st
         return mpirun_command(num_ranks, env)
     num_tasks = int(env.get("SLURM_NTASKS", num_ranks))
     if num_ranks > num_tasks:
-        raise ValueError(f"ranks: got {num_ranks}, allowed in this Slurm job: up to {num_tasks}")
+        raise ValueError(must_be("--ranks", f"at most {num_tasks} in this Slurm job", num_ranks))
     num_nodes = int(env.get("SLURM_JOB_NUM_NODES", 1))
     if mpi == "mpirun":  # fills one node after the other, with as many ranks as Slurm says
         shares = f"SLURM_TASKS_PER_NODE={deal_out(num_ranks, num_nodes)}"
@@ -52,7 +54,9 @@ def mpirun_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[
     try:
         more = shlex.split(given)
     except ValueError as error:
-        raise ValueError(f"FEDGMR_MPIRUN_ARGS: got {given}, allowed: words ({error})") from None
+        need = "words as a shell splits them"
+        line = must_be("FEDGMR_MPIRUN_ARGS", need, given, because=str(error))
+        raise ValueError(line) from None
     return [str(own) if own.exists() else "mpirun", "-n", str(num_ranks), *more]
 
 

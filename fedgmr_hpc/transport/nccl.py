@@ -37,6 +37,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.transport.contract import JOIN_BYTES, Message, Tag, frozen
 from fedgmr_hpc.transport.gloo import GlooTransport
 
@@ -314,4 +315,4 @@ def pair_devices(visible: Sequence[str], own: Sequence[str]) -> list[int]:
 
 
 def _refusal(why: str) -> ValueError:
-    return ValueError(f"transport: got nccl, but {why}; allowed: auto, mpi, gloo")
+    return ValueError(must_be("transport", "'auto', 'mpi' or 'gloo'", "nccl", because=why))

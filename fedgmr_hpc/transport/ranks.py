@@ -12,6 +12,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from fedgmr_hpc.config.messages import must_be, unknown_choice
+
 Launcher = Literal["none", "mpi", "torchrun", "slurm"]
 
 # SLURM numbers the steps that `srun` did not start (batch, extern, interactive, pending) from here
@@ -195,15 +197,14 @@ def choose_device(launch: Launch, num_visible: int, requested: str = "auto") -> 
         ValueError: another `requested`, or "cuda" for a rank that needs a device and sees none.
     """
     if requested not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: got {requested}, allowed: auto, cpu, cuda")
+        raise ValueError(unknown_choice("device", requested, ("auto", "cpu", "cuda")))
     if requested == "cpu" or (launch.rank == 0 and launch.size > 1):
         return "cpu"
     if num_visible:
         return f"cuda:{_client_index(launch) % num_visible}"
     if requested == "cuda":
-        raise ValueError(
-            f"device: got cuda, but rank {launch.rank} sees no CUDA device, allowed: auto, cpu"
-        )
+        when = f"rank {launch.rank} sees no CUDA device"
+        raise ValueError(unknown_choice("device", requested, ("auto", "cpu"), when))
     return "cpu"
 
 
@@ -283,7 +284,7 @@ def _read_int(name: str, env: Mapping[str, str]) -> int:
     try:
         return int(env[name])
     except ValueError:
-        raise ValueError(f"{name}: got {env[name]!r}, allowed a whole number") from None
+        raise ValueError(must_be(name, "a whole number", env[name])) from None
 
 
 def _check_below(rank_name: str, size_name: str, env: Mapping[str, str]) -> None:

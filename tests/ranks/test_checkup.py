@@ -89,4 +89,4 @@ def test_a_probe_without_an_end_is_given_up() -> None:
 def test_bad_input_is_one_error_and_exit_code_2() -> None:
     ended = run_job(3, "clients.count=0", module=DOCTOR)
     assert (ended.code, len(ended.errors)) == (2, 1), ended.output
-    assert "clients.count: got 0" in ended.errors[0]
+    assert "clients.count must be at least 1 (got 0)" in ended.errors[0]

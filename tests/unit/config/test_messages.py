@@ -48,7 +48,7 @@ def test_null_is_a_value_and_nothing_is_not():
         ((1, 0.5, None), "[1, 0.5, null]"),
         ({"kind": "drop", "client": 3}, "{kind: 'drop', client: 3}"),
         ([[]], "[[]]"),
-        ("x" * 500, f"'{'x' * 76}..."),
+        ("x" * 500, f"'{'x' * 196}..."),
     ],
 )
 def test_values_look_as_one_types_them(value, text):

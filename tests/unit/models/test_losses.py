@@ -94,5 +94,5 @@ def test_hits_of_sequences_leave_out_what_is_not_scored(top_k, hits):
 
 
 def test_more_guesses_than_classes():
-    with pytest.raises(ValueError, match=r"^eval\.top_k: got 4, allowed 1 to 3$"):
+    with pytest.raises(ValueError, match=r"^top_k must be between 1 and 3, the classes \(got 4\)$"):
         count_hits(IMAGES, torch.tensor([0, 0, 0]), 4)

@@ -183,11 +183,11 @@ def test_which_data_fit(model, shape, num_classes, wrong):
     [
         (
             ("vgg16",),
-            "model.name: got 'vgg16', allowed digits_cnn, cifar_cnn, conv2, conv2_small, vgg11, ",
+            "model.name must be 'digits_cnn', 'cifar_cnn', 'conv2', 'conv2_small', 'vgg11', ",
         ),
-        (("conv2", "width"), "submodel.kind: got 'width', allowed full, importance, magnitude, "),
-        (("conv2", "width_prefix", 0.0), "density: got 0.0, allowed above 0 to 1"),
-        (("conv2", "full", 0.5), "density: got 0.5, allowed 1 with submodel.kind = full"),
+        (("conv2", "width"), "submodel.kind must be 'full', 'importance', "),
+        (("conv2", "width_prefix", 0.0), "density must be more than 0 and at most 1 when "),
+        (("conv2", "full", 0.5), "density must be 1 when submodel.kind is 'full' (got 0.5)"),
     ],
 )
 def test_what_no_layout_is_for(arguments, message):

@@ -86,24 +86,24 @@ def test_a_file_from_a_spreadsheet_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("", 1, "got '', allowed: the header 'time_s,client,direction,bytes_per_s'"),
-        ("time,client\n", 1, "got 'time,client', allowed: the header"),
-        (HEADER, 1, "got the end of the file, allowed: a row of a link"),
-        (HEADER + "0,0,up\n", 2, "got 3 fields, allowed: 4"),
-        (HEADER + "0,0,up,1\nx,0,up,1\n", 3, "got time_s 'x', allowed: a finite number at least"),
-        (HEADER + "-1,0,up,1\n", 2, "got time_s '-1', allowed"),
-        (HEADER + "\n0,3,up,1\n", 3, r"got client '3', allowed: -1 \(the server\) to 2"),
-        (HEADER + "0,1.5,up,1\n", 2, "got client '1.5', allowed"),
-        (HEADER + "0,-2,up,1\n", 2, "got client '-2', allowed"),
-        (HEADER + "0,nan,up,1\n", 2, "got client 'nan', allowed"),
-        (HEADER + "0,0,UP,1\n", 2, "got direction 'UP', allowed: down, up"),
-        (HEADER + "0,0,up,0\n", 2, "got bytes_per_s '0', allowed: a finite number more than 0"),
-        (HEADER + "0,0,up,inf\n", 2, "got bytes_per_s 'inf', allowed"),
-        (HEADER + "0,0,up,\n", 2, "got bytes_per_s '', allowed"),
-        (HEADER + "1,0,up,1\n", 2, "got time_s 1, allowed in the first row of a link: 0"),
-        (HEADER + "0,0,up,1\n0,0,up,2\n", 3, "got time_s 0, allowed: more than the 0 before"),
-        (HEADER + "0,0,up,1\n8,0,up,2\n", 3, "got time_s 8, allowed: less than .* = 8"),
-        (HEADER.encode() + b"0,0,up,1\n0,\xff,up,1\n", 3, "got byte 0xff, allowed: UTF-8"),
+        ("", 1, "the header must be time_s,client,direction,bytes_per_s .got ''"),
+        ("time,client\n", 1, "the header must be .* .got 'time,client'"),
+        (HEADER, 1, "the file must have a row of a link"),
+        (HEADER + "0,0,up\n", 2, "a row must have 4 fields .got 3"),
+        (HEADER + "0,0,up,1\nx,0,up,1\n", 3, "time_s must be a finite number from 0 on .got 'x'"),
+        (HEADER + "-1,0,up,1\n", 2, "time_s must be .* .got '-1'"),
+        (HEADER + "\n0,3,up,1\n", 3, "client must be between -1, the server, and 2 .got '3'"),
+        (HEADER + "0,1.5,up,1\n", 2, "client must be .* .got '1.5'"),
+        (HEADER + "0,-2,up,1\n", 2, "client must be .* .got '-2'"),
+        (HEADER + "0,nan,up,1\n", 2, "client must be .* .got 'nan'"),
+        (HEADER + "0,0,UP,1\n", 2, "direction must be 'down' or 'up' .got 'UP'"),
+        (HEADER + "0,0,up,0\n", 2, "bytes_per_s must be a finite number more than 0 .got '0'"),
+        (HEADER + "0,0,up,inf\n", 2, "bytes_per_s must be .* .got 'inf'"),
+        (HEADER + "0,0,up,\n", 2, "bytes_per_s must be .* .got ''"),
+        (HEADER + "1,0,up,1\n", 2, "time_s must be 0 in the first row of a link .got 1"),
+        (HEADER + "0,0,up,1\n0,0,up,2\n", 3, "time_s must be more than 0, the one before .got 0"),
+        (HEADER + "0,0,up,1\n8,0,up,2\n", 3, "time_s must be less than .*, 8 .got 8"),
+        (HEADER.encode() + b"0,0,up,1\n0,\xff,up,1\n", 3, "text must be UTF-8 .got byte 0xff"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path, text, line, message):
@@ -113,6 +113,6 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text, line, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    message = r"^links\.trace: .*/none\.csv: got 'No such file or directory', allowed: a file"
+    message = r"^links\.trace must be a readable file \(got '.*/none\.csv'\): No such file"
     with pytest.raises(ValueError, match=message):
         load_trace(str(tmp_path / "none.csv"), 3)

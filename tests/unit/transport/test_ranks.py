@@ -93,7 +93,7 @@ def test_sources_name_the_variables_read():
         ({"RANK": "-1", "WORLD_SIZE": "4"}, "RANK=-1, WORLD_SIZE=4"),
         ({"RANK": "0"}, "RANK=0 without a size: set WORLD_SIZE"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, "without a size: set OMPI_COMM_WORLD_SIZE"),
-        ({"RANK": "zero", "WORLD_SIZE": "2"}, "RANK: got 'zero', allowed a whole number"),
+        ({"RANK": "zero", "WORLD_SIZE": "2"}, "RANK must be a whole number .got 'zero'"),
         ({**HYDRA, "MPI_LOCALRANKID": "2"}, "MPI_LOCALRANKID=2, MPI_LOCALNRANKS=2"),
         ({**SRUN, "SLURM_LOCALID": "8"}, "SLURM_LOCALID=8, SLURM_STEP_NUM_TASKS=8"),
         (
@@ -176,9 +176,9 @@ def test_requested_device(requested, num_visible, device):
 
 
 def test_refused_devices():
-    with pytest.raises(ValueError, match="device: got cuda, but rank 1 sees no CUDA device"):
+    with pytest.raises(ValueError, match="'auto' or 'cpu' when rank 1 sees no CUDA device"):
         choose_device(place(1, 2, 1), 0, "cuda")
-    with pytest.raises(ValueError, match="device: got tpu, allowed: auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="device must be 'auto', 'cpu' or 'cuda' .got 'tpu'"):
         choose_device(place(1, 2, 1), 1, "tpu")
     assert choose_device(place(0, 2, 0), 0, "cuda") == "cpu"  # the server needs none
 
@@ -264,7 +264,7 @@ def test_gpus_that_nobody_sees_are_told(tmp_path):
 def test_a_tiny_shared_memory_is_refused_before_mpich_dies_of_it(tmp_path, monkeypatch):
     size = type("Size", (), {"f_blocks": 4096, "f_frsize": 4096})  # 16 MiB
     monkeypatch.setattr("os.statvfs", lambda folder: size)
-    with pytest.raises(ValueError, match=r"got 17 MB, needed: 22 MB for 4 ranks of MPICH"):
+    with pytest.raises(ValueError, match=r"must have 22 MB for 4 ranks of MPICH \(got 17 MB\)"):
         check_shared_memory(detect_launch({**HYDRA, "MPI_LOCALNRANKS": "4"}), str(tmp_path))
     check_shared_memory(detect_launch(HYDRA), str(tmp_path))
     check_shared_memory(detect_launch(TORCHRUN), str(tmp_path))
@@ -273,8 +273,8 @@ def test_a_tiny_shared_memory_is_refused_before_mpich_dies_of_it(tmp_path, monke
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"GLOO_SOCKET_IFNAME": "lo,ibNONE"}, "GLOO_SOCKET_IFNAME: got ibNONE, allowed: one of"),
-        ({"MASTER_ADDR": "no.such.invalid"}, "MASTER_ADDR: got no.such.invalid, allowed: a name"),
+        ({"GLOO_SOCKET_IFNAME": "lo,ibNONE"}, "GLOO_SOCKET_IFNAME on .* must be .* .got 'ibNONE'"),
+        ({"MASTER_ADDR": "no.such.invalid"}, "MASTER_ADDR must be .* .got 'no.such.invalid'"),
     ],
 )
 def test_a_network_that_is_not_there_is_named(env, said):

@@ -89,7 +89,7 @@ def test_a_writable_part_may_change_after_sending():
 
 
 def test_no_such_rank():
-    with pytest.raises(ValueError, match=r"dest: got rank 2, allowed 0\.\.1"):
+    with pytest.raises(ValueError, match="dest must be a rank between 0 and 1 .got 2"):
         make_inproc(2)[0].send(2, Tag.STOP)
 
 
@@ -161,14 +161,14 @@ def test_the_server_stages_on_another_device_than_its_client(visible, own, devic
 
 
 def test_one_device_for_both_is_refused():
-    message = "transport: got nccl, but ranks 0 and 2 share the only CUDA device that rank 0 sees"
-    with pytest.raises(ValueError, match=f"^{message}; allowed: auto, mpi, gloo$"):
+    message = "ranks 0 and 2 share the only CUDA device that rank 0 sees"
+    with pytest.raises(ValueError, match=rf"^transport must be .* \(got 'nccl'\): {message}$"):
         pair_devices(["a"], ["a", "x", "a"])
 
 
 def test_nccl_without_a_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("RANK", "3")
-    message = "transport: got nccl, but rank 3 sees no CUDA device; allowed: auto, mpi, gloo"
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    message = "rank 3 sees no CUDA device"
+    with pytest.raises(ValueError, match=rf"^transport must be .* \(got 'nccl'\): {message}$"):
         NcclTransport()
