@@ -8,6 +8,7 @@ from typing import Any
 
 import fedgmr_hpc.cli.launch as launch
 import fedgmr_hpc.runtime.roles as roles
+from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 SLOW_S = 120.0
 prepare = roles.prepare_experiment
@@ -15,7 +16,7 @@ prepare = roles.prepare_experiment
 
 def prepare_slowly(*arguments: Any) -> Any:
     until_s = time.monotonic() + SLOW_S
-    while roles.SIGNALS.name is None and time.monotonic() < until_s:
+    while not STOP_REQUEST.should_stop and time.monotonic() < until_s:
         time.sleep(0.1)
     return prepare(*arguments)
 
