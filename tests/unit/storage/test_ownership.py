@@ -30,7 +30,7 @@ ELSEWHERE = replace(SELF, run="cc", host="n7", machine="another", pid=41)
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("BEAT_S", 0.05), ("STALE_S", 0.5), ("LOOK_S", 0.02)):
+    for name, seconds in (("BEAT_S", 0.05), ("STALE_S", 2.0), ("LOOK_S", 0.02)):
         monkeypatch.setattr(ownership, name, seconds)
 
 
@@ -116,7 +116,7 @@ def test_a_requeued_job_takes_over_and_the_start_before_it_does_not(results: Pat
 
 def test_an_owner_elsewhere_that_shows_life_is_left_alone(results: Path) -> None:
     with take(results, ELSEWHERE) as owner:
-        time.sleep(0.6)  # a record is as old as its last touch
+        time.sleep(2.2)  # a record is as old as its last touch
         with pytest.raises(ValueError, match="is being written by run cc .pid 41 on n7"):
             take(results)
         owner.check()
@@ -128,7 +128,7 @@ def test_an_owner_elsewhere_that_stays_silent_is_taken_over(
     leave(results, ELSEWHERE)
     began_s = time.monotonic()
     take(results).release()
-    assert 0.3 < time.monotonic() - began_s < 5
+    assert 1.5 < time.monotonic() - began_s < 60
     assert "run cc (pid 41 on n7) since" in caplog.text and "may be alive" in caplog.text
     os.utime(leave(results, ELSEWHERE).path, (1.0, 1.0))  # of long ago: no need to wait
     caplog.clear()
