@@ -4,7 +4,7 @@
 # It checkpoints and is requeued so many seconds before its time is over (up to 60 earlier).
 # 4 + 4 + 3 ranks: with 4 GPUs a node each client rank has one of its own, since the server, on the
 # first node, takes none. At most so many ranks a node: GPUs + 1; with other --nodes and --ntasks see
-# README, "On a cluster". GPUs are asked for by the site's gpus_per_node, by sbatch's option of that
+# docs/clusters.md. GPUs are asked for by the site's gpus_per_node, by sbatch's option of that
 # name, or where one # goes from the line below (a cluster without GPUs would refuse the job).
 #SBATCH --job-name=cifar10
 #SBATCH --nodes=3

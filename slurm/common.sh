@@ -1,4 +1,4 @@
-# Sourced by the job scripts. The site's facts come from the environment: README, "On a cluster".
+# Sourced by the job scripts. The site's facts come from the environment: docs/clusters.md.
 set -euo pipefail
 
 refuse() { # refuse LINE: wrong input ends the job, and it is not requeued

@@ -89,7 +89,7 @@ def _slow_steps(paces: Mapping[int, Pace], places: Answers) -> list[tuple[str, s
 def _short_limit(run_s: float, left_s: float | None) -> list[tuple[str, str]]:
     if left_s is None or left_s >= run_s:
         return []
-    advice = "ask for more time, or let the job checkpoint and requeue (README, On a cluster)"
+    advice = "ask for more time, or let the job checkpoint and requeue (docs/clusters.md)"
     return [(f"the job ends in {describe_s(left_s)}", advice)]
 
 

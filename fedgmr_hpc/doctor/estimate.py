@@ -3,7 +3,7 @@
 Estimates lean to the high side: every client delivers in every round, and densities are those to
 which restoration may take them. W weights of a model, C clients, M dense models of 4 W bytes:
 
-    server's memory    6 M and the buffer                  (README, Figures: 7.7 M measured with a
+    server's memory    6 M and the buffer                  (docs/performance.md: 7.7 M measured with a
                                                            buffer of 2.1 M, 13 to 15 M with 10 M)
     worker's memory    20 bytes a weight beside what training has taken: the packed values and
                        their positions, a frame that comes and one that goes
@@ -11,7 +11,7 @@ which restoration may take them. W weights of a model, C clients, M dense models
                        files may exist at a time
     results            every row of every table, and the final weights
     time               training and evaluation shared by the client ranks, at 0.75 of what the ranks
-                       measured alone (README, Figures)
+                       measured alone (docs/performance.md)
 
 Times are wall seconds where the name does not say virtual.
 """
