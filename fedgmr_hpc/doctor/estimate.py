@@ -3,8 +3,8 @@
 Estimates lean to the high side: every client delivers in every round, and densities are those to
 which restoration may take them. W weights of a model, C clients, M dense models of 4 W bytes:
 
-    server's memory    6 M and the buffer                  (docs/performance.md: 7.7 M measured with a
-                                                           buffer of 2.1 M, 13 to 15 M with 10 M)
+    server's memory    6 M and the buffer                  (docs/performance.md: 7.7 M measured with
+                                                           a buffer of 2.1 M, 13 to 15 M with 10 M)
     worker's memory    20 bytes a weight beside what training has taken: the packed values and
                        their positions, a frame that comes and one that goes
     a checkpoint       the version, its order and, for each client, values and positions; three
