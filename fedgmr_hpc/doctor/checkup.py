@@ -121,7 +121,7 @@ class Checkup:
         return dict(sorted(answers.items()))
 
     def _collect(self, answers: dict[int, Facts]) -> None:
-        letters = self.peer.letters
+        letters = self.peer.inbox
         while letters:
             message = letters.popleft()
             content = json.loads(bytes(message.payload))

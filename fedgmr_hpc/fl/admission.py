@@ -9,7 +9,7 @@ not make the next one wait. Whatever is there at the close is merged, so arrival
 a merge.
 
 A round is a merge for `window` and `barrier`, and for `count` and `each` as many merged updates as
-clients take part at a time. Nobody waits for a client that is gone: a window that waited only
+clients take part at a time. A window never waits for a client that is gone: a window that waited only
 for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
 Rounds done stay done when clients go.
 """
@@ -28,7 +28,7 @@ Kind = Literal["window", "barrier", "count", "each"]
 def pacing_clients(
     kind: Kind, shares: Sequence[float], active: Collection[int] | None = None
 ) -> frozenset[int]:
-    """Clients whose arrivals close a window; never empty.
+    """Return clients whose arrivals close a window; never empty.
 
     Args:
         shares: [C] bandwidth shares, by client id.
@@ -40,7 +40,7 @@ def pacing_clients(
 
 
 def closing_slack_s(kind: Kind, slack_s: float) -> float:
-    """Time between the last pacing arrival and the close."""
+    """Return time between the last pacing arrival and the close."""
     return slack_s if kind == "window" else 0.0
 
 
@@ -72,7 +72,7 @@ class Admission:
         self.open()
 
     def open(self, taking: Collection[int] | None = None) -> None:
-        """Opens the next window, for the same clients or those that are `taking` part now."""
+        """Open the next window, for the same clients or those that are `taking` part now."""
         self.taking = self.taking if taking is None else set(taking)
         self.is_closing = False
         self.awaited = set(self._pacing())
@@ -83,7 +83,8 @@ class Admission:
         return pacing_clients(self.config.kind, self.shares, self.taking)
 
     def close_s(self, now_s: float, arrived: AbstractSet[int]) -> float | None:
-        """When the window closes; None while it has to wait, and once it was said.
+        """Return when the window closes; None while it has to wait, and after it has been
+        returned once.
 
         Args:
             arrived: clients whose updates wait for the next merge.
@@ -99,7 +100,7 @@ class Admission:
         return bool(arrived) and self.awaited <= arrived
 
     def lose(self, clients: Collection[int], arrived: AbstractSet[int]) -> None:
-        """Clients have gone; others are left.
+        """Note that clients have gone; others are left.
 
         Args:
             arrived: clients whose updates wait for the next merge, without those that have gone.
@@ -111,7 +112,7 @@ class Admission:
             self.awaited = set(self._pacing())
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back."""
+        """Return what `restore` takes back."""
         sets = {"active": self.active, "taking": self.taking, "awaited": self.awaited}
         return {
             **{name: sorted(clients) for name, clients in sets.items()},
@@ -121,13 +122,13 @@ class Admission:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         self.active, self.taking = set(state["active"]), set(state["taking"])
         self.awaited, self.is_closing = set(state["awaited"]), state["is_closing"]
         self.round, self._num_updates = state["round"], state["num_updates"]
 
     def merge(self, num_updates: int) -> None:
-        """The window has closed: counts its updates into rounds and opens the next window."""
+        """Close the window: count its updates into rounds and open the next one."""
         passed = 1
         if self.quota is not None:
             in_round = min(self.sampled, len(self.active))

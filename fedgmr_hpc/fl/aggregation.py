@@ -5,7 +5,7 @@ from the mean over the holders of an entry, m_x = sum a_i w_ix / sum a_i over th
 hold x, taken in client order as a running weighted mean (each step a linear interpolation), which
 is exact where all values agree or one client alone holds the entry.
 
-* `mask_aware` (MA): W_x <- m_x; an entry that nobody holds keeps its value.
+* `mask_aware` (MA): W_x <- m_x; an entry that no update holds keeps its value.
 * `average` (FA): W_x <- sum a_i w_ix / sum a_i over all updates, absent entries counting as zero.
 * `gradient` (GA): W_x <- W_x + sum over holders of a_i (w_ix - W_x) / sum a_i over all updates.
 * `mix`: W <- rho m + (1 - rho) W. rho is the arrivals' share of all clients' staleness weights, or
@@ -19,7 +19,7 @@ the holders are constant between the clients' prefix ends, so no per-entry denom
 Updates of older masks come with explicit packed positions (`index`) and take the general path.
 
 Deviations from the released code (docs/method.md#deviations, 3, 6, 14 to 17): the buffer is used,
-an update is merged once, at its arrival, staleness is indexed by client and aged for everybody,
+an update is merged once, at its arrival, staleness is indexed by client and aged for all clients,
 masks are explicit.
 
 Shapes: P prunable entries, K kept entries, D dense entries.
@@ -54,7 +54,7 @@ class BufferEntry:
 
 
 def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float) -> float:
-    """sigma(age), age >= 1 in versions; 1 means trained on the current version.
+    """Return sigma(age), age >= 1 in versions; 1 means trained on the current version.
 
     poly: age^-exponent. hinge: 1 while age - 1 <= hinge_delay, then 1 / (exponent (age - 1 - delay)
         + 1).
@@ -80,7 +80,7 @@ class Merging:
     rho: float = 1.0
 
     def finish(self, old: Tensor, mean: Tensor, held: float | Tensor) -> None:
-        """From the mean over the holders to the new version, in place.
+        """Step from the mean over the holders to the new version, in place.
 
         Args:
             held: sum of the holders' weights, 0 where there are none; one value or [entries].
@@ -100,7 +100,7 @@ class Merging:
 
 
 def _keep_missing(old: Tensor, mean: Tensor, held: float | Tensor) -> None:
-    """Entries that nobody holds keep their value."""
+    """Average over the holders of each entry; entries without a holder keep their value."""
     if isinstance(held, Tensor):
         missing = held == 0
         mean[missing] = old[missing]
@@ -115,7 +115,7 @@ def merge(
     weights: Sequence[float],
     merging: Merging,
 ) -> tuple[Floats, Floats]:
-    """The next version.
+    """Return the next version.
 
     Args:
         packed: [P] current prunable weights, packed order.
@@ -144,7 +144,7 @@ def _merge_chunk(
     pairs: Sequence[tuple[BufferEntry, float]],
     merging: Merging,
 ) -> None:
-    """Merges [start, stop): prefixes first, span by span, then the updates with an index."""
+    """Merge [start, stop): prefixes first, span by span, then the updates with an index."""
     old, out = torch.from_numpy(packed), torch.from_numpy(new)
     prefixes = [(entry, weight) for entry, weight in pairs if entry.index is None]
     indexed = [(entry, weight) for entry, weight in pairs if entry.index is not None]
@@ -170,13 +170,13 @@ def _merge_chunk(
 
 
 def _span_ends(prefixes: Sequence[tuple[BufferEntry, float]], start: int, stop: int) -> list[int]:
-    """Where, in (start, stop], the set of prefixes that hold an entry changes."""
+    """Return where, in (start, stop], the set of prefixes that hold an entry changes."""
     ends = {min(len(entry.values), stop) for entry, _ in prefixes} | {stop}
     return sorted(end for end in ends if end > start)
 
 
 def _running_mean(new: Tensor, parts: Sequence[tuple[Tensor, float]]) -> float:
-    """The weighted mean of `parts` into `new`, 0 without any; returns the sum of the weights."""
+    """Put the weighted mean of `parts` into `new`, 0 without any; return the sum of the weights."""
     held = 0.0
     for part, weight in parts:
         held += weight
@@ -190,7 +190,7 @@ def _running_mean(new: Tensor, parts: Sequence[tuple[Tensor, float]]) -> float:
 
 
 def _add_indexed(mean: Tensor, held: Tensor, start: int, entry: BufferEntry, weight: float) -> None:
-    """Adds an update with explicit positions to the running mean of a chunk that begins at `start`.
+    """Add an update with explicit positions to the running mean of a chunk that begins at `start`.
 
     Args:
         mean: [chunk] running mean.
@@ -203,5 +203,5 @@ def _add_indexed(mean: Tensor, held: Tensor, start: int, entry: BufferEntry, wei
     values = torch.from_numpy(entry.values[low:high])
     sums = held.index_select(0, at).add_(weight)
     held.index_copy_(0, at, sums)
-    step = (weight / sums).float()  # 1 where nobody held the entry, which makes it exact
+    step = (weight / sums).float()  # 1 where no update held the entry, which makes it exact
     mean.index_copy_(0, at, torch.lerp(mean.index_select(0, at), values, step))

@@ -34,7 +34,7 @@ class UpdateBuffer:
         self._masks: dict[int, MaskSet] = {}  # that what is held is packed for
 
     def add(self, update: Update, masks: MaskSet) -> None:
-        """Takes a new update in place of its client's last."""
+        """Take a new update in place of its client's last."""
         self.drop(update.client)
         self._masks[masks.mask_id] = masks
         self.arrived[update.client] = BufferEntry(
@@ -48,12 +48,13 @@ class UpdateBuffer:
         )
 
     def drop(self, client: int) -> None:
-        """Forgets what it holds of a client."""
+        """Forget what it holds of a client."""
         self.arrived.pop(client, None)
         self._merged.pop(client, None)
 
     def take(self, masks: MaskSet) -> list[BufferEntry]:
-        """What a merge is made of, in client order and in the packed order of `masks`; from now on
+        """Return what a merge is made of, in client order and in the packed order of `masks`;
+        from now on
         nothing of it counts as arrived.
         """
         num_new = len(self.arrived)
@@ -74,19 +75,19 @@ class UpdateBuffer:
         return list(self._masks.values())
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, but for the masks."""
+        """Return what `restore` takes back, but for the masks."""
         held = {"arrived": self.arrived, "merged": self._merged}
         return {name: [fields_of(e) for e in entries.values()] for name, entries in held.items()}
 
     def restore(self, state: dict[str, Any], masks: Mapping[int, MaskSet]) -> None:
-        """Goes back to a saved state; `masks` by id."""
+        """Go back to a saved state; `masks` by id."""
         self.arrived = {entry["client"]: BufferEntry(**entry) for entry in state["arrived"]}
         self._merged = {entry["client"]: BufferEntry(**entry) for entry in state["merged"]}
         held = [*self.arrived.values(), *self._merged.values()]
         self._masks = {entry.mask_id: masks[entry.mask_id] for entry in held}
 
     def _evict(self, num_new: int) -> None:
-        """Drops what was delivered longest ago, but nothing that was never merged."""
+        """Drop what was delivered longest ago, but nothing that was never merged."""
         while self.max_entries is not None and len(self._merged) > max(self.max_entries, num_new):
             del self._merged[next(iter(self._merged))]  # a delivery puts its update at the end
 

@@ -25,36 +25,36 @@ class Client:
     cycle_times_s: deque[float] = field(default_factory=deque)
 
     def mean_cycle_s(self) -> float | None:
-        """Mean recent time from dispatch to delivery, None before any."""
+        """Return mean recent time from dispatch to delivery, None before any."""
         times = self.cycle_times_s
         return sum(times) / len(times) if times else None
 
     def take(self, assignment: Assignment, masks: MaskSet, num_steps: int, now_s: float) -> None:
-        """It is sent an assignment of `num_steps` local steps."""
+        """Note that it is sent an assignment of `num_steps` local steps."""
         self.steps += num_steps
         self.in_flight, self.masks = assignment, masks
         self.dispatched_s = now_s
         self.is_scored |= assignment.measure
 
     def deliver(self, now_s: float) -> None:
-        """What it owed has arrived."""
+        """Note that what it owed has arrived."""
         self.in_flight = self.masks = None
         self.cycle_times_s.append(now_s - self.dispatched_s)
 
     def recall(self, num_steps: int) -> None:
-        """What it owes will not come, and counts as never sent."""
+        """Note that what it owes will not come: it counts as never sent."""
         if self.in_flight is not None:
             self.steps -= num_steps
             self.is_scored &= not self.in_flight.measure
         self.in_flight = self.masks = None
 
     def leave(self) -> None:
-        """It is gone: it owes nothing."""
+        """Note that it is gone: it owes nothing."""
         self.in_flight = self.masks = None
         self.cycle_times_s.clear()
 
     def check_owed(self, update: Update, num_dense: int, version: int) -> MaskSet:
-        """The masks of the assignment that this update answers.
+        """Return the masks of the assignment that this update answers.
 
         Args:
             num_dense: D.

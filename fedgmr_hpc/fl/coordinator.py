@@ -10,7 +10,7 @@ restore densities, cut masks, dispatch. Time reaches the rules only as `now_s` o
 replaying the events replays the same bytes.
 
 With sampling, or clients that come and go, a dispatch goes to whoever selection.py chooses of the
-idle ones; if nobody takes part, `CloseAt` names the time at which somebody can.
+idle ones; if no client takes part, `CloseAt` names the time at which one can.
 
 A client that is `Lost`, or whose update is at fault (`Quarantined`, see quarantine.py), is gone for
 good: its updates leave the buffer at once, merged before or not, so no later version is made from a
@@ -117,7 +117,7 @@ class Coordinator:
         return self.admission.round
 
     def handle(self, event: Event) -> list[Command]:
-        """Takes one event; returns what is to be done, in order.
+        """Take one event; return what is to be done, in order.
 
         Raises:
             RunError: an update that was not asked for, a model that has diverged, or no client
@@ -158,7 +158,7 @@ class Coordinator:
         return [] if at_s is None else [CloseAt(at_s)]
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
-        """Why an update must not be merged."""
+        """Return why an update must not be merged."""
         if not has_finite_entries(update):
             return "a value is not finite"
         max_ratio = self.config.aggregation.max_norm_ratio
@@ -168,7 +168,7 @@ class Coordinator:
         return norm_fault((update.values, update.dense), (same, self.dense), max_ratio)
 
     def _pack_current(self, masks: MaskSet) -> Floats:
-        """[P] current prunable weights in the packed order of these masks."""
+        """Return [P] current prunable weights in the packed order of these masks."""
         if masks.mask_id == self.masks.mask_id:
             return self.packed
         return masks.pack(self.masks.unpack(self.packed))
@@ -179,7 +179,7 @@ class Coordinator:
         return [Quarantined(client, self.version, fault), *self._drop(now_s, (client,))]
 
     def _check_left(self, going: Iterable[int], reason: str) -> None:
-        """Fails if nobody is left without the clients that go now."""
+        """Fail if no client is left without those that go now."""
         if not self.admission.active.issubset(going):
             return
         self._check_finite()
@@ -194,7 +194,7 @@ class Coordinator:
         )
 
     def _drop(self, now_s: float, gone: Sequence[int]) -> list[Command]:
-        """Goes on without clients; nothing that the server holds of them is used any more."""
+        """Continue without these clients; nothing that the server holds of them is used any more."""
         for client in gone:
             self.clients[client].leave()
             self.base_versions[client] = -1
@@ -208,7 +208,7 @@ class Coordinator:
 
     def _close(self, event: Closed) -> list[Command]:
         merged, before = tuple(sorted(self.buffer.arrived)), self.round
-        if not merged:  # nobody took part, or what had arrived is of clients that are gone
+        if not merged:  # no client took part, or what had arrived is of clients that are gone
             return self._dispatch(event.now_s)
         for client in merged:
             self.base_versions[client] = self.buffer.arrived[client].base_version
@@ -241,7 +241,7 @@ class Coordinator:
         weights: Sequence[float],
         sigma: NDArray[np.float64],
     ) -> Merging:
-        """The row's rule, scaled for these updates."""
+        """Return the row's rule, scaled for these updates."""
         choices, total = self.config.aggregation, sum(weights)
         if choices.rule == "fedbuff":
             num_samples = sum(entry.num_samples for entry in entries)
@@ -252,7 +252,9 @@ class Coordinator:
         return Merging(choices.rule, total, choices.mix_share * arrived / len(merged))
 
     def _staleness_weights(self) -> NDArray[np.float64]:
-        """sigma of every client's last update at its age now [C], 0 for clients without one."""
+        """Return sigma of every client's last update at its age now [C], 0 for clients without
+        one.
+        """
         choices, ages = self.config.aggregation, self._ages()
         sigma = np.zeros(len(ages))
         for age in np.unique(ages[ages > 0]).tolist():
@@ -265,7 +267,7 @@ class Coordinator:
         return sigma
 
     def _ages(self) -> NDArray[np.int64]:
-        """Age in versions of each client's last merged update [C], 0 if there is none."""
+        """Return age in versions of each client's last merged update [C], 0 if there is none."""
         return np.where(self.base_versions < 0, 0, self.version - self.base_versions + 1)
 
     def _make_report(self, version: int, merged: tuple[int, ...]) -> Merged:
@@ -278,7 +280,7 @@ class Coordinator:
         return self._report
 
     def look(self) -> Evaluate:
-        """The current version, to be evaluated: the validation of a refresh is answered with
+        """Return the current version, to be evaluated: the validation of a refresh is answered with
         `Evaluated`; whoever drives the coordinator may look at any other time, too.
         """
         return Evaluate(self.version, self.round, self.masks, self.packed, self.dense)
@@ -312,7 +314,7 @@ class Coordinator:
         )
 
     def rank(self) -> None:
-        """Ranks the current version's entries. A refresh needs it, and whoever drives the
+        """Rank the current version's entries. A refresh needs it, and whoever drives the
         coordinator may call it while the validation is still under way: densities do not enter.
         """
         try:
@@ -321,7 +323,7 @@ class Coordinator:
             self._fail_diverged(error.message)
 
     def _cut(self) -> None:
-        """Cuts masks for the present densities and packs the weights in their order."""
+        """Cut masks for the present densities and pack the weights in their order."""
         self.rank()
         densities = list(self.restoration.active_densities().values())
         old, self.masks = self.masks, self.masking.cut(self.packed, densities, self.round)
@@ -330,7 +332,7 @@ class Coordinator:
             self.packed = self.masks.pack(self.packed)
 
     def _dispatch(self, now_s: float) -> list[Command]:
-        """Sends this version to those who are chosen, and opens the next window."""
+        """Send this version to those who are chosen, and open the next window."""
         idle, taking = self._idle(), self.admission.taking
         chosen = self.selection.choose(
             idle, len(taking) - len(taking & set(idle)), now_s, self.version
@@ -344,12 +346,12 @@ class Coordinator:
         return [Dispatch(self.version, self.masks, self.packed, self.dense, assignments)]
 
     def _idle(self) -> list[int]:
-        """Clients of the run with nothing in flight and nothing that waits for a merge."""
+        """Return clients of the run with nothing in flight and nothing that waits for a merge."""
         active, arrived = self.admission.active, self.buffer.arrived
         return [c for c in sorted(active) if self.clients[c].in_flight is None and c not in arrived]
 
     def _wake(self, now_s: float) -> list[Command]:
-        """Nobody takes part: looks again when somebody can be chosen."""
+        """Look again when a client can be chosen, since none takes part."""
         wake_s = self.selection.wake_s(self._idle(), now_s)
         if math.isinf(wake_s):
             raise RunError("no client will be available again", version=self.version)
@@ -357,7 +359,7 @@ class Coordinator:
         return [CloseAt(max(wake_s, now_s))]
 
     def _resume(self, now_s: float) -> list[Command]:
-        """Sends the current version to those whose updates are lost with the process before."""
+        """Send the current version to those whose updates are lost with the process before."""
         for client in self.clients:
             client.recall(self.config.train.steps)
         return [*self._dispatch(now_s), *self._close_if_complete(now_s)]

@@ -57,7 +57,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A run on the wall clock goes on from a checkpoint: nothing is in flight any more."""
+    """A run on the wall clock continues from a checkpoint: nothing is in flight any more."""
 
     now_s: float
 

@@ -56,18 +56,20 @@ class Masking:
 
     @property
     def is_full(self) -> bool:
-        """Whether everybody has the whole model, which no mask changes."""
+        """Whether every client has the whole model, which no mask changes."""
         return self.config.kind == "full"
 
     def add_grad_squares(self, squares: Floats, masks: MaskSet, num_samples: int) -> None:
-        """Adds a client's squared gradients [K] on its masks to those of score g."""
+        """Add a client's squared gradients [K] on its masks to those of score g."""
         if self._grad_squares is None:
             self._grad_squares = np.zeros(masks.size, np.float32)
         at = slice(0, len(squares)) if masks.perm is None else masks.perm[: len(squares)]
         self._grad_squares[at] += squares * np.float32(num_samples)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, but for the newest masks; not between ranking and cutting."""
+        """Return what `restore` takes back, but for the newest masks; not between ranking and
+        cutting.
+        """
         assert self._keys is None
         return {
             "last_refresh": self._last_refresh,
@@ -76,14 +78,14 @@ class Masking:
         }
 
     def restore(self, state: dict[str, Any], newest: MaskSet) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         self.newest = newest
         self._last_refresh, self._grad_squares = state["last_refresh"], state["grad_squares"]
         ladder = state.get("ladder")  # which older checkpoints lack
         self.ladder = None if ladder is None else read_masks(ladder)
 
     def rank(self, packed: Floats) -> None:
-        """Ranks the entries of a version that is to be cut next; densities do not enter, so it can
+        """Rank the entries of a version that is to be cut next; densities do not enter, so it can
         be done ahead of `cut`.
 
         Args:
@@ -107,7 +109,7 @@ class Masking:
             self._grad_squares = np.zeros_like(self._grad_squares)
 
     def cut(self, packed: Floats, densities: Sequence[float], round_: int) -> MaskSet:
-        """Cuts, keeps and returns the masks of these densities.
+        """Cut, keep and return the masks of these densities.
 
         Args:
             packed: [P] current weights in the order of the newest masks.
@@ -126,7 +128,7 @@ class Masking:
     def _cut(
         self, packed: Floats, densities: Sequence[float], round_: int, *, is_last: bool
     ) -> MaskSet:
-        """Masks of the next number; the last ones take the memory of the ranking."""
+        """Return masks of the next number; the last ones take the memory of the ranking."""
         kind, mask_id = self.config.kind, self.newest.mask_id + 1
         if kind == "importance":
             assert self._keys is not None

@@ -19,7 +19,7 @@ from fedgmr_hpc.fl.updates import Update
 
 
 def is_finite(values: Floats) -> bool:
-    """Whether no entry is NaN or infinite.
+    """Return whether no entry is NaN or infinite.
 
     One pass at memory speed: no square is negative, so a NaN or infinity cannot vanish from their
     sum. Squares of large finite entries overflow too; only then every entry is looked at.
@@ -31,19 +31,21 @@ def is_finite(values: Floats) -> bool:
 
 
 def has_finite_entries(update: Update) -> bool:
-    """Whether all that would be merged, or added to the scores, is finite."""
+    """Return whether all that would be merged, or added to the scores, is finite."""
     parts = (update.values, update.dense, update.grad_squares)
     return all(is_finite(part) for part in parts if part is not None)
 
 
 def root_mean_square(parts: Sequence[Floats]) -> float:
-    """Over the entries of all parts; summed in double precision, which float32 cannot overflow."""
+    """Return the root mean square of all entries, summed in double precision, which float32
+    values cannot overflow.
+    """
     total = sum(float(np.einsum("i,i->", part, part, dtype=np.float64)) for part in parts)
     return math.sqrt(total / max(1, sum(len(part) for part in parts)))
 
 
 def norm_fault(update: Sequence[Floats], model: Sequence[Floats], max_ratio: float) -> str | None:
-    """Why an update is far out, or None. A model that is zero says nothing about it.
+    """Return why an update is far out, or None. A model that is zero says nothing about it.
 
     Args:
         update: [K] values and [D] dense part.

@@ -34,14 +34,14 @@ class Plateau:
     count: int = 0
 
     def add(self, score: float) -> None:
-        """Takes one new measurement."""
+        """Take one new measurement."""
         if self.best is None or score > self.best:
             self.best, self.count = score, 0
         else:
             self.count += 1
 
     def reset(self) -> None:
-        """Forgets: the next score is the best so far."""
+        """Forget: the next score is the best so far."""
         self.best, self.count = None, 0
 
 
@@ -80,14 +80,14 @@ class Restoration:
         self.armed = not self.config.arm_after_first_plateau
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back: all that ever changes."""
+        """Return what `restore` takes back: all that ever changes."""
         changing = asdict(self)
         for name in ("config", "ceilings", "rungs"):
             del changing[name]
         return changing | {"undelivered": sorted(self.undelivered), "lost": sorted(self.lost)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         for name, value in state.items():
             setattr(self, name, value)
         self.server = Plateau(**state["server"])
@@ -100,17 +100,17 @@ class Restoration:
         return self.config.trigger in ("plateau", "both")
 
     def deliver(self, client: int, density: float) -> None:
-        """A client's update has arrived."""
+        """Note that a client's update has arrived."""
         if density == self.densities[client]:
             self.undelivered.discard(client)
 
     def lose(self, client: int) -> None:
-        """A client is gone for good; others are left."""
+        """Note that a client is gone for good; others are left."""
         self.lost.add(client)
         self.clients[client].reset()
 
     def active_densities(self) -> dict[int, float]:
-        """Density of every client that is not gone, by client."""
+        """Return density of every client that is not gone, by client."""
         return {c: density for c, density in enumerate(self.densities) if c not in self.lost}
 
     def refresh(
@@ -121,7 +121,7 @@ class Restoration:
         cycle_times_s: Sequence[float | None],
         fastest: frozenset[int],
     ) -> list[float]:
-        """One refresh: the clients' densities from their next dispatch on.
+        """Refresh: return the clients' densities from their next dispatch on.
 
         Args:
             now_s: virtual time.
@@ -159,7 +159,8 @@ class Restoration:
         self._lift_to_floor()
 
     def _restore_floor(self) -> None:
-        """The server has stagnated: everybody's floor rises, and the trigger rests (wait for
+        """Raise every client's floor, since the server has stagnated, and let the trigger rest (wait
+        for
         stable).
         """
         if not self.armed:
@@ -205,7 +206,9 @@ class Restoration:
         self.undelivered.add(client)
 
     def next_density(self, density: float) -> float:
-        """The step after `density`: the next rung over 0.01 above it, + fixed_step, or x factor."""
+        """Return the step after `density`: the next rung over 0.01 above it, + fixed_step, or x
+        factor.
+        """
         if self.config.step == "fixed":
             return min(1.0, round(density + self.config.fixed_step, 9))
         if self.config.step == "factor":
@@ -213,7 +216,9 @@ class Restoration:
         return next((rung for rung in self.rungs if rung > density + 0.01), 1.0)
 
     def _balance(self, cycle_times_s: Sequence[float | None], fastest: frozenset[int]) -> None:
-        """Formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density, 1)."""
+        """Balance by formula (4): P_i <- clip(P_i (1 + lambda (T_0 - T_i) / T_i), min_density,
+        1).
+        """
         reference = [
             time for c, time in enumerate(cycle_times_s) if c in fastest and time is not None
         ]

@@ -39,13 +39,15 @@ class Availability:
     period_s: float = math.inf
 
     def able(self, clients: Sequence[int], now_s: float) -> list[int]:
-        """Those of them that can be chosen now, in the same order."""
+        """Return those of them that can be chosen now, in the same order."""
         if not self.spans:  # spares thousands of clients a look each
             return list(clients)
         return [client for client in clients if self.next_s(client, now_s) <= now_s]
 
     def next_s(self, client: int, now_s: float) -> float:
-        """The earliest time from `now_s` on at which a client can be chosen, infinity if never."""
+        """Return the earliest time from `now_s` on at which a client can be chosen, infinity if
+        never.
+        """
         if client not in self.spans:
             return now_s
         spans = self.spans[client]
@@ -59,7 +61,7 @@ class Availability:
 
 
 def read_availability(path: str, num_clients: int, period_s: float | None) -> Availability:
-    """Reads a CSV file `client,from_s,to_s`.
+    """Read a CSV file `client,from_s,to_s`.
 
     Raises:
         ValueError: it cannot be read, or says something that cannot be.
@@ -118,7 +120,7 @@ class Selection:
         self.availability = availability or Availability({})
 
     def choose(self, idle: Sequence[int], num_taking: int, now_s: float, version: int) -> list[int]:
-        """The idle clients that are sent this version, ascending.
+        """Return the idle clients that are sent this version, ascending.
 
         Args:
             idle: ascending.
@@ -132,5 +134,7 @@ class Selection:
         return [able[index] for index in sorted(drawn)]
 
     def wake_s(self, idle: Sequence[int], now_s: float) -> float:
-        """The earliest time at which one of them can be chosen, infinity if none ever can."""
+        """Return the earliest time at which one of them can be chosen, infinity if none ever
+        can.
+        """
         return min((self.availability.next_s(client, now_s) for client in idle), default=math.inf)

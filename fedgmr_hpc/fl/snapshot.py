@@ -21,7 +21,7 @@ from fedgmr_hpc.fl.updates import Assignment
 
 
 def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
-    """What `restore_coordinator` takes back; its arrays are the coordinator's own."""
+    """Return what `restore_coordinator` takes back; its arrays are the coordinator's own."""
     c = coordinator
     flying = [client.masks for client in c.clients if client.masks is not None]
     masks = {each.mask_id: each for each in (c.masks, *c.buffer.masks, *flying)}
@@ -53,7 +53,7 @@ def _client_state(client: Client) -> dict[str, Any]:
 
 
 def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None:
-    """Takes a coordinator, new or not, back to a saved state, whose arrays become its own."""
+    """Take a coordinator, new or not, back to a saved state, whose arrays become its own."""
     c = coordinator
     masks = {fields["mask_id"]: read_masks(fields) for fields in state["masks"]}
     c.version, c.is_last = state["version"], state["is_last"]

@@ -70,22 +70,22 @@ class MaskSet:
     size: int
 
     def level(self, density: float) -> int:
-        """Index of a density that the set was cut for."""
+        """Return index of a density that the set was cut for."""
         return self.densities.index(density)
 
     def increment(self, level: int) -> slice:
-        """Packed entries that `level` adds to the level below it."""
+        """Return packed entries that `level` adds to the level below it."""
         return slice(self.counts[level - 1] if level else 0, self.counts[level])
 
     def positions(self, level: int) -> Ints:
-        """Ascending natural positions of an increment."""
+        """Return ascending natural positions of an increment."""
         span = self.increment(level)
         if self.perm is None:
             return np.arange(span.start, span.stop, dtype=np.int32)
         return self.perm[span]
 
     def pack(self, natural: Floats) -> Floats:
-        """[P] natural -> packed order (always a new array)."""
+        """Return [P] natural -> packed order (always a new array)."""
         packed: Floats = natural.copy()
         if self.perm is not None:
             for span in _blocks(self.size):
@@ -93,7 +93,7 @@ class MaskSet:
         return packed
 
     def unpack(self, packed: Floats) -> Floats:
-        """[P] packed -> natural order (always a new array)."""
+        """Return [P] packed -> natural order (always a new array)."""
         natural: Floats = packed.copy()
         if self.perm is not None:
             for span in _blocks(self.size):
@@ -102,18 +102,20 @@ class MaskSet:
 
 
 def _blocks(size: int) -> Iterator[slice]:
-    """Spans in turn: numpy widens the positions it indexes with, here only a block of them."""
+    """Yield spans in turn: numpy widens the positions it indexes with, here only a block of
+    them.
+    """
     return (slice(start, min(start + _BLOCK, size)) for start in range(0, size, _BLOCK))
 
 
 def read_masks(fields: Mapping[str, Any]) -> MaskSet:
-    """A mask set from its fields by name, by way of JSON, which knows no tuples."""
+    """Return a mask set from its fields by name, by way of JSON, which knows no tuples."""
     levels = {name: tuple(fields[name]) for name in ("densities", "counts")}
     return MaskSet(**{**fields, **levels})
 
 
 def full_masks(size: int) -> MaskSet:
-    """The mask set of methods that give everybody the whole model."""
+    """Return the mask set of methods that give every client the whole model."""
     return MaskSet(0, (1.0,), (size,), None, size)
 
 
@@ -124,7 +126,8 @@ def rank_entries(
     *,
     floor_frac: float,
 ) -> Keys:
-    """The ranking as keys [P], natural order: a smaller key is more important, ties by index.
+    """Return the ranking as keys [P], natural order: a smaller key is more important, ties by
+    index.
 
     A key is a class bit (0 in the floor) and the inverted bits of the rank value, since
     non-negative floats order like their bits.
@@ -160,7 +163,7 @@ def _rank_layer(
     layer: PrunableLayer,
     floor_frac: float,
 ) -> None:
-    """Fills the keys of one layer [n_l]; they share the memory of `size_of`, which is |W|."""
+    """Fill the keys of one layer [n_l]; they share the memory of `size_of`, which is |W|."""
     num_floor = len(size_of) - int(np.floor((1 - floor_frac) * len(size_of)))
     floor = _largest(size_of, num_floor)
     floor_values = size_of[floor] / (size_of.max() or np.float32(1))
@@ -172,14 +175,14 @@ def _rank_layer(
 
 
 def _mean_outside(scores: Floats, floor: NDArray[np.int64]) -> float:
-    """Mean score of a layer's entries outside the floor, at least 1e-8."""
+    """Return mean score of a layer's entries outside the floor, at least 1e-8."""
     num_others = len(scores) - len(floor)
     total = float(scores.sum(dtype=np.float64) - scores[floor].sum(dtype=np.float64))
     return max(total / max(num_others, 1), 1e-8)
 
 
 def _largest(values: Floats, count: int) -> NDArray[np.int64]:
-    """Ascending indices of the `count` largest values, ties by index."""
+    """Return ascending indices of the `count` largest values, ties by index."""
     if not count:
         return np.empty(0, np.int64)
     ordered = values.copy()
@@ -193,7 +196,7 @@ def _largest(values: Floats, count: int) -> NDArray[np.int64]:
 
 
 def _below(keys: Keys, count: int, last: np.uint32) -> NDArray[np.bool_]:
-    """Which keys are the `count` smallest, ties by index; `last` is the largest of them."""
+    """Return which keys are the `count` smallest, ties by index; `last` is the largest of them."""
     is_first = keys <= last
     num_over = int(np.count_nonzero(is_first)) - count
     if num_over:
@@ -202,7 +205,7 @@ def _below(keys: Keys, count: int, last: np.uint32) -> NDArray[np.bool_]:
 
 
 def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSet:
-    """The nested masks of the given densities: level j keeps the int(d_j P) smallest keys.
+    """Return the nested masks of the given densities: level j keeps the int(d_j P) smallest keys.
 
     Selects the keys at the levels' ends and then lists each increment's entries in one pass, which
     is several times faster than sorting.
@@ -218,7 +221,7 @@ def cut_masks(keys: Keys, densities: Sequence[float], *, mask_id: int) -> MaskSe
 def magnitude_masks(
     weights: Floats, layers: Sequence[PrunableLayer], densities: Sequence[float], *, mask_id: int
 ) -> MaskSet:
-    """The nested masks that keep each layer's largest weights: int(d n_l), but at least one.
+    """Return the nested masks that keep each layer's largest weights: int(d n_l), but at least one.
 
     Args:
         weights: [P] current prunable weights, natural order; overwritten, its memory is kept.
@@ -236,14 +239,16 @@ def magnitude_masks(
 def width_masks(
     layers: Sequence[PrunableLayer], densities: Sequence[float], *, offset: int, mask_id: int
 ) -> MaskSet:
-    """The nested masks of narrower networks (widths.py); `offset` rolls them."""
+    """Return the nested masks of narrower networks (widths.py); `offset` rolls them."""
     levels = tuple(sorted(set(densities)))
     part = np.concatenate([entry_levels(layer.axes, levels, offset) for layer in layers])
     return _make_masks(mask_id, levels, part, np.empty(len(part), np.int32))
 
 
 def _select(keys: Keys, counts: Sequence[int]) -> Levels:
-    """The first level whose `counts` smallest keys contain each entry, len(counts) if none does."""
+    """Return the first level whose `counts` smallest keys contain each entry, len(counts) if none
+    does.
+    """
     size = len(keys)
     part = np.full(size, len(counts), np.min_scalar_type(len(counts)))
     ends = sorted({count for count in counts if 0 < count < size})
@@ -259,7 +264,9 @@ def _select(keys: Keys, counts: Sequence[int]) -> Levels:
 
 
 def _make_masks(mask_id: int, levels: tuple[float, ...], part: Levels, perm: Ints) -> MaskSet:
-    """The mask set in which entry i comes with level `part[i]`; `perm` [P] is memory to fill."""
+    """Return the mask set in which entry i comes with level `part[i]`; `perm` [P] is memory to
+    fill.
+    """
     sizes = np.bincount(part, minlength=len(levels) + 1)
     counts = tuple(int(count) for count in sizes.cumsum()[: len(levels)])
     if counts[0] == len(part):
@@ -268,7 +275,7 @@ def _make_masks(mask_id: int, levels: tuple[float, ...], part: Levels, perm: Int
 
 
 def _list_parts(part: Levels, counts: Sequence[int], perm: Ints) -> Ints:
-    """Fills `perm` [P] with the positions of part 0, ascending, then those of part 1, ..."""
+    """Fill `perm` [P] with the positions of part 0, ascending, then those of part 1, ..."""
     begins = [0, *counts]
     for span in _blocks(len(part)):
         for index in range(len(begins)):
@@ -282,7 +289,7 @@ def _list_parts(part: Levels, counts: Sequence[int], perm: Ints) -> Ints:
 def repack(
     values: Floats, index: Ints | None, old: MaskSet, new: MaskSet
 ) -> tuple[Floats, Ints | None]:
-    """Moves a sub-model from one packed order to another.
+    """Move a sub-model from one packed order to another.
 
     Args:
         values: [K] in the packed order of `old`, at `index` or, when that is None, at its first K
@@ -306,7 +313,7 @@ def repack(
 def score_entries(
     kind: str, weights: Floats, previous: Floats | None, grad_squares: Floats | None
 ) -> Floats:
-    """FMP scores [P], natural order (docs/method.md#scores), for `rank_entries`.
+    """Return FMP scores [P], natural order (docs/method.md#scores), for `rank_entries`.
 
     Args:
         kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|;

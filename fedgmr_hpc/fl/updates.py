@@ -27,7 +27,7 @@ class Assignment:
     measure: bool  # score the trained local model on the validation subset
 
     def as_json(self) -> dict[str, float]:
-        """The fields by name; `Assignment(**fields)` is equal again."""
+        """Return the fields by name; `Assignment(**fields)` is equal again."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 

@@ -49,7 +49,9 @@ class Axis:
 
 
 def kept_units(axis: Axis, density: float) -> int:
-    """Units of an axis that a sub-model of this density keeps, at least one (of every head)."""
+    """Return units of an axis that a sub-model of this density keeps, at least one (of every
+    head).
+    """
     if axis.cut == "whole":
         return axis.units
     share = math.sqrt(density) * (axis.units // axis.heads)
@@ -57,12 +59,13 @@ def kept_units(axis: Axis, density: float) -> int:
 
 
 def narrowed(axis: Axis, density: float) -> Axis:
-    """The same dimension of the sub-model of this density."""
+    """Return the same dimension of the sub-model of this density."""
     return Axis(kept_units(axis, density), axis.inner, axis.heads, axis.cut)
 
 
 def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> Levels:
-    """[U] the first of the ascending densities that keeps each unit, len(densities) if none does.
+    """Return [U] the first of the ascending densities that keeps each unit, len(densities) if
+    none does.
 
     Args:
         offset: the unit with which the kept ones begin, modulo the units (of each head).
@@ -78,7 +81,7 @@ def unit_levels(axis: Axis, densities: Sequence[float], offset: int) -> Levels:
 
 
 def entry_levels(axes: Sequence[Axis], densities: Sequence[float], offset: int = 0) -> Levels:
-    """The first of the ascending densities that keeps each entry of a tensor, in its order.
+    """Return the first of the ascending densities that keeps each entry of a tensor, in its order.
 
     A tensor without axes, or with whole ones only, is kept by every density.
     """
@@ -92,7 +95,7 @@ def entry_levels(axes: Sequence[Axis], densities: Sequence[float], offset: int =
 def inner_entries(
     tensors: Sequence[Sequence[Axis]], density: float, outer: float
 ) -> NDArray[np.int64]:
-    """Where in the flat vector of the network of density `outer` that of `density` lies.
+    """Return where in the flat vector of the network of density `outer` that of `density` lies.
 
     Args:
         tensors: axes of every tensor of the whole network, in the order of its flat vector.

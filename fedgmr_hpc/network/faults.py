@@ -31,7 +31,7 @@ class FaultPlan:
     def hits(
         self, client: int, direction: Direction, number: int, attempt: int, now_s: float
     ) -> frozenset[int]:
-        """Indices of the faults that hit an attempt which begins now."""
+        """Return indices of the faults that hit an attempt which begins now."""
         if not self.faults:
             return frozenset()
         step = (attempt << _TRANSFER_BITS) + 2 * number + (direction == "up")
@@ -46,11 +46,11 @@ class FaultPlan:
         )
 
     def has(self, hits: frozenset[int], kind: str) -> bool:
-        """Whether a fault of this kind is among those that hit."""
+        """Return whether a fault of this kind is among those that hit."""
         return bool(hits) and any(self.faults[index].kind == kind for index in hits)
 
     def is_held(self, hits: frozenset[int], began_s: float, now_s: float) -> bool:
-        """Whether nothing passes now."""
+        """Return whether nothing passes now."""
         for fault in (self.faults[index] for index in hits):
             if fault.kind == "delay" and now_s < began_s + fault.delay_s:
                 return True
@@ -60,7 +60,7 @@ class FaultPlan:
 
 
 def flip_bit(piece: bytes | bytearray | memoryview) -> bytearray:
-    """The bytes with one bit of the last one turned over."""
+    """Return the bytes with one bit of the last one turned over."""
     damaged = bytearray(piece)
     damaged[-1] ^= 1
     return damaged

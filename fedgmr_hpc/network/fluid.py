@@ -6,7 +6,7 @@ max-min fairly too. A link in the trace (linktrace.py) follows it, during transf
 
 A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
 part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link
-allows. With increments (IMS) everybody's part begins at 0 and ends after its own level; with whole
+allows. With increments (IMS) every client's part begins at 0 and ends after its own level; with whole
 sub-models the distinct sizes are sent one after the other in ascending order
 (docs/method.md#broadcasts).
 
@@ -125,10 +125,10 @@ class FluidLinks:
         self._emission = math.inf  # rate of a broadcast that is sent
         self._are_rates_set = False
         self._rates_until_s = math.inf  # then the trace changes them
-        self._change_s: float | None = None  # the next change, once somebody asked for it
+        self._change_s: float | None = None  # the next change, once asked for
 
     def set_server(self, up: float, down: float) -> None:
-        """Sets the rates of the server's links from now on."""
+        """Set the rates of the server's links from now on."""
         self._server_up, self._server_down = up, down
         self._forget_rates()
 
@@ -136,7 +136,9 @@ class FluidLinks:
         self._are_rates_set, self._change_s = False, None
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back; cached rates too, so that time goes on in the same steps."""
+        """Return what `restore` takes back; cached rates too, so that time goes on in the same
+        steps.
+        """
         return {
             **{name: getattr(self, name) for name in _STATE},
             "broadcasts": [asdict(broadcast) for broadcast in self.broadcasts],
@@ -144,7 +146,7 @@ class FluidLinks:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         for name in _STATE:
             setattr(self, name, state[name])
         self.broadcasts = [_make_broadcast(**fields) for fields in state["broadcasts"]]
@@ -153,18 +155,18 @@ class FluidLinks:
     def start_broadcast(
         self, size: int, listeners: Sequence[Listener], rate_of: Callable[[int], float]
     ) -> None:
-        """Starts a stream of `size` bytes now; `rate_of(client)` is the client's own link."""
+        """Start a stream of `size` bytes now; `rate_of(client)` is the client's own link."""
         downloads = [_Download(each, rate_of(each.client), float(each.begin)) for each in listeners]
         self.broadcasts.append(_Broadcast(size, downloads=downloads))
         self._forget_rates()
 
     def start_upload(self, client: int, size: int, rate: float) -> None:
-        """Starts an upload of `size` bytes now over a link of `rate`."""
+        """Start an upload of `size` bytes now over a link of `rate`."""
         self.uploads.append(_Upload(client, size, rate, float(size)))
         self._forget_rates()
 
     def cancel(self, client: int) -> None:
-        """Removes a client's transfers. A broadcast goes on up to what the others need."""
+        """Remove a client's transfers. A broadcast continues up to what the others need."""
         self.uploads = [upload for upload in self.uploads if upload.client != client]
         for broadcast in self.broadcasts:
             others = [d for d in broadcast.downloads if d.listener.client != client]
@@ -175,7 +177,7 @@ class FluidLinks:
         self._forget_rates()
 
     def progress(self) -> list[Progress]:
-        """Every transfer in flight: downloads as they began, then uploads."""
+        """Return every transfer in flight: downloads as they began, then uploads."""
         if not self.broadcasts and not self.uploads:
             return []
         emission, tolerance_s = self._set_rates(), self.tolerance_s
@@ -195,7 +197,7 @@ class FluidLinks:
         return max(EPSILON_S, 8 * math.ulp(self.now_s))
 
     def next_change_s(self) -> float:
-        """Earliest time at which a transfer ends or changes its rate; infinity when idle."""
+        """Return earliest time at which a transfer ends or changes its rate; infinity when idle."""
         if not self.broadcasts and not self.uploads:
             return math.inf
         if self._change_s is None:
@@ -216,7 +218,7 @@ class FluidLinks:
         return min(change_s, self._rates_until_s)
 
     def advance(self, to_s: float) -> tuple[list[int], list[int]]:
-        """Moves every transfer to `to_s`, at most the next change; returns clients that have
+        """Move every transfer to `to_s`, at most the next change; return clients that have
         finished (downloads, uploads), in client order."""
         if not self.broadcasts and not self.uploads:
             self.now_s = to_s
@@ -234,7 +236,7 @@ class FluidLinks:
         return self._finish_downloads(tolerance_s), self._finish_uploads(tolerance_s)
 
     def _set_rates(self) -> float:
-        """Sets what every transfer may have now; returns the rate of a broadcast that is sent."""
+        """Set what every transfer may have now; return the rate of a broadcast that is sent."""
         if self._are_rates_set and self.now_s < self._rates_until_s:
             return self._emission
         sending = sum(broadcast.sent < broadcast.size for broadcast in self.broadcasts)
@@ -300,7 +302,7 @@ class FluidLinks:
 def share_fairly(
     limits: Sequence[float], capacity: float, ranks: Sequence[int], rank_cap: float
 ) -> list[float]:
-    """Max-min fair rates of flows that cross a common link and a capped link of their rank.
+    """Return max-min fair rates of flows that cross a common link and a capped link of their rank.
 
     Args:
         limits: the most that each flow can use; ties go to the first.
@@ -317,7 +319,7 @@ def share_fairly(
     rates = [0.0] * len(limits)
 
     def level(rank: int) -> float:
-        """What the slowest flow of a rank can have at least: the others can have no less."""
+        """Return what the slowest flow of a rank can have at least: the others can have no less."""
         return min(limits[waiting[rank][-1]], left[rank] / len(waiting[rank]))
 
     for num_waiting in range(len(limits), 0, -1):
@@ -344,7 +346,7 @@ def _download_progress(
 def _own_rate(
     download: _Download, broadcast: _Broadcast, emission: float, tolerance_s: float
 ) -> float:
-    """What crosses a listener's own link now, if its rate allows, bytes per second."""
+    """Return what crosses a listener's own link now, if its rate allows, bytes per second."""
     rate = download.rate
     if broadcast.sent < broadcast.size:
         if _is_ahead(download, broadcast, emission * tolerance_s):
@@ -357,7 +359,7 @@ def _own_rate(
 def _download_waits(
     download: _Download, broadcast: _Broadcast, emission: float, tolerance_s: float
 ) -> list[float]:
-    """Times until this download ends or changes its rate."""
+    """Return times until this download ends or changes its rate."""
     if _is_ahead(download, broadcast, emission * tolerance_s):
         return [(download.taken - broadcast.sent) / emission]
     backlog = 0.0 if download.caught_up else broadcast.sent - download.taken
@@ -373,7 +375,7 @@ def _is_done(download: _Download, tolerance_s: float) -> bool:
 
 
 def _is_ahead(download: _Download, broadcast: _Broadcast, tolerance_bytes: float) -> bool:
-    """Whether the stream has not yet reached this download's part."""
+    """Return whether the stream has not yet reached this download's part."""
     return download.taken - broadcast.sent > tolerance_bytes
 
 

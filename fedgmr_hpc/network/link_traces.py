@@ -43,7 +43,9 @@ class LinkTrace:
         self._changes = sorted(set(chain.from_iterable(self._times.values())))
 
     def rate(self, link: int, direction: Direction, at_s: float) -> float | None:
-        """Bytes per second of a link at a time; None when the trace does not have the link."""
+        """Return bytes per second of a link at a time; None when the trace does not have the
+        link.
+        """
         times = self._times.get((link, direction))
         if times is None:
             return None
@@ -52,7 +54,7 @@ class LinkTrace:
         return self._rates[link, direction][index - 1]
 
     def next_change_s(self, after_s: float) -> float:
-        """When the first step of any link after a time is; infinity when there is none."""
+        """Return when the first step of any link after a time is; infinity when there is none."""
         lap = self._lap(after_s)
         begin_s = self._begin_s(lap)
         index = bisect_right(self._changes, after_s, key=lambda time_s: begin_s + time_s)
@@ -61,7 +63,9 @@ class LinkTrace:
         return math.inf if self.period_s is None or not self._changes else self._begin_s(lap + 1)
 
     def _lap(self, at_s: float) -> int:
-        """How often the trace has begun anew; consistent with `_begin_s` in spite of rounding."""
+        """Return how often the trace has begun anew; consistent with `_begin_s` in spite of
+        rounding.
+        """
         if self.period_s is None:
             return 0
         lap = math.floor(at_s / self.period_s)
@@ -74,7 +78,7 @@ class LinkTrace:
 
 
 def load_trace(path: str, num_clients: int, period_s: float | None = None) -> LinkTrace:
-    """Reads and checks a trace file.
+    """Read and check a trace file.
 
     Args:
         path: the CSV file, with its header line.
@@ -123,7 +127,7 @@ def _check_header(row: list[str]) -> None:
 
 
 def _parse(row: list[str], num_clients: int) -> tuple[Link, tuple[float, float]]:
-    """The link of a row, and its (seconds, bytes per second)."""
+    """Return the link of a row, and its (seconds, bytes per second)."""
     if len(row) != len(HEADER):
         raise ValueError(must("a row", f"have {len(HEADER)} fields", len(row)))
     time, number, direction, rate = row
@@ -141,7 +145,7 @@ def _parse(row: list[str], num_clients: int) -> tuple[Link, tuple[float, float]]
 
 
 def _read_number(text: str) -> float:
-    """A finite number; NaN, which no rule allows, for anything else."""
+    """Return a finite number; NaN, which no rule allows, for anything else."""
     try:
         number = float(text)
     except ValueError:

@@ -4,7 +4,7 @@ Speeds are nominal rates times the mean of `num_draws` log-normal draws, drawn o
 link in the trace follows that instead. How transfers share links is fluid.py's matter.
 
 Rates are bytes per second, times seconds, sizes bytes. The virtual clock jumps from event to event;
-ties go by kind (arrivals before closes) and client. Latency is the same for everybody: a broadcast
+ties go by kind (arrivals before closes) and client. Latency is the same for all clients: a broadcast
 or an upload that is ready to go begins `latency_s` later.
 """
 
@@ -29,7 +29,7 @@ class Speeds:
         self.links, self.shares, self.seed = links, tuple(shares), seed
 
     def client(self, client: int, direction: Direction, transfer: int) -> float:
-        """Rate of a client's link during one transfer, bytes per second."""
+        """Return rate of a client's link during one transfer, bytes per second."""
         nominal = (
             self.links.client_down_bytes_per_s
             if direction == "down"
@@ -39,7 +39,7 @@ class Speeds:
         return nominal * self.shares[client] * factor
 
     def server(self, direction: Direction, transfer: int) -> float:
-        """Rate of the server's link from one transfer on, bytes per second."""
+        """Return rate of the server's link from one transfer on, bytes per second."""
         nominal = (
             self.links.server_up_bytes_per_s
             if direction == "up"
@@ -79,7 +79,7 @@ class Broadcast:
 
 
 def _read_broadcast(fields: dict[str, Any] | None) -> Broadcast | None:
-    """A broadcast from `asdict` by way of JSON, whose keys are words."""
+    """Return a broadcast from `asdict` by way of JSON, whose keys are words."""
     if fields is None:
         return None
     listeners = tuple(Listener(**listener) for listener in fields["listeners"])
@@ -123,15 +123,17 @@ class LinkClock:
         self._num_transfers = [0] * len(shares)
 
     def merge_end_s(self, now_s: float) -> float:
-        """When a merge that begins now is done."""
+        """Return when a merge that begins now is done."""
         return now_s + self.links.merge_s
 
     def validated_s(self, ready_s: float) -> float:
-        """When the validation that could begin at `ready_s` was done: it takes no modelled time."""
+        """Return when the validation that could begin at `ready_s` was done: it takes no modelled
+        time.
+        """
         return ready_s
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back."""
+        """Return what `restore` takes back."""
         return {
             "fluid": self.fluid.state(),
             "uploads": list(self._uploads.items()),
@@ -139,7 +141,7 @@ class LinkClock:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         self.fluid.restore(state["fluid"])
         self._uploads = {client: size for client, size in state["uploads"]}
         self._num_transfers = state["num_transfers"]
@@ -170,18 +172,18 @@ class VirtualClock(LinkClock):
         self._num_broadcasts = 0
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
-        """Sends at a time; each listener then trains, uploads, and shows up as an `Arrival`."""
+        """Send at a time; each listener then trains, uploads, and shows up as an `Arrival`."""
         self._num_broadcasts += 1
         begin_s = at_s + self.links.latency_s
         heapq.heappush(self._queue, (begin_s, _START, self._num_broadcasts, broadcast))
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back."""
+        """Return what `restore` takes back."""
         queue = [(*head, broadcast and asdict(broadcast)) for *head, broadcast in self._queue]
         return super().state() | {"queue": queue, "num_broadcasts": self._num_broadcasts}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         super().restore(state)
         self._num_broadcasts = state["num_broadcasts"]
         self._queue = [
@@ -190,11 +192,11 @@ class VirtualClock(LinkClock):
         ]
 
     def close_at(self, at_s: float) -> None:
-        """Schedules a `WindowEnd`."""
+        """Schedule a `WindowEnd`."""
         heapq.heappush(self._queue, (at_s, _CLOSE, 0, None))
 
     def next(self) -> Arrival | WindowEnd:
-        """The next thing that happens.
+        """Return the next thing that happens.
 
         Raises:
             IndexError: nothing is in flight, which a coordinator that waits never allows.

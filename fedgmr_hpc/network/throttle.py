@@ -63,11 +63,13 @@ class WallClock(LinkClock):
         self._count = 0
 
     def now_s(self) -> float:
-        """Unscaled seconds since the start."""
+        """Return unscaled seconds since the start."""
         return (time.perf_counter() - self._began_s) / self.time_scale
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back: the time and the numbers of transfers; none is under way."""
+        """Return what `restore` takes back: the time and the numbers of transfers; none is under
+        way.
+        """
         return {
             "now_s": self.now_s(),
             "num_transfers": self._num_transfers,
@@ -75,24 +77,24 @@ class WallClock(LinkClock):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved time, now."""
+        """Go on from a saved time, now."""
         self._began_s = time.perf_counter() - state["now_s"] * self.time_scale
         self.fluid.now_s = state["now_s"]
         self._num_transfers, self._count = state["num_transfers"], state["num_broadcasts"]
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
-        """Lets a dispatch's bytes go from `at_s` on, or from now if that is past."""
+        """Let a dispatch's bytes go from `at_s` on, or from now if that is past."""
         self._count += 1
         begin_s = max(at_s, self.now_s()) + self.links.latency_s
         heapq.heappush(self._queue, (begin_s, _DISPATCH, self._count, broadcast))
 
     def offer(self, client: int, delay_s: float = 0.0) -> None:
-        """Lets the upload of a client begin; its size came with the dispatch."""
+        """Let the upload of a client begin; its size came with the dispatch."""
         begin_s = self.now_s() + self.links.latency_s + delay_s
         heapq.heappush(self._queue, (begin_s, _UPLOAD, client, None))
 
     def expect_upload(self, client: int, num_bytes: int) -> None:
-        """Gives up a client's transfers, begun or not; its next upload takes `num_bytes`."""
+        """Give up a client's transfers, begun or not; its next upload takes `num_bytes`."""
         self.fluid.cancel(client)
         self._queue = [
             (at_s, kind, number, broadcast and _without(broadcast, client))
@@ -103,18 +105,20 @@ class WallClock(LinkClock):
         self._uploads[client] = num_bytes
 
     def close_at(self, at_s: float) -> None:
-        """Schedules the end of a window."""
+        """Schedule the end of a window."""
         heapq.heappush(self._queue, (at_s, _CLOSE, 0, None))
 
     def next_wall_s(self) -> float:
-        """Wall seconds until something is due: a tick while bytes flow, at most until an event."""
+        """Return wall seconds until something is due: a tick while bytes flow, at most until an
+        event.
+        """
         head_s = self._queue[0][0] if self._queue else math.inf
         change_s = self.fluid.next_change_s()
         due_s = (min(head_s, change_s) - self.now_s()) * self.time_scale
         return max(0.0, min(due_s, math.inf if math.isinf(change_s) else TICK_S))
 
     def advance(self) -> Moved:
-        """Moves the links to now."""
+        """Move the links to now."""
         moved = Moved(self.now_s())
         while (at_s := self._next_event_s()) <= moved.now_s:
             self._step(at_s, moved)
@@ -150,7 +154,9 @@ class WallClock(LinkClock):
 
 
 def _without(broadcast: Broadcast, client: int) -> Broadcast:
-    """A broadcast that a client does not listen to; its stream is as long as the others need."""
+    """Return a broadcast that a client does not listen to; its stream is as long as the others
+    need.
+    """
     listeners = tuple(each for each in broadcast.listeners if each.client != client)
     if len(listeners) == len(broadcast.listeners):
         return broadcast

@@ -41,7 +41,7 @@ class Tag(IntEnum):
     RETRY = 13
     CLOCK = 14  # what time is it there?
     TRACE = 15
-    REMAINDERS = 16  # of the clients' error feedback, to be told or, with a content, to be taken
+    REMAINDERS = 16  # of the clients' error feedback, asked for or, with content, handed over
     MASKS = 17  # of the levels to which a version is cut for evaluation
 
 
@@ -62,7 +62,7 @@ class Transport(ABC):
         self.rank, self.size = rank, size
         self.sent_bytes_to = [0] * size
         self.received_bytes_from = [0] * size
-        self.gone: set[int] = set()  # ranks that answer no more; nobody can meet them to close
+        self.gone: set[int] = set()  # ranks that no longer answer; a collective close would hang
 
     @property
     def sent_bytes(self) -> int:
@@ -96,7 +96,7 @@ class Transport(ABC):
         self._send(dest, Tag(tag), views)
 
     def recv(self, timeout_s: float) -> Message:
-        """The next message from any rank.
+        """Return the next message from any rank.
 
         Raises:
             TransportTimeout: nothing arrived within `timeout_s`; the transport stays usable.
@@ -111,7 +111,7 @@ class Transport(ABC):
         return message
 
     def recv_now(self) -> Message | None:
-        """The next message if one is there already."""
+        """Return the next message if one is there already."""
         message = self._recv(0.0)
         if message is not None:
             self.received_bytes_from[message.source] += len(message.payload)
@@ -168,11 +168,11 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Something moved: look again at once."""
+        """Look again at once, since something moved."""
         self._since_s = time.perf_counter()
 
     def wait(self) -> None:
-        """Nothing moved: wait, in proportion to how long nothing has."""
+        """Wait, in proportion to how long nothing has moved."""
         waited_s = time.perf_counter() - self._since_s
         if waited_s < self.YIELD_S:
             os.sched_yield()
@@ -194,7 +194,7 @@ class Inbox:
             self._changed.notify()
 
     def fail(self, error: TransportError) -> None:
-        """From now on every `pop` raises `error`."""
+        """Make every later `pop` raise `error`."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -205,7 +205,9 @@ class Inbox:
             raise self._error
 
     def pop(self, deadline_s: float = 0.0) -> Message | None:
-        """The next message in turn, or None if none has come by `deadline_s` (monotonic clock)."""
+        """Return the next message in turn, or None if none has come by `deadline_s` (monotonic
+        clock).
+        """
         with self._changed:
             while not self._waiting and self._error is None:
                 remaining_s = deadline_s - time.monotonic()
@@ -238,7 +240,7 @@ class InprocTransport(Transport):
         self._inboxes[self.rank].check()
 
     def close(self) -> None:
-        """Nothing is under way: a message is delivered when it is sent."""
+        """Do nothing: a message is delivered when it is sent."""
 
     def abort(self, code: int) -> None:
         for inbox in self._inboxes:
@@ -256,19 +258,23 @@ class InprocTransport(Transport):
 
 
 def make_inproc(size: int) -> list[InprocTransport]:
-    """The `size` endpoints of one in-process world, for one thread each."""
+    """Return the `size` endpoints of one in-process world, for one thread each."""
     inboxes = [Inbox() for _ in range(size)]
     return [InprocTransport(rank, inboxes) for rank in range(size)]
 
 
 def as_bytes(part: Any) -> memoryview:
-    """`part` as a flat view of its bytes, without a copy; an array without entries has none."""
+    """Return `part` as a flat view of its bytes, without a copy; an array without entries has
+    none.
+    """
     view = memoryview(part)
     return view.cast("B") if view.nbytes else memoryview(b"")
 
 
 def frozen(views: list[memoryview]) -> memoryview:
-    """The concatenation, which no one will change: a single read-only view itself, else a copy."""
+    """Return the concatenation, which no one will change: a single read-only view itself, else a
+    copy.
+    """
     if len(views) == 1 and views[0].readonly:
         return views[0]
     return memoryview(b"".join(views))

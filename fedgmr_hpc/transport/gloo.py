@@ -51,7 +51,7 @@ class _Sending(NamedTuple):
 
 
 def check_network(env: Mapping[str, str]) -> None:
-    """Sees that this host has the interfaces and knows the address that `env` names for gloo.
+    """See that this host has the interfaces and knows the address that `env` names for gloo.
 
     Raises:
         ValueError: it does not; names the variable.
@@ -215,7 +215,7 @@ class GlooTransport(Transport):
         self._inbox.put(Message(source, Tag(tag), self._receive(source, num_bytes)))
 
     def _receive(self, source: int, num_bytes: int) -> memoryview:
-        """The payload that follows its header."""
+        """Return the payload that follows its header."""
         payload = np.empty(num_bytes, np.uint8)
         if num_bytes:
             into = torch.from_numpy(payload)

@@ -16,7 +16,7 @@ SHARED_BYTES = 5300 << 10  # of a rank in /dev/shm (MPICH 5: 5,270 KiB of each o
 
 
 def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport | None:
-    """The transport of this process; None for server and clients in one process.
+    """Return the transport of this process; None for server and clients in one process.
 
     Raises:
         ValueError: the launcher and the transport do not fit, the device, the MPI library or the
@@ -63,7 +63,7 @@ def _join_mpi(launch: Launch) -> Transport:
 
 
 def check_shared_memory(launch: Launch, folder: str = "/dev/shm") -> None:
-    """Refuses a /dev/shm in which MPICH has no room for what the ranks of a host share: it would
+    """Refuse a /dev/shm in which MPICH has no room for what the ranks of a host share: it would
     die of a signal without a word of it.
 
     By size, not by what is free: ranks that were faster have taken their part already.
@@ -83,7 +83,7 @@ def check_shared_memory(launch: Launch, folder: str = "/dev/shm") -> None:
 
 
 def hidden_devices_note(num_visible: int, requested: str, root: str = "/") -> str:
-    """Says that this host has GPUs of which this process sees none; "" where that is wanted."""
+    """Say that this host has GPUs of which this process sees none; "" where that is wanted."""
     if num_visible or requested == "cpu" or not any(Path(root, GPUS).glob("*")):
         return ""
     return (

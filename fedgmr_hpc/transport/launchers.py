@@ -17,7 +17,7 @@ _AS_TORCHRUN = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_S
 
 
 def rank_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[str]:
-    """The words that go before a program to start it on ranks.
+    """Return the words that go before a program to start it on ranks.
 
     Inside a Slurm job the ranks are spread over its nodes, one on each while there are as many.
     FEDGMR_MPI says how they meet (configs/sites/example.yaml); without it srun's default counts.
@@ -44,7 +44,7 @@ def rank_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[st
 
 
 def mpirun_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[str]:
-    """This Python's own mpirun, else that on PATH, with the words of FEDGMR_MPIRUN_ARGS.
+    """Return this Python's own mpirun, else that on PATH, with the words of FEDGMR_MPIRUN_ARGS.
 
     Raises:
         ValueError: a quote in these has no end.
@@ -61,14 +61,14 @@ def mpirun_command(num_ranks: int, env: Mapping[str, str] = os.environ) -> list[
 
 
 def deal_out(num_ranks: int, num_nodes: int) -> str:
-    """Ranks of each node in Slurm's words, as srun deals them out: 4(x2),3(x1)."""
+    """Return the ranks of each node in Slurm's words, as srun deals them out: 4(x2),3(x1)."""
     each, more = divmod(num_ranks, num_nodes)
     parts = ((each + 1, more), (max(1, each), num_nodes - more))
     return ",".join(f"{share}(x{nodes})" for share, nodes in parts if nodes)
 
 
 def run_ranks(num_ranks: int, *command: str) -> None:
-    """Runs a module of this package on `num_ranks` ranks, to its end.
+    """Run a module of this package on `num_ranks` ranks, to its end.
 
     Raises:
         RuntimeError: it ended with another exit code than 0.

@@ -136,7 +136,7 @@ class MpiTransport(Transport):
         self._comm.Free()
 
     def abort(self, code: int) -> None:
-        """MPI ends every process of the job at once; what was printed comes out before."""
+        """Let MPI end every process of the job at once; what was printed comes out before."""
         sys.stdout.flush()
         sys.stderr.flush()
         self._comm.Abort(code)
@@ -183,7 +183,9 @@ class MpiTransport(Transport):
         return sorted(self._outgoing)
 
     def _wait(self, look: Callable[[], _Found], deadline_s: float) -> _Found:
-        """What `look` finds, or its last falsy answer at the deadline. Sleeps if nothing moves."""
+        """Return what `look` finds, or its last falsy answer at the deadline. Sleeps if nothing
+        moves.
+        """
         backoff = Backoff()
         while True:
             moved = self._advance()
@@ -195,7 +197,7 @@ class MpiTransport(Transport):
                 backoff.wait()
 
     def _advance(self) -> bool:
-        """One look at everything under way; whether anything moved."""
+        """Return one look at everything under way; whether anything moved."""
         accepted = self._accept_arrivals()
         delivered = bool(self._arriving) and self._deliver_complete()
         released = bool(self._outgoing) and self._release_sent()

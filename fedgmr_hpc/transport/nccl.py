@@ -54,7 +54,7 @@ class PayloadChannel(Protocol):
         """Return when the bytes may change."""
 
     def recv(self, num_bytes: int) -> memoryview:
-        """The next payload, in memory of its own."""
+        """Return the next payload, in memory of its own."""
 
 
 class Staging:
@@ -75,7 +75,7 @@ class Staging:
         self._twin = torch.empty(piece_bytes, dtype=torch.uint8, device=device)
 
     def twin(self, num_bytes: int) -> Tensor:
-        """The first bytes of the device's buffer."""
+        """Return the first bytes of the device's buffer."""
         return self._twin[:num_bytes]
 
     def load(self, piece: Tensor) -> Tensor:
@@ -174,10 +174,10 @@ class DeviceTransport(GlooTransport):
         self._pairs = {peer: _Pair(channel) for peer, channel in self._open_channels().items()}
         for peer, pair in self._pairs.items():
             self._start(pair.run, f"payloads of rank {peer}")
-        dist.barrier()  # nobody sends before everybody can take it
+        dist.barrier()  # no rank sends before every rank can receive
 
     def _open_channels(self) -> dict[int, PayloadChannel]:
-        """This rank's warm channels by peer; every rank takes part in making every group."""
+        """Return this rank's warm channels by peer; every rank takes part in making every group."""
         groups = {
             peer: dist.new_group([_SERVER, peer], timeout=_PAYLOAD_TIMEOUT, backend=self.backend)
             for peer in range(1, self.size)
@@ -191,7 +191,7 @@ class DeviceTransport(GlooTransport):
         return channels
 
     def _staging_device(self, peer: int) -> torch.device:
-        """The device of this rank that payloads of `peer` go through."""
+        """Return the device of this rank that payloads of `peer` go through."""
         return torch.device("cpu")
 
     def _warm_up(self, channel: PayloadChannel) -> None:
@@ -285,9 +285,9 @@ class NcclTransport(DeviceTransport):
             str(torch.cuda.get_device_properties(index).uuid)
             for index in range(torch.cuda.device_count())
         ]
-        told: list[tuple[list[str], str]] = [([], "")] * self.size
-        dist.all_gather_object(told, (visible, visible[self._own]))
-        self._server_devices = pair_devices(told[_SERVER][0], [own for _, own in told])
+        gathered: list[tuple[list[str], str]] = [([], "")] * self.size
+        dist.all_gather_object(gathered, (visible, visible[self._own]))
+        self._server_devices = pair_devices(gathered[_SERVER][0], [own for _, own in gathered])
         return super()._open_channels()
 
     def _staging_device(self, peer: int) -> torch.device:
@@ -296,7 +296,7 @@ class NcclTransport(DeviceTransport):
 
 
 def pair_devices(visible: Sequence[str], own: Sequence[str]) -> list[int]:
-    """The index of the device on which rank 0 stages the payloads of each rank, in turn.
+    """Return the index of the device on which rank 0 stages the payloads of each rank, in turn.
 
     Args:
         visible: identities of the devices that rank 0 sees.

@@ -2,7 +2,7 @@
 
 A rank that waits, for whatever it is, meanwhile answers what the others ask, so no order of waits
 can block. Rank 0 looks after all others a few times per limit, and they know that it does: a rank
-that owes an answer for longer than the limit, or a rank 0 that nobody hears from, is silent. A rank
+that owes an answer for longer than the limit, or a rank 0 that does not answer, is silent. A rank
 that was itself held up first reads what has come meanwhile. Long work has to run in another thread;
 one thread alone, that of the `Peer`, uses the transport.
 
@@ -12,7 +12,7 @@ one thread alone, that of the `Peer`, uses the transport.
     CLOCK   "."                the sender has measured its pair of this round
     FRAME   any                bytes to measure a rate with; not rank 0 answers with GOT
     GRANT   number             send rank 0 a FRAME of so many bytes
-    TASK, RESULT, HELLO, STOP  letters for whoever uses the peer
+    TASK, RESULT, HELLO, STOP  messages for the user of the peer
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedgmr_hpc.transport.contract import Message, Tag, Transport
 LOOK_S = 0.02  # the longest wait before other duties are looked after
 BEATS_PER_LIMIT = 4  # how often rank 0 looks after the others
 REPEATS = 20  # pings of a pair
-PAIRS_S = 10.0  # all rounds of pings together, where nobody is slow
+PAIRS_S = 10.0  # all rounds of pings together, where no rank is slow
 RATES_S = 10.0  # all transfers one after the other, about
 TRANSFER_S = 0.2  # one of them, at most
 FIRST_BYTES, MOST_BYTES = 1 << 18, 1 << 26
@@ -41,7 +41,9 @@ _SERVER = 0
 
 
 def tournament(ranks: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """Rounds of pairs (lower, higher): all pairs once, no rank twice in a round (circle method)."""
+    """Return rounds of pairs (lower, higher): all pairs once, no rank twice in a round (circle
+    method).
+    """
     places: list[int | None] = [*sorted(ranks), *([None] * (len(ranks) % 2))]
     half, rounds = len(places) // 2, []
     for _ in range(len(places) - 1):
@@ -55,7 +57,7 @@ class Peer:
     """This rank's side of the conversation.
 
     Attributes:
-        letters: messages for whoever uses the peer, in the order they came.
+        inbox: messages for the user of the peer, in the order they came.
         server: how errors call rank 0.
 
     Args:
@@ -65,7 +67,7 @@ class Peer:
     def __init__(self, transport: Transport, limit_s: float) -> None:
         self.transport, self.limit_s = transport, limit_s
         self.rank, self.size = transport.rank, transport.size
-        self.letters: deque[Message] = deque()
+        self.inbox: deque[Message] = deque()
         self.server = "rank 0"
         self._numbers = count(1)
         self._answered: dict[int, bytes] = {}  # the last ping that each rank has answered
@@ -81,11 +83,11 @@ class Peer:
         return [r for r in range(self.size) if r != self.rank and r not in self.transport.gone]
 
     def tell(self, dest: int, tag: Tag, content: dict[str, Any]) -> None:
-        """Sends a letter."""
+        """Send a message."""
         self.transport.send(dest, tag, json.dumps(content).encode())
 
     def wait(self, is_done: Callable[[], bool], limit_s: float = math.inf) -> bool:
-        """Answers the others until something is so; whether it was so within the limit.
+        """Answer the others until something is so; whether it was so within the limit.
 
         Rank 0 adds silent ranks to `transport.gone`.
 
@@ -114,7 +116,9 @@ class Peer:
             self._ping(rank)
 
     def _find_silent(self) -> None:
-        """Only when nothing is waiting to be read: else this rank may have been held up itself."""
+        """Find ranks that fell silent, but only when nothing is waiting to be read: otherwise this
+        rank may have been held up itself.
+        """
         now_s = time.monotonic()
         if self.rank != _SERVER and now_s - self._heard_s > self.limit_s:
             message = f"{self.server} has said nothing for {self.limit_s:g} s"
@@ -139,7 +143,7 @@ class Peer:
         elif tag in (Tag.FRAME, Tag.GOT):
             self._moved_s[source] = time.perf_counter()
         else:
-            self.letters.append(message)
+            self.inbox.append(message)
 
     def _take_ping(self, source: int, payload: bytes) -> None:
         kind, number = payload[:1], payload[1:]
@@ -151,7 +155,7 @@ class Peer:
             self._measured.add(source)
 
     def _ping(self, rank: int) -> bytes:
-        """Sends a ping; returns its number."""
+        """Send a ping; return its number."""
         number = next(self._numbers).to_bytes(8, "little")
         self.transport.send(rank, Tag.CLOCK, b"?", number)
         return number
@@ -159,7 +163,7 @@ class Peer:
     # --- round trips
 
     def ping_all(self, ranks: Sequence[int]) -> dict[int, float | None]:
-        """This rank's part of a tournament, which all `ranks` play at once.
+        """Return this rank's part of a tournament, which all `ranks` play at once.
 
         Returns:
             The median round trip in seconds to each rank above this one, None without an answer.
@@ -175,7 +179,7 @@ class Peer:
         return found
 
     def _round_trips(self, rank: int, budget_s: float) -> float | None:
-        """The median of some pings, of which the first only opens the connection."""
+        """Return the median of some pings, of which the first only opens the connection."""
         times: list[float] = []
         until_s = time.monotonic() + budget_s
         while len(times) <= REPEATS and (len(times) < 2 or time.monotonic() < until_s):
@@ -193,7 +197,7 @@ class Peer:
     # --- rates, measured by rank 0
 
     def measure_rates(self) -> dict[int, tuple[float, float]]:
-        """Bytes per second to and from each other rank, one after the other; rank 0 only.
+        """Return bytes per second to and from each other rank, one after the other; rank 0 only.
 
         Ranks that fall silent are left out.
         """
@@ -209,7 +213,7 @@ class Peer:
         return found
 
     def move(self, ranks: Sequence[int], num_bytes: int) -> tuple[float, float] | None:
-        """Seconds to bring `num_bytes` to each of these ranks at once, and then from them.
+        """Return seconds to bring `num_bytes` to each of these ranks at once, and then from them.
 
         None where one of them falls silent meanwhile. Rank 0 only.
         """

@@ -105,7 +105,8 @@ class Identity:
 
 
 def detect_launch(env: Mapping[str, str]) -> Launch:
-    """Rank and size from the launcher's variables in `env`; rank 0 of 1 where there are none.
+    """Return rank and size from the launcher's variables in `env`; rank 0 of 1 where there are
+    none.
 
     Raises:
         ValueError: variables that contradict one another, named with their values.
@@ -138,7 +139,7 @@ def check_world(launch: Launch, comm_size: int, library: str) -> None:
 
 
 def name_library(library: str) -> str:
-    """The name in an MPI library's long description, e.g. "Open MPI v5.0.11"."""
+    """Return the name in an MPI library's long description, e.g. "Open MPI v5.0.11"."""
     return " ".join(library.splitlines()[0].split(",")[0].split())
 
 
@@ -152,7 +153,7 @@ def make_identity(
     threads: int,
     requested: str = "auto",
 ) -> Identity:
-    """This process among the ranks of `transport`.
+    """Return this process among the ranks of `transport`.
 
     Args:
         launch: what the environment says.
@@ -182,7 +183,7 @@ def make_identity(
 
 
 def choose_device(launch: Launch, num_visible: int, requested: str = "auto") -> str:
-    """The device that this rank's clients compute on: "cpu" or "cuda:<index>".
+    """Return the device that this rank's clients compute on: "cpu" or "cuda:<index>".
 
     The client ranks of a host take its devices in turn, starting again after the last one. Where
     the site gives each process a device of its own, that one is cuda:0. The server, rank 0 of
@@ -209,7 +210,7 @@ def choose_device(launch: Launch, num_visible: int, requested: str = "auto") -> 
 
 
 def take_slice(launch: Launch, env: MutableMapping[str, str]) -> None:
-    """Leaves this process one of several MIG slices: CUDA shows a process only the first it names.
+    """Leave this process one of several MIG slices: CUDA shows a process only the first it names.
 
     Client ranks of a host take them in turn, as they take whole devices. To be called before CUDA
     is asked for anything. `env`: its CUDA_VISIBLE_DEVICES names the slices, as Slurm's does.
@@ -220,7 +221,7 @@ def take_slice(launch: Launch, env: MutableMapping[str, str]) -> None:
 
 
 def sharing_note(launch: Launch, num_visible: int) -> str:
-    """Says that client ranks of this host share devices; "" where they do not, or nobody knows.
+    """Say that client ranks of this host share devices; "" where they do not, or where that is unknown.
 
     Ranks that see one device each may be isolated or share it: the launcher does not say which.
     """
@@ -233,12 +234,12 @@ def sharing_note(launch: Launch, num_visible: int) -> str:
 
 
 def _client_index(launch: Launch) -> int:
-    """This rank among the client ranks of its host."""
+    """Return this rank among the client ranks of its host."""
     return launch.local_rank - _is_with_server(launch)
 
 
 def _is_with_server(launch: Launch) -> bool:
-    """Whether the server has a process of its own on this host, as far as the numbers tell.
+    """Return whether the server has a process of its own on this host, as far as the numbers tell.
 
     With ranks in blocks the first host's local ranks are its ranks. With ranks dealt out in turn
     a client of that host is taken for another's: it counts from one, which as well gives ranks
@@ -248,7 +249,9 @@ def _is_with_server(launch: Launch) -> bool:
 
 
 def _is_slurm_step(env: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process: an sbatch or salloc shell also has SLURM_PROCID=0."""
+    """Return whether `srun` started this process: an sbatch or salloc shell also has
+    SLURM_PROCID=0.
+    """
     step = env.get("SLURM_STEP_ID", "")
     return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
@@ -294,7 +297,7 @@ def _check_below(rank_name: str, size_name: str, env: Mapping[str, str]) -> None
 
 
 def _launcher_family(launch: Launch) -> str:
-    """Which MPI's launcher set the variables, as far as they tell."""
+    """Return which MPI's launcher set the variables, as far as they tell."""
     name = launch.sources[0]
     if name.startswith("OMPI_"):
         return "Open MPI"

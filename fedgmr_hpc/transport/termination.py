@@ -9,7 +9,7 @@
     ... about to exit               all of them          nothing
     a rank of a replay              TERM                 interrupts, as Ctrl-C does: no checkpoints
     a scaling study                 all of them          `TerminationRequested`: its launcher is
-                                                         terminated; later signals are not heard
+                                                         terminated; later signals are ignored
     a study, its local jobs         TERM                 interrupts, as Ctrl-C does
     ... while jobs are submitted    TERM Ctrl-C          held back until all are
     a cell of a study               USR1 TERM            USR1 is passed on to the cell's launcher
@@ -75,7 +75,7 @@ class StopRequest:
             yield
 
     def ignore(self) -> None:
-        """Hear no signal any more: Python's shutdown would let one kill a process that is done."""
+        """Ignore every signal from now on: Python's shutdown would let one kill a process that is done."""
         for number in ALL_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -38,7 +38,9 @@ class Remainder:
 def move(
     last: Remainder, mask_id: int, positions: Positions | None, num_prunable: int
 ) -> Remainder:
-    """The remainder on another mask of P entries: 0 at those that were not on the last one."""
+    """Return the remainder on another mask of P entries: 0 at those that were not on the last
+    one.
+    """
     natural = np.zeros(num_prunable, np.float32)
     natural[slice(None) if last.positions is None else last.positions] = last.lost
     if positions is None:
@@ -57,11 +59,11 @@ class ErrorFeedback:
         self._remainders: dict[int, Remainder] = {}  # by client
 
     def state(self) -> list[dict[str, Any]]:
-        """What `restore` takes back: one entry a client, with the arrays themselves."""
+        """Return what `restore` takes back: one entry a client, with the arrays themselves."""
         return [{"client": c, **fields_of(each)} for c, each in self._remainders.items()]
 
     def restore(self, state: list[dict[str, Any]]) -> None:
-        """Takes saved remainders in place of its own."""
+        """Take saved remainders in place of its own."""
         self._remainders = {
             each["client"]: Remainder(each["mask_id"], each["positions"], each["lost"])
             for each in state
@@ -74,7 +76,7 @@ class ErrorFeedback:
         mask_id: int,
         positions: Positions | None,
     ) -> Floats:
-        """What a client sends in place of `values`; its remainder changes accordingly.
+        """Return what a client sends in place of `values`; its remainder changes accordingly.
 
         Args:
             values: [K] to be uploaded.

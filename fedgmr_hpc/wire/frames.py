@@ -149,7 +149,9 @@ def frame_bytes(
     dtype: Dtype = "fp32",
     positions_bytes: int | None = None,
 ) -> int:
-    """Exact length of a frame without its contents; `positions_bytes` None: the receiver knows."""
+    """Return exact length of a frame without its contents; `positions_bytes` None: the receiver
+    knows.
+    """
     dense_bytes = _section_bytes(num_dense, _dense_dtype(dtype))
     body = 4 * num_extra + _section_bytes(num_values, dtype) + dense_bytes
     return HEADER.size + body + (positions_bytes or 0)
@@ -164,7 +166,7 @@ def _dense_dtype(dtype: Dtype) -> Dtype:
 
 
 def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[memoryview, ...]:
-    """The frame as read-only runs of bytes, to be sent one after the other.
+    """Return the frame as read-only runs of bytes, to be sent one after the other.
 
     fp32 sections are the frame's own arrays, which must stay as they are until they are sent.
 
@@ -191,12 +193,13 @@ def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[mem
 
 
 def encode_frame(frame: Frame, coded: CodedPositions | None = None) -> memoryview:
-    """`encode_parts` as one run of bytes."""
+    """Return `encode_parts` as one run of bytes."""
     return memoryview(b"".join(encode_parts(frame, coded)))
 
 
 def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
-    """The frame in `buffer`; fp32 sections are views into it, so it must outlive them unchanged.
+    """Return the frame in `buffer`; fp32 sections are views into it, so it must outlive them
+    unchanged.
 
     Raises:
         WireError: foreign, cut, extended or damaged bytes, or sections that contradict one another.
@@ -228,7 +231,7 @@ def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
 
 
 def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
-    """The header of `frame` with the checksum still zero."""
+    """Return the header of `frame` with the checksum still zero."""
     num_values, num_dense = len(frame.values), len(frame.dense)
     return _Header(
         magic=MAGIC,
@@ -256,7 +259,7 @@ def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
 
 
 def _read_header(view: memoryview) -> _Header:
-    """The header of `view` after every check that needs no section's content."""
+    """Return the header of `view` after every check that needs no section's content."""
     if len(view) < HEADER.size:
         raise _damaged(f"{len(view)} bytes are shorter than the header of {HEADER.size}")
     header = _Header._make(HEADER.unpack_from(view))
@@ -305,14 +308,16 @@ def _check_arrays(frame: Frame) -> None:
 
 
 def _split(body: NDArray[np.uint8], header: _Header) -> list[NDArray[np.uint8]]:
-    """The four sections as views of the frame's bytes."""
+    """Return the four sections as views of the frame's bytes."""
     lengths = (header.extra_bytes, header.values_bytes, header.dense_bytes, header.positions_bytes)
     ends = list(accumulate(lengths, initial=HEADER.size))
     return [body[begin:end] for begin, end in pairwise(ends)]
 
 
 def _checksum(header: memoryview, *sections: memoryview) -> int:
-    """xxh3_64 of a frame as if the checksum field were zero; `header` may go on into the body."""
+    """Return xxh3_64 of a frame as if the checksum field were zero; `header` may go on into the
+    body.
+    """
     digest = xxhash.xxh3_64(header[:_CHECKSUM_AT])
     digest.update(bytes(_CHECKSUM.size))
     for part in (header[HEADER.size :], *sections):
@@ -321,7 +326,7 @@ def _checksum(header: memoryview, *sections: memoryview) -> int:
 
 
 def _as_wire(values: Floats, dtype: Dtype) -> memoryview:
-    """The values as they are on the wire; fp32 without a copy."""
+    """Return the values as they are on the wire; fp32 without a copy."""
     if dtype == "int8":
         return as_bytes(int8.encode_values(values)).toreadonly()
     on_wire: NDArray[np.generic] = np.ascontiguousarray(values)
@@ -334,7 +339,7 @@ def _as_wire(values: Floats, dtype: Dtype) -> memoryview:
 
 
 def _read_floats(section: NDArray[np.uint8], dtype: Dtype, count: int = 0) -> Floats:
-    """The floats of a section; `count` of them, which only int8 does not show."""
+    """Return the floats of a section; `count` of them, which only int8 does not show."""
     if dtype == "int8":
         return int8.decode_values(section, count)
     if dtype == "fp32":
@@ -345,7 +350,9 @@ def _read_floats(section: NDArray[np.uint8], dtype: Dtype, count: int = 0) -> Fl
 
 
 def _to_bf16(values: Floats) -> NDArray[np.uint16]:
-    """The upper half of each float32, rounded to nearest with ties to even; NaN stays NaN."""
+    """Return the upper half of each float32, rounded to nearest with ties to even; NaN stays
+    NaN.
+    """
     bits = np.ascontiguousarray(values).view(np.uint32)
     upper = bits >> 16
     rounded = upper & 1

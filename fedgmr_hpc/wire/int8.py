@@ -32,12 +32,12 @@ Section = NDArray[np.uint8]
 
 
 def section_bytes(num_values: int) -> int:
-    """Exact length of the values' section."""
+    """Return exact length of the values' section."""
     return 4 * (_num_blocks(num_values) + -(-num_values // 4))
 
 
 def encode_values(values: Floats) -> Section:
-    """The section of float32 values [K]."""
+    """Return the section of float32 values [K]."""
     section = np.zeros(section_bytes(len(values)), np.uint8)
     scales, codes = _split(section, len(values))
     for blocks, entries in _spans(len(values)):
@@ -49,7 +49,7 @@ def encode_values(values: Floats) -> Section:
 
 
 def decode_values(section: Section, num_values: int) -> Floats:
-    """The values [K] of a section, float32."""
+    """Return the values [K] of a section, float32."""
     scales, codes = _split(section, num_values)
     values = np.empty(num_values, np.float32)
     for blocks, entries in _spans(num_values):
@@ -59,7 +59,7 @@ def decode_values(section: Section, num_values: int) -> Floats:
 
 
 def round_values(values: Floats) -> Floats:
-    """The values [K] as their receiver reads them."""
+    """Return the values [K] as their receiver reads them."""
     return decode_values(encode_values(values), len(values))
 
 
@@ -68,13 +68,15 @@ def _num_blocks(num_values: int) -> int:
 
 
 def _split(section: Section, num_values: int) -> tuple[Floats, NDArray[np.int8]]:
-    """(scales [N], codes [K]) as views of the section."""
+    """Return (scales [N], codes [K]) as views of the section."""
     end = 4 * _num_blocks(num_values)
     return section[:end].view(np.float32), section[end : end + num_values].view(np.int8)
 
 
 def _spans(num_values: int) -> Iterator[tuple[slice, slice]]:
-    """(blocks, their values) in turn: chunks of whole blocks, then the last, shorter block."""
+    """Yield (blocks, their values) in turn: chunks of whole blocks, then the last, shorter
+    block.
+    """
     whole = num_values // BLOCK * BLOCK
     for start in range(0, whole, _CHUNK):
         stop = min(start + _CHUNK, whole)
@@ -84,7 +86,7 @@ def _spans(num_values: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _scales(rows: Floats) -> Floats:
-    """Scales of the blocks that are the rows; NaN for those that are not finite."""
+    """Return the scales of the blocks that are the rows; NaN for those that are not finite."""
     scales: Floats = np.abs(rows).max(axis=1) / _LARGEST_CODE
     is_finite = np.isfinite(scales)
     bits = scales.view(np.uint32)
@@ -95,7 +97,9 @@ def _scales(rows: Floats) -> Floats:
 
 
 def _codes(rows: Floats, scales: Floats) -> NDArray[np.int8]:
-    """Codes of the blocks that are the rows, one after the other; 0 where the scale is NaN."""
+    """Return the codes of the blocks that are the rows, one after the other; 0 where the scale is
+    NaN.
+    """
     quotients = rows / scales[:, None]
     np.rint(quotients, out=quotients)
     quotients[np.isnan(scales)] = 0.0

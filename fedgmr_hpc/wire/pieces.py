@@ -42,12 +42,12 @@ class Mark(NamedTuple):
     attempt: int = 0
 
     def pack(self) -> bytes:
-        """The mark on the wire."""
+        """Return the mark on the wire."""
         return _MARK.pack(*self)
 
 
 def read_mark(payload: memoryview) -> Mark:
-    """The mark at the head of a message.
+    """Return the mark at the head of a message.
 
     Raises:
         WireError: the message is too short.
@@ -66,7 +66,7 @@ class Outgoing:
         self.sent = 0
 
     def take(self, upto: int) -> list[memoryview]:
-        """The bytes from where the last call ended up to `upto`."""
+        """Return the bytes from where the last call ended up to `upto`."""
         taken, begin = [], 0
         for part in self._parts:
             first, last = max(self.sent - begin, 0), min(upto - begin, len(part))
@@ -77,7 +77,7 @@ class Outgoing:
         return taken
 
     def rewind(self) -> None:
-        """Begins anew, for a transfer that did not get through."""
+        """Begin anew, for a transfer that did not get through."""
         self.sent = 0
 
 
@@ -94,7 +94,7 @@ class Incoming:
         return self.filled == self.size
 
     def put(self, mark: Mark, piece: memoryview) -> None:
-        """Takes the bytes of one piece.
+        """Take the bytes of one piece.
 
         Raises:
             WireError: bytes between the last piece and this one are missing, or the piece does not

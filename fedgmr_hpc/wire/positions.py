@@ -43,7 +43,7 @@ CodedPositions = tuple[Codec, bytes | NDArray[np.uint8]]
 
 
 def encode_positions(positions: Ints, n: int) -> CodedPositions:
-    """The smallest encoding of `positions` [K], chosen by exact size.
+    """Return the smallest encoding of `positions` [K], chosen by exact size.
 
     Args:
         positions: int32 [K], strictly ascending, each in 0..n-1.
@@ -73,7 +73,7 @@ def encode_positions(positions: Ints, n: int) -> CodedPositions:
 
 
 def decode_positions(codec: Codec, data: bytes | memoryview, n: int, count: int) -> Ints:
-    """The positions [count] that `encode_positions` wrote.
+    """Return the positions [count] that `encode_positions` wrote.
 
     Raises:
         WireError: damaged bytes, a position past n - 1, or not `count` positions.
@@ -95,7 +95,9 @@ def _damaged(message: str) -> WireError:
 
 
 def _gaps(positions: Ints, n: int) -> Ints:
-    """Entries skipped before each position [K]; refuses any not ascending strictly in 0..n-1."""
+    """Return entries skipped before each position [K]; refuses any not ascending strictly in
+    0..n-1.
+    """
     if positions.dtype != np.int32 or positions.ndim != 1 or not 0 <= n <= MAX_ENTRIES:
         got = f"{positions.dtype} {positions.shape} of n = {n}"
         raise ValueError(f"positions: got {got}, allowed int32 [K] of n <= {MAX_ENTRIES}")
@@ -111,12 +113,12 @@ def _gaps(positions: Ints, n: int) -> Ints:
 
 
 def _num_runs(gaps: Ints) -> int:
-    """Runs of neighbouring positions; the first position opens one whatever its gap."""
+    """Return runs of neighbouring positions; the first position opens one whatever its gap."""
     return int(np.count_nonzero(gaps[1:])) + min(1, len(gaps))
 
 
 def _runs(gaps: Ints) -> Ints:
-    """Gap and length - 1 of every run of neighbours, interleaved [2 R]."""
+    """Return gap and length - 1 of every run of neighbours, interleaved [2 R]."""
     opens = gaps > 0
     opens[:1] = True
     first = np.flatnonzero(opens).astype(np.int32)
@@ -180,7 +182,9 @@ def _inflate(data: bytes | memoryview, num_bytes: int) -> bytes:
 
 
 def _varint_bytes(numbers: Ints) -> int:
-    """Exact size of `_encode_varints(numbers)`: a byte, and one more from each power of 128 on."""
+    """Return exact size of `_encode_varints(numbers)`: a byte, and one more from each power of
+    128 on.
+    """
     total, bits = len(numbers), 7
     while bits < 31 and (num_longer := int(np.count_nonzero(numbers >= 1 << bits))):
         total += num_longer
@@ -189,7 +193,9 @@ def _varint_bytes(numbers: Ints) -> int:
 
 
 def _encode_varints(numbers: Ints) -> NDArray[np.uint8]:
-    """Byte k of every number that has one, for k = 0..4: a loop over bytes, never over numbers."""
+    """Return byte k of every number that has one, for k = 0..4: a loop over bytes, never over
+    numbers.
+    """
     sizes = np.ones(len(numbers), np.int64)
     for bits in range(7, 31, 7):
         sizes += numbers >= 1 << bits
