@@ -142,8 +142,8 @@ def _follow(peer: Peer, launch: Launch) -> int:
     """Any other rank: does what rank 0 asks for until it says stop; returns the exit code."""
     probes: Probes | None = None
     while True:
-        peer.wait(lambda: bool(peer.letters))
-        message = peer.letters.popleft()
+        peer.wait(lambda: bool(peer.inbox))
+        message = peer.inbox.popleft()
         letter = json.loads(bytes(message.payload))
         if message.tag == Tag.STOP:
             return int(letter["code"])
@@ -158,7 +158,7 @@ def _follow(peer: Peer, launch: Launch) -> int:
 
 def _answer(peer: Peer, work: Work) -> None:
     """Sends what a probe finds; if rank 0 goes on before, it no longer wants to know."""
-    peer.wait(lambda: work.facts is not None or bool(peer.letters))
+    peer.wait(lambda: work.facts is not None or bool(peer.inbox))
     if work.facts is not None:
         peer.tell(0, Tag.RESULT, work.facts)
 

@@ -9,7 +9,7 @@ not make the next one wait. Whatever is there at the close is merged, so arrival
 a merge.
 
 A round is a merge for `window` and `barrier`, and for `count` and `each` as many merged updates as
-clients take part at a time. A window never waits for a client that is gone: a window that waited only
+clients take part at a time. No window waits for a client that is gone: a window that waited only
 for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
 Rounds done stay done when clients go.
 """

@@ -194,7 +194,9 @@ class Coordinator:
         )
 
     def _drop(self, now_s: float, gone: Sequence[int]) -> list[Command]:
-        """Continue without these clients; nothing that the server holds of them is used any more."""
+        """Continue without these clients; nothing that the server holds of them is used any
+        more.
+        """
         for client in gone:
             self.clients[client].leave()
             self.base_versions[client] = -1

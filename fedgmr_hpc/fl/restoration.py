@@ -159,7 +159,8 @@ class Restoration:
         self._lift_to_floor()
 
     def _restore_floor(self) -> None:
-        """Raise every client's floor, since the server has stagnated, and let the trigger rest (wait
+        """Raise every client's floor, since the server has stagnated, and let the trigger rest
+        (wait
         for
         stable).
         """

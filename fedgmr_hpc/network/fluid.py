@@ -6,7 +6,7 @@ max-min fairly too. A link in the trace (linktrace.py) follows it, during transf
 
 A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
 part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link
-allows. With increments (IMS) every client's part begins at 0 and ends after its own level; with whole
+allows. With increments (IMS) each part begins at 0 and ends after its own level; with whole
 sub-models the distinct sizes are sent one after the other in ascending order
 (docs/method.md#broadcasts).
 

@@ -4,7 +4,7 @@ Speeds are nominal rates times the mean of `num_draws` log-normal draws, drawn o
 link in the trace follows that instead. How transfers share links is fluid.py's matter.
 
 Rates are bytes per second, times seconds, sizes bytes. The virtual clock jumps from event to event;
-ties go by kind (arrivals before closes) and client. Latency is the same for all clients: a broadcast
+ties go by kind (arrivals before closes) and client. Latency is equal for all clients: a broadcast
 or an upload that is ready to go begins `latency_s` later.
 """
 

@@ -221,7 +221,8 @@ def take_slice(launch: Launch, env: MutableMapping[str, str]) -> None:
 
 
 def sharing_note(launch: Launch, num_visible: int) -> str:
-    """Say that client ranks of this host share devices; "" where they do not, or where that is unknown.
+    """Say that client ranks of this host share devices; "" where they do not, or where that is
+    unknown.
 
     Ranks that see one device each may be isolated or share it: the launcher does not say which.
     """

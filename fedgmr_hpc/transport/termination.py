@@ -75,7 +75,9 @@ class StopRequest:
             yield
 
     def ignore(self) -> None:
-        """Ignore every signal from now on: Python's shutdown would let one kill a process that is done."""
+        """Ignore every signal from now on: Python's shutdown would let one kill a process that is
+        done.
+        """
         for number in ALL_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
