@@ -30,6 +30,7 @@ from fedgmr_hpc.bench.clients import run_clients
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
 from fedgmr_hpc.models import initial_weights, make_layout
+from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.transport.launchers import run_ranks
 from fedgmr_hpc.wire.frames import Dtype, Frame, Kind, decode_frame, encode_frame
@@ -53,18 +54,11 @@ def run_bench(what: str, *, quick: bool, ranks: int) -> int:
         rows, summary = run_clients(quick, ranks)
     else:
         rows, summary = _memory(200 if quick else 2000, ranks)
-    _print_table(rows)
+    columns = list(rows[0])
+    print(as_text(columns, [[_cell(row[column]) for column in columns] for row in rows]))
     num_outside = sum(not row.get("within", True) for row in rows)
     print(json.dumps({"bench": what, "quick": quick, "outside": num_outside, **summary}))
     return 1 if num_outside else 0
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    columns = list(rows[0])
-    cells = [columns] + [[_cell(row[column]) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    for line in cells:
-        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
 
 
 def _cell(value: Any) -> str:

@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.cost import describe_s, remaining_s
+from fedgmr_hpc.study.cost import remaining_s
 from fedgmr_hpc.study.folder import (
     DEFAULT_OUT,
     StudyFolder,

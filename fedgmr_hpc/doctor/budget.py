@@ -16,8 +16,7 @@ from fedgmr_hpc.doctor.estimate import Pace
 from fedgmr_hpc.doctor.findings import Answers, Finding, State, judge_errors, megabytes, name_ranks
 from fedgmr_hpc.doctor.probes import NO_DATA
 from fedgmr_hpc.models import Layout
-from fedgmr_hpc.reporting.tables import count_of
-from fedgmr_hpc.study.cost import describe_s
+from fedgmr_hpc.reporting.words import count_of, describe_s
 
 SLOW_STEP = 1.5  # times the median
 TIGHT_FRAC = 0.8  # of what is free: an estimate is no promise

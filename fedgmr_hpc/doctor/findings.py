@@ -12,7 +12,7 @@ from statistics import median, median_low
 from typing import Any, Literal
 
 from fedgmr_hpc.data.room import HOME_BYTES
-from fedgmr_hpc.reporting.tables import count_of
+from fedgmr_hpc.reporting.words import count_of
 
 State = Literal["ok", "warn", "FAIL"]
 Answers = Mapping[int, dict[str, Any]]

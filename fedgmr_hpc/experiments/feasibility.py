@@ -175,8 +175,11 @@ def _by_cell(
 
 
 def rank_trend(optima: Sequence[float | None]) -> float:
-    """Share of pairs of intervals whose optima rise, less the share that fall: -1 to 1; equal
-    optima count 0 (Kendall's tau a)."""
+    """Return the share of pairs of intervals whose optima rise less that which fall, -1 to 1.
+
+    This is Kendall's tau-a, where equal optima count 0. SciPy has tau-b and tau-c alone, which
+    leave equal pairs out of the denominator: one rise among many equal optima would be near 1.
+    """
     known = [each for each in optima if each is not None]
     signs = [np.sign(b - a) for i, a in enumerate(known) for b in known[i + 1 :]]
     return float(np.mean(signs)) if signs else 0.0

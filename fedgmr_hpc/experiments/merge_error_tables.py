@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fedgmr_hpc.reporting.statistics import summarize
+from fedgmr_hpc.reporting.statistics import rank_correlation, summarize
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.results.series import Values
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,6 @@ class MismatchRow:
     def extra(self) -> float:
         """What uploads in flight add to the error."""
         return self.error_mixed - self.error_new
-
-
-def ranks(values: Values) -> Values:
-    """[R] ranks from 0, equal values sharing the mean of theirs."""
-    below = (values[:, None] > values[None, :]).sum(axis=1)
-    ties = (values[:, None] == values[None, :]).sum(axis=1)
-    shared: Values = below + (ties - 1) / 2
-    return shared
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's: the correlation of ranks [R]; NaN where all values of one are equal."""
-    a, b = ranks(np.array(x)), ranks(np.array(y))
-    spread = float(a.std() * b.std())
-    return float(((a - a.mean()) * (b - b.mean())).mean()) / spread if spread else float("nan")
 
 
 def fit_power(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:

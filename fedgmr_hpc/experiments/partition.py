@@ -24,6 +24,7 @@ from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.partition import class_counts
+from fedgmr_hpc.reporting.tables import as_text
 
 Longs = NDArray[np.int64]
 Doubles = NDArray[np.float64]
@@ -114,9 +115,10 @@ def describe_holdings(held: Holdings) -> str:
     size = -(-held.num_clients // MAX_ROWS)
     everybody, is_mean = np.arange(held.num_clients), size > 1
     blocks = [everybody[start : start + size] for start in range(0, held.num_clients, size)]
-    rows = [_header(held), *(_row(held, block, is_mean) for block in blocks), _total(held)]
+    rows = [_row(held, block, is_mean) for block in blocks]
     note = ["rows are means over the clients they name"] if is_mean else []
-    return "\n".join([held.name, "", _align(rows), "", *note, _sizes_line(held), _skew_line(held)])
+    table = as_text(_header(held), rows, _total(held))
+    return "\n".join([held.name, "", table, "", *note, _sizes_line(held), _skew_line(held)])
 
 
 def _header(held: Holdings) -> list[str]:
@@ -165,16 +167,6 @@ def _total(held: Holdings) -> list[str]:
         return ["total", "", "", *sums[1:], _words_a_sentence(held, everybody)]
     sums[2] = f"{(held.counts.sum(axis=0) > 0).sum()}"  # classes that anybody holds
     return ["total", "", *sums]
-
-
-def _align(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
 def _sizes_line(held: Holdings) -> str:

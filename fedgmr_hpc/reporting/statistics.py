@@ -1,7 +1,9 @@
-"""Statistics of runs and seeds: pure functions of arrays (spec section 11.2).
+"""Statistics of runs and seeds, as pure functions of arrays (docs/method.md#reported-accuracy).
 
-Shapes: E evaluations of one run, S seeds or pairs. Times are virtual seconds, accuracies 0 to 1.
-A run that never reaches an accuracy takes an infinite time.
+Times are virtual seconds, accuracies 0 to 1; a run that never reaches an accuracy takes an infinite
+time. `scipy.stats` is imported where it is called: it takes longer to load than most commands run.
+
+Shapes: E evaluations of one run, S seeds or pairs.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from numpy.typing import NDArray
 Values = NDArray[Any]
 NUM_RESAMPLES = 10_000
 LEVEL_FRAC = 0.95
-FEW = 5  # up to so many values the t-interval is given too
-T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # 97.5 % of Student's t, by degrees
+FEW = 5  # for up to this many values Student's interval is given too
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of S values; intervals are (low, high), None where there are too few values."""
+    """The mean of S values; an interval is (low, high), None where there are too few values."""
 
     num_values: int
     mean: float
@@ -34,18 +35,18 @@ class Summary:
 
     @property
     def widest(self) -> tuple[float, float] | None:
-        """The bootstrap interval, widened to Student's t where a bootstrap is too narrow."""
+        """The bootstrap interval, widened to Student's where a bootstrap is too narrow."""
         return widest(self.bootstrap, self.student)
 
 
 def widest(*intervals: tuple[float, float] | None) -> tuple[float, float] | None:
-    """What the known intervals span together; None for none."""
+    """Return what the known intervals span together; None without any."""
     known = [interval for interval in intervals if interval is not None]
     return (min(i[0] for i in known), max(i[1] for i in known)) if known else None
 
 
 def summarize(values: Sequence[float], seed: int = 0) -> Summary | None:
-    """Mean and intervals of finite values [S]; None for none."""
+    """Return mean and intervals of the finite values of [S]; None without any."""
     known = np.array([value for value in values if math.isfinite(value)])
     if not known.size:
         return None
@@ -62,7 +63,11 @@ def summarize(values: Sequence[float], seed: int = 0) -> Summary | None:
 def bootstrap_interval(
     values: Values, seed: int = 0, statistic: str = "mean"
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap of the mean or median of [S], NUM_RESAMPLES times; None for S < 2."""
+    """Return the percentile bootstrap of the mean or median of [S]; None for S < 2.
+
+    Not `scipy.stats.bootstrap`: a time that is never reached is infinite, and its interpolated
+    quantiles of infinite medians are NaN. Here quantiles are values that were drawn.
+    """
     if len(values) < 2:
         return None
     picks = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
@@ -74,15 +79,30 @@ def bootstrap_interval(
 
 
 def student_interval(values: Values) -> tuple[float, float] | None:
-    """Student's t interval of the mean, for 2 to FEW values."""
+    """Return Student's interval of the mean of 2 to FEW values; None for fewer or more."""
     if not 2 <= len(values) <= FEW:
         return None
-    half = T_QUANTILES[len(values) - 1] * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    from scipy import stats
+
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + LEVEL_FRAC) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def rank_correlation(x: Values | Sequence[float], y: Values | Sequence[float]) -> float:
+    """Return Spearman's rank correlation; NaN where all values of one side are equal.
+
+    Equal values share the mean of their ranks.
+    """
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+        return math.nan
+    from scipy import stats
+
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def medians(rows: Values) -> Values:
-    """Medians over the last axis; halfway between -inf and inf is 0, beside one of them it."""
+    """Return medians over the last axis; 0 halfway between -inf and inf, where NumPy has NaN."""
     ordered = np.sort(rows, axis=-1)
     size = ordered.shape[-1]
     low, high = ordered[..., (size - 1) // 2], ordered[..., size // 2]
@@ -92,19 +112,19 @@ def medians(rows: Values) -> Values:
 
 
 def mean_last(times_s: Values, values: Values, at_s: float, last: int) -> float:
-    """The mean of the last `last` values [E] at or before `at_s`; NaN where there are fewer."""
+    """Return the mean of the last `last` values of [E] at or before `at_s`; NaN for fewer."""
     before = values[times_s <= at_s]
     return float(before[-last:].mean()) if len(before) >= last else math.nan
 
 
 def std_last(times_s: Values, values: Values, at_s: float, window: int) -> float:
-    """The standard deviation of the last `window` values at or before `at_s`; NaN for fewer."""
+    """Return the standard deviation of the last `window` values at or before `at_s`, else NaN."""
     before = values[times_s <= at_s]
     return float(before[-window:].std(ddof=1)) if len(before) >= window else math.nan
 
 
 def moving_mean(values: Values, last: int) -> Values:
-    """[E] mean of each value and the `last` - 1 before it; NaN until there are enough."""
+    """Return [E] means of each value and the `last` - 1 before it; NaN until there are enough."""
     means = np.full(len(values), math.nan)
     if len(values) >= last:
         windows = np.lib.stride_tricks.sliding_window_view(values, last)
@@ -113,22 +133,24 @@ def moving_mean(values: Values, last: int) -> Values:
 
 
 def cost_to_reach(values: Values, costs: Values, target: float, last: int) -> float:
-    """The cost [E] at the first evaluation whose moving mean reaches `target`; else infinite."""
+    """Return the cost of [E] when the moving mean first reaches `target`; infinite if never."""
     with np.errstate(invalid="ignore"):
         hits = np.flatnonzero(moving_mean(values, last) >= target)
     return float(costs[hits[0]]) if len(hits) else math.inf
 
 
 def drop_from_best(times_s: Values, values: Values, at_s: float, last: int) -> float:
-    """How far the last moving mean at or before `at_s` lies under the best one; NaN for too few."""
+    """Return how far the last moving mean at or before `at_s` lies below the best one, else NaN."""
     means = moving_mean(values[times_s <= at_s], last)
     known = means[np.isfinite(means)]
     return float(known.max() - known[-1]) if known.size else math.nan
 
 
 def window_around(times_s: Values, values: Values, at_s: float, num: int) -> tuple[float, float]:
-    """Mean and standard deviation over `num` values before and after the first one past `at_s`
-    (spec section 10.2); NaN where the run does not cover them.
+    """Return mean and standard deviation over `num` values before and after the first past `at_s`.
+
+    This is the number of the release (docs/method.md#reported-accuracy); NaN where the run does not
+    cover it.
     """
     after = np.flatnonzero(times_s > at_s)
     if not len(after) or after[0] < num or after[0] + num > len(values):

@@ -1,29 +1,55 @@
-"""A table and its forms: text, Markdown, CSV, LaTeX and HTML."""
+"""One table, written as text, Markdown, CSV, LaTeX or HTML.
+
+    table = Table("speed", "Rate by ranks", ["ranks", "rounds/s"], [["2", "1.9"], ["3", "2.8"]])
+    print(as_text(table.heads, table.rows))
+    write_tables([table], folder)  # folder/speed.csv and folder/speed.tex
+
+Columns of numbers stand to the right in every form.
+"""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from fedgmr_hpc.reporting import templates
+
+Cells = Sequence[str]
+
+# The start of a number, or what stands in its place.
+NUMBER = re.compile(r"[-+\u2212]?\d|(-|no limit|never|not reached|diverged)?$")
+LATEX = {
+    **{char: rf"\{char}" for char in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "\u2212": "$-$",
+    "\u00b1": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as shown, and the numbers behind them.
+    """Cells as they are shown, and the numbers behind them.
 
     Args:
         name: stem of its files.
         notes: what a reader has to know: units, intervals, seeds.
-        records: one mapping a value, for CSV; empty to take heads and rows.
+        command: what to type to make the table again.
+        records: one mapping per value, for CSV; empty to take heads and rows.
     """
 
     name: str
     title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    heads: Cells
+    rows: Sequence[Cells]
     notes: Sequence[str] = ()
     command: str = ""
     num_seeds: str = ""
@@ -31,36 +57,72 @@ class Table:
 
     @property
     def footer(self) -> list[str]:
-        """Notes, seeds, and the command that makes the table again."""
-        lines = list(self.notes)
-        if self.num_seeds:
-            lines.append(f"Seeds: {self.num_seeds}.")
-        return lines
+        """The notes, and the seeds where there are any."""
+        return [*self.notes, *([f"Seeds: {self.num_seeds}."] if self.num_seeds else [])]
 
 
-def as_text(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns for a terminal; numbers to the right."""
-    columns = [_aligned(cells) for cells in zip(heads, *rows, strict=True)]
+def as_text(heads: Cells, rows: Iterable[Cells], total: Cells | None = None) -> str:
+    """Align columns for a terminal.
+
+    Args:
+        heads: one per column; a second line, such as a unit, after a newline.
+        rows: cells by row.
+        total: a last row, set off by a rule.
+    """
+    rows = list(rows)
+    head_lines = _head_lines(heads)
+    body = [*rows, *([total] if total else [])]
+    numeric = numeric_columns(len(heads), rows)
+    columns = [
+        _aligned(cells, is_numeric)
+        for cells, is_numeric in zip(zip(*head_lines, *body, strict=True), numeric, strict=True)
+    ]
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    rule = "-" * max(map(len, lines))
+    split = len(head_lines)
+    lines.insert(split, rule)
+    if total:
+        lines.insert(-1, rule)
+    return "\n".join(lines)
+
+
+def _head_lines(heads: Cells) -> list[list[str]]:
+    """Split heads into one or two lines of cells."""
+    depth = 1 + max(head.count("\n") for head in heads)
+    split = [[*head.split("\n"), *[""] * depth][:depth] for head in heads]
+    return [list(line) for line in zip(*split, strict=True)]
+
+
+def numeric_columns(num_columns: int, rows: Sequence[Cells]) -> list[bool]:
+    """Tell which columns hold nothing but numbers, which stand to the right."""
+    return [all(NUMBER.match(row[i]) for row in rows) for i in range(num_columns)]
+
+
+def _aligned(cells: Cells, is_numeric: bool) -> list[str]:
+    width = max(map(len, cells))
+    return [cell.rjust(width) if is_numeric else cell.ljust(width) for cell in cells]
 
 
 def as_markdown(table: Table) -> str:
-    """A section with the table, its notes and its command."""
-    lines = [f"### {table.title}", "", _bar(table.heads), _bar(["---"] * len(table.heads))]
-    lines += [_bar(row) for row in table.rows]
+    """Write a section with the table, its notes and its command."""
+    numeric = numeric_columns(len(table.heads), table.rows)
+    rule = ["---:" if is_numeric else "---" for is_numeric in numeric]
+    lines = [f"### {table.title}", "", *map(_bar, (table.heads, rule, *table.rows))]
     lines += ["", *(f"{line}  " for line in table.footer)]
     if table.command:
         lines += ["", f"    {table.command}"]
     return "\n".join(lines) + "\n"
 
 
+def _bar(cells: Cells) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
 def as_csv(table: Table) -> str:
-    """The records with plain numbers, else the cells as shown; comment lines come first."""
+    """Write the records with plain numbers, else the cells as shown; comment lines come first."""
     records = table.records or [dict(zip(table.heads, row, strict=True)) for row in table.rows]
     stream = io.StringIO()
-    for line in (table.title, *table.footer, table.command):
-        stream.write(f"# {line}\n" if line else "")
+    stream.writelines(f"# {line}\n" for line in _comments(table))
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
@@ -69,56 +131,38 @@ def as_csv(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A `tabular` with booktabs rules; the notes and the command are comments."""
-    body = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
-    return "\n".join(
-        [
-            *(f"% {line}" for line in (table.title, *table.footer, table.command) if line),
-            rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(_latex, table.heads)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    """Write a `tabular` with booktabs rules; the notes and the command are comments."""
+    numeric = numeric_columns(len(table.heads), table.rows)
+    columns = "".join("r" if is_numeric else "l" for is_numeric in numeric)
+    lines = [f"% {line}" for line in _comments(table)]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(table.heads), r"\midrule"]
+    lines += [_latex_row(row) for row in table.rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_row(cells: Cells) -> str:
+    escaped = ("".join(LATEX.get(char, char) for char in cell) for cell in cells)
+    return " & ".join(escaped) + r" \\"
+
+
+def _comments(table: Table) -> list[str]:
+    return [line for line in (table.title, *table.footer, table.command) if line]
 
 
 def as_html(table: Table) -> str:
-    """A section with the table, its notes and its command."""
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in table.heads)
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table.rows
-    )
-    notes = "".join(f"<p class=note>{html.escape(line)}</p>" for line in table.footer)
-    command = f"<pre>{html.escape(table.command)}</pre>" if table.command else ""
-    return (
-        f"<section><h2>{html.escape(table.title)}</h2><div class=scroll><table>"
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
-        f"{notes}{command}</section>\n"
-    )
+    """Write a section with the table, its notes and its command."""
+    numeric = numeric_columns(len(table.heads), table.rows)
+    return templates.render("table.html", table=table, numeric=numeric)
 
 
-def _aligned(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    numeric = all(cell[:1].isdigit() or cell in ("-", "") for cell in cells[1:])
-    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
+def write_tables(tables: Iterable[Table], folder: Path, latex: bool = True) -> None:
+    """Write each table as CSV and, unless told otherwise, as LaTeX.
 
-
-def _bar(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def _latex(cell: str) -> str:
-    special = {c: rf"\{c}" for c in "&%$#_{}"}
-    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    special |= {"\u2212": "$-$", "<": "$<$", ">": "$>$"}
-    return "".join(special.get(char, char) for char in cell)
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 rank`, `3 ranks`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    Raises:
+        OSError: `folder` cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        (folder / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
+        if latex:
+            (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")

@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from fedgmr_hpc.config.identity import CELL, differences
+from fedgmr_hpc.reporting.statistics import rank_correlation
 from fedgmr_hpc.results.series import Values, merged_ages
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
@@ -103,9 +104,9 @@ def order_correlations(virtual: Result, wall: Result) -> tuple[float, float]:
     rounds = _merge_rounds(virtual)[left]
     order = np.argsort(rounds, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(rounds[order])) + 1)
-    inside = [_rank_correlation(a[rows], b[rows]) for rows in groups if (rounds[rows] >= 0).all()]
+    inside = [rank_correlation(a[rows], b[rows]) for rows in groups if (rounds[rows] >= 0).all()]
     known = [value for value in inside if not math.isnan(value)]
-    return _rank_correlation(a, b), float(np.mean(known)) if known else math.nan
+    return rank_correlation(a, b), float(np.mean(known)) if known else math.nan
 
 
 def _merge_rounds(run: Result) -> Values:
@@ -113,19 +114,6 @@ def _merge_rounds(run: Result) -> Values:
     versions = run.updates["version"]
     rows = np.searchsorted(run.merges["version"], versions)
     return np.where(versions > 0, run.merges["round"][rows], -1)
-
-
-def _rank_correlation(a: Values, b: Values) -> float:
-    """Spearman's; NaN where one side has no order."""
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
-    norm = math.sqrt((a @ a) * (b @ b))
-    return float(a @ b) / norm if norm else math.nan
-
-
-def _ranks(values: Values) -> Values:
-    """From 0 on; equal values share their mean rank."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[place]
 
 
 def round_times(virtual: Result, wall: Result) -> tuple[Values, Values]:

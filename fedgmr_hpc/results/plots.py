@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedgmr_hpc.reporting.tables import count_of
+from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import end_s, mean_density, scored
 from fedgmr_hpc.storage.reader import Result
 

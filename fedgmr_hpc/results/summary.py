@@ -12,17 +12,17 @@ unscaled on the wall clock, unless they say wall. Shapes: N merges, E evaluation
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.reporting.console import own_python
-from fedgmr_hpc.reporting.tables import count_of
+from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.reporting.words import count_of, percent
 from fedgmr_hpc.results.chance import describe_chance
 from fedgmr_hpc.results.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.results.series import (
@@ -33,7 +33,7 @@ from fedgmr_hpc.results.series import (
     own_accuracies,
     scored,
 )
-from fedgmr_hpc.runtime.timeline import breakdowns, read_timeline, render_breakdown, timeline_path
+from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline, timeline_path
 from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import Result, read_result
 
@@ -81,7 +81,7 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     plots = _write_plots(results, names, out_dir)
-    runs = _table(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
+    runs = as_text(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
     spent = [
         _time_spent(*run)
@@ -197,15 +197,15 @@ def _course(name: str, result: Result) -> str:
         [
             str(evaluations["round"][i]),
             f"{evaluations['now_s'][i]:.1f}",
-            _percent(evaluations["val_accuracy"][i]),
-            _percent(evaluations["test_accuracy"][i]),
+            percent(evaluations["val_accuracy"][i]),
+            percent(evaluations["test_accuracy"][i]),
             f"{evaluations['mean_density'][i]:.3f}",
             f"{up[i]:.1f}",
             f"{down[i]:.1f}",
         ]
         for i in picks
     ]
-    return f"{head}\n{_table(COURSE_HEADS, rows)}"
+    return f"{head}\n{as_text(COURSE_HEADS, rows)}"
 
 
 def _time_spent(name: str, result: Result) -> str:
@@ -219,23 +219,11 @@ def _time_spent(name: str, result: Result) -> str:
     return f"{name}: seconds of each rank{note}\n{render_breakdown(breakdowns(ranks))}"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns, numbers to the right; the second line of a head is its unit."""
-    rows = list(rows)
-    lines = [[*head.split("\n"), ""][:2] for head in heads]
-    columns = [
-        _aligned([*head, *cells])
-        for head, cells in zip(lines, zip(*rows, strict=True), strict=True)
-    ]
-    text = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    rule = "-" * max(map(len, text))
-    return "\n".join([*text[:2], rule, *text[2:]])
-
-
-def _aligned(cells: Sequence[str]) -> list[str]:
-    width = max(map(len, cells))
-    numeric = all(cell[:1].isdigit() or cell in ("-", "") for cell in cells[2:])
-    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in cells]
+def render_breakdown(seconds: Mapping[int, Mapping[str, float]]) -> str:
+    """Render where the time of each rank went, in seconds by category."""
+    heads = ["rank", *CATEGORIES, "idle"]
+    rows = [[str(rank), *(f"{row[h]:.3f}" for h in heads[1:])] for rank, row in seconds.items()]
+    return as_text(heads, rows)
 
 
 def _moved(result: Result) -> tuple[Values, Values]:
@@ -267,7 +255,7 @@ def _accuracies(result: Result) -> list[str]:
     val = result.evaluations["val_accuracy"]
     test = result.evaluations["test_accuracy"]
     kept = [test[np.isfinite(test)][-1:], _last_tests(result), val[np.isfinite(val)][-1:]]
-    return [_percent(values.mean()) if values.size else "-" for values in kept]
+    return [percent(values.mean()) if values.size else "-" for values in kept]
 
 
 def _last_tests(result: Result) -> Values:
@@ -284,7 +272,7 @@ def _own_submodels(result: Result) -> str:
     cut = result.submodels["version"][-1:]
     if not len(cut):
         return ""
-    mean, worst = (_percent(values[0]) for values in own_accuracies(result, cut))
+    mean, worst = (percent(values[0]) for values in own_accuracies(result, cut))
     return f"test accuracy {mean} %, mean over the clients, worst class {worst} %"
 
 
@@ -306,10 +294,6 @@ def _overruns(result: Result) -> str:
 def _timeline(result: Result) -> str:
     path = timeline_path(result.path)
     return f"{path}, for ui.perfetto.dev" if path.exists() else ""
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
 
 
 def _count(column: Values) -> int:

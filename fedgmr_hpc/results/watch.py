@@ -35,11 +35,11 @@ import numpy as np
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.yaml_file import parse
 from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.reporting.words import describe_s, percent
 from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
 from fedgmr_hpc.storage.liveness import DEAD, age_s, shown_status
 from fedgmr_hpc.storage.reader import DAMAGE
 from fedgmr_hpc.storage.schema import TABLES
-from fedgmr_hpc.study.cost import describe_s
 
 TAIL_ROWS = 64
 DEFAULT_EVERY_S = 2.0
@@ -166,18 +166,14 @@ def _cells(name: str, run: Look) -> list[str]:
         f"{100 * progress_frac(last, limits):.0f} %",
         describe_s(left_s(merges, limits, run.age_s)) if is_running else "-",
         "-" if math.isnan(run.age_s) else describe_s(run.age_s),
-        _percent(run.val_accuracy),
-        _percent(run.test_accuracy),
+        percent(run.val_accuracy),
+        percent(run.test_accuracy),
         f"{last['density']:.3f}" if has_merges else "-",
         f"{last['now_s']:.1f}",
         f"{last['server_up_bytes'] / 1e6:.1f}",
         f"{last['server_down_bytes'] / 1e6:.1f}",
         f"{pace:.1f}" if math.isfinite(pace) else "-",
     ]
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
 
 
 def progress_frac(last: Mapping[str, float], limits: Mapping[str, Any]) -> float:

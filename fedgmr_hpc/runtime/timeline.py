@@ -29,7 +29,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -364,15 +364,3 @@ def breakdowns(ranks: Sequence[RankTrace]) -> dict[int, dict[str, float]]:
     begin_s = min((t.spans["begin_s"].min() for t in ranks if len(t.spans)), default=0.0)
     end_s = max((t.spans["end_s"].max() for t in ranks if len(t.spans)), default=0.0)
     return {trace.rank: breakdown(trace.spans, begin_s, end_s) for trace in ranks}
-
-
-def render_breakdown(seconds: Mapping[int, Mapping[str, float]]) -> str:
-    """A table of `breakdown` by rank as plain text, in seconds, a line per rank."""
-    heads = ["rank", *CATEGORIES, "idle"]
-    rows = [[str(rank), *(f"{row[h]:.3f}" for h in heads[1:])] for rank, row in seconds.items()]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        for cells in (heads, *rows)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

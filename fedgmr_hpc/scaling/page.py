@@ -12,7 +12,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedgmr_hpc.config.identity import method_label
-from fedgmr_hpc.reporting.tables import as_csv, as_html, as_markdown, as_text, count_of
+from fedgmr_hpc.reporting.tables import as_csv, as_html, as_markdown, as_text
+from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.scaling.analysis import Scaling
 from fedgmr_hpc.scaling.plots import draw_limit, draw_memory, draw_speedup, draw_split
 from fedgmr_hpc.scaling.runs import RankIdentity

@@ -79,13 +79,3 @@ def remaining_s(
 def _mean(paces: Iterable[Pace]) -> Pace:
     known = list(paces)
     return Pace(fmean(p.wall_s for p in known), fmean(p.virtual_s for p in known))
-
-
-def describe_s(seconds: float) -> str:
-    """`3 h 12 min`, `4 min 10 s` or `8 s`; `unknown` for NaN."""
-    if math.isnan(seconds):
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

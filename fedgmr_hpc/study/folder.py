@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedgmr_hpc.config.yaml_file import dump, parse
 from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.storage.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.cost import describe_s, mean_paces, remaining_s
+from fedgmr_hpc.study.cost import mean_paces, remaining_s
 from fedgmr_hpc.study.job_states import CellJob, read_jobs, with_job
 from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import StudyFile, find_study, load_study

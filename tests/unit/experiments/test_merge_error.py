@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
@@ -15,7 +13,6 @@ from fedgmr_hpc.experiments.merge_error_tables import (
     falling_steps,
     fit_power,
     mismatch_correlations,
-    rank_correlation,
     seed_correlations,
     verdicts,
 )
@@ -27,13 +24,6 @@ def row(name: str, density: float, error: float, seed: int = 0) -> ErrorRow:
 
 def mismatch(start: int, num: int, increase: float, mixed: float) -> MismatchRow:
     return MismatchRow(0, 10, "mask_aware", start, num, 0.5, increase, 0.25, mixed)
-
-
-def test_rank_correlation_shares_ranks_of_equal_values():
-    assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
-    # ranks 0, 1, 2 against 0.5, 0.5, 2: covariance 0.5, deviations sqrt(2/3) and sqrt(1/2)
-    assert rank_correlation([1, 2, 3], [5, 5, 7]) == pytest.approx(math.sqrt(3) / 2)
-    assert math.isnan(rank_correlation([1, 2], [3, 3]))
 
 
 def test_power_law_is_found_and_zeros_are_left_out():

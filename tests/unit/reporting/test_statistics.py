@@ -14,7 +14,9 @@ from fedgmr_hpc.reporting.statistics import (
     mean_last,
     medians,
     moving_mean,
+    rank_correlation,
     std_last,
+    student_interval,
     summarize,
     window_around,
 )
@@ -83,7 +85,7 @@ def test_summary_of_three_values() -> None:
     assert summary is not None
     assert (summary.num_values, summary.mean) == (3, 2.0)
     assert (summary.minimum, summary.maximum) == (1.0, 3.0)
-    half = 4.303 / math.sqrt(3)  # standard deviation 1
+    half = 4.302653 / math.sqrt(3)  # standard deviation 1, 97.5 % of t with 2 degrees of freedom
     assert summary.student == pytest.approx((2 - half, 2 + half))
     assert summary.bootstrap == (1.0, 3.0)  # each in 1 of 27, over 2.5 %
     assert summary.widest == summary.student
@@ -107,3 +109,23 @@ def test_six_values_have_no_student_interval_and_no_value_no_summary() -> None:
 )
 def test_median_with_infinite_values(values: list[float], median: float) -> None:
     assert medians(np.array(values)) == median
+
+
+@pytest.mark.parametrize(("number", "quantile"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776)])
+def test_student_intervals_are_those_of_the_tables(number: int, quantile: float) -> None:
+    values = np.arange(float(number))
+    low, high = student_interval(values) or (0.0, 0.0)
+    half = quantile * values.std(ddof=1) / math.sqrt(number)
+    assert (high - low) / 2 == pytest.approx(half, rel=2e-4)
+    assert (high + low) / 2 == pytest.approx(values.mean())
+
+
+def test_ranks_of_equal_values_are_shared() -> None:
+    assert rank_correlation([1, 2, 3], [9, 4, 1]) == pytest.approx(-1)
+    # ranks 0, 1, 2 against 0.5, 0.5, 2: covariance 0.5, deviations sqrt(2/3) and sqrt(1/2)
+    assert rank_correlation([1, 2, 3], [5, 5, 7]) == pytest.approx(math.sqrt(3) / 2)
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2], [3, 3]), ([1], [2]), ([], [])])
+def test_what_has_no_order_has_no_rank_correlation(x: list[float], y: list[float]) -> None:
+    assert math.isnan(rank_correlation(x, y))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgmr_hpc.results.summary import make_report
+from fedgmr_hpc.results.summary import make_report, render_breakdown
 from fedgmr_hpc.runtime.timeline import (
     NAMES,
     ClockOffset,
@@ -24,7 +24,6 @@ from fedgmr_hpc.runtime.timeline import (
     breakdowns,
     estimate_offset,
     read_timeline,
-    render_breakdown,
     timeline_path,
     write_timeline,
 )

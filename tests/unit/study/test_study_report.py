@@ -10,10 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedgmr_hpc.reporting.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
 from fedgmr_hpc.results.series import own_accuracies
 from fedgmr_hpc.study.cells import expand
-from fedgmr_hpc.study.cost import Pace, cell_wall_s, describe_s, remaining_s
+from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.report.figures import COURSES, band, draw
 from fedgmr_hpc.study.report.page import write_report
@@ -105,15 +104,6 @@ def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
 
 
-def test_forms_of_a_table() -> None:
-    table = Table("t", "A_B", ["method", "50 %"], [["wo_gmr", "1 < 2"]], ["note"], "redo", "1 (0)")
-    assert as_text(table.heads, table.rows).splitlines()[2] == "wo_gmr  1 < 2"
-    assert "| wo_gmr | 1 < 2 |" in as_markdown(table) and "    redo" in as_markdown(table)
-    assert r"wo\_gmr & 1 $<$ 2 \\" in as_latex(table)
-    assert as_csv(table).splitlines()[-2:] == ["method,50 %", "wo_gmr,1 < 2"]
-    assert "<td>1 &lt; 2</td>" in as_html(table) and "Seeds: 1 (0)." in as_html(table)
-
-
 def test_a_band_covers_what_all_seeds_have() -> None:
     x = [np.array([0.0, 10.0]), np.array([0.0, 20.0])]
     y = [np.array([0.0, 10.0]), np.array([4.0, 4.0])]
@@ -140,15 +130,6 @@ def test_a_cell_costs_rounds_until_the_limit_that_comes_first() -> None:
     assert remaining_s([(cell, 0.0)] * 3, paces, 2) == pytest.approx(73.5)
     assert remaining_s([(cell, 0.0)], paces, 2) == pytest.approx(49.0)
     assert math.isnan(remaining_s([(cell, 0.0)], {}, 2))
-
-
-def test_times_are_readable() -> None:
-    assert [describe_s(s) for s in (8.2, 250.0, 11520.0, math.nan)] == [
-        "8 s",
-        "4 min 10 s",
-        "3 h 12 min",
-        "unknown",
-    ]
 
 
 def test_states_follow_locks_and_errors(tmp_path: Path) -> None:

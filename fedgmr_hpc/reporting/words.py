@@ -1,0 +1,25 @@
+"""Numbers in words, as tables, pages and lines on a terminal show them."""
+
+from __future__ import annotations
+
+import math
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 rank`, `3 ranks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def describe_s(seconds: float) -> str:
+    """Return a duration: `3 h 12 min`, `4 min 10 s` or `8 s`; `unknown` for NaN."""
+    if math.isnan(seconds):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in percent with two decimals, without the sign; `-` if not finite."""
+    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
