@@ -9,23 +9,30 @@ From Python, with server and clients in this process:
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from fedgmr_hpc.config.files import load_config, make_config
-from fedgmr_hpc.config.schema import Config
+if TYPE_CHECKING:
+    from fedgmr_hpc.config.files import load_config, make_config
+    from fedgmr_hpc.config.schema import Config
+    from fedgmr_hpc.runtime.roles import run
+    from fedgmr_hpc.storage.reader import read_result
 
 __version__ = "0.1.0"
 __all__ = ["Config", "load_config", "make_config", "read_result", "run"]
 
 
+_HOMES = {
+    "Config": "fedgmr_hpc.config.schema",
+    "load_config": "fedgmr_hpc.config.files",
+    "make_config": "fedgmr_hpc.config.files",
+    "read_result": "fedgmr_hpc.storage.reader",
+    "run": "fedgmr_hpc.runtime.roles",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`run` and `read_result` load torch and h5py only when used."""
-    if name == "run":
-        from fedgmr_hpc.runtime.roles import run
-
-        return run
-    if name == "read_result":
-        from fedgmr_hpc.storage.reader import read_result
-
-        return read_result
-    raise AttributeError(f"module 'fedgmr_hpc' has no attribute {name!r}")
+    """Imports what is used only when it is used, so that `import fedgmr_hpc` is light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedgmr_hpc' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -74,7 +74,7 @@ find_python() { # first on PATH: the site's, else the one there, else what `make
  set FEDGMR_VENV, or the site's venv, to the environment that can"
 }
 
-try_python() { python -c 'import fedgmr_hpc.launch' 2>&1 | tail -n 1; }
+try_python() { python -c 'import fedgmr_hpc.runtime.rank_process' 2>&1 | tail -n 1; }
 
 choose_mpi() { # the srun plugin for mpi4py's library, else mpirun; torch where there is no mpi4py
   local said plugin=pmi2

@@ -1,135 +1,125 @@
-"""One rank from start to finish: who am I, which configuration, serve or work, tear down.
-
-    python -m fedgmr_hpc.launch [--config FILE | --replay RESULT] [--resume] [dotted.key=value ...]
-
-The same under plain python (server and clients in one process), mpirun, srun and torchrun. Rank 0
-alone reads and checks the configuration and the data, and hands the resolved configuration to the
-others, so a mistake is reported once and every rank ends with exit code 2. A failure while running
-ends every rank with exit code 1. USR1, USR2 and TERM end every rank with exit code 75 once the run
-is checkpointed; `--resume` then goes on with the result file that `results.path` names, begins it
-where there is no checkpoint yet, and does nothing where it is finished (resume.py).
-"""
+"""The verbs `launch` and `replay`: a run, and the same run again."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import signal
-import socket
-import sys
-from collections.abc import Sequence
-from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-
-from fedgmr_hpc.config.errors import RunError
-from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.reporting.console import print_error, say
-from fedgmr_hpc.results.summary import render_summary
-from fedgmr_hpc.runtime.experiment import Experiment
-from fedgmr_hpc.runtime.replay import check_versions, replayed_config
-from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
-from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.storage.process import describe_cores, pin_core
-from fedgmr_hpc.storage.reader import Result, read_result
-from fedgmr_hpc.transport.contract import Transport
-from fedgmr_hpc.transport.joining import hidden_devices_note, make_transport
-from fedgmr_hpc.transport.ranks import (
-    Launch,
-    choose_device,
-    detect_launch,
-    make_identity,
-    take_slice,
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    add_configuration,
+    add_verb,
+    overrides_of,
+    sources_of,
+    try_load,
 )
-from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt
+
+if TYPE_CHECKING:
+    from fedgmr_hpc.runtime.experiment import Experiment
+    from fedgmr_hpc.storage.reader import Result
+
+LAUNCH = """\
+Train: rank 0 is the server, every other rank hosts a group of clients.
+
+Start it alone (server and clients in one process), or as many ranks by
+mpirun, srun or torchrun. `python -m fedgmr_hpc.launch` is the same.
+
+USR1, USR2 and TERM checkpoint the run and end every rank with exit code 75.
+With --resume it then continues from the checkpoint of results.path, starts
+from the beginning where there is none, and does nothing once it is finished.
+"""
+LAUNCH_EPILOG = """\
+examples:
+  %(prog)s digits run.max_rounds=100
+  mpirun -n 9 %(prog)s femnist data.root=/data
+  mpirun -n 9 %(prog)s --resume results.path=run.h5
+"""
+REPLAY = """\
+Repeat a run from the event log in its result file: the same arrivals in the
+same order give the same weights. The new result lies beside the old one, and
+the output says where the two differ.
+
+Only keys that describe the machine may be overridden, such as data.root.
+"""
+REPLAY_EPILOG = """\
+examples:
+  %(prog)s results/run.h5
+  mpirun -n 4 %(prog)s results/run.h5 data.root=/data
+"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this rank; returns its exit code."""
-    parser = argparse.ArgumentParser("python -m fedgmr_hpc.launch", description="Run one training.")
-    about = "YAML file, or the name of one in configs/runs (default: digits); again: laid over it"
-    parser.add_argument("--config", action="append", default=[], help=about)
-    parser.add_argument("--replay", metavar="RESULT", help="do over the events of a result file")
-    parser.add_argument("--resume", action="store_true", help="go on with results.path, if begun")
-    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
-    arguments = parser.parse_intermixed_args(argv)
-    torch.set_num_threads(1)
-    if arguments.replay:
-        signal.signal(signal.SIGTERM, interrupt)  # what schedulers send before they kill
-    else:
-        STOP_REQUEST.install()
-    logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
-    try:
-        launch = detect_launch(os.environ)
-        config, recorded = _try_load(arguments.config, arguments.overrides, arguments.replay)
-        kind, device = "auto", "cpu"
-        if isinstance(config, Config):
-            kind, device = config.transport, config.device
-            if config.run.pin_cores:
-                pin_core(launch.local_rank, launch.local_size)
-        take_slice(launch, os.environ)
-        with STOP_REQUEST.suspended():
-            transport = make_transport(kind, launch, device)
-        chosen = choose_device(launch, torch.cuda.device_count(), device)
-    except (ValueError, RunError) as error:
-        print_error(str(error))
-        return EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_FAILED
-    if hidden := hidden_devices_note(torch.cuda.device_count(), device):
-        print_warning(launch, hidden)
-    if arguments.resume and arguments.replay:
-        config = ValueError("--resume: allowed without --replay (a replay has no checkpoints)")
-    if transport is None:
-        code = run_alone(config, recorded, _report, arguments.resume)
-    else:
-        _print_identity(launch, transport, device)
-        lead_here = partial(lead, config, recorded, transport, _report, arguments.resume)
-        follow_here = partial(follow, transport, chosen, launch.local_rank == 0)
-        part = follow_here if transport.rank else lead_here
-        code = guard(transport, part)
-    STOP_REQUEST.ignore()
-    return code
-
-
-def _try_load(
-    sources: Sequence[str], overrides: Sequence[str], replayed: str | None
-) -> tuple[Config | ValueError, Result | None]:
-    try:
-        if replayed is None:
-            return load_config(sources, overrides), None
-        recorded = read_result(replayed)
-        return replayed_config(recorded, sources, overrides), recorded
-    except ValueError as error:
-        return error, None
-
-
-def print_warning(launch: Launch, text: str) -> None:
-    """A line on stderr, of one rank of each host."""
-    if launch.local_rank == 0:
-        sys.stderr.write(f"fedgmr_hpc: warning: {socket.gethostname()}: {text}\n")
-        sys.stderr.flush()
-
-
-def _print_identity(launch: Launch, transport: Transport, device: str) -> None:
-    identity = make_identity(
-        launch,
-        rank=transport.rank,
-        size=transport.size,
-        transport=transport.name,
-        num_visible=torch.cuda.device_count(),
-        threads=torch.get_num_threads(),
-        requested=device,
+def add_to(verbs: Verbs) -> None:
+    """Adds the verbs."""
+    parser = add_verb(
+        verbs,
+        "launch",
+        summary="train: server on rank 0, clients on the others",
+        description=LAUNCH,
+        epilog=LAUNCH_EPILOG,
+        call=launch,
     )
-    say(f"{identity}, cores {describe_cores()}")
+    add_configuration(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint of results.path"
+    )
+    parser.add_argument("--replay", metavar="RESULT", help="the same as the verb replay")
+    parser = add_verb(
+        verbs,
+        "replay",
+        summary="repeat a run from its event log",
+        description=REPLAY,
+        epilog=REPLAY_EPILOG,
+        call=replay,
+    )
+    parser.add_argument("result", metavar="RESULT", help="the result file of a finished run")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides")
+    parser.set_defaults(config=[])
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Runs this rank.
+
+    Raises:
+        ValueError: a wrong configuration, where there is no other rank to tell.
+    """
+    if arguments.replay is not None:
+        if arguments.resume:
+            raise ValueError("--resume must be absent when --replay is given")
+        return _replay(arguments.replay, arguments)
+    from fedgmr_hpc.transport.ranks import detect_launch
+
+    config = try_load(arguments)
+    if isinstance(config, ValueError) and detect_launch(os.environ).size == 1:
+        raise config
+    from fedgmr_hpc.runtime.rank_process import launch_rank
+
+    return launch_rank(config, arguments.resume, _report)
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Repeats a run as this rank."""
+    return _replay(arguments.result, arguments)
+
+
+def _replay(path: str, arguments: argparse.Namespace) -> int:
+    sources, overrides = sources_of(arguments), overrides_of(arguments)
+    from fedgmr_hpc.runtime.rank_process import replay_rank
+
+    return replay_rank(path, sources, overrides, _report)
 
 
 def _report(experiment: Experiment, result: Result) -> int:
     """Says how a run has ended; returns the exit code."""
+    from fedgmr_hpc.reporting.console import say
+    from fedgmr_hpc.results.summary import render_summary
+    from fedgmr_hpc.runtime.replay import check_versions
+    from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
+
     if experiment.recorded is not None:
         say(check_versions(experiment.recorded, result))
     say(render_summary(result))
     if result.status == "finished":
         return 0
-    say("it is not at its end: the same words with --resume go on with it")
+    say("checkpointed before its end; the same command with --resume continues it")
     return EXIT_CHECKPOINTED

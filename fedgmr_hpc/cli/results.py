@@ -1,84 +1,100 @@
-"""`python -m fedgmr_hpc results ACTION FILE...`: verify, repair, merge and export result files.
-
-verify FILE...                     0 where all are sound, else 1 and one line a finding
-repair FILE --out NEW              what can be read, as a new file
-merge FILE... --out NEW            several runs in one file
-export FILE... --format F --out D  csv, jsonl, parquet or tensorboard
-"""
+"""The verb `results`: checks and exports result files."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-ACTIONS = ("verify", "repair", "merge", "export")
+from fedgmr_hpc.cli.arguments import Verbs, add_actions, add_verb, one_of
+
+FORMATS = ("csv", "jsonl", "parquet", "tensorboard")
+DESCRIPTION = "Check and export result files.\n"
+EPILOG = """\
+examples:
+  %(prog)s verify results/*.h5
+  %(prog)s export run.h5 --format csv --out run
+"""
+VERIFY = """\
+Verify result files: structure, checksums, the event log's chain of hashes,
+and whether the tables agree with each other. Prints one line a finding;
+the exit code is 1 where a file is not sound.
+"""
+VERIFY_EPILOG = """\
+examples:
+  %(prog)s run.h5
+  %(prog)s results/*.h5
+"""
+EXPORT = """\
+Write the tables of result files in a form that other programs read:
+
+  csv          RUN/TABLE.csv, one column for each client
+  jsonl        RUN/TABLE.jsonl, one object for each row
+  parquet      RUN/TABLE.parquet (needs pyarrow)
+  tensorboard  RUN/events.out.tfevents... (needs tensorboardX)
+
+Configuration and provenance are in RUN/run.json. Files are not overwritten.
+"""
+EXPORT_EPILOG = """\
+examples:
+  %(prog)s run.h5 --format csv --out tables
+  %(prog)s results/*.h5 --format parquet --out tables
+"""
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs the verb; returns its exit code: 0 done, 1 a file is not sound.
-
-    Raises:
-        ValueError: a wrong word or file.
-        OSError: `out` cannot be written.
-    """
-    parser = argparse.ArgumentParser(
-        "python -m fedgmr_hpc results",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    group = add_verb(
+        verbs,
+        "results",
+        summary="verify or export result files",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        call=None,
     )
-    parser.add_argument("words", nargs="*", metavar="ACTION FILE")
-    parser.add_argument("--out", help="the new file, or the folder of an export")
-    parser.add_argument("--format", help="csv, jsonl, parquet or tensorboard")
-    arguments = parser.parse_intermixed_args(list(words))
-    return act(arguments.words, arguments.out, arguments.format)
+    actions = add_actions(group)
+    parser = add_verb(
+        actions,
+        "verify",
+        summary="check that files are whole and consistent",
+        description=VERIFY,
+        epilog=VERIFY_EPILOG,
+        call=verify,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a result file")
+    parser = add_verb(
+        actions,
+        "export",
+        summary="write tables for other programs",
+        description=EXPORT,
+        epilog=EXPORT_EPILOG,
+        call=export,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a result file")
+    parser.add_argument(
+        "--format",
+        required=True,
+        type=one_of(FORMATS),
+        choices=FORMATS,
+        metavar="FORMAT",
+        help=", ".join(FORMATS),
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
 
 
-def act(words: Sequence[str], out: str | None, form: str | None) -> int:
-    """Runs an action; returns its exit code: 0 done, 1 a file is not sound.
+def verify(arguments: argparse.Namespace) -> int:
+    """Prints what is wrong with files; 1 where something is."""
+    from fedgmr_hpc.results.verify import remark
+    from fedgmr_hpc.results.verify import verify as findings_of
 
-    Raises:
-        ValueError: a wrong word or file.
-        OSError: `out` cannot be written.
-    """
-    action, *files = words or [""]
-    if action not in ACTIONS or not files:
-        got = " ".join(words) or "nothing"
-        raise ValueError(f"results: got {got}, need one of {', '.join(ACTIONS)}, and result files")
-    if action == "verify":
-        return _verify(files)
-    if out is None:
-        raise ValueError(f"--out: got nothing, results {action} needs a new place")
-    if action == "export":
-        return _export(files, form, out)
-    print(_remake(action, files, out))
-    return 0
-
-
-def _verify(files: Sequence[str]) -> int:
-    from fedgmr_hpc.results.verify import remark, verify
-
-    findings = {file: verify(file) for file in files}
+    findings = {file: findings_of(file) for file in arguments.files}
     for file, lines in findings.items():
         print("\n".join(lines) if lines else f"results {file}: sound{remark(file)}")
     return 1 if any(findings.values()) else 0
 
 
-def _remake(action: str, files: Sequence[str], out: str) -> str:
-    from fedgmr_hpc.results.files import merge
-    from fedgmr_hpc.results.salvage import repair
+def export(arguments: argparse.Namespace) -> int:
+    """Writes tables and prints where they are."""
+    from fedgmr_hpc.results.export import export as export_file
 
-    if action == "merge":
-        return merge(files, out)
-    if len(files) > 1:
-        raise ValueError(f"results repair: got {len(files)} files, allowed: one")
-    return repair(files[0], out)
-
-
-def _export(files: Sequence[str], form: str | None, out: str) -> int:
-    from fedgmr_hpc.results.export import FORMS, export
-
-    if form is None:
-        raise ValueError(f"--format: got nothing, allowed: {', '.join(FORMS)}")
-    for file in files:
-        print("\n".join(map(str, export(file, form, out))))
+    for file in arguments.files:
+        print("\n".join(map(str, export_file(file, arguments.format, arguments.out))))
     return 0

@@ -1,121 +1,163 @@
-"""The verb `scale`: how a configuration scales over ranks, and where its server saturates.
-
-    scale strong|weak [CONFIG] --ranks 2,3,5,9 [--repeats N] [--warmup ROUNDS] [--out DIR]
-                                                  [key=value ...]
-    scale sweep [CONFIG] --ranks 3 --sweep clients-per-rank|density|bandwidth --values 1,2,4 ...
-    scale report DIR                              the report again, from a study's folder
-
-`strong` keeps the clients, `weak` the clients of a rank (those that CONFIG has with the fewest
-ranks). `density` gives all clients one density, `bandwidth` multiplies all rates. Points run in
-turn, all of them once before any a second time, with one thread a rank and, where cores suffice, a
-core each: by mpirun, or inside a Slurm job by srun over its nodes. A signal (TERM, USR1, USR2) ends
-the run under way with exit code 75; the same words with --out DIR leave out what has finished.
-"""
+"""The verb `scale`: how a configuration scales over ranks, and where its server saturates."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.scaling.analysis import analyse
-from fedgmr_hpc.scaling.page import write_report
-from fedgmr_hpc.scaling.runs import KINDS, Kind, Plan, check_plan, make_points, read_plan, run_plan
-from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.storage.process import num_cores
+from fedgmr_hpc.cli.arguments import (
+    Parser,
+    Verbs,
+    add_actions,
+    add_configuration,
+    add_out,
+    add_verb,
+    at_least,
+    numbers,
+    one_of,
+    overrides_of,
+    sources_of,
+)
 
-Number = TypeVar("Number", int, float)
+SWEEPS = ("clients-per-rank", "density", "bandwidth")
+DESCRIPTION = """\
+Measure how a configuration scales: speed-up, efficiency, where the time goes,
+and at how many ranks the server saturates, measured and predicted.
 
-
-def scale(
-    kind: Kind,
-    source: str | None,
-    overrides: Sequence[str],
-    ranks: Sequence[int],
-    values: Sequence[float],
-    repeats: int,
-    warmup_rounds: int,
-    out: Path,
-) -> int:
-    """Runs what a study lacks and prints its report; returns the exit code.
-
-    Raises:
-        ValueError: what is asked for is wrong.
-        RunError: a run failed.
-    """
-    for key, number, least in (("--repeats", repeats, 1), ("--warmup", warmup_rounds, 1)):
-        if number < least:
-            raise ValueError(f"{key}: got {number}, allowed: at least {least}")
-    points = make_points(kind, load_config(source, overrides), ranks, values)
-    plan = Plan(kind, source, tuple(overrides), repeats, warmup_rounds, num_cores(), points)
-    check_plan(plan, out)
-    if not run_plan(plan, out):
-        return EXIT_CHECKPOINTED
-    print(report(out))
-    return 0
-
-
-def report(folder: Path) -> str:
-    """Writes the report of a study's folder again; returns what to say on the terminal.
-
-    Raises:
-        ValueError: the folder holds no complete study.
-    """
-    return write_report(analyse(read_plan(folder), folder), folder)
-
-
-def main(words: Sequence[str]) -> int:
-    """Runs the verb.
-
-    Raises:
-        ValueError: what is asked for is wrong.
-        RunError: a run failed.
-    """
-    parser = _make_parser()
-    given = parser.parse_intermixed_args(words)
-    if given.action == "report":
-        print(report(Path(_only(given.words, "a study's folder"))))
-        return 0
-    sources = [word for word in given.words if "=" not in word]
-    source = _only(sources, "one configuration") if sources else None
-    if (given.action == "sweep") != (given.sweep is not None):
-        raise ValueError(f"--sweep: got {given.sweep}, allowed with sweep: {', '.join(KINDS[2:])}")
-    kind: Kind = given.sweep if given.action == "sweep" else given.action
-    out = Path(given.out or f"results/scaling-{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
-    overrides = [word for word in given.words if "=" in word]
-    ranks = _numbers(int, "--ranks", given.ranks)
-    values = _numbers(float, "--values", given.values)
-    return scale(kind, source, overrides, ranks, values, given.repeats, given.warmup, out)
+Points run one after the other, all of them once before any a second time,
+with one thread a rank and, where cores suffice, a core each: by mpirun, or
+inside a Slurm job by srun over its nodes. TERM, USR1 and USR2 end the run
+under way with exit code 75; the same command with --out DIR continues.
+"""
+EPILOG = """\
+examples:
+  %(prog)s strong digits --ranks 2,3,5,9
+  %(prog)s sweep digits --ranks 3 --sweep density --values 0.1,0.5,1
+"""
+KINDS = {
+    "strong": (
+        "more ranks, the same clients",
+        "Measure more and more ranks that share the same clients.\n",
+        "  %(prog)s digits --ranks 2,3,5,9\n  %(prog)s --ranks 2,5 --repeats 5 run.max_rounds=40\n",
+    ),
+    "weak": (
+        "more ranks, as many clients on each",
+        "Measure more and more ranks with as many clients on each, those that the\n"
+        "configuration has with the fewest ranks.\n",
+        "  %(prog)s digits --ranks 2,3,5,9\n  %(prog)s --ranks 3,5 clients.count=20\n",
+    ),
+    "sweep": (
+        "the same ranks, one value varied",
+        "Measure the same ranks while one value varies: the clients of a rank, one\n"
+        "density for all clients, or a factor on the rates of all links.\n",
+        "  %(prog)s --ranks 3 --sweep density --values 0.1,0.5,1\n"
+        "  %(prog)s --ranks 5 --sweep clients-per-rank --values 1,2,4\n",
+    ),
+}
+REPORT = """\
+Write the report of a scaling study again, from its folder.
+"""
+REPORT_EPILOG = """\
+examples:
+  %(prog)s results/scaling-strong
+  %(prog)s results/scaling-strong/
+"""
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m fedgmr_hpc scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_to(verbs: Verbs) -> None:
+    """Adds the verb."""
+    group = add_verb(
+        verbs,
+        "scale",
+        summary="measure scaling and the server's limit",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        call=None,
     )
-    parser.add_argument("action", choices=("strong", "weak", "sweep", "report"))
-    parser.add_argument("words", nargs="*", help="CONFIG and key=value overrides")
-    parser.add_argument("--ranks", default="2,3", help="comma-separated, the server included")
-    parser.add_argument("--sweep", choices=KINDS[2:], help="what a sweep varies")
-    parser.add_argument("--values", default="", help="comma-separated values of a sweep")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of every point")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds left out of all rates")
-    parser.add_argument("--out", help="folder for runs and report, new or of the same study")
-    return parser
+    actions = add_actions(group)
+    for kind, (summary, description, examples) in KINDS.items():
+        parser = add_verb(
+            actions,
+            kind,
+            summary=summary,
+            description=description,
+            epilog=f"examples:\n{examples}",
+            call=scale,
+        )
+        parser.set_defaults(kind=kind, values=[])
+        _add_options(parser)
+        if kind == "sweep":
+            _add_sweep(parser)
+    parser = add_verb(
+        actions,
+        "report",
+        summary="write the report of a folder again",
+        description=REPORT,
+        epilog=REPORT_EPILOG,
+        call=report,
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of a scaling study")
 
 
-def _only(words: Sequence[str], what: str) -> str:
-    if len(words) != 1:
-        raise ValueError(f"got {' '.join(words) or 'nothing'}, need {what}")
-    return words[0]
+def _add_options(parser: Parser) -> None:
+    add_configuration(parser)
+    parser.add_argument(
+        "--ranks",
+        type=numbers(int),
+        default=[2, 3],
+        metavar="N,N,...",
+        help="numbers of ranks, the server included (default: 2,3)",
+    )
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=3, metavar="N", help="runs of a point (default: 3)"
+    )
+    parser.add_argument(
+        "--warmup",
+        type=at_least(1),
+        default=3,
+        metavar="N",
+        help="first rounds that are left out of all rates (default: 3)",
+    )
+    add_out(parser, None, "folder of runs and report", "results/scaling-KIND-TIME")
 
 
-def _numbers(read: Callable[[str], Number], key: str, text: str) -> list[Number]:
-    try:
-        return [read(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise ValueError(f"{key}: got {text}, allowed: numbers with commas between") from None
+def _add_sweep(parser: Parser) -> None:
+    parser.add_argument(
+        "--sweep",
+        required=True,
+        type=one_of(SWEEPS),
+        choices=SWEEPS,
+        metavar="WHAT",
+        help=f"what varies: {', '.join(SWEEPS)}",
+    )
+    parser.add_argument(
+        "--values", required=True, type=numbers(float), metavar="X,X,...", help="its values"
+    )
+
+
+def scale(arguments: argparse.Namespace) -> int:
+    """Runs what a scaling study lacks, and reports."""
+    overrides, sources = overrides_of(arguments), sources_of(arguments)
+    from fedgmr_hpc.scaling.study import scale as run_scaling
+
+    kind = arguments.sweep if arguments.kind == "sweep" else arguments.kind
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return run_scaling(
+        kind,
+        sources,
+        overrides,
+        arguments.ranks,
+        arguments.values,
+        arguments.repeats,
+        arguments.warmup,
+        Path(arguments.out or f"results/scaling-{kind}-{stamp}"),
+    )
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Writes a report again, and prints it."""
+    from fedgmr_hpc.scaling.study import report as write_again
+
+    print(write_again(Path(arguments.folder)))
+    return 0

@@ -247,7 +247,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def agree_config(
-    source: str | None,
+    sources: Sequence[str],
     overrides: Sequence[str],
     num_ranks: int,
     out_dir: str | os.PathLike[str],
@@ -259,10 +259,10 @@ def agree_config(
         ValueError: the configuration is wrong, or the runs are not comparable.
         RunError: a run failed, as it has said itself.
     """
-    load_config(source, overrides)  # a mistake is reported before anything is started
+    load_config(sources, overrides)  # a mistake is reported before anything is started
     stamp = time.strftime("%Y%m%d-%H%M%S")
     paths = {clock: Path(out_dir) / f"{clock}-{stamp}.h5" for clock in ("virtual", "wall")}
-    named = ["--config", source] if source else []
+    named = [word for source in sources for word in ("--config", source)]
     for clock, path in paths.items():
         words = laid_over(overrides, [f"clock={clock}", f"results.path={path}"])
         try:

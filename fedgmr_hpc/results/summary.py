@@ -33,6 +33,7 @@ from fedgmr_hpc.results.series import (
     own_accuracies,
     scored,
 )
+from fedgmr_hpc.results.watch import find_files
 from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline, timeline_path
 from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import Result, read_result
@@ -65,6 +66,23 @@ LEGEND = (
     "untrained model's left out; dead?: it says running, but is silent;\nwith eval.every_s means, "
     "courses and curves are of looks at equal times, test and val of the last version"
 )
+
+
+def report_results(words: Sequence[str], out: str | os.PathLike[str] | None) -> str:
+    """The tables of the runs that words name: files, patterns, or folders of them.
+
+    Args:
+        words: as `find_files` takes them.
+        out: folder of the plots; None for `report` beside the first file, or in the first folder.
+
+    Raises:
+        ValueError: a word names nothing, or nothing that it names is a result file.
+    """
+    files = find_files(words)
+    if not files:
+        raise ValueError(f"results {' '.join(words)}: no result files there")
+    first = Path(words[0])
+    return make_report(files, out or (first if first.is_dir() else files[0].parent) / "report")
 
 
 def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:

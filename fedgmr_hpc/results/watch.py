@@ -1,9 +1,7 @@
-"""`python -m fedgmr_hpc watch RESULT...`: a table of runs, live, from their files alone.
+"""A table of runs, live, from their result files alone.
 
-A RESULT is a file, a pattern, or a folder: its *.h5, or those of its `cells` (a study's). Files are
-looked at again every `--every` seconds, new ones included. On a terminal the table is redrawn in
-place until Ctrl-C, or until the named files have all ended; into a pipe, or with --once, it is
-printed once. Nothing is written, no server is needed, and only the last rows are read.
+Files are looked at again and again, new ones included; nothing is written, no server is needed, and
+only the last rows are read.
 
     column      meaning
     done        of the rounds or of the virtual time, whichever is further
@@ -17,7 +15,6 @@ Shapes: N merges of those kept, C clients.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import math
 import os
@@ -42,7 +39,6 @@ from fedgmr_hpc.storage.reader import DAMAGE
 from fedgmr_hpc.storage.schema import TABLES
 
 TAIL_ROWS = 64
-DEFAULT_EVERY_S = 2.0
 HEADS = (
     *("run", "method", "state", "round", "done", "left", "age", "val %", "test %", "density"),
     *("virtual s", "server up MB", "server down MB", "rows/s"),
@@ -120,7 +116,7 @@ def find_files(words: Sequence[str]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise ValueError(f"watch: got {word}, need result files, a pattern or a folder of them")
+            raise ValueError(f"results {word}: no such file, pattern or folder")
     return list(dict.fromkeys(found))
 
 
@@ -200,34 +196,12 @@ def left_s(merges: Mapping[str, Any], limits: Mapping[str, Any], age_s: float) -
     return float(np.nanmin(left)) if len(left) > 1 else math.nan
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs the verb; returns its exit code.
-
-    Raises:
-        ValueError: a wrong word or interval.
-    """
-    parser = argparse.ArgumentParser(
-        "python -m fedgmr_hpc watch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("results", nargs="*", metavar="RESULT")
-    parser.add_argument("--every", type=float, default=DEFAULT_EVERY_S, metavar="S")
-    parser.add_argument("--once", action="store_true", help="print the table and end")
-    arguments = parser.parse_intermixed_args(list(words))
-    return watch(arguments.results, arguments.every, arguments.once)
-
-
 def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | None = None) -> int:
     """Shows the runs until they end or Ctrl-C; returns exit code 0.
 
     Raises:
-        ValueError: no files named, a word that names nothing, or an interval of 0.
+        ValueError: a word names nothing.
     """
-    if not words:
-        raise ValueError("watch: got nothing, need result files, a pattern or a folder of them")
-    if not every_s > 0:
-        raise ValueError(f"--every: got {every_s:g}, allowed: seconds above 0")
     stream = stream or sys.stdout
     if once or not stream.isatty():
         print(render([look(path) for path in find_files(words)]), file=stream)

@@ -127,7 +127,10 @@ def _warnings(scaling: Scaling) -> list[str]:
     facts = scaling.points[0].runs[0].provenance
     known = "; ".join(f"{key} {facts[key]}" for key in FACTS if facts.get(key))
     overrides = shlex.join(scaling.plan.overrides) or "without overrides"
-    return [*lines, f"Configuration {scaling.plan.source or 'digits'}, {overrides}; {known}."]
+    return [
+        *lines,
+        f"Configuration {' and '.join(scaling.plan.sources) or 'digits'}, {overrides}; {known}.",
+    ]
 
 
 def _share_cores(identities: Sequence[RankIdentity]) -> bool:

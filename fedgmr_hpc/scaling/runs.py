@@ -60,7 +60,7 @@ class Plan:
     """
 
     kind: Kind
-    source: str | None
+    sources: tuple[str, ...]
     overrides: tuple[str, ...]
     repeats: int
     warmup_rounds: int
@@ -180,7 +180,7 @@ def check_plan(plan: Plan, folder: Path) -> None:
             raise ValueError(f"--out: {folder} holds another scaling study, allowed: a new folder")
     for point in plan.points:
         rank_command(point.num_ranks)
-        config = load_config(plan.source, plan.overrides, point.overrides)
+        config = load_config(plan.sources, plan.overrides, point.overrides)
         if config.run.max_rounds <= plan.warmup_rounds:
             raise ValueError(
                 f"run.max_rounds: got {config.run.max_rounds}, allowed: more than the "
@@ -229,7 +229,7 @@ def _is_finished(path: Path) -> bool:
 def _run(plan: Plan, point: Point, path: Path) -> None:
     own = [*point.overrides, "trace=true", as_override("results.path", str(path)), "progress=quiet"]
     words = laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
-    named = ["--config", plan.source] if plan.source else []
+    named = [word for source in plan.sources for word in ("--config", source)]
     command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
     output = path.with_suffix(".out")
     with output.open("wb") as file:
@@ -295,6 +295,10 @@ def read_plan(folder: Path) -> Plan:
             Point(**{**each, "overrides": tuple(each["overrides"])})
             for each in content.pop("points")
         ]
+        if "source" in content:  # written when there could only be one
+            source = content.pop("source")
+            content["sources"] = [source] if source else []
+        content["sources"] = tuple(content["sources"])
         content["overrides"] = tuple(content["overrides"])
         return Plan(**content, points=tuple(points))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

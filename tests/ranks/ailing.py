@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import fedgmr_hpc.cli.doctor as doctor
 import fedgmr_hpc.doctor.checkup as checkup
 import fedgmr_hpc.doctor.probes as probes
+import fedgmr_hpc.doctor.rank as doctor
+from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.transport.ping import Peer
 
@@ -52,7 +53,4 @@ if __name__ == "__main__":
         checkup.WORK_LIMIT_S = WORK_LIMIT_S
     if os.environ["PMI_RANK"] == sys.argv[2]:
         ail(sys.argv[1])
-    try:
-        sys.exit(doctor.main(sys.argv[3:]))
-    except ValueError as error:
-        sys.exit(f"fedgmr_hpc: error: {error}")
+    sys.exit(main(["doctor", *sys.argv[3:]]))

@@ -16,7 +16,9 @@ from typing import Any, TextIO, cast
 import torch
 from launchers import last_of_each
 
-import fedgmr_hpc.cli.launch as launch
+import fedgmr_hpc.launch as launch
+import fedgmr_hpc.results.summary
+import fedgmr_hpc.runtime.rank_process  # noqa: F401
 
 LIMIT_S = 180.0
 

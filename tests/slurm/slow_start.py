@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-import fedgmr_hpc.cli.launch as launch
+import fedgmr_hpc.launch as launch
 import fedgmr_hpc.runtime.roles as roles
 from fedgmr_hpc.transport.termination import STOP_REQUEST
 

@@ -91,7 +91,7 @@ def test_a_cancelled_task_checkpoints_and_only_the_signalled_one_is_requeued(des
         desk.await_text(f"{job}_{task}", BEGUN)
     desk.cluster.run("scancel", f"{job}_3", cwd=desk.folder)
     desk.signal(f"{job}_4", "USR1", "--batch")
-    desk.await_text(f"{job}_3", "--resume go on with it")
+    desk.await_text(f"{job}_3", "the same command with --resume continues it")
     desk.await_text(f"{job}_4", "resumed from")
     end = desk.await_end(f"{job}_3")
     assert (end.state, end.restarts) == ("CANCELLED", 0), end.output

@@ -434,16 +434,12 @@ def test_missing_data_and_a_place_without_folders_fail(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["clients.count=0"], "clients.count: got 0, allowed: at least 1"),
-        (
-            ["digits", "femnist"],
-            "doctor: got digits and femnist, allowed: one (or --config for each)",
-        ),
-        (["--limit", "0"], "--limit: got 0, allowed: seconds above 0"),
+        (["clients.count=0"], "clients.count must be at least 1 (got 0)"),
+        (["--limit", "0"], "--limit must be a number above 0 (got 0)"),
     ],
 )
 def test_bad_input_is_refused(
     words: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", *words]) == 2
-    assert capsys.readouterr().err == f"fedgmr_hpc: error: {error}\n"
+    assert capsys.readouterr().err.splitlines()[0] == f"fedgmr_hpc: error: {error}"

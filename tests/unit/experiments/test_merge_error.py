@@ -79,6 +79,6 @@ def test_verb_writes_tables_and_pictures(tmp_path, capsys):
 
 def test_verb_names_what_it_cannot_probe(capsys):
     assert main(["probe", "speed"]) == 2
-    assert "got speed, need a probe, one of error" in capsys.readouterr().err
+    assert "unknown action 'speed'" in capsys.readouterr().err
     assert main(["probe", "error", "digits", "femnist"]) == 2
     assert "allowed: one configuration, or results" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgmr_hpc.cli.scale import main
+from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
@@ -86,7 +86,7 @@ def test_wrong_points_are_named(kind, words, ranks, values, message) -> None:  #
 
 def made_plan(*words: str) -> Plan:
     points = make_points("strong", load_config("digits"), [2, 3], [])
-    return Plan("strong", "digits", words, 2, 3, 4, points)
+    return Plan("strong", ("digits",), words, 2, 3, 4, points)
 
 
 def test_a_plan_comes_back_and_another_is_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
 
 def test_a_run_shorter_than_its_warm_up_is_refused(tmp_path: Path) -> None:
     points = make_points("strong", load_config("digits"), [2], [])
-    plan = Plan("strong", "digits", ("run.max_rounds=3",), 1, 3, 2, points)
+    plan = Plan("strong", ("digits",), ("run.max_rounds=3",), 1, 3, 2, points)
     with pytest.raises(ValueError, match=r"run.max_rounds: got 3, allowed: more than the 3"):
         check_plan(plan, tmp_path)
 
@@ -256,14 +256,20 @@ def test_ratios_are_averaged_by_their_logarithms() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["strong", "--repeats", "0"], r"--repeats: got 0, allowed: at least 1"),
-        (["strong", "--sweep", "density"], r"--sweep: got density, allowed with sweep"),
-        (["sweep", "digits"], r"--sweep: got None, allowed with sweep: clients-per-rank, density"),
-        (["strong", "--ranks", "2,x"], r"--ranks: got 2,x, allowed: numbers"),
-        (["strong", "--ranks", "2,,3"], r"--ranks: got 2,,3, allowed: numbers"),
-        (["strong", "digits", "cifar10"], r"got digits cifar10, need one configuration"),
+        (["strong", "--repeats", "0"], "--repeats must be a whole number from 1 on (got 0)"),
+        (["strong", "--sweep", "density"], "unknown option '--sweep'"),
+        (["sweep", "digits"], "missing: --sweep, --values"),
+        (
+            ["sweep", "--sweep", "densty", "--values", "1"],
+            "--sweep must be one of clients-per-rank, density, bandwidth (got densty); "
+            "did you mean 'density'?",
+        ),
+        (["strong", "--ranks", "2,x"], "--ranks must be numbers with commas between them"),
+        (["strong", "--ranks", "2,,3"], "--ranks must be numbers with commas between them"),
     ],
 )
-def test_wrong_words_are_named(words: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        main(words)
+def test_wrong_words_are_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scale", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Options and words that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from fedgmr_hpc.cli.parser import Parser, suggest
+
+if TYPE_CHECKING:
+    from fedgmr_hpc.config.schema import Config
+
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
+Number = TypeVar("Number", int, float)
+Call = Callable[[argparse.Namespace], int]
+CONFIG = "CONFIG|KEY=VALUE"
+CONFIG_HELP = (
+    "a YAML file or the name of one in configs/runs (default: digits), each laid over those "
+    "before it; and overrides such as run.max_rounds=100"
+)
+
+
+def add_verb(
+    verbs: Verbs, name: str, *, summary: str, description: str, epilog: str, call: Call | None
+) -> Parser:
+    """Adds the parser of a verb.
+
+    Args:
+        verbs: what `add_subparsers` returned.
+        name: the verb.
+        summary: what it does, in a few words for listings.
+        description: the same in full, in lines of at most 80 characters.
+        epilog: examples.
+        call: does it, and returns the exit code; None for a group of actions.
+    """
+    parser = verbs.add_parser(name, help=summary, description=description, epilog=epilog)
+    parser.summary = summary
+    if call is not None:
+        parser.set_defaults(call=call)
+    return parser
+
+
+def add_actions(parser: Parser) -> Verbs:
+    """Makes a verb a group of actions; returns what `add_verb` takes."""
+    return parser.add_subparsers(title="actions", metavar="ACTION", parser_class=Parser)
+
+
+def add_configuration(parser: Parser) -> None:
+    """Adds the configuration: files, names and overrides, read by `load`."""
+    parser.add_argument("words", nargs="*", metavar=CONFIG, help=CONFIG_HELP)
+    add_config_option(parser)
+
+
+def add_config_option(parser: Parser) -> None:
+    """Adds `--config`, which names a configuration as the positional words do."""
+    about = "the same as a positional CONFIG; may be repeated"
+    parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help=about)
+
+
+def add_out(parser: Parser, default: str | None, about: str, shown: str = "") -> None:
+    """Adds `--out`, a folder.
+
+    Args:
+        default: the folder that is used without the option; None where the verb works it out.
+        about: what the folder is for.
+        shown: the default in words.
+    """
+    about = f"{about} (default: {shown or default})"
+    parser.add_argument("--out", metavar="DIR", default=default, help=about)
+
+
+def add_ranks(parser: Parser, default: int | None = None, least: int = 1, about: str = "") -> None:
+    """Adds `--ranks`, the number of processes."""
+    text = about or "number of ranks, the server included"
+    shown = f"{text} (default: {default})" if default else text
+    parser.add_argument("--ranks", type=at_least(least), default=default, metavar="N", help=shown)
+
+
+def sources_of(arguments: argparse.Namespace) -> list[str]:
+    """The configurations of a command line, those of `--config` first."""
+    return [*arguments.config, *(word for word in arguments.words if "=" not in word)]
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """The `key=value` words of a command line.
+
+    Raises:
+        ValueError: a shell has split one at its spaces.
+    """
+    words = [word for word in arguments.words if "=" in word]
+    for word in words:
+        text = word.partition("=")[2]
+        if text[:1] in ("[", "{") and text.count(text[0]) > text.count("]}"["[{".index(text[0])]):
+            key = word.partition("=")[0]
+            raise ValueError(f"{word} is cut off at a space: quote the value, '{key}=...'")
+    return words
+
+
+def load(arguments: argparse.Namespace) -> Config:
+    """The configuration that a command line names and changes.
+
+    Raises:
+        ValueError: no such file, or one line for every wrong key or value.
+    """
+    from fedgmr_hpc.config.files import load_config
+
+    overrides = overrides_of(arguments)
+    return load_config(sources_of(arguments), overrides)
+
+
+def try_load(arguments: argparse.Namespace) -> Config | ValueError:
+    """As `load`; an error is returned, for rank 0 to report."""
+    try:
+        return load(arguments)
+    except ValueError as error:
+        return error
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of options: whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on (got {text})")
+        return int(text)
+
+    return read
+
+
+def above_zero(text: str) -> float:
+    """A type of options: numbers above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text})")
+    return value
+
+
+def numbers(read: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """A type of options: numbers with commas between them."""
+
+    def read_all(text: str) -> list[Number]:
+        try:
+            return [read(part) for part in text.split(",")]
+        except ValueError:
+            message = f"must be numbers with commas between them (got {text})"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read_all
+
+
+def one_of(known: Sequence[str]) -> Callable[[str], str]:
+    """A type of options and words: one of the known ones."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            listed = ", ".join(known)
+            near = suggest(text, known)
+            raise argparse.ArgumentTypeError(f"must be one of {listed} (got {text}){near}")
+        return text
+
+    return read

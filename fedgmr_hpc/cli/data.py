@@ -1,0 +1,97 @@
+"""The verbs `prepare` and `partition`: a data set's files, and who holds what."""
+
+from __future__ import annotations
+
+import argparse
+
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    add_configuration,
+    add_out,
+    add_verb,
+    load,
+    one_of,
+    overrides_of,
+)
+
+PARTITION_DIR = "results/partition"
+PREPARE = """\
+Check the files of a data set and decode them into the cache, so that a run
+starts at once. Where files are missing, the output says which, where to get
+them and where to put them, and the exit code is 2.
+"""
+PREPARE_EPILOG = """\
+examples:
+  %(prog)s femnist --root /data
+  %(prog)s imagenet100 --root /data --cache /scratch data.image_size=64
+"""
+PARTITION = """\
+Show which client holds which data of a configuration: a table of samples and
+classes, and a picture.
+"""
+PARTITION_EPILOG = """\
+examples:
+  %(prog)s digits data.alpha=0.1
+  %(prog)s femnist data.root=/data --out partition
+"""
+
+
+def add_to(verbs: Verbs) -> None:
+    """Adds the verbs."""
+    parser = add_verb(
+        verbs,
+        "prepare",
+        summary="check a data set's files and fill its cache",
+        description=PREPARE,
+        epilog=PREPARE_EPILOG,
+        call=prepare,
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="the name of the data set")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of data.* keys")
+    parser.add_argument("--root", metavar="DIR", help="folder of the files, as data.root")
+    parser.add_argument("--cache", metavar="DIR", help="folder of decoded data, as data.cache")
+    parser = add_verb(
+        verbs,
+        "partition",
+        summary="show which client holds which data",
+        description=PARTITION,
+        epilog=PARTITION_EPILOG,
+        call=partition,
+    )
+    add_configuration(parser)
+    add_out(parser, PARTITION_DIR, "folder of the picture")
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Prints what was prepared, or what is missing."""
+    from typing import get_args
+
+    from fedgmr_hpc.config.files import load_config
+    from fedgmr_hpc.config.sections import DataName
+
+    name = _known(arguments.dataset, get_args(DataName))
+    data = load_config(None, overrides_of(arguments)).data
+    given = {"root": arguments.root, "cache": arguments.cache}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    data = data.model_copy(update={"name": name, **chosen})
+    from fedgmr_hpc.data import describe_missing
+    from fedgmr_hpc.data import prepare as prepare_files
+
+    print(prepare_files(data))
+    return 2 if describe_missing(name, data.root) else 0
+
+
+def _known(name: str, names: tuple[str, ...]) -> str:
+    try:
+        return one_of(names)(name)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"DATASET {error}") from None
+
+
+def partition(arguments: argparse.Namespace) -> int:
+    """Prints the table, and where the picture is."""
+    config = load(arguments)
+    from fedgmr_hpc.experiments.partition import report_partition
+
+    print(report_partition(config, arguments.out))
+    return 0

@@ -1,0 +1,147 @@
+"""A study on this machine: plan, estimate, and its cells in turn, several at a time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fedgmr_hpc.reporting.words import describe_s
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.cost import remaining_s
+from fedgmr_hpc.study.folder import (
+    StudyFolder,
+    at_least_1,
+    count_states,
+    describe_limits,
+    eta_s,
+    render_status,
+)
+from fedgmr_hpc.study.runner import Queue, known_paces, measure_paces
+from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.tuning import States
+
+LIVE_S, PLAIN_S = 2.0, 30.0  # seconds between two looks at running cells, terminal or not
+
+
+def run_study(
+    folder: StudyFolder, ranks: int | None, max_parallel: int | None, is_dry: bool
+) -> int:
+    """Runs what is missing, was cut short or has failed; returns the exit code.
+
+    Args:
+        ranks: of a cell, the server included; None for the study's own number.
+        max_parallel: cells at a time; None for the study's own number, or what the cores allow.
+        is_dry: only say what would be done.
+
+    Returns:
+        0 where every cell is done, 1 where one failed.
+    """
+    num_ranks = at_least_1("--ranks", folder.study.ranks if ranks is None else ranks)
+    max_parallel = folder.max_parallel(num_ranks, max_parallel)
+    if not is_dry:
+        folder.save_overrides()
+        folder.cells_dir.mkdir(parents=True, exist_ok=True)
+    states = folder.states()
+    todo = [cell for cell, state in states if state.status not in ENDED]
+    print(_plan(folder, states, num_ranks, max_parallel), flush=True)
+    if is_dry:
+        print("\n".join(f"  {state.status}: {cell.name}" for cell, state in states))
+    if todo:
+        print(
+            f"estimate: {_estimate(folder, states, num_ranks, max_parallel, not is_dry)}",
+            flush=True,
+        )
+    if is_dry:
+        return 0
+    _run_all(folder, num_ranks, max_parallel)
+    print(render_status(folder))
+    print(f"next: {folder.command('report')}")
+    return 0 if all(state.status in ENDED for _, state in folder.states()) else 1
+
+
+def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
+    """Runs what can run, then what waited for that, each cell once."""
+    begun: set[str] = set()
+    while todo := [
+        cell
+        for cell, state in folder.states()
+        if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
+    ]:
+        begun |= {cell.digest for cell in todo}
+        Queue(folder.cells_dir, num_ranks, max_parallel, _Watch(folder, max_parallel).see).run(todo)
+
+
+def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
+    """What there is, what is done and how the rest runs."""
+    varied = [f"  {key}: {_values(folder.cells, key)}" for key in folder.study.varied()]
+    found = count_states([state for _, state in states])
+    how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {max_parallel} at a time"
+    head = f"{folder.study.title}: {len(folder.cells)} cells ({found}), {how}"
+    return "\n".join([head, *varied, *describe_limits(folder), f"  results: {folder.cells_dir}"])
+
+
+def _values(cells: Sequence[Cell], key: str) -> str:
+    values = dict.fromkeys(str(cell.labels[key]) for cell in cells if key in cell.labels)
+    return ", ".join(values)
+
+
+def _estimate(
+    folder: StudyFolder, states: States, num_ranks: int, max_parallel: int, measures: bool
+) -> str:
+    """Wall time of the missing cells, and what it rests on; short runs where it `measures`."""
+    todo = [cell for cell, state in states if state.status not in ENDED]
+    paces = dict(known_paces(states))
+    unknown = [cell for cell in todo if cell.config.method not in paces]
+    source = "finished cells of this study"
+    if measures and unknown and len(todo) > max_parallel:
+        measured = measure_paces(unknown, num_ranks, max_parallel)
+        source = f"a short timed run of {', '.join(measured)}" + (f"; {source}" if paces else "")
+        paces |= measured
+    lacking = ", ".join(dict.fromkeys(m for cell in todo if (m := cell.config.method) not in paces))
+    if not paces:
+        return f"unknown: no pace of {lacking} is measured yet; the first cells of a run give it"
+    if lacking:
+        source += f"; no pace of {lacking} is measured yet, the mean stands in"
+    left_s = remaining_s([(cell, 0.0) for cell in todo], paces, max_parallel)
+    end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left_s))
+    return f"{describe_s(left_s)} for {len(todo)} cells, done about {end} (from {source})"
+
+
+@dataclass
+class _Watch:
+    """Prints a line when cells end, and how far the rest is."""
+
+    folder: StudyFolder
+    max_parallel: int
+    num_ended: int = 0
+    looked_s: float = field(default_factory=time.monotonic)
+
+    def see(self, queue: Queue) -> None:
+        """Called at every turn of the queue."""
+        live = sys.stderr.isatty()
+        ended = len(queue.done) + len(queue.failed)
+        waited_s = time.monotonic() - self.looked_s
+        if ended > self.num_ended or waited_s >= (LIVE_S if live else PLAIN_S):
+            self.num_ended, self.looked_s = ended, time.monotonic()
+            line = self._line(queue)
+            sys.stderr.write(f"\r\x1b[K{line}" if live else f"{line}\n")
+            if live and not (queue.waiting or queue.jobs):
+                sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def _line(self, queue: Queue) -> str:
+        states = self.folder.states()
+        left = eta_s(states, states, self.max_parallel)
+        running = [
+            f"{cell.slug} {100 * state.progress_frac:.0f} %"
+            for cell, state in states
+            if state.status == "running"
+        ]
+        num_done = sum(state.status == "done" for _, state in states)
+        now = time.strftime("%H:%M:%S")
+        return (
+            f"{now} {num_done}/{len(states)} done, {len(queue.failed)} failed, "
+            f"{len(running)} running, ETA {describe_s(left)} | {', '.join(running)}"
+        )
