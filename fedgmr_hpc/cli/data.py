@@ -23,7 +23,7 @@ them and where to put them, and the exit code is 2.
 PREPARE_EPILOG = """\
 examples:
   %(prog)s femnist --root /data
-  %(prog)s imagenet100 --root /data --cache /scratch data.image_size=64
+  %(prog)s cifar10 --root /data --cache /scratch
 """
 PARTITION = """\
 Show which client holds which data of a configuration: a table of samples and

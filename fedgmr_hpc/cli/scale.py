@@ -33,7 +33,7 @@ under way with exit code 75; the same command with --out DIR continues.
 EPILOG = """\
 examples:
   %(prog)s strong digits --ranks 2,3,5,9
-  %(prog)s sweep digits --ranks 3 --sweep density --values 0.1,0.5,1
+  %(prog)s sweep --ranks 3 --sweep density --values 0.1,1
 """
 KINDS = {
     "strong": (
@@ -52,7 +52,7 @@ KINDS = {
         "Measure the same ranks while one value varies: the clients of a rank, one\n"
         "density for all clients, or a factor on the rates of all links.\n",
         "  %(prog)s --ranks 3 --sweep density --values 0.1,0.5,1\n"
-        "  %(prog)s --ranks 5 --sweep clients-per-rank --values 1,2,4\n",
+        "  %(prog)s --sweep clients-per-rank --values 1,4\n",
     ),
 }
 REPORT = """\
