@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-import fedgmr_hpc.cli.launch as launch
+import fedgmr_hpc.launch as launch
 import fedgmr_hpc.runtime.worker as worker
 import fedgmr_hpc.training.local_training as training
 from fedgmr_hpc.transport.contract import Tag
