@@ -19,6 +19,7 @@ from typing import Any
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import flat, identity, method_label
+from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.overrides import as_override, leaves
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
@@ -99,11 +100,11 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
     if wrong:
         raise ValueError("\n".join(_counted(line, names) for line, names in wrong.items()))
     if not cells:
-        raise ValueError("exclude: got every cell, allowed: leaving at least one")
+        raise ValueError(must("exclude", "leave at least one cell"))
     if shared := {cell.seed for cell in cells} & set(study.tune_seeds if study.tune else ()):
-        raise ValueError(f"tune_seeds: got {min(shared)}, allowed: seeds that no cell is run with")
-    for place, row in _named_rows(study):
-        find_row(cells, row, place)
+        raise ValueError(must("tune_seeds", "be seeds that no cell runs with", min(shared)))
+    for key, row in _named_rows(study):
+        find_row(cells, row, key)
     trials = {trial.digest: trial for cell in cells if cell.tuning for trial in cell.tuning.trials}
     return [*trials.values(), *cells]
 
@@ -128,7 +129,7 @@ def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def find_row(cells: Sequence[Cell], row: Row, place: str) -> str:
+def find_row(cells: Sequence[Cell], row: Row, key: str) -> str:
     """The one row that a method's name, a row's label or some of its values stand for.
 
     Raises:
@@ -138,8 +139,8 @@ def find_row(cells: Sequence[Cell], row: Row, place: str) -> str:
     wanted = row if isinstance(row, dict) else {"method": row}
     fitting = [row] if isinstance(row, str) and row in rows else _fitting(cells, wanted)
     if len(fitting) != 1:
-        found = f"fits {len(fitting)} rows" if fitting else "fits no row"
-        raise ValueError(f"{place}: got {row!r}, which {found}, allowed: one of {'; '.join(rows)}")
+        found = f"{shown(row)}, which fits {len(fitting) or 'no'} row{'s' * (len(fitting) > 1)}"
+        raise ValueError(must(key, f"fit one of the rows {'; '.join(rows)}", found=found))
     return fitting[0]
 
 
@@ -274,7 +275,7 @@ def _missing_line(name: str, root: str | None) -> str | None:
     missing = describe_missing(name, root)
     if not missing:
         return None
-    line = f"data.root: got {root!r}, allowed: the folder of {name}"
+    line = must_be("data.root", f"the folder of {name}", root)
     if root is None:
         return line
     more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -292,5 +293,5 @@ def _named_rows(study: StudyFile) -> Iterator[tuple[str, Row]]:
     for index, claim in enumerate(study.claims):
         for row in (claim.a, *claim.opponents()):
             yield f"claims.{index}", row
-        if claim.full is not None:
-            yield f"claims.{index}.full", claim.full
+        if (full := claim.full_model()) is not None:
+            yield f"claims.{index}.full", full

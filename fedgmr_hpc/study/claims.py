@@ -34,7 +34,7 @@ from fedgmr_hpc.reporting.statistics import (
 )
 from fedgmr_hpc.study.cells import matches
 from fedgmr_hpc.study.measures import Run, pairs, select_runs
-from fedgmr_hpc.study.study_file import ClaimSpec
+from fedgmr_hpc.study.study_file import ClaimSpec, StabilityClaim, TimeRatioClaim
 
 Verdict = Literal["SUPPORTED", "NOT SUPPORTED", "INCONCLUSIVE"]
 UNITS = {
@@ -81,7 +81,7 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
     values = paired_values(claim, runs)
     value, interval = _estimate(values, claim.spec.kind)
     verdict = decide(interval)
-    note = _collapses(claim, _inside(claim, runs)) if claim.spec.kind == "stability" else ""
+    note = _collapses(claim, _inside(claim, runs))
     return ClaimResult(
         name=f"{claim.spec.name}: {claim.a} against {claim.b}",
         kind=claim.spec.kind,
@@ -131,7 +131,8 @@ def _difference(claim: Comparison, a: Run, b: Run) -> float:
 
 def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
     """log2 of how many times longer `b` takes; NaN where neither gets there."""
-    target = claim.spec.target or math.nan
+    assert isinstance(claim.spec, TimeRatioClaim)
+    target = claim.spec.target
     times = [run.cost_to("times_s", target, claim.last) for run in (a, b)]
     if math.isinf(times[0]) and math.isinf(times[1]):
         return math.nan
@@ -140,6 +141,7 @@ def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
 
 
 def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
+    assert isinstance(claim.spec, StabilityClaim)
     stds = [std_last(r.times_s, r.test, claim.at_s, claim.spec.window) for r in (a, b)]
     return 100 * (stds[1] - stds[0])
 
@@ -170,6 +172,8 @@ def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, f
 
 def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:
     """The runs of `a` that end far under their best, in words; empty for none."""
+    if not isinstance(claim.spec, StabilityClaim):
+        return ""
     allowed = claim.spec.max_drop
     fallen = [
         f"{run.name} by {100 * drop:.1f} points"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.yaml_file import dump, parse
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.reporting.words import describe_s
@@ -100,10 +101,9 @@ def check_time_limits(folder: StudyFolder) -> None:
         limits = [c.config.run.max_time_s for c in folder.cells if c.is_trial == is_trial]
         known = [limit_s for limit_s in limits if limit_s is not None]
         if limits and len(known) == len(limits) and max(known) < at_s:
-            raise ValueError(
-                f"run.max_time_s: got {max(known):g}, allowed: at least {at_s:g}, the study's "
-                f"{key}, before which nothing is compared, or null"
-            )
+            bound = f"null, or at least {at_s:g}, the study's {key}"
+            because = "nothing is compared before it"
+            raise ValueError(must_be("run.max_time_s", bound, max(known), because=because))
 
 
 def describe_limits(folder: StudyFolder) -> list[str]:
@@ -143,7 +143,7 @@ def at_least_1(name: str, value: int) -> int:
         ValueError: it is less than 1.
     """
     if value < 1:
-        raise ValueError(f"{name}: got {value}, allowed: at least 1")
+        raise ValueError(must_be(name, "at least 1", value))
     return value
 
 

@@ -33,42 +33,90 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from fedgmr_hpc.config.axes import Count, Number, Positive, Section
 from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.messages import must, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import read_mapping
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Accuracy = Annotated[Number, Field(gt=0, le=1)]
 Row = str | dict[str, Any]
-Kind = Literal["difference", "time_ratio", "gap_narrowing", "stability"]
+KINDS = ("difference", "time_ratio", "gap_narrowing", "stability")
 
 
-class ClaimSpec(Section):
-    """One claim about row `a` against each row `b`; claims.py says what each kind compares."""
+class _Claim(Section):
+    """What every claim about a row `a` against each row `b` says; see claims.py."""
 
     name: str
-    kind: Kind
     a: Row
     b: Row | list[Row]
-    full: Row | None = None
     where: dict[str, Any] = {}
     at_s: Positive | None = None
-    target: Accuracy | None = None
+
+    def opponents(self) -> list[Row]:
+        """Return the rows `b`: one comparison each."""
+        return self.b if isinstance(self.b, list) else [self.b]
+
+    def full_model(self) -> Row | None:
+        """Return the row that both are measured against, if there is one."""
+        return None
+
+
+class DifferenceClaim(_Claim):
+    """Row `a` is more accurate than row `b`."""
+
+    kind: Literal["difference"]
+
+
+class TimeRatioClaim(_Claim):
+    """Row `a` reaches the accuracy `target` sooner."""
+
+    kind: Literal["time_ratio"]
+    target: Accuracy
+
+
+class GapNarrowingClaim(_Claim):
+    """Row `a` is nearer than row `b` to the row `full`."""
+
+    kind: Literal["gap_narrowing"]
+    full: Row
+
+    def full_model(self) -> Row | None:
+        """Return the row `full`."""
+        return self.full
+
+
+class StabilityClaim(_Claim):
+    """The last `window` accuracies of row `a` scatter less, and no run drops by `max_drop`."""
+
+    kind: Literal["stability"]
     window: Annotated[int, Field(ge=2, strict=True)] = 10
     max_drop: Accuracy = 0.05
 
-    def opponents(self) -> list[Row]:
-        """The rows `b`: one claim each."""
-        return self.b if isinstance(self.b, list) else [self.b]
+
+def _kind_of(claim: Any) -> Any:
+    """Return what chooses a claim's form; by a function, since sections check fields beforehand."""
+    return claim.get("kind", "") if isinstance(claim, Mapping) else getattr(claim, "kind", None)
+
+
+ClaimSpec = Annotated[
+    Annotated[DifferenceClaim, Tag("difference")]
+    | Annotated[TimeRatioClaim, Tag("time_ratio")]
+    | Annotated[GapNarrowingClaim, Tag("gap_narrowing")]
+    | Annotated[StabilityClaim, Tag("stability")],
+    Discriminator(_kind_of),
+]
 
 
 class StudyFile(Section):
@@ -96,111 +144,122 @@ class StudyFile(Section):
     tune_time_s: Positive | None = None
 
     def varied(self) -> list[str]:
-        """The dotted keys that the cells vary, in the file's order."""
+        """Return the dotted keys that the cells vary, in the file's order."""
         blocks = [self.matrix, *self.cells]
         return list(dict.fromkeys(key for block in blocks for key in block))
 
     def row_keys(self) -> tuple[str, ...]:
-        """The keys of a table's row: `rows`, else the method, else the first key but the seed."""
+        """Return a table row's keys: `rows`, else the method, else the first key but the seed."""
         keys = [key for key in self.varied() if key != "seed"]
         return self.rows or (("method",) if "method" in keys else tuple(keys[:1]))
 
     def column_keys(self) -> tuple[str, ...]:
-        """The keys of a table's column: what is varied beyond rows and seed."""
+        """Return the keys of a table's column: what is varied beyond rows and seed."""
         return tuple(key for key in self.varied() if key not in (*self.row_keys(), "seed"))
 
     def combinations(self, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """The values of some tuned keys that are tried together, at most `tune_cells` of them; one
-        without values for no keys.
+        """Return the combinations of values of some tuned keys that are tried.
+
+        At most `tune_cells` of them, in the order of the module docstring; for no keys one
+        combination without values.
         """
         lists = [list({json.dumps(v): v for v in self.tune[key]}.values()) for key in keys]
         sizes = [len(values) for values in lists]
         longest = max(sizes, default=1)
         shifts = itertools.product(*(range(size) for size in sizes))
-        places = dict.fromkeys(
+        index_sets = dict.fromkeys(
             tuple((turn + by) % size for by, size in zip(shift, sizes, strict=True))
             for shift in shifts
             for turn in range(longest)
         )
         found = [
-            dict(zip(keys, (v[i] for v, i in zip(lists, place, strict=True)), strict=True))
-            for place in places
+            dict(zip(keys, (v[i] for v, i in zip(lists, indices, strict=True)), strict=True))
+            for indices in index_sets
         ]
         return found[: self.tune_cells]
 
     def compared_until_s(self) -> float:
-        """The last time at which anything is compared."""
+        """Return the last virtual time at which anything is compared."""
         return max([self.comparison_time_s, *(c.at_s for c in self.claims if c.at_s is not None)])
 
     def tuned_at_s(self) -> float:
-        """When trials are judged."""
+        """Return the virtual time at which trials are judged."""
         return self.tune_time_s or self.comparison_time_s
 
     def end_s(self, at_s: float, config: Config) -> float:
-        """When a run has all that is compared at `at_s`, and `last` evaluations more."""
+        """Return when a run has all that is compared at `at_s`, and `last` evaluations more."""
         every_s = config.eval.every_s
         return at_s + (self.last * every_s if every_s else PAST_FRAC * at_s)
 
 
 def find_study(source: str | Path) -> Path:
-    """The file of a study: a path, or the name of one in configs/studies.
+    """Return the file of a study.
+
+    Args:
+        source: A path, or the name of a study in configs/studies.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     named = configs_dir() / "studies" / f"{source}.yaml"
     for path in (Path(source), named):
         if path.is_file():
             return path
-    names = ", ".join(sorted(path.stem for path in named.parent.glob("*.yaml")))
-    raise ValueError(f"study: got '{source}', allowed: a file, or one of {names}")
+    names = sorted(path.stem for path in named.parent.glob("*.yaml"))
+    raise ValueError(unknown_name("study", source, names, or_else="a file"))
 
 
 def load_study(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> tuple[StudyFile, list[str]]:
-    """A study, its varied keys replaced where `overrides` name them, and the other overrides.
+    """Read a study; overrides of keys that its cells vary or tune replace their values.
+
+    Args:
+        source: A name, a path, or the content.
+        overrides: Words `key=value`.
+
+    Returns:
+        The study, and the overrides that hold for every cell.
 
     Raises:
-        ValueError: one line for every wrong key or value.
+        ValueError: One line for every wrong key or value.
+
+    Example:
+        >>> study, overrides = load_study("quick", ["seed=[0, 1]", "train.batch=10"])
+        >>> study.matrix["seed"], overrides
+        ([0, 1], ['train.batch=10'])
     """
     values = dict(source) if isinstance(source, Mapping) else read_mapping(find_study(source))
     try:
-        study = StudyFile.model_validate(values)
-    except ValidationError as error:
-        raise ValueError("\n".join(_line(item) for item in error.errors())) from None
+        study = validate(StudyFile, values)
+    except ValueError as error:
+        raise ValueError(_as_in_the_file(str(error))) from None
     study, others = _replace_varied(study, overrides)
     if wrong := _contradictions(study):
         raise ValueError("\n".join(wrong))
     return study, others
 
 
-def _line(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = [f.alias or n for n, f in StudyFile.model_fields.items()]
-        if error["loc"][0] == "claims":
-            known = list(ClaimSpec.model_fields)
-        return f"{key}: unknown key; known keys here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{key}: got nothing, allowed: a value (there is no default)"
-    allowed = error.get("ctx", {}).get("expected") or error["msg"].lower()
-    return f"{key}: got {error['input']!r}, allowed: {str(allowed).replace(' or ', ', ')}"
+def _as_in_the_file(lines: str) -> str:
+    """Return lines of errors with the keys of claims as the file has them, without forms."""
+    without = re.sub(rf"\b(claims\.\d+)\.(?:{'|'.join(KINDS)})\b", r"\1", lines)
+    return re.sub(rf"^(claims\.\d+)(?= must be '{KINDS[0]}')", r"\1.kind", without, flags=re.M)
 
 
 def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFile, list[str]]:
-    """Values of varied keys go into the matrix and the cells that name them, tuned ones too."""
+    """Replace values of varied and tuned keys; return the other overrides beside the study."""
     varied, new, others = [*study.varied(), *study.tune], {}, []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or key not in varied:
             others.append(override)
         elif key in new:
-            raise ValueError(f"{key}: got {override} after another value, allowed: one word for it")
+            raise ValueError(must(key, "be given once", found=f"{override}, too"))
         else:
             new[key] = parse_values(key, text)
     if hidden := sorted(leaves(others).keys() & set(varied)):
-        raise ValueError(f"{hidden[0]}: varied by the study, allowed: {hidden[0]}=VALUES by itself")
+        how = f"be given as {hidden[0]}=VALUES"
+        raise ValueError(must(hidden[0], how, when="the study varies it"))
     if not new:
         return study, others
     change = {
@@ -212,30 +271,20 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
 
 
 def _contradictions(study: StudyFile) -> list[str]:
-    """Keys that no cell varies, where only varied ones make sense."""
+    """Return a line for each key that no cell varies where only varied ones make sense."""
     named = {f"exclude.{i}": list(cell) for i, cell in enumerate(study.exclude)}
     named |= {"rows": list(study.rows or ())}
     named |= {f"claims.{i}.where": list(claim.where) for i, claim in enumerate(study.claims)}
     varied = study.varied()
     wrong = [
-        f"{place}: got {key}, allowed: {', '.join(varied)}"
-        for place, keys in named.items()
+        must(where, f"name keys that the cells vary, {', '.join(varied)}", key)
+        for where, keys in named.items()
         for key in keys
         if key not in varied
     ]
     wrong += [
-        f"tune: got {key}, allowed: keys that the cells do not vary, and neither method nor seed"
+        must("tune", "name keys that the cells do not vary, and neither method nor seed", key)
         for key in study.tune
         if key in (*varied, "method", "seed")
     ]
-    if not varied:
-        wrong.append("matrix: got no keys, allowed: at least one key with values")
-    return wrong + [line for i, c in enumerate(study.claims) for line in _lacking(i, c)]
-
-
-def _lacking(index: int, claim: ClaimSpec) -> list[str]:
-    needs = {"time_ratio": "target", "gap_narrowing": "full"}
-    key = needs.get(claim.kind)
-    if key is None or getattr(claim, key) is not None:
-        return []
-    return [f"claims.{index}.{key}: got nothing, allowed with kind = {claim.kind}: a value"]
+    return wrong if varied else [*wrong, must("matrix", "have at least one key with values")]

@@ -117,7 +117,8 @@ def _findings(
 ) -> list[ClaimResult]:
     """One finding for each opponent of a claim."""
     a = find_row(cells, spec.a, "claims")
-    full = None if spec.full is None else find_row(cells, spec.full, "claims")
+    of_all = spec.full_model()
+    full = None if of_all is None else find_row(cells, of_all, "claims")
     at_s = spec.at_s or study.comparison_time_s
     return [
         judge(Comparison(spec, a, b, full, at_s, study.last), runs, _num_planned(cells, spec, a, b))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from fedgmr_hpc.study.claims import Comparison, decide, judge, paired_values
 from fedgmr_hpc.study.measures import Run
@@ -41,7 +42,8 @@ def flat(row: str, accuracies: Sequence[float]) -> list[Run]:
 
 
 def comparison(kind: str, **words: object) -> Comparison:
-    spec = ClaimSpec.model_validate({"name": "claim", "kind": kind, "a": "a", "b": "b", **words})
+    values = {"name": "claim", "kind": kind, "a": "a", "b": "b", **words}
+    spec = TypeAdapter(ClaimSpec).validate_python(values)
     return Comparison(spec, "a", "b", "f" if "full" in words else None, at_s=30.0, last=2)
 
 

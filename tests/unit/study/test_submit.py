@@ -292,7 +292,10 @@ def test_slurm_that_refuses_leaves_nothing_behind_but_what_it_took(
             ("submit", "--dry-run", "--nodes", "0"),
             "--nodes must be a whole number from 1 on (got 0)",
         ),
-        (("submit", "--dry-run", "--site", "moon"), "site: got 'moon', allowed: a file, or one of"),
+        (
+            ("submit", "--dry-run", "--site", "moon"),
+            "there is no site 'moon' (give a file, or one of",
+        ),
     ],
 )
 def test_wrong_options_are_named(
@@ -320,9 +323,9 @@ def test_the_sites_data_is_the_root_unless_a_word_says_it(
     study, *out = write_study(tmp_path, base="femnist")
     words = ["study", "submit", study, *out, "--site", str(tmp_path / "site.yaml")]
     assert main(["study", "status", study, *out]) == 2
-    assert "data.root: got None" in capsys.readouterr().err
+    assert "data.root must be the folder of femnist (got null)" in capsys.readouterr().err
     assert main([*words, "data.root=/nowhere"]) == 2
-    assert "data.root: got '/nowhere', allowed: " in capsys.readouterr().err
+    assert "(got '/nowhere')" in capsys.readouterr().err
     for name in ("srun", "squeue"):
         put(bin_dir, name, "true")
     put(bin_dir, "sbatch", f'/bin/cat "$1" >> {tmp_path}/given; echo Submitted batch job 77')
