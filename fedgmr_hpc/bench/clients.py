@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.bench.case import Benchmark
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.transport.launchers import run_ranks
 
@@ -31,8 +32,8 @@ CASE = (
 )
 
 
-def run_clients(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of the table and the summary."""
+def measure_clients(quick: bool, ranks: int) -> Benchmark:
+    """Return a row for each number of clients that exist."""
     counts = (100, 1_000) if quick else (100, 1_000, 10_000)
     rounds, repeats = (4, 1) if quick else (20, 3)
     best: dict[int, Result] = {}
@@ -43,20 +44,23 @@ def run_clients(quick: bool, ranks: int) -> tuple[list[dict[str, Any]], dict[str
             if count not in best or rounds_per_s(result) > rounds_per_s(best[count]):
                 best[count] = result
         rows = [_row(count, best[count], rounds_per_s(best[counts[0]])) for count in counts]
-    return rows, {"ranks": ranks, "sampled": SAMPLED, "rows": rows}
+    return Benchmark(rows, {"ranks": ranks, "sampled": SAMPLED, "rows": rows})
 
 
 def _run(path: Path, count: int, rounds: int, ranks: int) -> Result:
     words = (f"clients.count={count}", f"run.max_rounds={rounds}", f"results.path={path}")
     run_ranks(ranks, "fedgmr_hpc.launch", *CASE, *words)
     result = read_result(path)
-    assert (result.merges["num_merged"] == SAMPLED).all(), "not everybody who was chosen delivered"
+    assert (result.merges["num_merged"] == SAMPLED).all(), "not every sampled client delivered"
     return result
 
 
 def rounds_per_s(result: Result) -> float:
-    """Without the first round, which pays for first calls, and the last, which waits for the final
-    validation: its samples grow with the clients, as each keeps at least one."""
+    """Return the rate without the first round and the last.
+
+    The first pays for first calls, the last waits for the final validation, whose samples grow with
+    the clients, as each keeps at least one.
+    """
     wall_s = result.merges["wall_s"][:-1]
     return float((len(wall_s) - 1) / (wall_s[-1] - wall_s[0]))
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.schema import Config
@@ -62,13 +62,38 @@ class Checkup:
         self.places: dict[int, Facts] = {}
         self.late: set[int] = set()
         self.results: Facts = {}
+        self.show: Callable[[str], None] = say
 
-    def run(self) -> int:
-        """Checks and prints; returns the exit code."""
+    def run(self, as_json: bool = False) -> int:
+        """Run all checks and print a line for each as it ends.
+
+        Args:
+            as_json: Print one JSON object of all findings instead.
+
+        Returns:
+            The exit code: 1 where a check has failed.
+        """
+        done = []
+        for finding in self.findings(show=_say_nothing if as_json else say):
+            done.append(finding)
+            if not as_json:
+                say(render(finding))
+        has_failed = any(finding.state == "FAIL" for finding in done)
+        records = {"failed": has_failed, "findings": [each.as_record() for each in done]}
+        say(json.dumps(records) if as_json else render_sum(done))
+        return EXIT_FAILED if has_failed else 0
+
+    def findings(self, show: Callable[[str], None]) -> Iterator[Finding]:
+        """Yield the finding of each check as it ends.
+
+        Args:
+            show: Gets what is checked, and the table of where ranks run.
+        """
+        self.show = show
         config, peer = self.config, self.peer
         ranks = f"{peer.size} ranks over {peer.transport.name}" if peer.size > 1 else "one process"
         method = method_label(config)
-        say(f"doctor: {config.data.name}, {config.model.name}, method {method}, {ranks}")
+        show(f"doctor: {config.data.name}, {config.model.name}, method {method}, {ranks}")
         checks = {
             "ranks": self._check_places,
             "ping": self._check_pings,
@@ -80,16 +105,12 @@ class Checkup:
             "memory": self._check_memory,
             "disk": self._check_disk,
         }
-        done: list[Finding] = []
         for name, check in checks.items():
             before = set(peer.transport.gone)
             finding = check()
             if lost := peer.transport.gone - before:
                 finding = findings.judge_silence(name, lost, self.places, peer.limit_s)
-            done.append(finding)
-            say(render(finding))
-        say(render_sum(done))
-        return EXIT_FAILED if any(finding.state == "FAIL" for finding in done) else 0
+            yield finding
 
     @property
     def ranks(self) -> list[int]:
@@ -134,7 +155,7 @@ class Checkup:
         answers = self.ask("place", self.peer.limit_s, self.ranks)
         known = {rank: facts for rank, facts in answers.items() if "error" not in facts}
         self.places |= known
-        say(render_places(known, self.peer.size))
+        self.show(render_places(known, self.peer.size))
         advice = "see whether the CUDA driver works there, or set device=cpu"
         failed = findings.judge_errors("ranks", answers, self.places, advice)
         return failed or findings.judge_places(known)
@@ -203,6 +224,10 @@ class Checkup:
 
     def _check_disk(self) -> Finding:
         return budget.judge_disk(self.config, self.layout, self.results)
+
+
+def _say_nothing(text: str) -> None:
+    """Show nothing."""
 
 
 def render_places(places: dict[int, Facts], size: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median, median_low
 from typing import Any, Literal
 
@@ -24,12 +24,22 @@ MOST_NAMED = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check."""
+    """The outcome of one check.
+
+    Attributes:
+        check: Its name, as `doctor --help` lists them.
+        text: What was found, in one line.
+        advice: What to do about it.
+    """
 
     check: str
     state: State
     text: str
     advice: str = ""
+
+    def as_record(self) -> dict[str, str]:
+        """Return the finding as a line of JSON has it."""
+        return asdict(self)
 
 
 def name_ranks(ranks: Iterable[int], places: Answers) -> str:

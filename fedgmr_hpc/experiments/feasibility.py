@@ -1,4 +1,4 @@
-"""Which density learns fastest at which accuracy (spec section 12, study A).
+"""Measure which density learns fastest at which accuracy (docs/method.md#feasibility).
 
 Every run has one density for all clients from start to end. A run's test accuracy over virtual time
 is smoothed and its best so far is taken, so that each accuracy is reached once. The growth rate g
@@ -7,7 +7,7 @@ d accuracy / d time there; a run that does not get through has g = 0. The optima
 interval has the largest g, as mean over seeds. Intervals shrink with what is left to the best
 accuracy, as the paper's axis -ln(a - accuracy) does.
 
-Deviations from the paper's procedure: the project's own virtual clock (spec section 2) in place of
+Deviations from the paper's procedure: the virtual clock (docs/method.md#timing) in place of
 PruneFL's cost model, masks cut anew at every refresh, moving means in place of Savitzky-Golay.
 
 Shapes: E evaluations, I accuracy intervals, D densities, S seeds.
@@ -23,7 +23,7 @@ import numpy as np
 from fedgmr_hpc.results.series import Values, scored
 from fedgmr_hpc.storage.reader import Result
 
-WINDOW = 5  # evaluations of a moving mean (spec section 12)
+WINDOW = 5  # evaluations of a moving mean
 NUM_INTERVALS = 10
 LEFT_FRAC = 0.02  # of the accuracy gained that is still ahead of the last interval's axis
 

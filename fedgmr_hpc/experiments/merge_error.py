@@ -2,7 +2,7 @@
 
 What is measured is in probe.py. It starts from models of short runs, one for each seed and number
 of rounds, or from finished runs. Densities are those of a ladder of assignments: the same for all
-clients, and the levels of spec section 1.1, raised rung by rung until everybody is full.
+clients, and the levels of docs/method.md#levels, raised rung by rung until everybody is full.
 
 Shapes: A assignments, S seeds.
 """

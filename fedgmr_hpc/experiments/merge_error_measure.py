@@ -136,7 +136,7 @@ def bound_term(uploads: Uploads, densities: Sequence[float]) -> float:
 
 
 def raise_rungs(densities: Sequence[float], rungs: Sequence[float], num: int) -> tuple[float, ...]:
-    """Every density `num` rungs up the ladder, at most its top (spec section 5.4)."""
+    """Raise every density by `num` rungs of the ladder (docs/method.md#next-density)."""
     ladder = sorted(rungs)
     places = [ladder.index(density) for density in densities]
     return tuple(ladder[min(place + num, len(ladder) - 1)] for place in places)

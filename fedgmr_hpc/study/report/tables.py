@@ -17,7 +17,7 @@ from fedgmr_hpc.reporting.tables import Table
 from fedgmr_hpc.study.claims import UNITS, ClaimResult
 from fedgmr_hpc.study.measures import Run, columns_of, pairs, rows_of, select_runs
 
-LEGACY_NUM = 10  # evaluations on either side of T, spec section 10.2
+LEGACY_NUM = 10  # evaluations on either side of T (docs/method.md#reported-accuracy)
 INTERVALS = (
     "In brackets: 95 % percentile bootstrap of the mean (10,000 seeded resamples); t: half of "
     "Student's interval, given for 2 to 5 seeds, where a bootstrap is too narrow (over 3 seeds it "
@@ -168,7 +168,10 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
 
 
 def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
-    """The number that the release reports (spec section 10.2); None where no run goes past T."""
+    """Return the number that the release reports, or None where no run goes past T.
+
+    See docs/method.md#reported-accuracy.
+    """
     lowest = min((run.seed for run in runs), default=0)
     shown: dict[tuple[str, str], tuple[float, float]] = {}
     for run in runs:

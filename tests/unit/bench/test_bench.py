@@ -9,26 +9,32 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.bench import benchmarks as bench
+from fedgmr_hpc.bench import masks as masks_module
+from fedgmr_hpc.bench import merging
+from fedgmr_hpc.bench.case import Benchmark
 from fedgmr_hpc.bench.links import describe
 from fedgmr_hpc.storage.rows import TransferRow
 
 
 def test_a_merge_that_leaves_the_model_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "merge", lambda packed, dense, *rest: (packed, dense))
+    monkeypatch.setattr(merging, "merge", lambda packed, dense, *rest: (packed, dense))
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         bench.run_bench("merge", quick=True, ranks=2)
 
 
 def test_masks_in_another_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = bench.cut_masks
+    cut = masks_module.cut_masks
 
     def turned(*words: Any, **more: Any) -> Any:
         masks = cut(*words, **more)
         return replace(masks, perm=masks.perm[::-1].copy())
 
-    weights, layers = np.arange(1000, dtype=np.float32), [bench.PrunableLayer("all", 0, 1000, 1.0)]
-    monkeypatch.setattr(bench, "_conv2", lambda: (weights, layers))
-    monkeypatch.setattr(bench, "cut_masks", turned)
+    weights, layers = (
+        np.arange(1000, dtype=np.float32),
+        [masks_module.PrunableLayer("all", 0, 1000, 1.0)],
+    )
+    monkeypatch.setattr(masks_module, "conv2", lambda: (weights, layers))
+    monkeypatch.setattr(masks_module, "cut_masks", turned)
     with pytest.raises(AssertionError):
         bench.run_bench("mask", quick=True, ranks=2)
 
@@ -37,7 +43,7 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def on_ranks(*words: Any) -> Any:
-        return rows, {}
+        return Benchmark(rows, {})
 
     def row(achieved: float) -> dict[str, Any]:
         names = {name: 0 for name in TransferRow.__dataclass_fields__}
@@ -49,3 +55,9 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
     assert bench.run_bench("links", quick=True, ranks=3) == 0
     rows = [row(2.0e6), row(1.95e6)]  # 2.6 % slower, 2 % are allowed
     assert bench.run_bench("links", quick=True, ranks=3) == 1
+
+
+@pytest.mark.parametrize("what", ["links", "server"])
+def test_benchmarks_over_ranks_run_and_give_records(what: str) -> None:
+    found = bench.measure(what, quick=True, ranks=2)
+    assert found.rows and bench.as_record(what, True, found)["rows"] == found.rows
