@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO
 
-LIVE_INTERVAL_S = 0.2
+from fedgmr_hpc.reporting.live import LiveText
+
 PLAIN_INTERVAL_S = 10.0
 ALIVE_INTERVAL_S = 2.0
-CLEAR_LINE = "\r\x1b[K"
 
 
 class Meter:
@@ -38,43 +37,36 @@ class Meter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what, self.total, self.done, self.start = what, total, done, done
-        self._alive, self._stream, self._clock = alive, stream or sys.stderr, clock
-        self._is_live = self._stream.isatty()
-        self._interval_s = LIVE_INTERVAL_S if self._is_live else PLAIN_INTERVAL_S
+        self._alive, self._clock = alive, clock
         self._start_s = clock()
-        self._shown_s = -math.inf if done or self._is_live else self._start_s
         self._told_s = -math.inf
+        self._line = LiveText(stream, plain_interval_s=PLAIN_INTERVAL_S, clock=clock)
+        if not (done or self._line.is_live):
+            self._line.wait()
 
     def add(self, num: int) -> None:
-        """So many more items are done."""
+        """Count `num` more items as done."""
         self.done += num
         now_s = self._clock()
         if now_s - self._told_s >= ALIVE_INTERVAL_S:
             self._alive(self._count())
             self._told_s = now_s
-        if now_s - self._shown_s >= self._interval_s or self.done == self.total:
-            self._show(now_s)
+        if self._line.is_due or self.done == self.total:
+            self._line.show(self._describe(now_s))
+        if self.done == self.total:
+            self.close()
 
     def _count(self) -> str:
         return f"{self.done:,} of {self.total:,} images"
 
-    def _show(self, now_s: float) -> None:
+    def _describe(self, now_s: float) -> str:
         spent_s = now_s - self._start_s
         per_s = (self.done - self.start) / max(spent_s, 1e-9)
         left = timedelta(seconds=math.ceil((self.total - self.done) / max(per_s, 1e-9)))
         rest = f"{left} left" if self.done < self.total else f"done in {spent_s:.1f} s"
         share = 100 * self.done / self.total
-        line = f"{self.what}: {self._count()} ({share:.1f} %), {per_s:,.0f} images/s, {rest}"
-        is_last = self.done == self.total
-        print(
-            CLEAR_LINE + line if self._is_live else line,
-            end="\n" if is_last or not self._is_live else "",
-            file=self._stream,
-            flush=True,
-        )
-        self._shown_s = now_s
+        return f"{self.what}: {self._count()} ({share:.1f} %), {per_s:,.0f} images/s, {rest}"
 
     def close(self) -> None:
-        """Lets go of a live line that is not the last."""
-        if self._is_live and self.done < self.total:
-            print(file=self._stream, flush=True)
+        """Leave the last line where it is."""
+        self._line.close()

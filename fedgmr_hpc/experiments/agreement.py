@@ -13,13 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.overrides import laid_over
+from fedgmr_hpc.reporting.figures import COLOURS, new_figure, save, styled
+from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.results.pairs import (
     bytes_error,
     final_accuracy,
@@ -33,12 +36,9 @@ from fedgmr_hpc.results.pairs import (
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.transport.launchers import run_ranks
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 MAX_POINTS = 2.0  # that the final test accuracies may be apart
 LEAST_AGES = 4  # on the axis of staleness
-STYLES = {"virtual": ("C0", "-"), "wall": ("C1", "--")}
+STYLES = {"virtual": (COLOURS[2], "-"), "wall": (COLOURS[1], "--")}
 
 
 class Check(NamedTuple):
@@ -145,9 +145,12 @@ def render_agreement(agreement: Agreement) -> str:
     """A table with a verdict a line; `-` where the runs have nothing to compare."""
     verdicts = {True: "yes", False: "NO", None: "-"}
     rows = [
-        f"{check.name:<28}{_number(check.value, check.unit):>14}"
-        f"{'>=' if check.is_least else '<=':>5}{_number(check.bound, check.unit):>13}"
-        f"   {verdicts[check.agrees]}"
+        [
+            check.name,
+            _number(check.value, check.unit),
+            f"{'>=' if check.is_least else '<='} {_number(check.bound, check.unit)}",
+            verdicts[check.agrees],
+        ]
         for check in agreement.checks
     ]
     std, num_seeds = 100 * agreement.accuracy_std, agreement.num_seeds
@@ -156,9 +159,7 @@ def render_agreement(agreement: Agreement) -> str:
         f"wall clock against virtual clock: {agreement.verdict}",
         f"{agreement.num_rounds} rounds, {agreement.num_matched} arrivals matched, "
         f"{agreement.num_unmatched} without a partner",
-        f"{'':<28}{'value':>14}{'bound':>18}   agrees",
-        "-" * 69,
-        *rows,
+        as_text(["", "value", "bound", "agrees"], rows),
         "orders: rank correlation; times, bytes, accuracy: wall - virtual, bounds on magnitudes",
         f"test accuracy of the virtual run's last 5 evaluations: std {std:.2f} points"
         f"{seeds if num_seeds > 1 else ''}",
@@ -184,31 +185,25 @@ def agree(
     others = [read_result(path) for path in noise_paths]
     agreement = compare(virtual, wall, others, max_points)
     plot = Path(out_dir) / "agreement.png"
-    plot.parent.mkdir(parents=True, exist_ok=True)
     plot_agreement(virtual, wall, plot)
     return agreement.agrees, f"{render_agreement(agreement)}\nplot: {plot}"
 
 
+@styled
 def plot_agreement(virtual: Result, wall: Result, path: str | os.PathLike[str]) -> None:
     """Arrival times against each other, round times and staleness side by side, as a PNG.
 
     Raises:
         OSError: `path` cannot be written.
     """
-    from matplotlib.figure import Figure  # numbers alone need no matplotlib
-
-    figure = Figure(figsize=(15, 4.8), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 3)
+    figure, panels = new_figure(3, size=(15, 4.8))
     _plot_arrivals(panels[0], virtual, wall)
     _plot_rounds(panels[1], virtual, wall)
     _plot_staleness(panels[2], virtual, wall)
     for axes in panels:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
         axes.set_ylim(0, 1.2 * axes.dataLim.ymax)  # room for the legend
-        axes.legend(frameon=False, loc="upper left", ncols=2)
-    figure.savefig(path)
+        axes.legend(loc="upper left", ncols=2)
+    save(figure, Path(path))
 
 
 def _plot_arrivals(axes: Axes, virtual: Result, wall: Result) -> None:
@@ -216,7 +211,9 @@ def _plot_arrivals(axes: Axes, virtual: Result, wall: Result) -> None:
     times = virtual.updates["now_s"][left], wall.updates["now_s"][right]
     ends = [0.0, max(map(np.max, times), default=0.0)]
     axes.plot(ends, ends, color="0.75", linewidth=1.5, label="equal times")
-    axes.scatter(*times, s=14, color="C2", alpha=0.5, linewidths=0, zorder=3, label="arrivals")
+    axes.scatter(
+        *times, s=14, color=COLOURS[3], alpha=0.5, linewidths=0, zorder=3, label="arrivals"
+    )
     axes.set(title="arrivals", xlabel="virtual clock (s)", ylabel="wall clock, unscaled (s)")
 
 

@@ -7,48 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedgmr_hpc.experiments.feasibility import WINDOW, Growth, Series, centred_mean
+from fedgmr_hpc.reporting.figures import label, legend_below, new_figure, shades, styled
 from fedgmr_hpc.results.series import Values
 from fedgmr_hpc.study.report.figures import band
 
 
+@styled
 def plot_feasibility(growth: Growth, series: Sequence[Series]) -> Figure:
-    """Accuracy over virtual time, and g over accuracy with the optimum of each interval marked."""
-    figure = Figure(figsize=(12, 5.2), dpi=110, layout="constrained")
-    courses, rates = figure.subplots(1, 2)
-    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.08, 1, len(growth.densities)))
-    for density, shade in zip(growth.densities, shades, strict=True):
+    """Draw accuracy over virtual time, and g over accuracy with each interval's optimum marked."""
+    figure, (courses, rates) = new_figure(2, size=(12, 5.2))
+    colours = shades(len(growth.densities))[::-1]
+    for density, shade in zip(growth.densities, colours, strict=True):
         _plot_course(courses, [s for s in series if s.density == density], shade)
-    for index, shade in enumerate(shades):
+    for index, shade in enumerate(colours):
         _plot_rates(rates, growth, index, shade)
     _mark_optima(rates, growth)
-    _label(courses, "virtual time (s)", "test accuracy (%)", "Accuracy, mean and range over seeds")
-    _label(rates, "test accuracy (%)", "g (points per 100 s, log scale)", "Growth rate")
+    label(courses, "virtual time (s)", "test accuracy (%)", "Accuracy, mean and range over seeds")
+    label(rates, "test accuracy (%)", "g (points per 100 s, log scale)", "Growth rate")
     rates.set_yscale("log")
     _scale_accuracy(rates, growth)
-    handles, labels = rates.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(10, len(labels)))
+    legend_below(figure, columns=6)
     return figure
 
 
 def _plot_course(axes: Axes, runs: Sequence[Series], shade: object) -> None:
     smooth = [100 * centred_mean(run.accuracy, WINDOW) for run in runs]
     grid, mean, low, high = band([run.times_s for run in runs], smooth, is_step=False)
-    axes.plot(grid, mean, color=shade, linewidth=1.8)
+    axes.plot(grid, mean, color=shade)
     axes.fill_between(grid, low, high, color=shade, alpha=0.15, linewidth=0)
 
 
 def _plot_rates(axes: Axes, growth: Growth, index: int, shade: object) -> None:
     means = 1e4 * growth.rates[index].mean(axis=0)
     means[means == 0] = np.nan
-    label = f"density {growth.densities[index]:g}"
-    middles = 100 * growth.middles
-    axes.plot(middles, means, "o-", color=shade, linewidth=1.8, markersize=4, label=label)
+    name = f"density {growth.densities[index]:g}"
+    axes.plot(100 * growth.middles, means, "o-", color=shade, markersize=4, label=name)
 
 
 def _mark_optima(axes: Axes, growth: Growth) -> None:
@@ -74,11 +72,3 @@ def _scale_accuracy(axes: Axes, growth: Growth) -> None:
     axes.set_xscale("function", functions=(forward, inverse))
     axes.set_xlim(100 * growth.edges[0], 100 * growth.edges[-1])
     axes.set_xticks(100 * growth.edges, [f"{100 * edge:.1f}" for edge in growth.edges], rotation=45)
-
-
-def _label(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set_xlabel(x, fontsize=11)
-    axes.set_ylabel(y, fontsize=11)
-    axes.set_title(title, fontsize=12)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

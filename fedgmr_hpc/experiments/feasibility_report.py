@@ -16,8 +16,11 @@ from fedgmr_hpc.experiments.feasibility import (
     rank_trend,
     series_of,
 )
+from fedgmr_hpc.experiments.feasibility_plot import plot_feasibility
+from fedgmr_hpc.reporting.figures import save
+from fedgmr_hpc.reporting.pages import Page, Picture, page_markdown, write_page
 from fedgmr_hpc.reporting.statistics import summarize
-from fedgmr_hpc.reporting.tables import Table, as_csv, as_markdown
+from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.storage.reader import Result, read_result
 
 
@@ -103,27 +106,22 @@ def _shown(density: float | None) -> str:
 def feasibility_report(
     results: Sequence[Result], out_dir: str | os.PathLike[str], command: str = ""
 ) -> str:
-    """Markdown of the report; writes feasibility.md, feasibility.csv and feasibility.png.
+    """Write feasibility.html, .md, .csv and .png into `out_dir`; return the Markdown.
 
     Raises:
         ValueError: the results are not one run of each density and seed.
         OSError: `out_dir` cannot be written.
     """
-    from fedgmr_hpc.experiments.feasibility_plot import plot_feasibility
-
     title = _title(results)
     series = [series_of(result) for result in results]
     growth, out = measure_growth(series), Path(out_dir)
     table = interval_table(growth, command)
-    text = "\n".join(
-        [f"# {title}\n", f"{verdict(growth)}\n", as_markdown(optimum_table(growth)),
-         as_markdown(table), "![growth rate and accuracy](feasibility.png)\n"]
-    )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "feasibility.md").write_text(text)
-    (out / "feasibility.csv").write_text(as_csv(table))
-    plot_feasibility(growth, series).savefig(out / "feasibility.png")
-    return text
+    picture = save(plot_feasibility(growth, series), out / "feasibility.png")
+    parts = [optimum_table(growth), table, Picture("Growth rate and accuracy", picture)]
+    write_tables([table], out, latex=False)
+    page = Page(title, [verdict(growth)], parts=parts)
+    write_page(page, out, "feasibility")
+    return page_markdown(page, out)
 
 
 def _title(results: Sequence[Result]) -> str:

@@ -34,8 +34,11 @@ from fedgmr_hpc.experiments.merge_error_measure import (
     relative_error,
     slowest,
 )
+from fedgmr_hpc.experiments.merge_error_plots import plot_errors, plot_mismatches
 from fedgmr_hpc.experiments.merge_error_tables import ErrorRow, MismatchRow, make_tables, verdicts
-from fedgmr_hpc.reporting.tables import as_csv, as_markdown, as_text
+from fedgmr_hpc.reporting.figures import save
+from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.tables import as_text, write_tables
 from fedgmr_hpc.storage.reader import read_result
 
 UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
@@ -164,17 +167,18 @@ def _run_start(config: Config) -> Start:
 
 
 def probe_error(words: Sequence[str], out: str) -> str:
-    """Tables and verdicts as text; writes error.md, error.csv, mismatch.csv and two pictures.
+    """Write error.html and .md, error.csv, mismatch.csv and two pictures.
 
     Args:
         words: a configuration or result files, and `key=value`.
+
+    Returns:
+        Tables and verdicts as text.
 
     Raises:
         ValueError: a wrong word, or runs that cannot be measured.
         OSError: `out` cannot be written.
     """
-    from fedgmr_hpc.experiments.merge_error_plots import plot_errors, plot_mismatches
-
     overrides = [word for word in words if "=" in word]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -184,15 +188,15 @@ def probe_error(words: Sequence[str], out: str) -> str:
         torch.set_num_threads(threads)
     command = " ".join(["python -m fedgmr_hpc probe error", *words, "--out", out])
     tables, lines, folder = make_tables(*rows, command), verdicts(*rows), Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        if table.records:
-            (folder / f"{table.name}.csv").write_text(as_csv(table))
-    plot_errors(rows[0]).savefig(folder / "error.png")
-    plot_mismatches(rows[1]).savefig(folder / "mismatch.png")
-    pictures = ["![error](error.png)\n", "![mismatch](mismatch.png)\n"]
-    head = ["# Aggregation error of masked uploads\n", *(f"- {line}" for line in lines), ""]
-    body = [as_markdown(table) for table in tables]
-    (folder / "error.md").write_text("\n".join([*head, *body, *pictures]))
+    write_tables([table for table in tables if table.records], folder, latex=False)
+    pictures = [
+        Picture("Error against mean density", save(plot_errors(rows[0]), folder / "error.png")),
+        Picture(
+            "Error added by uploads in flight",
+            save(plot_mismatches(rows[1]), folder / "mismatch.png"),
+        ),
+    ]
+    page = Page("Aggregation error of masked uploads", lines, parts=[*tables, *pictures])
+    path = write_page(page, folder, "error")
     shown = [f"{table.title}\n{as_text(table.heads, table.rows)}\n" for table in tables]
-    return "\n".join([*shown, *lines, f"report: {folder / 'error.md'}"])
+    return "\n".join([*shown, *lines, f"report: {path}"])

@@ -16,27 +16,26 @@ from fedgmr_hpc.experiments.merge_error_tables import (
     density_and_error,
     fit_power,
 )
-from fedgmr_hpc.study.report.figures import COLOURS
+from fedgmr_hpc.reporting.figures import COLOURS, MARKERS, SMALL, label, new_figure, styled
 
 TITLES = {"mask_aware": "mask-aware (MA)", "gradient": "gradient (GA)", "average": "average (FA)"}
-MARKERS = "os^Dv"
 
 
+@styled
 def plot_errors(rows: Sequence[ErrorRow]) -> Figure:
     """One panel a rule: every measured e, by training rounds, and the fitted power law."""
     rules = list(dict.fromkeys(row.rule for row in rows))
-    figure = Figure(figsize=(4.4 * len(rules), 4.6), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(rules), squeeze=False)[0]
+    figure, panels = new_figure(len(rules), size=(4.4 * len(rules), 4.6))
     for axes, rule in zip(panels, rules, strict=True):
         own = [row for row in rows if row.rule == rule]
         _plot_points(axes, [row for row in own if row.error > 0])
         _plot_laws(axes, own)
         axes.set_xscale("log")
         _scale_errors(axes)
-        _label(axes, "mean density", TITLES.get(rule, rule))
+        label(axes, "mean density", title=TITLES.get(rule, rule))
         axes.set_xticks([0.05, 0.1, 0.2, 0.5, 1], ["0.05", "0.1", "0.2", "0.5", "1"])
-        axes.legend(fontsize=8, loc="lower left")
-    panels[0].set_ylabel("error e (share of the full merge's change)", fontsize=11)
+        axes.legend(fontsize=8, loc="lower left", frameon=True)
+    panels[0].set_ylabel("error e (share of the full merge's change)")
     return figure
 
 
@@ -60,9 +59,9 @@ def _plot_laws(axes: Axes, rows: Sequence[ErrorRow]) -> None:
     grid = np.geomspace(min(row.mean_density for row in rows), largest, 80)
     for (name, pair), style in zip(LAWS.items(), ("-", "--"), strict=True):
         scale, power, fit = fit_power(*zip(*map(pair, rows), strict=True))
-        label = f"{scale:.2g} ({name})^{power:.2f}, R2 {fit:.2f}"
+        law = f"{scale:.2g} ({name})^{power:.2f}, R2 {fit:.2f}"
         x = grid if name == "p" else 1 - grid
-        axes.plot(grid, scale * x**power, style, color=COLOURS[0], linewidth=1.4, label=label)
+        axes.plot(grid, scale * x**power, style, color=COLOURS[0], linewidth=1.4, label=law)
 
 
 def _scale_errors(axes: Axes) -> None:
@@ -74,23 +73,23 @@ def _scale_errors(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+@styled
 def plot_mismatches(rows: Sequence[MismatchRow]) -> Figure:
     """One panel a rule: added error against the increase of the mean density at one refresh."""
     rules = list(dict.fromkeys(row.rule for row in rows))
-    figure = Figure(figsize=(4.4 * len(rules), 4.6), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(rules), squeeze=False)[0]
+    figure, panels = new_figure(len(rules), size=(4.4 * len(rules), 4.6))
     for axes, rule in zip(panels, rules, strict=True):
         for index, frac in enumerate(sorted({row.in_flight_frac for row in rows})):
             own = [row for row in rows if row.rule == rule and row.in_flight_frac == frac]
             _plot_mismatch(axes, own, index, f"{frac:.0%} of the clients in flight")
         axes.axhline(0, color="grey", linewidth=0.8)
-        _label(axes, "increase of the mean density at one refresh", TITLES.get(rule, rule))
-    panels[0].set_ylabel("error added by uploads in flight", fontsize=11)
-    panels[0].legend(fontsize=9)
+        label(axes, "increase of the mean density at one refresh", title=TITLES.get(rule, rule))
+    panels[0].set_ylabel("error added by uploads in flight")
+    panels[0].legend(fontsize=SMALL)
     return figure
 
 
-def _plot_mismatch(axes: Axes, rows: Sequence[MismatchRow], index: int, label: str) -> None:
+def _plot_mismatch(axes: Axes, rows: Sequence[MismatchRow], index: int, name: str) -> None:
     """Every step of the ladder: mean over models, and its range."""
     steps: dict[tuple[int, int], list[MismatchRow]] = {}
     for row in rows:
@@ -100,11 +99,4 @@ def _plot_mismatch(axes: Axes, rows: Sequence[MismatchRow], index: int, label: s
     mean = np.array([np.mean(extra) for _, extra in found])
     low, high = (np.array([pick(extra) for _, extra in found]) for pick in (min, max))
     axes.errorbar(x, mean, (mean - low, high - mean), fmt=MARKERS[index], color=COLOURS[1 + index],
-                  markersize=4.5, linewidth=0.9, capsize=2, label=label)  # fmt: skip
-
-
-def _label(axes: Axes, x: str, title: str) -> None:
-    axes.set_xlabel(x, fontsize=11)
-    axes.set_title(title, fontsize=12)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+                  markersize=4.5, linewidth=0.9, capsize=2, label=name)  # fmt: skip

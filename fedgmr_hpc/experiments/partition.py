@@ -24,6 +24,7 @@ from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.partition import class_counts
+from fedgmr_hpc.reporting.figures import COLOURS, SMALL, new_figure, save, styled
 from fedgmr_hpc.reporting.tables import as_text
 
 Longs = NDArray[np.int64]
@@ -191,14 +192,16 @@ def _skew_line(held: Holdings) -> str:
 # picture
 
 
+@styled
 def plot_holdings(held: Holdings) -> Figure:
     """Clients by classes as a heat map, with sizes and shares beside it; of sentences, bars."""
     return _plot_sentences(held) if held.is_text else _plot_classes(held)
 
 
 def _plot_classes(held: Holdings) -> Figure:
-    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
-    heat, size, share = figure.subplots(1, 3, sharey=True, width_ratios=(6, 1.6, 1.1))
+    panels: dict[str, Any] = {"sharey": True, "width_ratios": (6, 1.6, 1.1)}
+    figure, (heat, size, share) = new_figure(3, size=(11, 7), **panels)
+    heat.grid(False)
     counts, num_merged = _merge_rows(held.counts)
     extent = (-0.5, counts.shape[1] - 0.5, held.num_clients - 0.5, -0.5)
     image = heat.imshow(
@@ -213,13 +216,13 @@ def _plot_classes(held: Holdings) -> Figure:
     if num_merged > 1:
         label = f"training samples of a class (mean over {num_merged} clients; white: none)"
     bar = figure.colorbar(image, ax=heat, location="left", pad=0.02, aspect=40)
-    bar.set_label(label, fontsize=12)
+    bar.set_label(label)
     if max(counts.shape) <= MAX_WRITTEN:
         _write_numbers(heat, counts)
-    heat.set_xlabel("class", fontsize=12)
-    heat.set_ylabel("client", fontsize=12)
-    _plot_by_client(size, held.num_train, "training\nsamples (count)", "C0")
-    _plot_by_client(share, held.shares, "bandwidth\nshare (fraction)", "C1")
+    heat.set_xlabel("class")
+    heat.set_ylabel("client")
+    _plot_by_client(size, held.num_train, "training\nsamples (count)", COLOURS[2])
+    _plot_by_client(share, held.shares, "bandwidth\nshare (fraction)", COLOURS[1])
     _mark_whole(heat)
     figure.suptitle(f"{held.name}: {held.num_train.sum():,} training samples", fontsize=13)
     return figure
@@ -242,17 +245,16 @@ def _write_numbers(axes: Axes, counts: Doubles) -> None:
     for row, column in np.argwhere(counts > 0):
         dark = counts[row, column] > 0.3 * counts.max()
         colour, text = "white" if dark else "black", f"{counts[row, column]:.0f}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL)
 
 
 def _plot_by_client(axes: Axes, values: NDArray[Any], label: str, colour: str) -> None:
     """Horizontal bars without gaps, which stay readable for a thousand clients."""
     edges = np.arange(len(values) + 1) - 0.5
     axes.stairs(values, edges, orientation="horizontal", fill=True, color=colour)
-    axes.set_xlabel(label, fontsize=12)
+    axes.set_xlabel(label)
     axes.set_xlim(left=0)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(False, axis="y")
 
 
 def _mark_whole(axes: Axes) -> None:
@@ -262,18 +264,18 @@ def _mark_whole(axes: Axes) -> None:
 
 
 def _plot_sentences(held: Holdings) -> Figure:
-    figure = Figure(figsize=(11, 6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 4, sharey=True, width_ratios=(3, 3, 2, 1.5))
+    widths = (3, 3, 2, 1.5)
+    figure, panels = new_figure(4, size=(11, 6), sharey=True, width_ratios=widths)
     labels = (
-        ("training\nsentences (count)", held.num_train, "C0"),
-        ("scored target\nwords (count)", held.counts[:, 0], "C2"),
-        ("users (count)", held.groups, "C4"),
-        ("bandwidth\nshare (fraction)", held.shares, "C1"),
+        ("training\nsentences (count)", held.num_train, COLOURS[2]),
+        ("scored target\nwords (count)", held.counts[:, 0], COLOURS[3]),
+        ("users (count)", held.groups, COLOURS[5]),
+        ("bandwidth\nshare (fraction)", held.shares, COLOURS[1]),
     )
-    for axes, (label, values, colour) in zip(panels, labels, strict=True):
-        _plot_by_client(axes, values, label, colour)
+    for axes, (name, values, colour) in zip(panels, labels, strict=True):
+        _plot_by_client(axes, values, name, colour)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    panels[0].set_ylabel("client", fontsize=12)
+    panels[0].set_ylabel("client")
     panels[0].set_ylim(held.num_clients - 0.5, -0.5)
     panels[0].yaxis.set_major_locator(MaxNLocator(10, integer=True))
     figure.suptitle(f"{held.name}: {held.num_train.sum():,} training sentences", fontsize=13)
@@ -285,6 +287,5 @@ def report_partition(config: Config, out: str | Path) -> str:
     held = make_holdings(config, FederatedData(config))
     data = config.data
     name = f"partition-{data.name}-{data.partition}-c{held.num_clients}-s{config.seed}.png"
-    Path(out).mkdir(parents=True, exist_ok=True)
-    plot_holdings(held).savefig(Path(out) / name)
-    return f"{describe_holdings(held)}\npicture: {Path(out) / name}"
+    path = save(plot_holdings(held), Path(out) / name)
+    return f"{describe_holdings(held)}\npicture: {path}"

@@ -1,4 +1,4 @@
-"""The plots of a report; the only importer of matplotlib.
+"""The figures of `report`: accuracy, density and sub-models over time.
 
 Times are virtual, or unscaled on the wall clock. Shapes: N merges, E evaluations, C clients.
 """
@@ -6,33 +6,42 @@ Times are virtual, or unscaled on the wall clock. Shapes: N merges, E evaluation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedgmr_hpc.reporting.figures import (
+    colours_of,
+    key,
+    legend_below,
+    new_figure,
+    shade_of,
+    shades,
+    styled,
+)
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import end_s, mean_density, scored
 from fedgmr_hpc.storage.reader import Result
 
+SIZE = (9.0, 5.5)  # inches
 MAX_MARKED = 40  # lines with more points are drawn without markers
-Style = Literal["-", "--"]
 
 
+@styled
 def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Test (solid) and validation (dashed) accuracy of the server's model over time."""
+    """Draw test (solid) and validation (dashed) accuracy of the server's model over time."""
     figure, axes, unit_s = _time_axes(results)
     axes.set_ylabel("accuracy (%)")
-    colours = _colours(len(results))
+    colours = colours_of(len(results))
     for colour, result in zip(colours, results, strict=True):
         _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
         marker = "o" if len(scored(result)["version"]) <= MAX_MARKED else ""
         _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
-    styles = [_key("black", "test"), _key("black", "validation", "--")]
-    _finish_plot(figure, axes, [*_run_keys(colours, names), *styles])
+    styles = [key("black", "test"), key("black", "validation", "--")]
+    _finish_plot(figure, [*_run_keys(colours, names), *styles])
     return figure
 
 
@@ -44,9 +53,11 @@ def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: 
     axes.plot(times[known], 100 * values[known], markersize=4, **style)
 
 
+@styled
 def plot_submodels(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Test accuracy of the server's model cut to the clients' densities: of a run alone over time,
-    of several at their ends against the density.
+    """Draw the accuracy of the server's model cut to the clients' densities.
+
+    One run alone is drawn over time, several at their ends against the density.
     """
     return _plot_classes(results[0]) if len(results) == 1 else _plot_ends(results, names)
 
@@ -57,50 +68,50 @@ def _plot_classes(result: Result) -> Figure:
     axes.set_ylabel("test accuracy of sub-models (%)")
     rows, keys = result.submodels, []
     densities = np.unique(rows["density"])
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(densities)))
-    for density, shade in zip(densities, shades, strict=True):
+    for density, shade in zip(densities, shades(len(densities)), strict=True):
         of_class = rows["density"] == density
         times, values = rows["now_s"][of_class] / unit_s, 100 * rows["test_accuracy"][of_class]
-        axes.plot(times, values, color=shade, linewidth=1.8)
+        axes.plot(times, values, color=shade)
         clients = count_of(int(rows["num_clients"][of_class][0]), "client")
-        keys.append(_key(shade, f"density {density:g} ({clients})", width=2.5))
-    _finish_plot(figure, axes, keys)
+        keys.append(key(shade, f"density {density:g} ({clients})"))
+    _finish_plot(figure, keys)
     return figure
 
 
 def _plot_ends(results: Sequence[Result], names: Sequence[str]) -> Figure:
     """One line a run; methods that give everybody the whole model have a point."""
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    axes, colours = figure.subplots(), _colours(len(results))
+    figure, (axes,) = new_figure(1, size=SIZE)
+    colours = colours_of(len(results))
     for colour, result in zip(colours, results, strict=True):
         rows = result.submodels
         last = rows["version"] == rows["version"].max(initial=0)
         values = 100 * rows["test_accuracy"][last]
-        axes.plot(rows["density"][last], values, color=colour, marker="o", linewidth=1.8)
+        axes.plot(rows["density"][last], values, color=colour, marker="o")
     axes.set(xscale="log", xlabel="density of the sub-model")
     axes.set_ylabel("test accuracy of the last version (%)")
     ticks = np.unique(np.concatenate([result.submodels["density"] for result in results]))
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.minorticks_off()
-    _finish_plot(figure, axes, _run_keys(colours, names))
+    _finish_plot(figure, _run_keys(colours, names))
     return figure
 
 
+@styled
 def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Mean density over time; a run alone shows its clients too."""
+    """Draw the mean density over time; a run alone shows its clients too."""
     figure, axes, unit_s = _time_axes(results)
     axes.set_ylabel("density (fraction of prunable weights)")
     axes.set_ylim(0, 1.04)
     alone = len(results) == 1
-    colours = ["black"] if alone else _colours(len(results))  # alone, the clients have the colours
+    colours = ["black"] if alone else colours_of(len(results))  # alone, clients have the colours
     for colour, result in zip(colours, results, strict=True):
         if alone:
             _plot_clients(axes, result, unit_s)
         times, means = mean_density(result)
         axes.step(times / unit_s, means, where="post", color=colour, linewidth=2.5, alpha=0.8)
     keys = _run_keys(colours, [f"{name}, mean" for name in names])
-    clients = [_key("C2", "clients, dark: sparse at the start", width=1.0)] if alone else []
-    _finish_plot(figure, axes, [*keys, *clients])
+    clients = [key(shade_of(0.5), "clients, dark: sparse at the start", width=1.0)] if alone else []
+    _finish_plot(figure, [*keys, *clients])
     return figure
 
 
@@ -108,7 +119,7 @@ def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
     """One thin step line a client, darkest for the smallest density at the start."""
     times = result.merges["now_s"] / unit_s
     for density in result.merges["density"].T if len(times) else ():
-        shade = matplotlib.colormaps["viridis"](0.9 * density[:1])
+        shade = shade_of(float(density[0]))
         axes.step(times, density, where="post", color=shade, linewidth=1.0)
 
 
@@ -120,34 +131,17 @@ def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
         for seconds, name in ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
         if longest_s >= 5 * seconds or name == "s"
     )
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(1, size=SIZE)
     clocks = {str(result.config.get("clock", "virtual")) for result in results}
     kind = {"virtual": "virtual time", "wall": "time, unscaled"}
     axes.set_xlabel(f"{kind[clocks.pop()] if len(clocks) == 1 else 'time'} ({unit})")
     return figure, axes, unit_s
 
 
-def _finish_plot(figure: Figure, axes: Axes, keys: Sequence[Line2D]) -> None:
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_fontsize(13)
-    axes.tick_params(labelsize=12)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    columns = 3 if max(len(str(key.get_label())) for key in keys) < 35 else 2
-    figure.legend(handles=keys, loc="outside lower center", ncols=columns, fontsize=11)
-
-
-def _colours(number: int) -> list[Any]:
-    """Colours that differ: the ten named ones, or as many steps of a colour map as needed."""
-    if number <= 10:
-        return [f"C{index}" for index in range(number)]
-    return list(matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, number)))
+def _finish_plot(figure: Figure, keys: Sequence[Line2D]) -> None:
+    longest = max(len(str(each.get_label())) for each in keys)
+    legend_below(figure, keys, 3 if longest < 35 else 2)
 
 
 def _run_keys(colours: Sequence[Any], names: Sequence[str]) -> list[Line2D]:
-    return [_key(colour, name, width=2.5) for colour, name in zip(colours, names, strict=True)]
-
-
-def _key(colour: Any, label: str, style: Style = "-", width: float = 1.5) -> Line2D:
-    return Line2D([], [], color=colour, label=label, linestyle=style, linewidth=width)
+    return [key(colour, name) for colour, name in zip(colours, names, strict=True)]

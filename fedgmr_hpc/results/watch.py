@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import glob
 import math
-import os
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +30,7 @@ import numpy as np
 
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.yaml_file import parse
+from fedgmr_hpc.reporting.live import LiveText, can_redraw
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.reporting.words import describe_s, percent
 from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
@@ -203,46 +203,26 @@ def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | Non
         ValueError: a word names nothing.
     """
     stream = stream or sys.stdout
-    if once or not stream.isatty():
+    if once or not can_redraw(stream):
         print(render([look(path) for path in find_files(words)]), file=stream)
         return 0
-    try:
+    with suppress(KeyboardInterrupt):
         _follow(words, every_s, stream)
-    except KeyboardInterrupt:
-        stream.write("\n")
     return 0
 
 
 def _follow(words: Sequence[str], every_s: float, stream: TextIO) -> None:
+    """Redraw the table until the named runs have ended; new files of a folder are awaited."""
     are_files = all(Path(word).expanduser().is_file() for word in words)
     ended: dict[Path, Look] = {}  # what never changes again is not read again
-    num_lines = 0
-    while True:
-        looks = [
-            replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
-            for path in find_files(words)
-        ]
-        ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
-        num_lines = _redraw(stream, looks, num_lines)
-        if are_files and not any(_word(run) == "running" for run in looks):
-            return
-        time.sleep(every_s)
-
-
-def _redraw(stream: TextIO, looks: Sequence[Look], num_lines: int) -> int:
-    """Draws over the last table, within the terminal; returns how many lines it has now."""
-    size = _terminal_size(stream)
-    text = render(looks, max(1, size.lines - 4))
-    lines = [line[: max(1, size.columns - 1)] for line in text.splitlines()][: size.lines - 1]
-    up = f"\x1b[{num_lines}F" if num_lines else ""
-    stream.write(up + "\x1b[J" + "\n".join(lines) + "\n")
-    stream.flush()
-    return len(lines)
-
-
-def _terminal_size(stream: TextIO) -> os.terminal_size:
-    try:
-        size = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError):
-        size = os.terminal_size((0, 0))
-    return size if size.columns and size.lines else shutil.get_terminal_size()
+    with LiveText(stream) as live:
+        while True:
+            looks = [
+                replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
+                for path in find_files(words)
+            ]
+            ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
+            live.show(render(looks, max(1, live.height - 4)))
+            if are_files and not any(_word(run) == "running" for run in looks):
+                return
+            time.sleep(every_s)

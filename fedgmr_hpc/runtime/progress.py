@@ -19,15 +19,13 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
+from fedgmr_hpc.reporting.live import LiveText, can_redraw
 from fedgmr_hpc.storage.rows import EvaluationRow
 
 Mode = Literal["auto", "live", "plain", "quiet"]
-LIVE_INTERVAL_S = 0.2
 LOG_INTERVAL_S = 5.0
-CLEAR_LINE = "\r\x1b[K"
-UNKNOWN_WIDTH = 80
 
 log = logging.getLogger("fedgmr_hpc")
 course_log = logging.getLogger("fedgmr_hpc.runtime.progress")  # what the live line shows anyway
@@ -51,21 +49,21 @@ class Progress:
         total_s: float | None,
         log_path: str | os.PathLike[str],
     ) -> None:
-        shown = ("live" if sys.stderr.isatty() else "plain") if mode == "auto" else mode
-        self._live = shown == "live"
+        shown = ("live" if can_redraw(sys.stderr) else "plain") if mode == "auto" else mode
+        self._line = LiveText(is_live=shown == "live", clock=time.monotonic)
         self._total_rounds, self._total_s = total_rounds, total_s
         self._start: tuple[float, int, float] | None = None  # wall clock, round, virtual time
         self._accuracy = ""
         self._state: tuple[int, float, float, int, int] | None = None  # what `update` was told
         self._logged_state: tuple[int, float, float, int, int] | None = None
-        self._drawn_s, self._logged_s = -math.inf, -math.inf
-        self._console = _Console(sys.stderr)
-        self._console.setLevel(logging.WARNING if shown == "quiet" else logging.INFO)
-        if self._live:
-            self._console.addFilter(lambda record: record.name != course_log.name)
+        self._logged_s = -math.inf
+        console = _Console(self._line)
+        console.setLevel(logging.WARNING if shown == "quiet" else logging.INFO)
+        if self._line.is_live:
+            console.addFilter(lambda record: record.name != course_log.name)
         self._level = log.level
         log.setLevel(logging.INFO)
-        self._handlers = (self._console, _log_file(Path(log_path)))
+        self._handlers = (console, _log_file(Path(log_path)))
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             log.addHandler(handler)
@@ -112,10 +110,10 @@ class Progress:
     def close(self) -> None:
         """Show the last state and let go of the terminal and the log file."""
         if self._state:
-            self._drawn_s = self._logged_s = -math.inf
-            self._show(time.monotonic())
+            self._logged_s = -math.inf
+            self._show(time.monotonic(), is_last=True)
             self._state = None
-        self._console.release_line()
+        self._line.close()
         for handler in self._handlers:
             log.removeHandler(handler)
             handler.close()
@@ -127,10 +125,9 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _show(self, clock_s: float) -> None:
-        if self._live and clock_s - self._drawn_s >= LIVE_INTERVAL_S:
-            self._drawn_s = clock_s
-            self._console.draw(self._compose(clock_s))
+    def _show(self, clock_s: float, is_last: bool = False) -> None:
+        if self._line.is_live and (self._line.is_due or is_last):
+            self._line.show(self._compose(clock_s))
         if clock_s - self._logged_s >= LOG_INTERVAL_S and self._state != self._logged_state:
             self._logged_s, self._logged_state = clock_s, self._state
             course_log.info(self._compose(clock_s))
@@ -168,43 +165,15 @@ class Progress:
         return f"ETA {timedelta(seconds=max(0, int(min(left_s))))}" if left_s else ""
 
 
-class _Console(logging.StreamHandler[TextIO]):
-    """stderr: log lines, and under them the live line where there is one."""
+class _Console(logging.Handler):
+    """Log lines on stderr, above the live line where there is one."""
 
-    _line = ""
+    def __init__(self, line: LiveText) -> None:
+        super().__init__()
+        self._line = line
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._line:
-            return super().emit(record)
-        self.stream.write(CLEAR_LINE)
-        super().emit(record)
-        self._redraw()
-
-    def draw(self, line: str) -> None:
-        """Replace the live line by `line`, cut to the terminal's width."""
-        self.acquire()
-        try:
-            self._line = line
-            self._redraw()
-        finally:
-            self.release()
-
-    def release_line(self) -> None:
-        """Leave the live line where it is and go on below it."""
-        if self._line:
-            self.stream.write("\n")
-            self._line = ""
-
-    def _redraw(self) -> None:
-        self.stream.write(CLEAR_LINE + self._line[: self._width()])
-        self.stream.flush()
-
-    def _width(self) -> int:
-        try:
-            columns = os.get_terminal_size(self.stream.fileno()).columns
-        except (OSError, ValueError):
-            columns = UNKNOWN_WIDTH
-        return max(1, (columns or UNKNOWN_WIDTH) - 1)  # a full line would scroll
+        self._line.print(self.format(record))
 
 
 class _LogFile(logging.FileHandler):

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from fedgmr_hpc.config.identity import method_label
-from fedgmr_hpc.reporting.tables import as_csv, as_html, as_markdown, as_text
+from fedgmr_hpc.reporting.figures import save
+from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.scaling.analysis import Scaling
 from fedgmr_hpc.scaling.plots import draw_limit, draw_memory, draw_speedup, draw_split
 from fedgmr_hpc.scaling.runs import RankIdentity
 from fedgmr_hpc.scaling.tables import make_tables
-from fedgmr_hpc.study.report.page import STYLE
 
 FEW_S = 5.0  # a measured time below is too short to be trusted
 FACTS = ("git_commit", "version_torch", "cpu_model", "hostname", "start_utc")
 
 
 def write_report(scaling: Scaling, folder: Path) -> str:
-    """Writes the report into a study's folder; returns the tables as text, and where it lies.
+    """Write the report into a study's folder; return the tables as text and where the page is.
 
     Raises:
         OSError: `folder` cannot be written.
@@ -37,29 +34,17 @@ def write_report(scaling: Scaling, folder: Path) -> str:
         "memory": draw_memory(scaling),
         "limit": draw_limit(scaling),
     }
-    pictures = {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
-    head = headlines(scaling)
-    parts = [(table, pictures.get(table.name)) for table in tables]
+    pictures = {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+    write_tables(tables, folder, latex=False)
+    parts: list[Table | Picture] = []
     for table in tables:
-        (folder / f"{table.name}.csv").write_text(as_csv(table))
-    markdown = [
-        as_markdown(table) + (f"\n![{table.title}]({picture.name})\n" if picture else "")
-        for table, picture in parts
-    ]
-    lines = [f"# {title(scaling)}\n", *(f"{line}\n" for line in head), *markdown]
-    (folder / "scaling.md").write_text("\n".join(lines))
-    sections = [
-        as_html(table) + (_inlined(table.title, picture) if picture else "")
-        for table, picture in parts
-    ]
-    (folder / "scaling.html").write_text(_page(title(scaling), head, sections))
+        parts.append(table)
+        if table.name in pictures:
+            parts.append(Picture(f"{table.title}: figure", pictures[table.name]))
+    head = headlines(scaling)
+    page = write_page(Page(title(scaling), head, parts=parts), folder, "scaling")
     shown = [f"{table.title}\n{as_text(table.heads, table.rows)}\n" for table in tables[:-1]]
-    return "\n".join([*shown, *head, f"report: {folder / 'scaling.html'}"])
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path)
-    return path
+    return "\n".join([*shown, *head, f"report: {page}"])
 
 
 def title(scaling: Scaling) -> str:
@@ -137,17 +122,3 @@ def _share_cores(identities: Sequence[RankIdentity]) -> bool:
     """Whether two ranks of a host may run on the same core."""
     cores = [(each.host, core) for each in identities for core in each.cores.split()]
     return len(set(cores)) < len(cores)
-
-
-def _inlined(name: str, picture: Path) -> str:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">\n'
-
-
-def _page(name: str, head: list[str], sections: list[str]) -> str:
-    """One self-contained page."""
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in head)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(name)}</h1>{lines}{''.join(sections)}</html>\n"
-    )

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from fedgmr_hpc.reporting.figures import COLOURS, SMALL, label, legend_below, new_figure, styled
 from fedgmr_hpc.reporting.statistics import Summary
 from fedgmr_hpc.scaling.analysis import PointSummary, Scaling
 from fedgmr_hpc.scaling.model import amdahl, gustafson
 from fedgmr_hpc.scaling.tables import PARTS, VALUE_HEADS
-from fedgmr_hpc.study.report.figures import COLOURS
 
 PART_COLOURS = dict(
     zip(PARTS, ("#0072B2", "#56B4E9", "#E69F00", "#DDDDDD", "#D55E00", "#009E73", "#F4F4F4"),
@@ -23,9 +23,10 @@ PART_COLOURS = dict(
 MAX_BARS = 40
 
 
+@styled
 def draw_speedup(scaling: Scaling) -> Figure:
     """Rate and speed-up with the ideal, the fit and the prediction; efficiency beside them."""
-    figure, (rates, effects) = _panels(2)
+    figure, (rates, effects) = new_figure(2)
     xs = [p.point.value if _is_sweep(scaling) else p.runs[0].num_workers for p in scaling.points]
     measured = [p.rounds_per_s for p in scaling.points]
     _errors(rates, xs, measured, [[r.rounds_per_s for r in p.runs] for p in scaling.points])
@@ -61,8 +62,8 @@ def _laws(axes: Axes, scaling: Scaling, first: float, rate: float) -> None:
     ):
         if not math.isnan(serial_frac):
             ys = [rate * law(serial_frac, q) for q in qs]
-            label = f"{name}, serial {serial_frac:.3f}"
-            axes.plot(first * qs, ys, ":", color=COLOURS[3], linewidth=2, label=label)
+            text = f"{name}, serial {serial_frac:.3f}"
+            axes.plot(first * qs, ys, ":", color=COLOURS[3], linewidth=2, label=text)
 
 
 def _relative_rates(scaling: Scaling) -> list[list[float]]:
@@ -82,7 +83,7 @@ def _errors(
     ends = np.array([s.widest or (s.mean, s.mean) for s in summaries]).T
     axes.errorbar(
         xs, means, np.maximum(np.abs(ends - means), 0), fmt="o-", color=COLOURS[2],
-        capsize=4, linewidth=1.8, label="measured",
+        capsize=4, label="measured",
     )  # fmt: skip
     for x, values in zip(xs, runs, strict=True):
         if len(values) > 1:
@@ -90,26 +91,25 @@ def _errors(
     axes.set_ylim(0, 1.4 * max(max(values) for values in runs))
 
 
+@styled
 def draw_split(scaling: Scaling) -> Figure:
     """A bar a rank: what it did in the measured time, of every point's first run."""
     bars = [(p, rank) for p in scaling.points for rank in sorted(p.runs[0].split)]
     shown = bars[:MAX_BARS]
-    figure = Figure(figsize=(max(6.5, 0.3 * len(shown) + 2), 4.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(1, size=(max(6.5, 0.3 * len(shown) + 2), 4.6))
+    axes.grid(False, axis="x")
     places, labels = _places(shown)
     for place, (point, rank) in zip(places, shown, strict=True):
         _bar(axes, place, point, rank)
-    axes.set_xticks(places, labels, fontsize=9)
+    axes.set_xticks(places, labels, fontsize=SMALL)
     for point in {id(p): p for p, _ in shown}.values():
         mine = [x for x, (p, _) in zip(places, shown, strict=True) if p is point]
-        label = f"{VALUE_HEADS[scaling.plan.kind]}: {point.point.value:g}"
-        axes.text(float(np.mean(mine)), 1.03, label, ha="center", fontsize=9,
+        name = f"{VALUE_HEADS[scaling.plan.kind]}: {point.point.value:g}"
+        axes.text(float(np.mean(mine)), 1.03, name, ha="center", fontsize=SMALL,
                   transform=axes.get_xaxis_transform())  # fmt: skip
-    axes.set_xlabel("rank (0 is the server)", fontsize=11)
-    axes.set_ylabel("time (s)", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
+    label(axes, "rank (0 is the server)", "time (s)")
     keys = [Patch(facecolor=c, edgecolor="0.6", label=part) for part, c in PART_COLOURS.items()]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, fontsize=10)
+    legend_below(figure, keys)
     return figure
 
 
@@ -132,9 +132,10 @@ def _bar(axes: Axes, place: float, point: PointSummary, rank: int) -> None:
         bottom += height
 
 
+@styled
 def draw_memory(scaling: Scaling) -> Figure:
     """Resident memory: the server and the largest client rank."""
-    figure, (axes,) = _panels(1)
+    figure, (axes,) = new_figure(1)
     xs = [p.point.value if _is_sweep(scaling) else p.runs[0].num_workers for p in scaling.points]
     lines = {
         "server, most": [max(r.server_peak_bytes for r in p.runs) for p in scaling.points],
@@ -150,9 +151,10 @@ def draw_memory(scaling: Scaling) -> Figure:
     return figure
 
 
+@styled
 def draw_limit(scaling: Scaling) -> Figure:
     """Simulated rates of up to thousands of ranks; a ring marks each server's saturation."""
-    figure, (axes,) = _panels(1, width=8.5)
+    figure, (axes,) = new_figure(1, size=(8.5, 4.4))
     for index, each in enumerate(scaling.simulations):
         colour = COLOURS[index % len(COLOURS)]
         width = max(1.2, 4.2 - 0.8 * index)  # equal curves stay visible below one another
@@ -164,29 +166,21 @@ def draw_limit(scaling: Scaling) -> Figure:
     alike = [p for p in scaling.points if _clients_a_rank(p) == scaling.clients_per_rank]
     if alike:
         points = [(p.runs[0].num_ranks, p.rounds_per_s.mean) for p in alike]
-        label = f"measured, clients a rank: {scaling.clients_per_rank}"
-        axes.plot(*zip(*points, strict=True), "k*", markersize=12, label=label)
+        name = f"measured, clients a rank: {scaling.clients_per_rank}"
+        axes.plot(*zip(*points, strict=True), "k*", markersize=12, label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = scaling.simulations[0].num_ranks[::2]
     axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
     axes.minorticks_off()
-    axes.set_title("Simulated; a ring is where the server is saturated", fontsize=12)
-    axes.set_xlabel("ranks, a core and link each", fontsize=11)
-    axes.set_ylabel("client-rounds per second", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    title = "Simulated; a ring is where the server is saturated"
+    label(axes, "ranks, a core and link each", "client-rounds per second", title)
+    legend_below(figure, columns=3)
     return figure
 
 
 def _clients_a_rank(point: PointSummary) -> float:
     return point.runs[0].num_clients / point.runs[0].num_workers
-
-
-def _panels(number: int, width: float = 0.0) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width or 5.8 * number, 4.4), dpi=110, layout="constrained")
-    return figure, list(figure.subplots(1, number, squeeze=False)[0])
 
 
 def _is_sweep(scaling: Scaling) -> bool:
@@ -201,9 +195,5 @@ def _finish(axes: Axes, xs: Sequence[float], x_label: str, y_label: str, title: 
     axes.set_xscale("log", base=2)
     axes.set_xticks(xs, [f"{x:g}" for x in xs])
     axes.minorticks_off()
-    axes.set_xlabel(x_label, fontsize=11)
-    axes.set_ylabel(y_label, fontsize=11)
-    axes.set_title(title, fontsize=12)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=10)
+    label(axes, x_label, y_label, title)
+    axes.legend()

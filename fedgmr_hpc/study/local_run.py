@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from fedgmr_hpc.reporting.live import LiveText
 from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import remaining_s
@@ -70,7 +70,10 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
         if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
     ]:
         begun |= {cell.digest for cell in todo}
-        Queue(folder.cells_dir, num_ranks, max_parallel, _Watch(folder, max_parallel).see).run(todo)
+        with LiveText(live_interval_s=LIVE_S, plain_interval_s=PLAIN_S) as live:
+            live.wait()
+            watch = _Watch(folder, max_parallel, live)
+            Queue(folder.cells_dir, num_ranks, max_parallel, watch.see).run(todo)
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
@@ -111,25 +114,19 @@ def _estimate(
 
 @dataclass
 class _Watch:
-    """Prints a line when cells end, and how far the rest is."""
+    """Show when cells end, and how far the rest is."""
 
     folder: StudyFolder
     max_parallel: int
+    live: LiveText
     num_ended: int = 0
-    looked_s: float = field(default_factory=time.monotonic)
 
     def see(self, queue: Queue) -> None:
-        """Called at every turn of the queue."""
-        live = sys.stderr.isatty()
+        """Look at the queue, at each of its turns."""
         ended = len(queue.done) + len(queue.failed)
-        waited_s = time.monotonic() - self.looked_s
-        if ended > self.num_ended or waited_s >= (LIVE_S if live else PLAIN_S):
-            self.num_ended, self.looked_s = ended, time.monotonic()
-            line = self._line(queue)
-            sys.stderr.write(f"\r\x1b[K{line}" if live else f"{line}\n")
-            if live and not (queue.waiting or queue.jobs):
-                sys.stderr.write("\n")
-            sys.stderr.flush()
+        if ended > self.num_ended or self.live.is_due:
+            self.num_ended = ended
+            self.live.show(self._line(queue))
 
     def _line(self, queue: Queue) -> str:
         states = self.folder.states()
@@ -140,8 +137,7 @@ class _Watch:
             if state.status == "running"
         ]
         num_done = sum(state.status == "done" for _, state in states)
-        now = time.strftime("%H:%M:%S")
         return (
-            f"{now} {num_done}/{len(states)} done, {len(queue.failed)} failed, "
+            f"{num_done}/{len(states)} done, {len(queue.failed)} failed, "
             f"{len(running)} running, ETA {describe_s(left)} | {', '.join(running)}"
         )

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from fedgmr_hpc.reporting.figures import COLOURS, key, label, legend_below, new_figure, styled
 from fedgmr_hpc.results.series import Values
 from fedgmr_hpc.study.measures import Run, columns_of, rows_of, select_runs
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is left out on white paper.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)))
 MAX_LINES = 10
 MAX_COLUMNS = 3
@@ -56,8 +54,9 @@ COURSES = (
 )  # fmt: skip
 
 
+@styled
 def draw(runs: Sequence[Run], course: Course, at_s: float | None = None) -> list[Figure]:
-    """One figure for at most MAX_LINES methods, more where there are more.
+    """Draw one figure for at most MAX_LINES methods, more where there are more.
 
     Args:
         at_s: the comparison time, drawn as a dotted line over time.
@@ -73,7 +72,7 @@ def draw(runs: Sequence[Run], course: Course, at_s: float | None = None) -> list
 
 
 def band(xs: Sequence[Values], ys: Sequence[Values], is_step: bool) -> tuple[Values, ...]:
-    """Grid, mean, minimum and maximum [G] over S series, where all of them have values."""
+    """Return grid, mean, minimum and maximum [G] over S series, where all of them have values."""
     grid = np.linspace(max(x[0] for x in xs), min(x[-1] for x in xs), NUM_POINTS)
     read = _held if is_step else np.interp
     rows = np.array([read(grid, x, y) for x, y in zip(xs, ys, strict=True)])
@@ -92,23 +91,22 @@ def _draw_part(
     across = min(MAX_COLUMNS, len(columns))
     down = -(-len(columns) // across)
     size = (max(6.5, 4.2 * across), 3.4 * down + 1.0)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False, sharey=True)
-    for axes, column in zip(grid.flat, columns, strict=False):
+    figure, panels = new_figure(across, down, size, sharey=True)
+    for axes, column in zip(panels, columns, strict=False):
         for row, style in styles.items():
             _draw_line(axes, select_runs(runs, row, column), course, style)
         if at_s is not None:
             axes.axvline(at_s, color="grey", linestyle=":", linewidth=1.2)
-        _label(axes, course, column if len(columns) > 1 else "")
-    for axes in list(grid.flat)[len(columns) :]:
+        label(axes, course.x_label, title=column if len(columns) > 1 else "")
+        axes.set_xlim(left=0)
+        if course.is_step:
+            axes.set_ylim(0, 1.04)
+    for axes in panels[len(columns) :]:
         axes.set_axis_off()
-    for axes in list(grid[:, 0]):
-        axes.set_ylabel(course.y_label, fontsize=11)
-    keys = [
-        Line2D([], [], color=colour, linestyle=line, linewidth=2.2, label=row)
-        for row, (colour, line) in styles.items()
-    ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(5, len(keys)), fontsize=10)
+    for axes in panels[::across]:
+        axes.set_ylabel(course.y_label)
+    keys = [key(colour, row, line) for row, (colour, line) in styles.items()]
+    legend_below(figure, keys, min(5, len(keys)))
     return figure
 
 
@@ -121,16 +119,6 @@ def _draw_line(axes: Axes, runs: Sequence[Run], course: Course, style: tuple[str
         return
     grid, mean, low, high = band([xs[i] for i in known], [ys[i] for i in known], course.is_step)
     colour, line = style
-    axes.plot(grid, mean, color=colour, linestyle=line, linewidth=1.8)
+    axes.plot(grid, mean, color=colour, linestyle=line)
     if len(known) > 1:
         axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _label(axes: Axes, course: Course, title: str) -> None:
-    axes.set_xlabel(course.x_label, fontsize=11)
-    axes.set_title(title, fontsize=12)
-    axes.set_xlim(left=0)
-    if course.is_step:
-        axes.set_ylim(0, 1.04)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -8,15 +8,14 @@ figures/NAME.png, .pdf
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fedgmr_hpc.reporting.tables import Table, as_csv, as_html, as_latex, as_markdown, as_text
+from fedgmr_hpc.reporting.figures import save
+from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, judge
@@ -37,25 +36,7 @@ from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
 from fedgmr_hpc.study.tuning import read_states
 
 FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#222}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.86rem}th,td{padding:.25rem .7rem;text-align:right;
-border-bottom:1px solid #ddd;white-space:nowrap}th{border-bottom:2px solid #555;
-vertical-align:bottom}
-th:first-child,td:first-child{text-align:left}tbody tr:hover{background:#f4f6f9}
-.note{color:#555;font-size:.82rem;margin:.35rem 0;max-width:62rem}
-pre{background:#f4f4f4;padding:.45rem .7rem;font-size:.8rem;overflow-x:auto}
-img{max-width:100%;height:auto}.warn{background:#fff3cd;padding:.5rem .8rem}
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk."""
-
-    title: str
-    path: Path
+CAPTION = "Line: mean over seeds; band: their range; dotted: the comparison time."
 
 
 def write_report(
@@ -80,14 +61,14 @@ def write_report(
     scale = _scale(study, cells, command("report"))
     tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
     tables += tuning_tables(study, cells, states, scale.command)
-    tables += [_provenance(states, scale.command)]
+    origins = _provenance(states, scale.command)
     pictures = _write_figures(runs, scale.at_s, out_dir / "figures") if runs else []
-    _write_tables(tables, out_dir / "tables")
-    head = _head(study, states, runs, scale)
-    (out_dir / "report.md").write_text(_markdown(study, head, tables, pictures))
-    (out_dir / "report.html").write_text(_page(study, head, tables, pictures))
-    shown = [f"{t.title}\n{as_text(t.heads, t.rows)}\n" for t in tables[:-1]]
-    return "\n".join([*shown, *head, f"report: {out_dir / 'report.html'}"])
+    write_tables([*tables, origins], out_dir / "tables")
+    lead, *warnings = _head(study, states, runs, scale)
+    page = Page(study.title, [lead], warnings, [*tables, *pictures, origins])
+    path = write_page(page, out_dir, "report")
+    shown = [f"{t.title}\n{as_text(t.heads, t.rows)}\n" for t in tables]
+    return "\n".join([*shown, lead, *warnings, f"report: {path}"])
 
 
 def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
@@ -188,57 +169,12 @@ def _origin(state: CellState) -> list[str]:
 
 
 def _write_figures(runs: Sequence[Run], at_s: float, folder: Path) -> list[Picture]:
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for course in COURSES:
         known = [run for run in runs if np.isfinite(getattr(run, course.y)).any()]
         figures = draw(known, course, at_s) if known else []
         for number, figure in enumerate(figures, 1):
             stem = course.name if len(figures) == 1 else f"{course.name}_{number}"
-            for suffix in ("png", "pdf"):
-                figure.savefig(folder / f"{stem}.{suffix}")
-            pictures.append(Picture(course.title, folder / f"{stem}.png"))
+            path = save(figure, folder / f"{stem}.png", ".pdf")
+            pictures.append(Picture(course.title, path, CAPTION))
     return pictures
-
-
-def _write_tables(tables: Sequence[Table], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        (folder / f"{table.name}.csv").write_text(as_csv(table))
-        (folder / f"{table.name}.tex").write_text(as_latex(table))
-
-
-CAPTION = "Line: mean over seeds; band: their range; dotted: the comparison time."
-
-
-def _markdown(
-    study: StudyFile, head: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
-) -> str:
-    images = [f"![{p.title}](figures/{p.path.name})\n" for p in pictures]
-    caption = [f"{CAPTION}\n"] if images else []
-    parts = [f"# {study.title}\n", *(f"{line}\n" for line in head)]
-    *body, cells = [as_markdown(table) for table in tables]
-    return "\n".join([*parts, *body, *images, *caption, cells])
-
-
-def _page(
-    study: StudyFile, head: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
-) -> str:
-    """One self-contained page; pictures are inlined."""
-    title = html.escape(study.title)
-    first, *warnings = [html.escape(line) for line in head]
-    warned = "".join(f"<p class=warn>{line}</p>" for line in warnings)
-    images = "".join(_figure(picture) for picture in pictures)
-    caption = f"<p class=note>{CAPTION}</p>" if pictures else ""
-    *body, cells = [as_html(table) for table in tables]
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        f"<style>{STYLE}</style><h1>{title}</h1><p>{first}</p>{warned}"
-        f"{''.join(body)}{images}{caption}{cells}</html>\n"
-    )
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode()
-    title = html.escape(picture.title)
-    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">\n'

@@ -159,4 +159,4 @@ def test_report_writes_text_numbers_and_picture(tmp_path):
     text = feasibility_report([Ran([1.0]), Ran([0.1])], tmp_path, "redo")
     assert text.startswith("# Optimal density against accuracy: digits, conv2")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "feasibility.md", "feasibility.csv", "feasibility.png"}  # fmt: skip
+        "feasibility.html", "feasibility.md", "feasibility.csv", "feasibility.png"}  # fmt: skip

@@ -70,7 +70,8 @@ def test_verb_writes_tables_and_pictures(tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path)]) == 0
     assert "rank correlation of error and mean density -" in capsys.readouterr().out
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"error.md", "error.csv", "error.png", "mismatch.csv", "mismatch.png"}
+    pages, csvs = {"error.html", "error.md"}, {"error.csv", "mismatch.csv"}
+    assert names == {*pages, *csvs, "error.png", "mismatch.png"}
     first = (tmp_path / "error.csv").read_text().splitlines()
     heads = next(line for line in first if not line.startswith("#"))
     assert heads == "seed,round,rule,assignment,mean_density,error,bound"

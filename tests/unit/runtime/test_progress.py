@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,8 @@ from fedgmr_hpc.storage.rows import EvaluationRow
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
 NAN = float("nan")
+ERASED = "\r\x1b[2K"  # what begins a line anew
+HIDDEN_CURSOR, SHOWN_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 class Terminal(io.StringIO):
@@ -33,6 +34,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(s=100.0)
     fake = SimpleNamespace(monotonic=lambda: clock.s)
     monkeypatch.setattr("fedgmr_hpc.runtime.progress.time", fake)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     return clock
 
 
@@ -117,10 +120,11 @@ def test_the_live_line_is_rewritten_at_most_five_times_a_second(
         for round in range(1, 101):
             update(progress, round, 2.0 * round)
             clock.s += 0.0625
-        drawn = terminal.getvalue().split("\r\x1b[K")[1:]
+        drawn = terminal.getvalue().split(ERASED)
     assert len(drawn) == 25  # 100 updates in 6.25 s, one in four is due
     assert "\n" not in "".join(drawn)
-    assert terminal.getvalue().endswith("\n")
+    assert terminal.getvalue().count("\n") == 1  # below the last line
+    assert terminal.getvalue().endswith(SHOWN_CURSOR)
     assert "round 100/500" in terminal.getvalue()
     assert [line.split(" |")[0] for line in log_lines(tmp_path)] == [
         "round 1/500",
@@ -133,11 +137,10 @@ def test_the_live_line_fits_the_terminal(
     tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(terminal, "fileno", lambda: 2)
-    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((20, 5)))
+    monkeypatch.setenv("COLUMNS", "20")
     with start(tmp_path, terminal) as progress:
         update(progress, 1, 2.0)
-    assert terminal.getvalue().split("\r\x1b[K")[1] == "round 1/500 | t 2.0"
+    assert terminal.getvalue().split(ERASED)[0].endswith("round 1/500 | t 2.0 ")
     assert "MB down" in log_lines(tmp_path)[0]
 
 
@@ -149,8 +152,10 @@ def test_notes_and_warnings_stand_above_the_live_line(
         update(progress, 1, 2.0)
         logging.getLogger("fedgmr_hpc.runtime.server").warning("rank 3 is late")
         line = "round 1/500 | t 2.0 s | density 0.250 | server 2.0 MB up 1.5 MB down"
-        _, before, warning, after = terminal.getvalue().split("\r\x1b[K")[:4]
-    assert before.startswith(line) and after == before
+        before, after = terminal.getvalue().split(ERASED)
+    warning, _, redrawn = after.partition("\n")
+    shown = before.removeprefix(HIDDEN_CURSOR + SHOWN_CURSOR)
+    assert line.startswith(shown) and redrawn == shown
     assert plain(warning) == ["rank 3 is late"]
     assert "rank 3 is late" in log_lines(tmp_path)
 
