@@ -34,9 +34,10 @@ from fedgmr_hpc.results.series import (
     scored,
 )
 from fedgmr_hpc.results.watch import find_files
-from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline, timeline_path
+from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline
 from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import Result, read_result
+from fedgmr_hpc.storage.run_files import timeline_path
 
 COURSE_ROWS = 8
 RUN_HEADS = (

@@ -38,10 +38,11 @@ from fedgmr_hpc.runtime.start import (
     set_aside,
     take_checkpoint,
 )
-from fedgmr_hpc.runtime.timeline import timeline_path, write_timeline
-from fedgmr_hpc.storage.checkpoint import Tree, checkpoint_path, has_checkpoint, remove_checkpoints
+from fedgmr_hpc.runtime.timeline import write_timeline
+from fedgmr_hpc.storage.checkpoint import Tree, has_checkpoint, remove_checkpoints
 from fedgmr_hpc.storage.ownership import Owner, claim, describe_self
 from fedgmr_hpc.storage.reader import Result, kept_rows, read_result
+from fedgmr_hpc.storage.run_files import checkpoint_path, log_path, timeline_path
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.training.process_settings import return_large_blocks
 from fedgmr_hpc.transport.contract import Transport
@@ -270,9 +271,3 @@ def make_progress(experiment: Experiment) -> Progress:
         total_s=config.run.max_time_s,
         log_path=log_path(experiment.path),
     )
-
-
-def log_path(results: Path) -> Path:
-    """The log beside a result file: run.h5 -> run.log, any other name -> name.log."""
-    stem = results.stem if results.suffix == ".h5" else results.name
-    return results.with_name(f"{stem}.log")

@@ -40,8 +40,9 @@ from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.network.links import VirtualClock
 from fedgmr_hpc.runtime.server import Server
 from fedgmr_hpc.runtime.wall.pool import LivePool
-from fedgmr_hpc.storage.checkpoint import Tree, checkpoint_path, write_checkpoint
+from fedgmr_hpc.storage.checkpoint import Tree, write_checkpoint
 from fedgmr_hpc.storage.rows import CheckpointRow, UpdateRow
+from fedgmr_hpc.storage.run_files import checkpoint_path
 from fedgmr_hpc.transport.termination import StopRequest
 
 log = logging.getLogger("fedgmr_hpc")

@@ -31,14 +31,13 @@ from fedgmr_hpc.config.identity import CELL, RESUMED, differences
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.storage.checkpoint import (
     Tree,
-    checkpoint_path,
     has_checkpoint,
-    older,
     read_checkpoint,
     remove_checkpoints,
     remove_unfinished,
 )
 from fedgmr_hpc.storage.reader import Result, doubt, kept_rows, read_result
+from fedgmr_hpc.storage.run_files import checkpoint_path, damaged_path, moved_aside_path, older
 
 log = logging.getLogger("fedgmr_hpc")
 _SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
@@ -101,7 +100,7 @@ def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> S
         if begun is not None:
             _check_config(begun.config, config, results, RESUMED)
         if results.exists():
-            note += f"; {results} as it was becomes {_set_aside_path(results)}"
+            note += f"; {results} as it was becomes {moved_aside_path(results)}"
         return Start(notes=(*doubts, note))
     if not results.exists():
         raise ValueError(
@@ -188,7 +187,7 @@ def take_checkpoint(results: Path, file: Path) -> Tree:
     saved = read_checkpoint(file)
     if file != path:
         if path.exists():
-            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            os.replace(path, damaged_path(path))
         os.replace(file, path)
     return saved
 
@@ -196,11 +195,7 @@ def take_checkpoint(results: Path, file: Path) -> Tree:
 def set_aside(results: Path) -> None:
     """Moves an unfinished result file without a checkpoint out of the way, to NAME.old."""
     if results.exists():
-        os.replace(results, _set_aside_path(results))
-
-
-def _set_aside_path(results: Path) -> Path:
-    return results.with_name(f"{results.name}.old")
+        os.replace(results, moved_aside_path(results))
 
 
 def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> dict[str, str]:

@@ -218,11 +218,6 @@ class RankTrace:
     num_dropped: int = 0
 
 
-def timeline_path(result_path: str | os.PathLike[str]) -> Path:
-    """Where the timeline of a result file lies: `run.trace.json` beside `run.h5`."""
-    return Path(result_path).with_suffix(".trace.json")
-
-
 def write_timeline(path: str | os.PathLike[str], ranks: Sequence[RankTrace]) -> None:
     """Writes all ranks' spans as Chrome trace events, one event a line. A reader sees the whole
     file or none.

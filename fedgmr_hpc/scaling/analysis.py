@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fedgmr_hpc.reporting.statistics import Summary, summarize
-from fedgmr_hpc.runtime.timeline import read_timeline, timeline_path
+from fedgmr_hpc.runtime.timeline import read_timeline
 from fedgmr_hpc.scaling.measure import Measured, make_system, measure
 from fedgmr_hpc.scaling.model import (
     Demand,
@@ -27,6 +27,7 @@ from fedgmr_hpc.scaling.model import (
 from fedgmr_hpc.scaling.runs import Plan, Point, RankIdentity, read_identities, run_path
 from fedgmr_hpc.scaling.simulation import simulate
 from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.storage.run_files import output_path, timeline_path
 
 MAX_SIMULATED_RANKS = 4096
 MAX_SIMULATED_CLIENTS = 20_000
@@ -106,7 +107,7 @@ def _measure_point(plan: Plan, point: Point, folder: Path) -> tuple[Measured, ..
 
 
 def _output(folder: Path, point: Point) -> Path:
-    return run_path(folder, point, 0).with_suffix(".out")
+    return output_path(run_path(folder, point, 0))
 
 
 def _summarize(

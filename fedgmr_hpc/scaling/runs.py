@@ -21,8 +21,8 @@ from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.timeline import timeline_path
 from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.storage.run_files import output_path, timeline_path
 from fedgmr_hpc.study.states import remove_leftovers
 from fedgmr_hpc.transport.launchers import rank_command
 from fedgmr_hpc.transport.termination import (
@@ -231,7 +231,7 @@ def _run(plan: Plan, point: Point, path: Path) -> None:
     words = laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
     named = [word for source in plan.sources for word in ("--config", source)]
     command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
-    output = path.with_suffix(".out")
+    output = output_path(path)
     with output.open("wb") as file:
         code = wait_for_exit(
             subprocess.Popen(

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedgmr_hpc.storage.checksums import status_xxh3, texts_xxh3
 from fedgmr_hpc.storage.hdf5_file import LOCKING, describe_error, fixed_text, put
+from fedgmr_hpc.storage.run_files import part_path
 from fedgmr_hpc.storage.schema import FORMAT, TABLES, Column, RankRow, columns_of, describe_datasets
 
 STATUS_BYTES = 2048
@@ -37,11 +38,6 @@ class Sizes(NamedTuple):
     num_clients: int
     num_weights: int
     num_ranks: int
-
-
-def part_path(path: Path) -> Path:
-    """Where a file is made before it takes its name."""
-    return path.with_name(f"{path.name}.part")
 
 
 def open_new(path: Path, locking: str) -> h5py.File:

@@ -23,7 +23,6 @@ Shapes are those of the arrays saved.
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -37,27 +36,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedgmr_hpc.storage.run_files import older, unfinished_checkpoint, unfinished_checkpoints
+
 EXIT_CHECKPOINTED = 75  # of all ranks: the run's state is on disk, and wants to be resumed
 MAGIC, FORMAT_VERSION = b"FGMRCKPT", 1
 _PREFIX = struct.Struct("<8sIQQ")
 _KEY = "$array"
 Tree = dict[str, Any]
 Array = NDArray[Any]
-
-
-def checkpoint_path(results: Path) -> Path:
-    """The checkpoint beside a result file: run.h5 -> run.ckpt, any other name -> name.ckpt."""
-    stem = results.stem if results.suffix == ".h5" else results.name
-    return results.with_name(f"{stem}.ckpt")
-
-
-def older(path: Path) -> Path:
-    """The generation before the newest."""
-    return path.with_name(f"{path.name}.old")
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.uname().nodename}-{os.getpid()}")
 
 
 def pack_tree(tree: Tree) -> list[memoryview]:
@@ -125,7 +111,7 @@ def write_checkpoint(path: Path, tree: Tree, may_write: Callable[[], None] = lam
     Raises:
         OSError: writing failed.
     """
-    part = _unfinished(path)
+    part = unfinished_checkpoint(path)
     try:
         num_bytes = _write(part, pack_tree(tree))
         may_write()
@@ -166,7 +152,7 @@ def remove_checkpoints(path: Path) -> None:
 
 def remove_unfinished(path: Path) -> None:
     """Removes what was never finished; only the owner of the run may."""
-    for each in path.parent.glob(f"{glob.escape(path.name)}.tmp-*"):
+    for each in unfinished_checkpoints(path):
         each.unlink(missing_ok=True)
 
 

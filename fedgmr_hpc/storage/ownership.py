@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.storage.process import machine_id, process_start
+from fedgmr_hpc.storage.run_files import owner_prefix
 
 log = logging.getLogger("fedgmr_hpc")
 BEAT_S, STALE_S, LOOK_S = 10.0, 60.0, 1.0
@@ -114,7 +115,7 @@ class Owner:
         with suppress(FileNotFoundError):
             if self.path.read_text() == self._text:
                 return
-        others = find_owners(self.path.parent, _stem_of(self.path))
+        others = find_owners(self.path.parent, _prefix_of(self.path))
         who = f"{others[-1]} has taken over" if others else f"{self.path} was removed"
         raise NotOwner(f"no longer the owner of its files: {who}; nothing more is written")
 
@@ -132,12 +133,7 @@ class Owner:
         self.release()
 
 
-def owner_stem(results: Path) -> str:
-    """How the names of a run's records begin: run.h5 -> run.owner-, other names -> name.owner-."""
-    return f"{results.stem if results.suffix == '.h5' else results.name}.owner-"
-
-
-def _stem_of(path: Path) -> str:
+def _prefix_of(path: Path) -> str:
     return path.name.rstrip("0123456789")
 
 
@@ -155,23 +151,23 @@ def claim(results: Path, record: Record, is_told_to_end: Callable[[], bool]) -> 
     """
     text = json.dumps(asdict(record))
     while True:
-        others = find_owners(results.parent, owner_stem(results))
+        others = find_owners(results.parent, owner_prefix(results))
         if others and not _is_gone(others[-1], record, is_told_to_end):
             raise ValueError(
                 f"results.path: {results} is being written by {others[-1]}; wait for it or end it, "
                 f"or, if it is known to be dead, remove {others[-1].path}"
             )
         epoch = 1 + (others[-1].epoch if others else 0)
-        path = results.with_name(f"{owner_stem(results)}{epoch}")
+        path = results.with_name(f"{owner_prefix(results)}{epoch}")
         if _make(path, text) and _is_newest(path, epoch, results):
             for other in others:
                 other.path.unlink(missing_ok=True)
             return Owner(path, text)
 
 
-def find_owners(folder: Path, stem: str) -> list[Found]:
+def find_owners(folder: Path, prefix: str) -> list[Found]:
     """The records of a run, oldest first."""
-    names = re.compile(rf"{re.escape(stem)}(\d+)")
+    names = re.compile(rf"{re.escape(prefix)}(\d+)")
     matches = [match for name in os.listdir(folder) if (match := names.fullmatch(name))]
     found = (_read(folder / match[0], int(match[1])) for match in matches)
     return sorted((each for each in found if each), key=lambda each: each.epoch)
@@ -191,7 +187,7 @@ def _read(path: Path, epoch: int) -> Found | None:
 
 def _is_newest(path: Path, epoch: int, results: Path) -> bool:
     """Whether a claim counts; one that came too late is taken back."""
-    if find_owners(results.parent, owner_stem(results))[-1].epoch == epoch:
+    if find_owners(results.parent, owner_prefix(results))[-1].epoch == epoch:
         return True
     path.unlink()
     return False

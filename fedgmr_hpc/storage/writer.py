@@ -58,7 +58,7 @@ from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.storage.blank_file import STATUS_BYTES, Sizes, Texts, lay_out, open_new, part_path
+from fedgmr_hpc.storage.blank_file import STATUS_BYTES, Sizes, Texts, lay_out, open_new
 from fedgmr_hpc.storage.checkpoint import sync_folder
 from fedgmr_hpc.storage.checksums import status_xxh3
 from fedgmr_hpc.storage.hdf5_file import (
@@ -71,6 +71,7 @@ from fedgmr_hpc.storage.hdf5_file import (
     settle_closed,
 )
 from fedgmr_hpc.storage.reader import doubt, read_group
+from fedgmr_hpc.storage.run_files import part_path
 from fedgmr_hpc.storage.schema import TABLE_OF, TABLES, Columns, RankRow, Row, columns_of
 from fedgmr_hpc.storage.table_file import TableFile
 

@@ -23,6 +23,7 @@ from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.storage.run_files import config_path, output_path
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (
@@ -57,7 +58,7 @@ class Job:
     @property
     def output(self) -> Path:
         """Where it prints."""
-        return _output(self.path)
+        return output_path(self.path)
 
 
 def start_here(num_ranks: int, words: list[str]) -> list[str]:
@@ -121,7 +122,7 @@ class Queue:
                 continue
             self.waiting.remove(cell)
             if read_state(self.folder, cell, lock_held=True).status in ENDED:
-                _output(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
+                output_path(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
                 lock.release()
                 self.done.append(cell)
             else:
@@ -131,10 +132,10 @@ class Queue:
         path = result_path(self.folder, cell)
         if not can_resume(read_state(self.folder, cell, lock_held=True), cell):
             remove_leftovers(path)
-        config = path.with_suffix(".yaml")
+        config = config_path(path)
         config.write_text(render_config(cell.config))
         words = ["--config", str(config), "--resume", as_override("results.path", str(path))]
-        with _output(path).open("wb") as output:
+        with output_path(path).open("wb") as output:
             process = subprocess.Popen(
                 self.launcher(self.num_ranks, [*words, "progress=quiet"]),
                 stdin=subprocess.DEVNULL,
@@ -218,11 +219,6 @@ def _shortened(cell: Cell) -> Cell:
     short = run.model_copy(update={"max_rounds": min(run.max_rounds, run.interval_rounds)})
     config = cell.config.model_copy(update={"run": short})
     return Cell(**{**vars(cell), "config": config})
-
-
-def _output(path: Path) -> Path:
-    """What the run of a result prints, while it runs."""
-    return path.with_suffix(".out")
 
 
 def _one_each(cells: Sequence[Cell]) -> list[Cell]:

@@ -24,8 +24,9 @@ from typing import Literal
 
 from fedgmr_hpc.config.errors import DIVERGED
 from fedgmr_hpc.config.identity import identity
-from fedgmr_hpc.storage.checkpoint import checkpoint_path, has_checkpoint, remove_checkpoints
+from fedgmr_hpc.storage.checkpoint import has_checkpoint, remove_checkpoints
 from fedgmr_hpc.storage.reader import Result, read_result
+from fedgmr_hpc.storage.run_files import checkpoint_path, error_path, log_path, timeline_path
 from fedgmr_hpc.study.cells import Cell
 
 Status = Literal[
@@ -105,7 +106,7 @@ def read_state(folder: Path, cell: Cell, lock_held: bool = False) -> CellState:
         return CellState("running", path, _progress(cell, result), result=result)
     if result is not None and is_done(cell, result):
         return CellState("done", path, 1.0, result=result)
-    error = path.with_suffix(".error")
+    error = error_path(path)
     if error.exists():
         first = error.read_text(errors="replace").partition("\n")[0]
         status: Status = "diverged" if cell.is_trial and DIVERGED in first else "failed"
@@ -132,8 +133,8 @@ def _is_of(cell: Cell, result: Result) -> bool:
 
 def remove_leftovers(path: Path) -> None:
     """Removes the files of a run that failed, or that nothing can go on from."""
-    for suffix in (".h5", ".log", ".error", ".trace.json"):
-        path.with_suffix(suffix).unlink(missing_ok=True)
+    for each in (path, log_path(path), error_path(path), timeline_path(path)):
+        each.unlink(missing_ok=True)
     remove_checkpoints(checkpoint_path(path))
 
 
@@ -142,7 +143,7 @@ def write_error(path: Path, output: str, code: int) -> None:
     lines = [line for line in output.splitlines() if line.strip()]
     own = [line for line in lines if "fedgmr_hpc: error: " in line]
     first = own[0].partition("fedgmr_hpc: error: ")[2] if own else (lines or ["no output"])[-1]
-    path.with_suffix(".error").write_text(f"{first} (exit code {code})\n\n{output}")
+    error_path(path).write_text(f"{first} (exit code {code})\n\n{output}")
 
 
 def _try_read(path: Path) -> Result | None:

@@ -24,9 +24,9 @@ from fedgmr_hpc.runtime.timeline import (
     breakdowns,
     estimate_offset,
     read_timeline,
-    timeline_path,
     write_timeline,
 )
+from fedgmr_hpc.storage.run_files import timeline_path
 from fedgmr_hpc.storage.writer import ResultWriter
 
 

@@ -33,9 +33,7 @@ from fedgmr_hpc.runtime.start import (
 )
 from fedgmr_hpc.storage.checkpoint import (
     Tree,
-    checkpoint_path,
     has_checkpoint,
-    older,
     pack_tree,
     read_checkpoint,
     remove_checkpoints,
@@ -44,6 +42,7 @@ from fedgmr_hpc.storage.checkpoint import (
 )
 from fedgmr_hpc.storage.reader import kept_rows, read_result
 from fedgmr_hpc.storage.rows import CheckpointRow, EventRow, LookRow
+from fedgmr_hpc.storage.run_files import checkpoint_path, older
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.transport.termination import StopRequest
 from fedgmr_hpc.wire.error_feedback import ErrorFeedback
