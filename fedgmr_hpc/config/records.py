@@ -15,3 +15,13 @@ Ints = NDArray[np.int32]
 def fields_of(record: Any) -> dict[str, Any]:
     """A dataclass's fields by name, as they are: nothing is copied."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+def shared_fields(record: Any, wanted: type[Any]) -> dict[str, Any]:
+    """Those fields of a dataclass or named tuple that the dataclass `wanted` has, too.
+
+    Example:
+        >>> UpdateRow(**shared_fields(update, UpdateRow), now_s=now_s, ...)
+    """
+    names = (field.name for field in fields(wanted))
+    return {name: getattr(record, name) for name in names if hasattr(record, name)}

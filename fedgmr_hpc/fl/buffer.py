@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedgmr_hpc.config.axes import AggregationConfig
-from fedgmr_hpc.config.records import fields_of
+from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.fl.aggregation import BufferEntry
 from fedgmr_hpc.fl.submodels import MaskSet, repack
 from fedgmr_hpc.fl.updates import Update
@@ -37,15 +37,8 @@ class UpdateBuffer:
         """Take a new update in place of its client's last."""
         self.drop(update.client)
         self._masks[masks.mask_id] = masks
-        self.arrived[update.client] = BufferEntry(
-            client=update.client,
-            base_version=update.base_version,
-            values=update.values,
-            index=None,
-            dense=update.dense,
-            num_samples=update.num_samples,
-            mask_id=masks.mask_id,
-        )
+        entry = BufferEntry(**shared_fields(update, BufferEntry), index=None)
+        self.arrived[update.client] = entry
 
     def drop(self, client: int) -> None:
         """Forget what it holds of a client."""

@@ -147,8 +147,7 @@ class Coordinator:
             self.masking.add_grad_squares(update.grad_squares, masks, update.num_samples)
         self.buffer.add(update, masks)
         client.deliver(event.now_s)
-        self.restoration.deliver(update.client, update.density)
-        is_current = update.density == self.restoration.densities[update.client]
+        is_current = self.restoration.deliver(update.client, masks.densities[update.level])
         if is_current and not np.isnan(update.score):
             self.scores[update.client] = update.score
         return self._close_if_complete(event.now_s)

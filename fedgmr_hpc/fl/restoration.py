@@ -99,10 +99,19 @@ class Restoration:
         """Whether clients need to score their local models."""
         return self.config.trigger in ("plateau", "both")
 
-    def deliver(self, client: int, density: float) -> None:
-        """Note that a client's update has arrived."""
-        if density == self.densities[client]:
+    def deliver(self, client: int, density: float) -> bool:
+        """Take note of a client's update.
+
+        Args:
+            density: of the masks and the level that it was trained with.
+
+        Returns:
+            Whether that is still the client's density.
+        """
+        is_current = density == self.densities[client]
+        if is_current:
             self.undelivered.discard(client)
+        return is_current
 
     def lose(self, client: int) -> None:
         """Note that a client is gone for good; others are left."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
-from fedgmr_hpc.config.records import fields_of
+from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
@@ -327,19 +327,8 @@ class RankPool:
             raise WireError(error.message, rank=message.source, stage="decode") from None
         if frame.run != self.run_id or frame.kind != Kind.UPDATE:
             raise WireError("not an update of this run", rank=message.source, stage="decode")
-        update = Update(
-            client=frame.client,
-            base_version=frame.base_version,
-            mask_id=frame.mask_id,
-            level=frame.level,
-            density=frame.density,
-            values=frame.values,
-            dense=frame.dense,
-            grad_squares=frame.extra if len(frame.extra) else None,
-            train_loss=frame.train_loss,
-            score=frame.score,
-            num_samples=frame.num_samples,
-        )
+        squares = frame.extra if len(frame.extra) else None
+        update = Update(**shared_fields(frame, Update), grad_squares=squares)
         self.updates[frame.client] = (update, message.source)
 
     def _take_result(self, source: int, result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.coordinator import Coordinator
@@ -229,17 +229,11 @@ class Server:
         assignment = self.in_flight.pop(arrival.client)
         self.unmerged.append(
             UpdateRow(
+                **shared_fields(update, UpdateRow),
                 now_s=arrival.now_s,
-                client=update.client,
-                base_version=update.base_version,
                 version=0,
-                mask_id=update.mask_id,
-                density=update.density,
                 down_bytes=self.ledger.last_down_bytes[update.client],
                 up_bytes=self.ledger.charge_upload(assignment),
-                train_loss=update.train_loss,
-                score=update.score,
-                num_samples=update.num_samples,
                 wall_overrun=int(update.client in self.pool.overran),
                 wall_rank=rank,
             )

@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
-from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.submodels import read_masks
-from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.fl.updates import Assignment, SubModelKey
 from fedgmr_hpc.runtime.provenance import rank_software
 from fedgmr_hpc.runtime.timeline import Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
@@ -215,13 +215,9 @@ class Worker:
             positions = received.kept(task.num_kept)
             values = self.feedback.round(task.client, values, task.mask_id, positions)
         return Frame(
+            **shared_fields(task, SubModelKey),
             kind=Kind.UPDATE,
             run=self.run_id,
-            client=task.client,
-            base_version=task.base_version,
-            mask_id=task.mask_id,
-            level=task.level,
-            density=task.density,
             num_prunable=self.num_prunable,
             values=values,
             dense=dense,

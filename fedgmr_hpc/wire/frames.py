@@ -45,7 +45,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import WireError
-from fedgmr_hpc.config.records import Floats, Ints
+from fedgmr_hpc.config.records import Floats, Ints, shared_fields
+from fedgmr_hpc.fl.updates import UpdateHeader
 from fedgmr_hpc.transport.contract import as_bytes
 from fedgmr_hpc.wire import int8
 from fedgmr_hpc.wire.positions import (
@@ -83,25 +84,17 @@ def _no_floats() -> Floats:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, slots=True)
-class Frame:
+class Frame(UpdateHeader):
     """One message about a model. Two are equal when every field is, bit for bit (so NaN is NaN)."""
 
     kind: Kind
     run: int
-    client: int  # -1 = all
-    base_version: int
-    mask_id: int
-    level: int
-    density: float
     num_prunable: int  # n, the size of the position space
     values: Floats  # [K] in ascending order of position
     positions: Ints | None = None  # [K] strictly ascending in 0..n-1; None: the receiver knows them
     dense: Floats = field(default_factory=_no_floats)  # [D]
     extra: Floats = field(default_factory=_no_floats)  # [K] summed squared gradients, or [0]
     dtype: Dtype = "fp32"  # of values and dense on the wire
-    train_loss: float = 0.0
-    score: float = 0.0
-    num_samples: int = 0
 
     def __eq__(self, other: object) -> bool:
         names = (each.name for each in fields(self))
@@ -211,22 +204,15 @@ def decode_frame(buffer: bytes | bytearray | memoryview) -> Frame:
     known = codec is Codec.NONE
     n, count = header.num_prunable, header.num_values
     return Frame(
+        **shared_fields(header, UpdateHeader),
         kind=kind,
         run=header.run,
-        client=header.client,
-        base_version=header.base_version,
-        mask_id=header.mask_id,
-        level=header.level,
-        density=header.density,
         num_prunable=n,
         values=_read_floats(values, dtype, count),
         positions=None if known else decode_positions(codec, positions.data, n, count),
         dense=_read_floats(dense, _dense_dtype(dtype)),
         extra=extra.view(np.float32),
         dtype=dtype,
-        train_loss=header.train_loss,
-        score=header.score,
-        num_samples=header.num_samples,
     )
 
 
@@ -234,22 +220,15 @@ def _make_header(frame: Frame, codec: Codec, positions_bytes: int) -> _Header:
     """Return the header of `frame` with the checksum still zero."""
     num_values, num_dense = len(frame.values), len(frame.dense)
     return _Header(
+        **shared_fields(frame, UpdateHeader),
         magic=MAGIC,
         version=FORMAT_VERSION,
         kind=frame.kind,
         codec=codec,
         dtype=_DTYPES.index(frame.dtype),
         run=frame.run,
-        client=frame.client,
-        mask_id=frame.mask_id,
-        level=frame.level,
         num_values=num_values,
-        base_version=frame.base_version,
-        density=frame.density,
         num_prunable=frame.num_prunable,
-        train_loss=frame.train_loss,
-        score=frame.score,
-        num_samples=frame.num_samples,
         extra_bytes=4 * len(frame.extra),
         values_bytes=_section_bytes(num_values, frame.dtype),
         dense_bytes=_section_bytes(num_dense, _dense_dtype(frame.dtype)),

@@ -230,8 +230,8 @@ class Run:
     def deliver(self, client: int, now_s: float) -> list:
         task = self.in_flight.pop(client)
         update = Update(client, task.base_version, task.mask_id, task.level, task.density,
-                        np.zeros(task.num_kept, np.float32), np.zeros(2, np.float32),
-                        None, 0.0, float("nan"), 1)  # fmt: skip
+                        0.0, float("nan"), 1, values=np.zeros(task.num_kept, np.float32),
+                        dense=np.zeros(2, np.float32), grad_squares=None)  # fmt: skip
         return self.send(Delivered(now_s, update))
 
     def close(self) -> list:
