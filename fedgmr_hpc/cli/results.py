@@ -32,6 +32,8 @@ Write the tables of result files in a form that other programs read:
   tensorboard  RUN/events.out.tfevents... (needs tensorboardX)
 
 Configuration and provenance are in RUN/run.json. Files are not overwritten.
+With --partial what is left of a damaged file is written; the status in
+RUN/run.json says what is lost.
 """
 EXPORT_EPILOG = """\
 examples:
@@ -78,6 +80,8 @@ def add_to(verbs: Verbs) -> None:
         help=", ".join(FORMATS),
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    about = "export what is left of damaged files instead of refusing them"
+    parser.add_argument("--partial", action="store_true", help=about)
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -96,5 +100,6 @@ def export(arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.results.export import export as export_file
 
     for file in arguments.files:
-        print("\n".join(map(str, export_file(file, arguments.format, arguments.out))))
+        written = export_file(file, arguments.format, arguments.out, partial=arguments.partial)
+        print("\n".join(map(str, written)))
     return 0

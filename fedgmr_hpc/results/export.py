@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.results.files import read_runs
-from fedgmr_hpc.storage.reader import Result
+from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.schema import TABLES, Columns, RankRow, columns_of
 
 EXTRA = "pip install 'fedgmr_hpc[export]'"
@@ -40,8 +39,21 @@ SCALARS = {
 }
 
 
-def export(path: str | os.PathLike[str], form: str, out: str | os.PathLike[str]) -> list[Path]:
-    """Writes every run of a result file or merged file under `out`; returns what was written.
+def export(
+    path: str | os.PathLike[str],
+    form: str,
+    out: str | os.PathLike[str],
+    *,
+    partial: bool = False,
+) -> list[Path]:
+    """Write the tables of a result file under `out`, in a folder named after it.
+
+    Args:
+        form: csv, jsonl, parquet or tensorboard.
+        partial: write what is left of a damaged file instead of refusing it.
+
+    Returns:
+        The files written.
 
     Raises:
         ValueError: an unknown form, a missing package, an unreadable file, or files that exist.
@@ -49,11 +61,8 @@ def export(path: str | os.PathLike[str], form: str, out: str | os.PathLike[str])
     """
     if form not in FORMS:
         raise ValueError(f"--format: got {form}, allowed: {', '.join(FORMS)}")
-    return [
-        written
-        for name, result in read_runs(path).items()
-        for written in FORMS[form](result, _fresh_folder(Path(out) / name))
-    ]
+    result = read_result(path, partial=partial)
+    return FORMS[form](result, _fresh_folder(Path(out) / Path(path).stem))
 
 
 def _fresh_folder(folder: Path) -> Path:

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.config.files import make_config
-from fedgmr_hpc.results.files import read_runs
 from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.storage.hdf5_file import UNREADABLE, describe_error, open_for_reading
-from fedgmr_hpc.storage.reader import Result, doubt, refuse_cut
+from fedgmr_hpc.storage.reader import Result, doubt, read_result, refuse_cut
 from fedgmr_hpc.storage.schema import (
     FORMAT,
     LATER_COLUMNS,
@@ -38,7 +37,7 @@ NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_by
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
-    """All findings in a result file or merged file, one line each; empty where it is sound.
+    """All findings in a result file, one line each; empty where it is sound.
 
     Raises:
         ValueError: there is no such file.
@@ -55,38 +54,24 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 def remark(path: str | os.PathLike[str]) -> str:
     """What is to be said of a sound file: that it is of the time before there were checksums."""
-    old = [name for name, result in read_runs(path).items() if not result.is_guarded]
-    return f", but without checksums, which its format lacks: {', '.join(old)}" if old else ""
+    is_guarded = read_result(path).is_guarded
+    return "" if is_guarded else ", but without checksums, which its format lacks"
 
 
 def _structure(path: Path) -> list[str]:
     """Findings in which datasets there are, and how long."""
     refuse_cut(path)
-    findings = []
     try:
         with open_for_reading(path) as file:
-            runs = {"": file} if "status" in file else dict(file)
-            for name, group in runs.items():
-                found = _group_structure(group)
-                findings += [f"results {path}{_of_run(name, len(runs))}: {line}" for line in found]
+            return [f"results {path}: {line}" for line in _group_structure(file)]
     except UNREADABLE as error:
         return [f"results {path}: cannot be read ({describe_error(error)})"]
-    return findings
-
-
-def _of_run(name: str, num_runs: int) -> str:
-    return f" run {name}" if num_runs > 1 else ""
 
 
 def _contents(path: Path) -> list[str]:
     """Findings in what the datasets hold."""
-    runs = read_runs(path)
-    return [
-        f"results {path}{_of_run(name, len(runs))}: {line}"
-        for name, result in runs.items()
-        for check in CHECKS
-        for line in check(result)
-    ]
+    result = read_result(path)
+    return [f"results {path}: {line}" for check in CHECKS for line in check(result)]
 
 
 def _group_structure(group: Any) -> Iterator[str]:

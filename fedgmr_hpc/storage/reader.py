@@ -1,19 +1,15 @@
-"""Reading back what store.py wrote: finished, running, killed and cut-off runs alike."""
+"""Read result files: finished, running and killed runs, and what is left of damaged ones."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
-from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.yaml_file import YamlError, parse
 from fedgmr_hpc.storage.blank_file import RUNNING, Texts
 from fedgmr_hpc.storage.checksums import first_damaged, status_xxh3, texts_xxh3
@@ -26,8 +22,16 @@ from fedgmr_hpc.storage.hdf5_file import (
     own_member,
     read_superblock,
 )
+from fedgmr_hpc.storage.partial import read_partial
+from fedgmr_hpc.storage.result import (
+    Result,
+    as_text,
+    deterministic_columns,
+    differing_columns,
+    doubt,
+    kept_rows,
+)
 from fedgmr_hpc.storage.schema import (
-    MERGED_FORMAT,
     PARTS,
     REQUIRED,
     TABLES,
@@ -36,42 +40,37 @@ from fedgmr_hpc.storage.schema import (
     columns_of,
 )
 
+__all__ = [
+    "Result",
+    "deterministic_columns",
+    "differing_columns",
+    "doubt",
+    "kept_rows",
+    "read_result",
+]
 UNENDED = (RUNNING, "failed")  # how the status of a run begins that is not at its end
 DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, YamlError)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run, read back. A table maps column name to [N] or [N, C]; text columns hold str."""
-
-    path: Path
-    status: str
-    config_yaml: str
-    config: dict[str, Any]
-    provenance: dict[str, str]
-    merges: Columns
-    evaluations: Columns
-    updates: Columns
-    events: Columns
-    transfers: Columns
-    ranks: Columns
-    weights: Floats  # [P + D + statistics of static norms], or [0] when the run has not finished
-    layout_json: str
-    checkpoints: Columns = field(default_factory=dict)
-    looks: Columns = field(default_factory=dict)
-    submodels: Columns = field(default_factory=dict)
-    is_guarded: bool = True  # by checksums, which files of format 2 lack
-
-
-def read_result(path: str | os.PathLike[str]) -> Result:
+def read_result(path: str | os.PathLike[str], *, partial: bool = False) -> Result:
     """Read a finished, running or killed run, up to its last flush.
 
+    Args:
+        partial: read what is left of a damaged file instead of refusing it; the status then says
+            what is lost (storage/partial.py).
+
     Raises:
-        ValueError: `path` is missing, damaged or no result file; says what is wrong.
+        ValueError: `path` is missing, damaged or no result file; says what is wrong. With
+            `partial`: not even its configuration can be read.
+
+    Example:
+        >>> read_result("run.h5").evaluations["test_accuracy"]
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"results {path}: no such file")
+    if partial:
+        return read_partial(path)
     try:
         refuse_cut(path)
         if missing_bytes := num_missing_bytes(path):
@@ -96,7 +95,7 @@ def refuse_cut(path: Path) -> None:
     if block is not None and missing_bytes and not block.is_marked:
         raise ValueError(
             f"results {path}: cut off, the last {missing_bytes} bytes are missing; "
-            "`python -m fedgmr_hpc results repair` keeps what can be read"
+            "`python -m fedgmr_hpc results export --partial` keeps what can be read"
         )
 
 
@@ -112,7 +111,8 @@ def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
             if num_readable_rows(file[place], num_rows, file_bytes) < num_rows:
                 raise ValueError(
                     f"results {path}: cut off, the last {missing_bytes} bytes are missing, with "
-                    f"part of /{place}; `python -m fedgmr_hpc results repair` keeps the rest"
+                    f"part of /{place}; "
+                    "`python -m fedgmr_hpc results export --partial` keeps the rest"
                 )
 
 
@@ -124,7 +124,7 @@ def _check_place(path: Path, group: h5py.Group) -> None:
 
 
 def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Result:
-    """One run, from a file or from its group in a file of several (`resultfiles.merge`).
+    """Read a run from an open file.
 
     Args:
         is_ended: whether the run is at its end, although its status does not say so yet.
@@ -170,8 +170,6 @@ def _check_parts(path: Path, group: h5py.Group) -> None:
     if not missing:
         return
     lacks = ", ".join(f"/{name}" for name in missing)
-    if group.attrs.get("format") == MERGED_FORMAT.encode():
-        raise ValueError(f"results {path}: holds several runs; `results export` reads them")
     raise ValueError(f"results {path}: not a fedgmr_hpc result, it lacks {lacks}")
 
 
@@ -232,76 +230,5 @@ def faults(
             yield f"/{part} has {num_rows} rows, checksums for {blocks[-1, 0]}"
 
 
-def doubt(result: Result) -> str:
-    """Why a file that says `finished` is not believed; empty where it is."""
-    versions = result.evaluations["version"][-1:].tolist()
-    last = result.merges["version"][-1:].tolist() or [0]
-    if not len(result.weights):
-        return "it has no weights"
-    if versions != last:  # not a run of launch.py: nobody has said what they must be
-        return ""
-    if xxhash.xxh3_64_intdigest(result.weights.tobytes()) != result.evaluations["model_xxh3"][-1]:
-        return f"its weights are not those of version {last[0]}, by evaluations/model_xxh3"
-    return ""
-
-
 def _no_rows(row_type: type[Any]) -> Columns:
     return {column.name: np.zeros(0, column.dtype) for column in columns_of(row_type)}
-
-
-def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]:
-    """The first rows of each table as `ResultWriter` takes them back; checkpoints are all kept.
-
-    Raises:
-        ValueError: a table has fewer, or lacks a column that came later than its file.
-    """
-    kept = {"checkpoints": result.checkpoints}
-    for table in TABLES.keys() - kept.keys():
-        columns, wanted = getattr(result, table), num_rows.get(table, 0)
-        if (found := min(len(values) for values in columns.values())) < wanted:
-            raise ValueError(
-                f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
-            )
-        if missing := [c.name for c in columns_of(TABLES[table]) if c.name not in columns]:
-            raise ValueError(
-                f"results {result.path}: {table} lacks {', '.join(missing)}: it is of an older "
-                "version, which alone can go on with it"
-            )
-        kept[table] = {name: values[:wanted] for name, values in columns.items()}
-    return kept
-
-
-def as_text(values: NDArray[Any]) -> NDArray[Any]:
-    """A column as it is read: fixed-size utf-8 becomes str."""
-    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
-
-
-def deterministic_columns(result: Result) -> Columns:
-    """Every dataset that must not depend on ranks or machine, by its path in the file."""
-    tables = {
-        "merges": result.merges,
-        "evaluations": result.evaluations,
-        "updates": result.updates,
-        "events": result.events,
-        "looks": result.looks,
-        "submodels": result.submodels,
-    }
-    columns = {
-        f"{table}/{name}": values
-        for table, by_name in tables.items()
-        for name, values in by_name.items()
-        if not name.startswith("wall_")
-    }
-    return columns | {"model/weights": result.weights}
-
-
-def differing_columns(a: Result, b: Result) -> list[str]:
-    """Paths of the deterministic datasets that differ anywhere or in length; NaN equals NaN."""
-    left, right = deterministic_columns(a), deterministic_columns(b)
-    return sorted(
-        name
-        for name in left.keys() | right.keys()
-        if name not in left
-        or name not in right
-        or not np.array_equal(left[name], right[name], equal_nan=True)
-    )

@@ -29,7 +29,6 @@ from fedgmr_hpc.storage.rows import (
 
 FORMAT = "fedgmr_hpc results 3"
 UNGUARDED_FORMAT = "fedgmr_hpc results 2"  # without checksums
-MERGED_FORMAT = "fedgmr_hpc merged results 1"  # one group a run, see resultfiles.py
 NAME_BYTES = 256  # host and device names of /ranks
 LONG_TEXTS, LONG_BYTES = ("modules", "versions"), 2048
 

@@ -10,13 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from changed_results import write_result
 from launchers import LIMIT_S, MPIRUN, ROOT, SOON_S, TINY, Ended, last_of_each, run_job
 
 import fedgmr_hpc
-from fedgmr_hpc.results.files import write_group
 from fedgmr_hpc.runtime.timeline import read_timeline
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
@@ -131,21 +130,14 @@ def test_a_replay_gives_the_same_bytes(num_ranks: int, recorded: Result, tmp_pat
 def test_a_changed_log_is_refused(launcher: str, recorded: Result, tmp_path: Path) -> None:
     events = {name: values.copy() for name, values in recorded.events.items()}
     events["now_s"][5] += 1e-6
-    changed = write(dataclasses.replace(recorded, events=events), tmp_path / "changed.h5")
+    changed = write_result(tmp_path / "changed.h5", dataclasses.replace(recorded, events=events))
     check_refused(changed, launcher, "event 5 of")
-
-
-def write(result: Result, path: Path) -> Path:
-    """A result file with checksums that hold, whatever is in it."""
-    with h5py.File(path, "w", libver="latest") as file:
-        write_group(file, result)
-    return path
 
 
 def test_a_log_of_another_configuration_is_refused(recorded: Result, tmp_path: Path) -> None:
     text = recorded.config_yaml.replace("seed: 0", "seed: 1")
     assert text != recorded.config_yaml
-    other = write(dataclasses.replace(recorded, config_yaml=text), tmp_path / "other.h5")
+    other = write_result(tmp_path / "other.h5", dataclasses.replace(recorded, config_yaml=text))
     check_refused(other, "none", "event 0 of")
 
 

@@ -6,16 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
+from changed_results import write_result
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.experiments.agreement import _plot_staleness as plot_staleness
 from fedgmr_hpc.experiments.agreement import agree, compare, plot_agreement, render_agreement
-from fedgmr_hpc.results.files import write_group
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.rows import EvaluationRow, MergeRow, UpdateRow
 from fedgmr_hpc.storage.schema import columns_of
@@ -295,8 +294,7 @@ def test_a_disagreement_ends_in_an_exit_code(
     assert main(["agree", *files, "--out", str(tmp_path)]) == 0
     wall = read_result(files[1])
     wall.evaluations["test_accuracy"][:] += 0.03
-    with h5py.File(files[1], "w", libver="latest") as file:
-        write_group(file, wall)
+    write_result(Path(files[1]), wall)
     assert main(["agree", *files, "--out", str(tmp_path)]) == 1
     assert line(capsys.readouterr().out.rpartition("DISAGREE")[2], "final test")[-1] == "NO"
     assert main(["agree", *files, "--out", str(tmp_path), "--points", "4"]) == 0

@@ -1,4 +1,4 @@
-"""Result files that were killed, cut off or damaged: read, verified, repaired, merged, exported."""
+"""Result files that were killed, cut off or damaged: read, or in part; verified; exported."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from changed_results import write_result
 from test_writer import EVALUATION, merge_row, open_writer, write_run
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.results.export import export
-from fedgmr_hpc.results.files import merge, read_runs, write_group
-from fedgmr_hpc.results.salvage import repair
 from fedgmr_hpc.results.verify import verify
 from fedgmr_hpc.runtime.roles import run
 from fedgmr_hpc.storage.hdf5_file import num_missing_bytes, read_superblock
@@ -131,9 +130,7 @@ def rewrite(whole: Path, path: Path, change: Callable[[Result], None]) -> Path:
     """A changed run, with checksums that hold."""
     result = read_result(whole)
     change(result)
-    with h5py.File(path, "w", libver="latest") as file:
-        write_group(file, result)
-    return path
+    return write_result(path, result)
 
 
 def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
@@ -149,8 +146,7 @@ def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
     ]
     result = read_result(whole)
     text = result.config_yaml.replace("method: fedgmr", "method: fedgmx")
-    with h5py.File(path, "w", libver="latest") as file:
-        write_group(file, dataclasses.replace(result, config_yaml=text))
+    write_result(path, dataclasses.replace(result, config_yaml=text))
     assert any(": config: method" in line for line in verify(path))
 
 
@@ -207,7 +203,7 @@ def test_a_file_with_all_rows_is_read_although_its_end_is_missing(followed: Path
     assert said == "read" or "part of /" in said
 
 
-def test_repair_keeps_the_rows_that_all_columns_have(followed: Path, tmp_path: Path) -> None:
+def test_a_cut_file_is_read_in_part_up_to_the_rows_that_all_columns_have(followed: Path) -> None:
     with h5py.File(followed, "r", swmr=True) as file:  # rows of wide columns lie in many chunks
         density = file["merges/density"].id
         chunk_rows = file["merges/density"].chunks[0]
@@ -216,56 +212,50 @@ def test_repair_keeps_the_rows_that_all_columns_have(followed: Path, tmp_path: P
         assert all(density.get_chunk_info(i).byte_offset >= end for i in range(2, last + 1))
     before = followed.read_bytes()[:-1000]
     followed.write_bytes(before)
-    said = repair(followed, tmp_path / "new.h5")
-    repaired = read_result(tmp_path / "new.h5")
-    num_rows = len(repaired.merges["version"])
-    assert said == f"{tmp_path / 'new.h5'}: {repaired.status}"
-    assert f"repaired: was running; merges {num_rows} of 3000 rows, as " in repaired.status
+    partial = read_result(followed, partial=True)
+    num_rows = len(partial.merges["version"])
+    assert f"partial: was running; merges {num_rows} of 3000 rows, as " in partial.status
     assert 0 < num_rows < 3000
-    assert repaired.merges["version"].tolist() == list(range(1, num_rows + 1))
-    assert repaired.merges["density"].tolist() == [[0.25, 0.5, 1.0]] * num_rows
+    assert partial.merges["version"].tolist() == list(range(1, num_rows + 1))
+    assert partial.merges["density"].tolist() == [[0.25, 0.5, 1.0]] * num_rows
     assert followed.read_bytes() == before
-    with h5py.File(tmp_path / "new.h5", "r"):  # a plain open: no mark is left
-        assert not read_superblock(tmp_path / "new.h5").is_marked  # type: ignore[union-attr]
 
 
-def test_repair_of_a_killed_run_loses_nothing(followed: Path, tmp_path: Path) -> None:
-    repair(followed, tmp_path / "new.h5")
-    killed, repaired = read_result(followed), read_result(tmp_path / "new.h5")
-    assert repaired.status == "repaired: was running; nothing lost"
-    assert differing_columns(killed, repaired) == []
-    assert repaired.provenance == killed.provenance and repaired.config == killed.config
+def test_of_a_killed_run_nothing_is_lost(followed: Path) -> None:
+    killed, partial = read_result(followed), read_result(followed, partial=True)
+    assert partial.status == "partial: was running; nothing lost"
+    assert differing_columns(killed, partial) == []
+    assert partial.provenance == killed.provenance and partial.config == killed.config
 
 
-def test_repair_refuses_an_existing_file_and_one_without_a_configuration(
-    followed: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "there.h5").write_text("mine")
-    with pytest.raises(ValueError, match=r"--out: got .*there\.h5, which exists"):
-        repair(followed, tmp_path / "there.h5")
-    assert (tmp_path / "there.h5").read_text() == "mine"
+def test_a_whole_file_read_in_part_is_the_same(whole: Path) -> None:
+    result, partial = read_result(whole), read_result(whole, partial=True)
+    assert same_content(dataclasses.replace(partial, status=result.status), result)
+    assert partial.weights.tobytes() == result.weights.tobytes()
+    assert partial.status == "partial: was finished; nothing lost"
+
+
+def test_of_a_file_without_a_configuration_nothing_can_be_read(followed: Path) -> None:
     followed.write_bytes(followed.read_bytes()[:1000])
     with pytest.raises(ValueError, match="nothing of it can be read"):
-        repair(followed, tmp_path / "new.h5")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "followed.h5",
-        "live.h5",
-        "there.h5",
-    ]
+        read_result(followed, partial=True)
+    with pytest.raises(ValueError, match="no such file"):
+        read_result(followed.with_name("none.h5"), partial=True)
 
 
-def test_merged_runs_come_back_as_they_were(whole: Path, followed: Path, tmp_path: Path) -> None:
-    merge([whole, followed], tmp_path / "two.h5")
-    merge([tmp_path / "two.h5", whole], tmp_path / "three.h5")
-    runs = read_runs(tmp_path / "three.h5")
-    assert sorted(runs) == ["followed", "whole", "whole-2"]
-    assert runs["followed"].status == "running"
-    for name in ("whole", "whole-2"):
-        assert differing_columns(runs[name], read_result(whole)) == []
-        assert runs[name].ranks["host"].tolist() == read_result(whole).ranks["host"].tolist()
-    assert all("followed" in line for line in verify(tmp_path / "three.h5"))
-    with pytest.raises(ValueError, match=r"three\.h5: holds several runs"):
-        read_result(tmp_path / "three.h5")
+def test_what_is_left_of_a_damaged_file_is_exported_where_asked_for(
+    whole: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(whole, tmp_path / "changed.h5"))
+    with h5py.File(path, "r+") as file:
+        file["merges/wall_s"][7] = 1.0
+    with pytest.raises(ValueError, match="/merges fails its checksum from row"):
+        export(path, "csv", tmp_path / "refused")
+    words = ["results", "export", str(path), "--format", "csv", "--out", str(tmp_path / "out")]
+    assert main([*words, "--partial"]) == 0
+    assert len((tmp_path / "out/changed/merges.csv").read_text().splitlines()) == 1 + 7
+    status = json.loads((tmp_path / "out/changed/run.json").read_text())["status"]
+    assert status == "partial: was finished; merges from row 7 of 12 on, where checksums fail"
 
 
 def test_csv_and_jsonl_hold_every_row(tmp_path: Path) -> None:
@@ -334,24 +324,6 @@ def test_every_locking_policy_writes_a_file_that_is_read_meanwhile(
         assert subprocess.run(command, timeout=300).returncode == 0
 
 
-def test_a_full_disk_leaves_no_merged_file(whole: Path, tmp_path: Path) -> None:
-    code = f"""
-        import resource, sys
-        from fedgmr_hpc.results.files import merge
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-        try:
-            merge([{str(whole)!r}], {str(tmp_path / "two.h5")!r})
-        except OSError as error:
-            sys.exit(str(error))
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300
-    )
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.count("\n") == 1 and "two.h5 (File too large)" in ran.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_flipped_byte_is_found_wherever_it_changes_what_is_read(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -383,7 +355,7 @@ def test_a_file_without_checksums_is_sound_with_a_remark(
     assert same_content(read_result(path), read_result(whole))
     assert main(["results", "verify", str(path)]) == 0
     said = capsys.readouterr().out
-    assert said == f"results {path}: sound, but without checksums, which its format lacks: old\n"
+    assert said == f"results {path}: sound, but without checksums, which its format lacks\n"
     with h5py.File(path, "r+") as file:
         file.attrs["format"] = np.bytes_("fedgmr_hpc results 3")
     assert "lacks /checksums" in verify(path)[0]
@@ -397,19 +369,18 @@ def test_a_closed_file_that_lost_its_last_bytes_is_not_sound(
     path.write_bytes(whole.read_bytes()[:-num_bytes])
     assert verify(path) == [
         f"results {path}: cut off, the last {num_bytes} bytes are missing; "
-        "`python -m fedgmr_hpc results repair` keeps what can be read"
+        "`python -m fedgmr_hpc results export --partial` keeps what can be read"
     ]
 
 
-def test_repair_drops_rows_that_fail_their_checksum(whole: Path, tmp_path: Path) -> None:
+def test_rows_that_fail_their_checksum_are_left_out(whole: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(whole, tmp_path / "changed.h5"))
     with h5py.File(path, "r+") as file:
         file["merges/wall_s"][7] = 1.0
-    said = repair(path, tmp_path / "new.h5")
-    repaired = read_result(tmp_path / "new.h5")
-    assert "was finished; merges from row 7 of 12 on, where checksums fail" in said
-    assert repaired.merges["version"].tolist() == list(range(1, 8))
-    assert len(repaired.evaluations["version"]) == len(read_result(whole).evaluations["version"])
+    partial = read_result(path, partial=True)
+    assert "was finished; merges from row 7 of 12 on, where checksums fail" in partial.status
+    assert partial.merges["version"].tolist() == list(range(1, 8))
+    assert len(partial.evaluations["version"]) == len(read_result(whole).evaluations["version"])
 
 
 def test_a_changed_count_of_a_killed_runs_rows_is_found(tmp_path: Path) -> None:

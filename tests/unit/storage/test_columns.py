@@ -1,4 +1,4 @@
-"""Columns by schema: one that is new is copied, merged and exported; all say what they mean."""
+"""Columns by schema: one that is new is copied and exported; all say what they mean."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from test_writer import UPDATE, open_writer, write_run
 
 from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.results.export import export
-from fedgmr_hpc.results.files import merge, read_runs
-from fedgmr_hpc.results.salvage import repair
 from fedgmr_hpc.storage.reader import kept_rows, read_result
 from fedgmr_hpc.storage.rows import UpdateRow
 from fedgmr_hpc.storage.schema import TABLE_OF, TABLES
@@ -56,11 +54,8 @@ def test_a_new_column_per_client_goes_wherever_a_run_is_copied(wider: Path) -> N
     kept = kept_rows(read_result(wider), num_rows)
     with open_writer(folder / "resumed.h5", kept=kept) as writer:
         writer.finish("finished")
-    merge([wider], folder / "merged.h5")
-    repair(wider, folder / "repaired.h5")
-    copies = [read_result(folder / f"{name}.h5") for name in ("resumed", "repaired")]
-    copies += read_runs(folder / "merged.h5").values()
-    assert [copy.updates["num_merged"].tolist() for copy in copies] == [COUNTS] * 3
+    copies = [read_result(folder / "resumed.h5"), read_result(wider, partial=True)]
+    assert [copy.updates["num_merged"].tolist() for copy in copies] == [COUNTS] * 2
     export(wider, "csv", folder / "out")
     with (folder / "out/run/updates.csv").open() as file:
         assert [row["num_merged_2"] for row in csv.DictReader(file)] == ["3", "6"]
@@ -80,8 +75,9 @@ def test_a_file_from_before_a_column_is_read_saved_and_exported_but_not_gone_on_
 ) -> None:
     old = write_run(tmp_path / "old.h5")
     monkeypatch.setitem(TABLES, "updates", WiderRow)
-    assert repair(old, tmp_path / "new.h5").endswith("; updates without num_merged")
-    assert read_result(tmp_path / "new.h5").updates["client"].tolist() == [UPDATE.client]
+    partial = read_result(old, partial=True)
+    assert partial.status.endswith("; updates without num_merged")
+    assert partial.updates["client"].tolist() == [UPDATE.client]
     export(old, "csv", tmp_path / "out")
     assert "num_merged" not in (tmp_path / "out/old/updates.csv").read_text()
     with pytest.raises(ValueError, match="updates lacks num_merged: it is of an older version"):
@@ -110,5 +106,3 @@ def test_every_dataset_says_its_unit_and_its_meaning(tmp_path: Path) -> None:
     assert [found[name][0] for name in units] == ["s", "versions", "bytes", "1"]
     assert found["transfers/achieved_bytes_per_s"][0] == "bytes/s"
     assert found["merges/up_bytes"][1] != found["updates/up_bytes"][1]
-    merge([tmp_path / "run.h5"], tmp_path / "all.h5")
-    assert described(tmp_path / "all.h5") == {f"run/{name}": said for name, said in found.items()}

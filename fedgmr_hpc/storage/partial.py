@@ -1,15 +1,14 @@
-"""What can be read of a damaged or killed run's file, and a new file made of it.
+"""Read what is left of a damaged or killed run's file.
 
 Each table keeps the rows that all its columns have, up to the first block of rows that fails its
-checksum; where the end of a block is lost, the rest of it is kept, unproven. The new file's status
-says all that.
+checksum; where the end of a block is lost, the rest of it is kept, unproven. The status says
+all that.
 
 Shapes: N rows of a table, C clients.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from fedgmr_hpc.config.yaml_file import parse
-from fedgmr_hpc.results.files import new_file, write_group
 from fedgmr_hpc.storage.blank_file import Texts
 from fedgmr_hpc.storage.checksums import first_damaged, texts_xxh3
 from fedgmr_hpc.storage.hdf5_file import (
@@ -29,31 +27,12 @@ from fedgmr_hpc.storage.hdf5_file import (
     open_marked,
     read_superblock,
 )
-from fedgmr_hpc.storage.reader import DAMAGE, Result, as_text
+from fedgmr_hpc.storage.result import Result, as_text
 from fedgmr_hpc.storage.schema import TABLES, Columns, RankRow, columns_of
 
 
-def repair(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> str:
-    """Copies what can be read of a damaged or killed run's file into the new file `out`.
-
-    Each table keeps the rows that all its columns have. The status says what was lost, as does the
-    text that is returned.
-
-    Raises:
-        ValueError: `path` is missing or holds no readable configuration, or `out` exists.
-        OSError: `out` cannot be written.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"results {path}: no such file")
-    with new_file(Path(out)) as file:
-        result = salvage(path)
-        write_group(file, result)
-    return f"{out}: {result.status}"
-
-
-def salvage(path: Path) -> Result:
-    """What can be read of a result file; its status says what could not.
+def read_partial(path: Path) -> Result:
+    """Read what can be read of a result file; the status says what could not.
 
     Raises:
         ValueError: not even the configuration can be read.
@@ -61,13 +40,13 @@ def salvage(path: Path) -> Result:
     try:
         damaged = open_marked(path) if read_superblock(path) else open_for_reading(path)
         with damaged as file:
-            return _Salvage(path, file).result()
-    except (*UNREADABLE, *DAMAGE) as error:
+            return _PartialReader(path, file).result()
+    except UNREADABLE as error:
         reason = describe_error(error)
         raise ValueError(f"results {path}: nothing of it can be read ({reason})") from error
 
 
-class _Salvage:
+class _PartialReader:
     """Reads a file part by part, and notes what is lost."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -95,7 +74,7 @@ class _Salvage:
         lost = "; ".join(self._lost) or "nothing lost"
         return Result(
             path=self._path,
-            status=f"repaired: was {status.partition(':')[0]}; {lost}",
+            status=f"partial: was {status.partition(':')[0]}; {lost}",
             config_yaml=config_yaml,
             config=config,
             provenance=provenance,
