@@ -22,8 +22,9 @@ from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Broadcast
 from fedgmr_hpc.network.throttle import WallClock
 from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.runtime.rank_state import place_clients
 from fedgmr_hpc.runtime.roles import guard
-from fedgmr_hpc.runtime.wall.pool import LivePool, place_clients
+from fedgmr_hpc.runtime.wall.pool import LivePool
 from fedgmr_hpc.runtime.wall.transfers import Cycle
 from fedgmr_hpc.storage.rows import TransferRow
 from fedgmr_hpc.transport.contract import Message, Tag, Transport

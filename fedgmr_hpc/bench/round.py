@@ -27,7 +27,8 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
 from fedgmr_hpc.models import initial_weights
-from fedgmr_hpc.runtime.experiment import prepare_experiment, serve
+from fedgmr_hpc.runtime.experiment import serve
+from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.runtime.roles import guard
 from fedgmr_hpc.runtime.server import prunable_layers
 from fedgmr_hpc.runtime.worker import Worker

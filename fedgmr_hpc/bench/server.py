@@ -25,7 +25,8 @@ from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models import make_layout
 from fedgmr_hpc.network.links import Arrival
-from fedgmr_hpc.runtime.experiment import make_progress, prepare_experiment
+from fedgmr_hpc.runtime.experiment import make_progress
+from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.runtime.roles import guard
 from fedgmr_hpc.runtime.server import Server
 from fedgmr_hpc.runtime.wall.pool import LivePool

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.wall.pool import place_clients
+from fedgmr_hpc.runtime.rank_state import place_clients
 from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.storage.schema import columns_of
 from fedgmr_hpc.wire.frames import frame_bytes

@@ -32,7 +32,7 @@ from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import run_weights
-from fedgmr_hpc.runtime.experiment import check_inputs
+from fedgmr_hpc.runtime.preparation import check_inputs
 from fedgmr_hpc.runtime.server import prunable_layers
 from fedgmr_hpc.storage.hdf5_file import open_for_reading
 from fedgmr_hpc.storage.process import own_cores, resident_bytes

@@ -34,12 +34,11 @@ import numpy as np
 import xxhash
 
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import EvalConfig
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import MaskSet
-from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.storage.rows import EvaluationRow, LookRow, SubmodelRow
@@ -93,25 +92,27 @@ class Evaluator:
 
     Args:
         coordinator: whose versions they are; only read.
+        num_statistics: S.
         wall_s: wall time since the run began.
     """
 
     def __init__(
         self,
-        config: Config,
+        config: EvalConfig,
         coordinator: Coordinator,
         pool: RankPool,
         data: FederatedData,
         writer: ResultWriter,
         progress: Progress,
         *,
+        num_statistics: int,
         run_id: int,
         wall_s: Callable[[], float],
     ) -> None:
         self.config, self.coordinator, self.pool, self.data = config, coordinator, pool, data
         self.writer, self.progress = writer, progress
         self.run_id, self.wall_s = run_id, wall_s
-        self._num_statistics = run_layout(config).num_statistics  # S
+        self._num_statistics = num_statistics
         self._num_looks = 0  # due so far
         self._cut_version = -1  # the newest with levels scored, or being scored
         self._open: deque[_Sheet] = deque()  # with rows to come
@@ -167,7 +168,7 @@ class Evaluator:
         self.write_rows()
 
     def _due_times(self, before_s: float) -> list[float]:
-        every_s, times = self.config.eval.every_s, []
+        every_s, times = self.config.every_s, []
         while every_s is not None and (at_s := self._num_looks * every_s) < before_s:
             times.append(at_s)
             self._num_looks += 1
@@ -195,7 +196,7 @@ class Evaluator:
         return np.concatenate([weights, statistics])
 
     def _chunks(self, part: Part) -> dict[int, Found | None]:
-        starts = range(0, self.data.pool_size(part.pool), self.config.eval.chunk)
+        starts = range(0, self.data.pool_size(part.pool), self.config.chunk)
         return dict.fromkeys(starts)
 
     def _frame(self, command: Evaluate) -> Frame:
@@ -216,7 +217,7 @@ class Evaluator:
     def _score_levels(self, sheet: _Sheet) -> None:
         """Has a version scored at each level that lacks something of the whole model."""
         evaluation = sheet.evaluation
-        if not self.config.eval.submodels or evaluation.version <= self._cut_version:
+        if not self.config.submodels or evaluation.version <= self._cut_version:
             return
         self._cut_version = evaluation.version
         evaluation.ladder = ladder = self.coordinator.masking.ladder

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
@@ -24,74 +22,20 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment, Update
+from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.timeline import ClockOffset, RankTrace, Tracer, align, estimate_offset
+from fedgmr_hpc.runtime.rank_clocks import RankClocks, RoundTrip
+from fedgmr_hpc.runtime.rank_state import RankState, host_rank
+from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
-from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_parts
+from fedgmr_hpc.wire.frames import Kind, decode_frame
 
 log = logging.getLogger("fedgmr_hpc")
 PREFETCH = 2  # tasks a rank holds: one at work, one ready
 PINGS_PER_TIMEOUT = 4
-ROUND_TRIPS = 8  # of which the shortest says how two clocks differ
 LOOK_UP_S = 1.0  # how long a wait goes on before the server looks after its other duties
-
-
-class Outgoing:
-    """A dispatch's frames, each encoded when first needed."""
-
-    def __init__(
-        self, dispatch: Dispatch, config: Config, run_id: int, codes: PositionCodes
-    ) -> None:
-        self.dispatch, self._dtype, self._run_id = dispatch, config.wire.dtype, run_id
-        self._codes = codes
-        self._encoded: dict[tuple[int, bool], tuple[memoryview, ...]] = {}
-
-    def frame(self, level: int, *, with_positions: bool) -> tuple[memoryview, ...]:
-        """The increment of a level in parts, with the dense part if it is the first."""
-        key = (level, with_positions)
-        if key not in self._encoded:
-            d = self.dispatch
-            coded = self._codes.code(d.masks, level) if with_positions else None
-            self._encoded[key] = encode_parts(
-                Frame(
-                    kind=Kind.INCREMENT,
-                    run=self._run_id,
-                    client=-1,
-                    base_version=d.version,
-                    mask_id=d.masks.mask_id,
-                    level=level,
-                    density=d.masks.densities[level],
-                    num_prunable=d.masks.size,
-                    values=d.packed[d.masks.increment(level)],
-                    positions=d.masks.positions(level) if with_positions else None,
-                    dense=d.dense if level == 0 else d.dense[:0],
-                    dtype=self._dtype,
-                ),
-                coded,
-            )
-        return self._encoded[key]
-
-
-def host_rank(client: int, num_ranks: int) -> int:
-    """The rank of a client that must stay on one: dealt out in turn, as on the wall clock."""
-    return 1 + client % (num_ranks - 1)
-
-
-@dataclass
-class RankState:
-    """What a client rank holds and owes."""
-
-    owes: int = 0
-    chunks: deque[Chunk] = field(default_factory=deque)  # of what it owes, in the order sent
-    version: int = -1
-    levels: set[int] = field(default_factory=set)  # sent of that version
-    mask_id: int = -1
-    num_known: int = 0  # levels whose positions it has
-    eval_version: int = -1
-    ladder_id: int = -1  # mask id of the ladder it has
-    norm_levels: set[int | None] = field(default_factory=set)  # whose statistics it has, likewise
 
 
 class RankPool:
@@ -114,7 +58,7 @@ class RankPool:
         self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
         self.is_placed = config.wire.dtype == "int8"  # whether a client must stay on one rank
-        self.tasks: deque[tuple[Outgoing, Assignment]] = deque()
+        self.tasks: deque[tuple[DispatchFrames, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
         self.urgent: deque[Chunk] = deque()
         self.postponed: list[tuple[Evaluation, Part, bool]] = []  # parts, and if they are awaited
@@ -123,8 +67,7 @@ class RankPool:
         self.overran: set[int] = set()  # clients whose update took longer than it may
         self.goodbyes: dict[int, dict[str, Any]] = {}
         self.tracer = Tracer(config.trace)
-        self.offsets: dict[int, list[ClockOffset]] = {rank: [] for rank in self.ranks}
-        self.traces: dict[int, Tracer] = {}
+        self.clocks = RankClocks()
         self.remainders: dict[int, list[dict[str, Any]]] = {}  # by rank, once asked for
         self.wait_s = 0.0
         self.pinged_s = time.perf_counter()
@@ -133,7 +76,7 @@ class RankPool:
         """Queues a dispatch: a small sub-model for every rank, so that all begin at once, then the
         large ones, so that the last update to come back is small again; equals by client, as they
         are likely to arrive."""
-        outgoing = Outgoing(dispatch, self.config, self.run_id, self.codes)
+        outgoing = DispatchFrames(dispatch, self.config.wire.dtype, self.run_id, self.codes)
         order = sorted(dispatch.assignments, key=lambda a: (a.level, a.client))
         first, rest = order[: len(self.ranks)], order[len(self.ranks) :]
         rest.sort(key=lambda a: (-a.level, a.client))
@@ -202,29 +145,20 @@ class RankPool:
         own = (index for index, host in enumerate(hosts) if not self.is_placed or host == rank)
         return next(own, None)
 
-    def _send_task(self, rank: int, state: RankState, outgoing: Outgoing, task: Assignment) -> None:
+    def _send_task(
+        self, rank: int, state: RankState, outgoing: DispatchFrames, task: Assignment
+    ) -> None:
         if state.version != task.base_version:
             state.version, state.levels = task.base_version, set()
         if state.mask_id != task.mask_id:
             state.mask_id, state.num_known = task.mask_id, 0
-        for level in self._levels_to_send(state, task):
+        is_whole = self.config.transmission == "whole"
+        for level in state.levels_to_send(task, whole=is_whole):
             with self.tracer.span("encode", version=task.base_version):
                 parts = outgoing.frame(level, with_positions=level >= state.num_known)
             self.transport.send(rank, Tag.FRAME, *parts)
             state.num_known = max(state.num_known, level + 1)
         self.transport.send(rank, Tag.TASK, json.dumps(task.as_json()).encode())
-
-    def _levels_to_send(self, state: RankState, task: Assignment) -> range:
-        """Increments the rank lacks; a whole sub-model is sent anew for each level, as it is
-        charged.
-        """
-        if self.config.transmission == "whole":
-            is_new = task.level not in state.levels
-            state.levels.add(task.level)
-            return range(task.level + 1 if is_new else 0)
-        missing = range(len(state.levels), task.level + 1)
-        state.levels.update(missing)
-        return missing
 
     def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
@@ -236,18 +170,9 @@ class RankPool:
         if chunk.part.level is not None:
             self._send_ladder(rank, state, evaluation.ladder)
         state.chunks.append(chunk)
-        norms = self._missing_norms(state, evaluation, chunk.part.level)
+        norms = state.missing_norms(evaluation, chunk.part.level)
         task = {"version": evaluation.version, **chunk.part._asdict(), "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task | {"norms": norms}).encode())
-
-    def _missing_norms(
-        self, state: RankState, evaluation: Evaluation, level: int | None
-    ) -> list[float] | None:
-        """[S] statistics that the rank needs and has not; None without any."""
-        if level not in evaluation.statistics or level in state.norm_levels:
-            return None
-        state.norm_levels.add(level)
-        return [float(value) for value in evaluation.statistics[level]]
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
         """Every rank has the version's frame."""
@@ -301,7 +226,7 @@ class RankPool:
         if message.tag == Tag.FAILURE:
             self._fail(json.loads(bytes(message.payload)))
         if message.tag == Tag.TRACE:
-            self.traces[message.source] = Tracer.from_bytes(message.payload)
+            self.clocks.traces[message.source] = Tracer.from_bytes(message.payload)
             return
         if message.tag == Tag.STOP:
             self.goodbyes[message.source] = json.loads(bytes(message.payload))
@@ -354,11 +279,11 @@ class RankPool:
             self._queue(*later)
 
     def measure_offsets(self) -> None:
-        """Compares every rank's clock with this one's; only while none of them has work."""
-        for rank, offsets in self.offsets.items():
-            offsets.append(estimate_offset([self._ask_time(rank) for _ in range(ROUND_TRIPS)]))
+        """Compare every rank's clock with this one's; only while none of them has work."""
+        for rank in self.ranks:
+            self.clocks.measure(rank, self._ask_time)
 
-    def _ask_time(self, rank: int) -> tuple[float, float, float]:
+    def _ask_time(self, rank: int) -> RoundTrip:
         sent_s = time.perf_counter()
         self.transport.send(rank, Tag.CLOCK, b"")
         while (message := self.transport.recv(self.config.run.timeout_s)).tag != Tag.CLOCK:
@@ -366,18 +291,9 @@ class RankPool:
         return sent_s, struct.unpack("<d", message.payload)[0], time.perf_counter()
 
     def rank_traces(self) -> list[RankTrace]:
-        """The timeline's rows: what every rank did, in this rank's time."""
-        mine = RankTrace(0, socket.gethostname(), self.tracer.spans())
-        return [mine] + [
-            RankTrace(
-                rank,
-                self.goodbyes[rank]["host"],
-                align(trace.spans(), *self.offsets[rank]),
-                tuple(self.offsets[rank]),
-                trace.num_dropped,
-            )
-            for rank, trace in sorted(self.traces.items())
-        ]
+        """Return the timeline's rows: what every rank did, in this rank's time."""
+        hosts = {rank: goodbye["host"] for rank, goodbye in self.goodbyes.items()}
+        return self.clocks.aligned(self.tracer, hosts)
 
     @property
     def is_idle(self) -> bool:

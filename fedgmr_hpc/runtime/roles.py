@@ -23,12 +23,8 @@ from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.reporting.console import print_error, say
-from fedgmr_hpc.runtime.experiment import (
-    DISK_FAULTS,
-    Experiment,
-    prepare_experiment,
-    serve,
-)
+from fedgmr_hpc.runtime.experiment import serve
+from fedgmr_hpc.runtime.preparation import DISK_FAULTS, Experiment, prepare_experiment
 from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.storage.reader import Result
@@ -44,7 +40,6 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 START_TIMEOUT_S = 1200.0  # decoding a large data set on rank 0 keeps the others waiting
-# decoding a large data set on rank 0 keeps the others waiting
 
 
 def lead(
@@ -91,11 +86,11 @@ def _try_prepare(
         print_error(str(error))
         is_disk = isinstance(error, OSError) and error.errno in DISK_FAULTS
         return EXIT_FAILED if is_disk else EXIT_BAD_INPUT
-    if experiment.start is None:
+    if experiment.plan is None:
         return experiment
-    for note in experiment.start.notes:
+    for note in experiment.plan.notes:
         say(note)
-    return 0 if experiment.start.is_finished else experiment
+    return 0 if experiment.plan.is_finished else experiment
 
 
 def _begin(is_replay: bool) -> None:

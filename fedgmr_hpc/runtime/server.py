@@ -45,9 +45,10 @@ from fedgmr_hpc.runtime.evaluations import VALIDATION, Evaluator
 from fedgmr_hpc.runtime.ledger import Ledger, PositionCodes
 from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.rank_pool import RankPool
+from fedgmr_hpc.runtime.rank_state import place_clients
 from fedgmr_hpc.runtime.replay import EventLog, ReplayClock
 from fedgmr_hpc.runtime.timeline import SpanName
-from fedgmr_hpc.runtime.wall.pool import LivePool, place_clients
+from fedgmr_hpc.runtime.wall.pool import LivePool
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.storage.process import resident_bytes
 from fedgmr_hpc.storage.reader import Result
@@ -115,12 +116,13 @@ class Server:
         self.weights: Floats | None = None
         self.began_s = time.perf_counter()
         self.evaluator = Evaluator(
-            config,
+            config.eval,
             self.coordinator,
             self.pool,
             data,
             writer,
             progress,
+            num_statistics=run_layout(config).num_statistics,
             run_id=run_id,
             wall_s=self.wall_s,
         )
@@ -151,19 +153,19 @@ class Server:
             return ReplayClock(config, recorded), pool
         return VirtualClock(config.links, shares, config.seed), pool
 
-    def run(self, ends_here: Callable[[Server], bool] | None = None) -> Floats | None:
+    def run(self, should_stop: Callable[[Server], bool] | None = None) -> Floats | None:
         """Runs to the end; returns the final weights [P + D], natural order, and behind them the
         statistics of static batch norms.
 
         Args:
-            ends_here: asked between events; when it says so, the ranks end with exit code 75, and
+            should_stop: asked between events; when it says so, the ranks end with exit code 75, and
                 there are no weights.
         """
         if self.config.trace:
             self.pool.measure_offsets()
         event = self.first_event and self._handle(self.first_event)
         while self.weights is None:
-            if event is None and ends_here is not None and ends_here(self):
+            if event is None and should_stop is not None and should_stop(self):
                 break
             event = self._handle(event or self._next_event())
         while self.evaluator.is_waiting:

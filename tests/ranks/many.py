@@ -13,7 +13,7 @@ import torch
 import fedgmr_hpc
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.experiment import Experiment
+from fedgmr_hpc.runtime.preparation import Experiment
 from fedgmr_hpc.runtime.roles import follow, guard, lead
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.transport.contract import Transport

@@ -20,8 +20,8 @@ import pytest
 from launchers import LIMIT_S, MPIRUN, ROOT, TINY, last_of_each, run_job
 
 import fedgmr_hpc
+import fedgmr_hpc.runtime.checkpoints.manager as manager
 import fedgmr_hpc.runtime.experiment as experiment
-import fedgmr_hpc.runtime.resume as resume
 import fedgmr_hpc.storage.checkpoint as checkpoint
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.results.verify import verify
@@ -236,7 +236,7 @@ def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
     capfd: pytest.CaptureFixture[str],
     unbroken: dict[str, Result],
 ) -> None:
-    real: Callable[..., int] = resume.write_checkpoint
+    real: Callable[..., int] = manager.write_checkpoint
     calls = iter(range(100))
 
     def fails_at_first(*words: Any) -> int:
@@ -244,7 +244,7 @@ def test_a_run_goes_on_without_a_checkpoint_that_cannot_be_written(
             raise OSError(28, "No space left on device")
         return real(*words)
 
-    monkeypatch.setattr(resume, "write_checkpoint", fails_at_first)
+    monkeypatch.setattr(manager, "write_checkpoint", fails_at_first)
     result = run_here(tmp_path / "run.h5")
     assert differing_columns(result, unbroken["fedgmr"]) == []
     assert capfd.readouterr().err.count("No space left on device; the run goes on") == 2
@@ -270,13 +270,13 @@ def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
         STOP_REQUEST.signal_name = "SIGTERM"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume, "write_checkpoint", told_too_late)
-    monkeypatch.setattr(resume, "RETRY_S", 0.0)
-    monkeypatch.setattr(resume, "GIVE_UP_S", 0.1)
+    monkeypatch.setattr(manager, "write_checkpoint", told_too_late)
+    monkeypatch.setattr(manager, "RETRY_S", 0.0)
+    monkeypatch.setattr(manager, "GIVE_UP_S", 0.1)
     monkeypatch.setattr(STOP_REQUEST, "signal_name", None)
-    with pytest.raises(RunError, match=r"told to end by SIGTERM, but no checkpoint .*No space"):
+    with pytest.raises(RunError, match=r"stopped by SIGTERM, but no checkpoint .*No space"):
         run_here(tmp_path / "run.h5", "run.max_rounds=100000")
-    assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: told to end")
+    assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: stopped by")
 
 
 @pytest.fixture

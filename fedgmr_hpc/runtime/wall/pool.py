@@ -22,9 +22,10 @@ from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.network.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.network.throttle import WallClock
+from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.rank_pool import Outgoing as OutgoingFrames
-from fedgmr_hpc.runtime.rank_pool import RankPool, RankState
+from fedgmr_hpc.runtime.rank_pool import RankPool
+from fedgmr_hpc.runtime.rank_state import RankState
 from fedgmr_hpc.runtime.wall.transfers import Cycle, Transfers
 from fedgmr_hpc.storage.rows import TransferRow
 from fedgmr_hpc.training.chunks import Evaluation
@@ -34,11 +35,6 @@ from fedgmr_hpc.wire.pieces import Outgoing
 log = logging.getLogger("fedgmr_hpc")
 MAX_MESSAGES = 16  # taken before the links are looked at again
 LOOK_UP_S = 0.25  # the longest wait before the server looks after its other duties
-
-
-def place_clients(num_clients: int, num_ranks: int) -> dict[int, int]:
-    """The rank that hosts each client: dealt out in turn, so that every rank has fast and slow."""
-    return {client: 1 + client % (num_ranks - 1) for client in range(num_clients)}
 
 
 @dataclass(slots=True)
@@ -117,7 +113,7 @@ class LivePool(RankPool):
 
     def submit(self, dispatch: Dispatch) -> None:
         """Prepares one transfer for each client of a dispatch; `broadcast` lets them go."""
-        frames = OutgoingFrames(dispatch, self.config, self.run_id, self.codes)
+        frames = DispatchFrames(dispatch, self.config.wire.dtype, self.run_id, self.codes)
         self.num_dispatched += 1
         for task in dispatch.assignments:
             if self.rank_of[task.client] not in self.ranks:
@@ -192,7 +188,6 @@ class LivePool(RankPool):
     def _lose(self, rank: int) -> None:
         reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
         self.urgent.extendleft(reversed(self.ranks.pop(rank).chunks))
-        self.offsets.pop(rank)
         self.transport.gone.add(rank)
         log.warning("goes on without rank %d: %s", rank, reason)
         if not self.ranks and not self.is_over:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import fedgmr_hpc
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.sections import EvalConfig
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import full_masks
@@ -69,12 +70,13 @@ class Desk:
         self.restoration = SimpleNamespace(densities=[0.5, 1.0])
         data = SimpleNamespace(pool_size=lambda pool: 10, num_scored=lambda pool: 10)
         self.evaluator = Evaluator(
-            make_config({"eval": {"every_s": every_s}}),
+            EvalConfig(every_s=every_s),
             self,
             self.pool,
             data,
             SimpleNamespace(append=self.rows.append),
             SimpleNamespace(evaluated=lambda row: None),
+            num_statistics=0,
             run_id=1,
             wall_s=lambda: 0.0,
         )

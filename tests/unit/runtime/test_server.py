@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks
+from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.rank_pool import Outgoing
 from fedgmr_hpc.runtime.worker import ReceivedModel
 from fedgmr_hpc.training.chunks import Evaluation, Part
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
@@ -18,10 +17,10 @@ PACKED = np.array([10, 11, 12, 13, 14, 15], np.float32)
 DENSE = np.array([7, 8], np.float32)
 
 
-def outgoing(version: int = 4, mask_id: int = 3) -> Outgoing:
+def outgoing(version: int = 4, mask_id: int = 3) -> DispatchFrames:
     masks = cut_masks(KEYS.copy(), [0.34, 0.67, 1.0], mask_id=mask_id)
     dispatch = Dispatch(version, masks, PACKED, DENSE, ())
-    return Outgoing(dispatch, make_config({}), 99, PositionCodes())
+    return DispatchFrames(dispatch, "fp32", 99, PositionCodes())
 
 
 def sent(parts: tuple[memoryview, ...]) -> Frame:
@@ -54,7 +53,7 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received.accept(sent(outgoing().frame(0, with_positions=True)))
     in_use = received.sub_model(2)[2]
     masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
-    newer = Outgoing(Dispatch(5, masks, PACKED, DENSE, ()), make_config({}), 99, PositionCodes())
+    newer = DispatchFrames(Dispatch(5, masks, PACKED, DENSE, ()), "fp32", 99, PositionCodes())
     received.accept(sent(newer.frame(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]
     assert received.sub_model(2)[2].tolist() == [2, 4]

@@ -23,13 +23,13 @@ from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Arrival, Broadcast, VirtualClock
-from fedgmr_hpc.runtime.resume import Keeper
-from fedgmr_hpc.runtime.start import (
-    Start,
-    find_start,
+from fedgmr_hpc.runtime.checkpoints.manager import CheckpointManager
+from fedgmr_hpc.runtime.checkpoints.plan import (
+    ResumePlan,
+    adopt_checkpoint,
+    move_aside,
+    plan_resume,
     resumed_provenance,
-    set_aside,
-    take_checkpoint,
 )
 from fedgmr_hpc.storage.checkpoint import (
     Tree,
@@ -139,7 +139,7 @@ def test_going_on_from_the_older_one_puts_the_damaged_one_out_of_the_way(tmp_pat
     write_checkpoint(path, {"number": 0})
     write_checkpoint(path, {"number": 1})
     path.write_bytes(b"junk")
-    assert take_checkpoint(tmp_path / "run.h5", older(path))["number"] == 0
+    assert adopt_checkpoint(tmp_path / "run.h5", older(path))["number"] == 0
     assert names(tmp_path) == {"run.ckpt", "run.ckpt.damaged"}
     assert read_checkpoint(path)["number"] == 0
 
@@ -360,19 +360,19 @@ def save(path: Path, values: dict[str, object], num_rows: dict[str, int]) -> Non
 
 def test_a_start_tells_finished_resumed_and_fresh_apart(tmp_path: Path) -> None:
     path, config = tmp_path / "run.h5", make_config({})
-    assert find_start(path, config).notes == (
+    assert plan_resume(path, config).notes == (
         f"no checkpoint {tmp_path / 'run.ckpt'} yet: starts from the beginning",
     )
     num_rows = write_results(path)
-    again = find_start(path, config)
+    again = plan_resume(path, config)
     assert not again.checkpoint and again.notes[0].endswith(f"becomes {tmp_path / 'run.h5.old'}")
     save(path, {}, num_rows)
-    assert find_start(path, config) == Start(checkpoint=checkpoint_path(path))
+    assert plan_resume(path, config) == ResumePlan(checkpoint=checkpoint_path(path))
     path.unlink()
     with pytest.raises(ValueError, match="which is not there, but its checkpoint is"):
-        find_start(path, config)
+        plan_resume(path, config)
     write_results(path, "finished", np.ones(4, np.float32))
-    assert find_start(path, config).is_finished
+    assert plan_resume(path, config).is_finished
     assert names(tmp_path) == {"run.h5"}  # of its checkpoints nothing is left
 
 
@@ -383,15 +383,15 @@ def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path
     saved = {"config": config.model_dump(mode="json"), "server": server}
     where = checkpoint_path(path)
     write_checkpoint(where, {**saved, "num_rows": num_rows, "data_xxh3": "aa11"})
-    assert find_start(path, config, "aa11").checkpoint
+    assert plan_resume(path, config, "aa11").checkpoint
     with pytest.raises(ValueError) as wrong:
-        find_start(path, config, "bb22")
+        plan_resume(path, config, "bb22")
     assert str(wrong.value) == (
         "data.root: got '/there', whose data have the fingerprint bb22, "
         f"allowed with {where}: data with aa11"
     )
     write_checkpoint(where, {**saved, "num_rows": num_rows})  # from before there were any
-    assert find_start(path, config, "bb22").checkpoint
+    assert plan_resume(path, config, "bb22").checkpoint
 
 
 @pytest.mark.parametrize(
@@ -415,9 +415,9 @@ def test_the_older_generation_stands_in_for_one_that_does_not_fit(
     save(path, {}, num_rows)
     newest = checkpoint_path(path)
     spoil(newest, num_rows)
-    start = find_start(path, config)
+    start = plan_resume(path, config)
     assert start.checkpoint == older(newest)
-    assert why in start.notes[0] and f"goes on from the older {older(newest)}" in start.notes[0]
+    assert why in start.notes[0] and f"resumes from the older {older(newest)}" in start.notes[0]
 
 
 def respoil(path: Path, num_rows: dict[str, int], chain: int) -> None:
@@ -431,10 +431,10 @@ def respoil(path: Path, num_rows: dict[str, int], chain: int) -> None:
 def test_finished_is_believed_only_with_the_weights_of_its_last_evaluation(tmp_path: Path) -> None:
     path, config = tmp_path / "run.h5", make_config({})
     num_rows = write_results(path, "finished")
-    (again,) = find_start(path, config).notes[:1]
+    (again,) = plan_resume(path, config).notes[:1]
     assert again == f"{path} says that it is finished, but it has no weights"
     save(path, {}, num_rows)
-    start = find_start(path, config)
+    start = plan_resume(path, config)
     assert start.checkpoint == checkpoint_path(path) and start.notes == (again,)
     assert checkpoint_path(path).exists()
 
@@ -443,7 +443,7 @@ def test_a_start_names_every_key_that_may_not_differ(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     save(path, {"seed": 1, "links": {"merge_s": 0.25}}, write_results(path))
     with pytest.raises(ValueError) as wrong:
-        find_start(path, make_config({"run": {"max_rounds": 9}}))
+        plan_resume(path, make_config({"run": {"max_rounds": 9}}))
     where = f"allowed with the checkpoint {tmp_path / 'run.ckpt'}"
     assert str(wrong.value).splitlines() == [
         f"links.merge_s: got 0.5, {where}: 0.25",
@@ -469,7 +469,7 @@ def test_a_file_of_another_configuration_is_never_taken_for_this_one(
     path = tmp_path / "run.h5"
     write_results(path, status)
     with pytest.raises(ValueError) as wrong:
-        find_start(path, make_config(values))
+        plan_resume(path, make_config(values))
     assert str(wrong.value) == named.format(path)
     assert names(tmp_path) == {"run.h5"}
 
@@ -485,13 +485,13 @@ def test_limits_and_where_things_are_may_differ(tmp_path: Path) -> None:
         "transport": "gloo",
         "device": "cpu",
     }
-    assert find_start(path, make_config(values)).checkpoint
+    assert plan_resume(path, make_config(values)).checkpoint
 
 
 def test_results_without_a_checkpoint_are_put_aside_not_lost(tmp_path: Path) -> None:
     (tmp_path / "run.h5").write_text("rows")
-    set_aside(tmp_path / "run.h5")
-    set_aside(tmp_path / "run.h5")
+    move_aside(tmp_path / "run.h5")
+    move_aside(tmp_path / "run.h5")
     assert (tmp_path / "run.h5.old").read_text() == "rows" and not (tmp_path / "run.h5").exists()
 
 
@@ -515,12 +515,12 @@ def test_a_checkpoint_on_the_wall_clock_waits_for_evaluations_but_not_for_ever(
         evaluator=SimpleNamespace(is_waiting=True),
         coordinator=SimpleNamespace(version=3, admission=SimpleNamespace(is_closing=True)),
     )
-    keeper, written, now_s = Keeper(tmp_path / "run.h5", config, StopRequest()), [], 0.0
-    monkeypatch.setattr(keeper, "_write", lambda server: written.append(now_s))
+    manager, written, now_s = CheckpointManager(tmp_path / "run.h5", config, StopRequest()), [], 0.0
+    monkeypatch.setattr(manager, "_write", lambda server: written.append(now_s))
     for now_s in (99.0, 101.0, 199.0, 221.0):
-        keeper.tried_s = time.perf_counter() - now_s
-        assert not keeper.ends_here(server)
+        manager.tried_s = time.perf_counter() - now_s
+        assert not manager.should_stop(server)
     assert written == [221.0]
-    server.evaluator.is_waiting, keeper.tried_s = False, time.perf_counter() - 101.0
-    keeper.ends_here(server)
+    server.evaluator.is_waiting, manager.tried_s = False, time.perf_counter() - 101.0
+    manager.should_stop(server)
     assert len(written) == 2

@@ -18,7 +18,7 @@ import fedgmr_hpc.runtime.roles as roles
 import fedgmr_hpc.storage.ownership as ownership
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.runtime.experiment import prepare_experiment
+from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.storage.checkpoint import read_checkpoint, write_checkpoint
 from fedgmr_hpc.storage.ownership import NotOwner, Owner, Record, claim, describe_self, find_owners
 from fedgmr_hpc.storage.reader import read_result
@@ -211,7 +211,7 @@ def test_a_full_disk_is_a_failure_and_no_wrong_input(
     config = load_config(None, ["clients.count=2", f"results.path={results}"])
     for place in (
         "fedgmr_hpc.storage.ownership._make",
-        "fedgmr_hpc.runtime.experiment.tempfile.TemporaryFile",
+        "fedgmr_hpc.runtime.preparation.tempfile.TemporaryFile",
     ):
         with monkeypatch.context() as patched:
             patched.setattr(place, refuse)

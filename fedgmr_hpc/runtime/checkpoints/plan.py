@@ -1,9 +1,9 @@
-"""How a run with a result file of its own begins: from the beginning, from a checkpoint, or not.
+"""How `--resume` begins a run: from the beginning, from a checkpoint, or not at all.
 
     result file   checkpoint   what `launch --resume` does
     none          none         starts from the beginning
     unfinished    none         starts from the beginning; the file becomes NAME.old
-    unfinished    whole        goes on from the newest generation that is whole and fits the rows
+    unfinished    whole        resumes from the newest generation that is whole and fits the rows
     finished      any          nothing, with exit code 0
     none          any          an error: its rows are missing
 
@@ -44,12 +44,13 @@ _SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePlan:
     """How a run begins that may be a resumed one.
 
     Attributes:
-        checkpoint: the generation that it goes on from, None where it begins anew.
-        notes: what its user should know.
+        is_finished: whether there is nothing left to do.
+        checkpoint: the generation to resume from, None where the run begins anew.
+        notes: what the user should know.
     """
 
     is_finished: bool = False
@@ -57,12 +58,14 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def find_finished(results: Path, config: Config, data_xxh3: str | None = None) -> Start | None:
-    """How a run begins that is at its end, None of any other; what a kill left of its checkpoints
-    goes.
+def plan_finished(results: Path, config: Config, data_xxh3: str | None = None) -> ResumePlan | None:
+    """Plan for a finished run, and remove what a kill left of its checkpoints.
 
     Args:
-        data_xxh3: the fingerprint of the data that the run would go on with, if that counts.
+        data_xxh3: the fingerprint of the data that the run would be resumed with, if that counts.
+
+    Returns:
+        None where the run is not finished.
 
     Raises:
         ValueError: it is of another configuration or of other data.
@@ -75,20 +78,20 @@ def find_finished(results: Path, config: Config, data_xxh3: str | None = None) -
     if doubt(begun):
         return None
     remove_checkpoints(checkpoint_path(results))
-    return Start(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
+    return ResumePlan(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
 
 
-def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> Start:
-    """Looks for what `results` and its checkpoint say.
+def plan_resume(results: Path, config: Config, data_xxh3: str | None = None) -> ResumePlan:
+    """Plan from what the result file and its checkpoints say.
 
     Args:
-        data_xxh3: as for `find_finished`.
+        data_xxh3: as for `plan_finished`.
 
     Raises:
         ValueError: no checkpoint is whole and fits, or it is of another configuration or of other
             data.
     """
-    finished = find_finished(results, config, data_xxh3)
+    finished = plan_finished(results, config, data_xxh3)
     if finished is not None:
         return finished
     path, begun = checkpoint_path(results), _read_begun(results)
@@ -101,15 +104,15 @@ def find_start(results: Path, config: Config, data_xxh3: str | None = None) -> S
             _check_config(begun.config, config, results, RESUMED)
         if results.exists():
             note += f"; {results} as it was becomes {moved_aside_path(results)}"
-        return Start(notes=(*doubts, note))
+        return ResumePlan(notes=(*doubts, note))
     if not results.exists():
         raise ValueError(
             f"results.path: got {results}, which is not there, but its checkpoint is: "
             f"bring it back, or remove {path}*"
         )
     file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3)
-    notes = (f"{wrong}; goes on from the older {file}",) if wrong else ()
-    return Start(checkpoint=file, notes=(*doubts, *notes))
+    notes = (f"{wrong}; resumes from the older {file}",) if wrong else ()
+    return ResumePlan(checkpoint=file, notes=(*doubts, *notes))
 
 
 def _read_begun(results: Path) -> Result | None:
@@ -176,8 +179,8 @@ def check_data(then: str | None, now: str | None, config: Config, of: Path) -> N
         )
 
 
-def take_checkpoint(results: Path, file: Path) -> Tree:
-    """Reads the generation to go on from, which is the newest by name from now on.
+def adopt_checkpoint(results: Path, file: Path) -> Tree:
+    """Read the generation to resume from, and make it the newest by name.
 
     Raises:
         ValueError: it is damaged.
@@ -192,14 +195,14 @@ def take_checkpoint(results: Path, file: Path) -> Tree:
     return saved
 
 
-def set_aside(results: Path) -> None:
-    """Moves an unfinished result file without a checkpoint out of the way, to NAME.old."""
+def move_aside(results: Path) -> None:
+    """Move an unfinished result file without a checkpoint out of the way, to NAME.old."""
     if results.exists():
         os.replace(results, moved_aside_path(results))
 
 
 def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> dict[str, str]:
-    """The provenance of a resumed run: that of its start, and what was different since."""
+    """Return the provenance of a resumed run: that of its start, and what changed since."""
     then = before.provenance
     number = 1 + sum(key.startswith("resume_") for key in then)
     different = {key: value for key, value in now.items() if then.get(key) != value}

@@ -1,0 +1,172 @@
+"""What is checked and claimed before a run: inputs, data, ranks, result file, owner.
+
+Rank 0 prepares alone, so that a mistake is reported once (runtime/roles.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from fedgmr_hpc.config.files import render_config
+from fedgmr_hpc.config.identity import method_slug
+from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.network.link_traces import load_trace
+from fedgmr_hpc.runtime.checkpoints.plan import (
+    ResumePlan,
+    check_data,
+    plan_finished,
+    plan_resume,
+)
+from fedgmr_hpc.runtime.replay import ReplayClock
+from fedgmr_hpc.runtime.server import load_availability
+from fedgmr_hpc.storage.checkpoint import has_checkpoint
+from fedgmr_hpc.storage.ownership import Owner, claim, describe_self
+from fedgmr_hpc.storage.reader import Result
+from fedgmr_hpc.storage.run_files import checkpoint_path
+from fedgmr_hpc.transport.termination import STOP_REQUEST
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked run: configuration, data, and where the results go."""
+
+    config: Config
+    data: FederatedData
+    path: Path
+    run_id: int
+    recorded: Result | None = None  # the run to replay
+    plan: ResumePlan | None = None  # of a run that may be a resumed one
+    owner: Owner | None = None  # of its files, until `serve` returns
+
+    def check_owner(self) -> None:
+        """Fails where another process has taken the run over.
+
+        Raises:
+            NotOwner: it has.
+        """
+        if self.owner is not None:
+            self.owner.check()
+
+
+def check_inputs(config: Config) -> FederatedData:
+    """Read the files that a configuration names.
+
+    Returns:
+        Its data.
+
+    Raises:
+        ValueError: one is missing or damaged, or does not fit the clients.
+    """
+    data, links = FederatedData(config), config.links
+    load_availability(config)
+    if links.trace is not None:
+        load_trace(links.trace, config.clients.count, links.trace_period_s)
+    return data
+
+
+def prepare_experiment(
+    config: Config, recorded: Result | None = None, resumes: bool = False
+) -> Experiment:
+    """Check whatever can be checked before any rank works: inputs, data, result file, owner.
+
+    Args:
+        recorded: the run to replay.
+        resumes: whether to continue the run whose result file is there.
+
+    Returns:
+        The run, whose files belong to this process until `serve` returns.
+
+    Raises:
+        ValueError: data missing, damaged, too small for the clients or other than those of the
+            run to go on with or to replay, the results file exists or its checkpoint does not fit,
+            or the log to replay is damaged or of another configuration, or another process is
+            the owner of the results.
+        OSError: the disk is full or failing.
+    """
+    if recorded is not None:
+        ReplayClock(config, recorded)
+    data = check_inputs(config)
+    if recorded is not None:
+        then = recorded.provenance.get("data_xxh3")
+        check_data(then, data.fingerprint, config, recorded.path)
+    path = Path(config.results.path or _default_path(config)).expanduser()
+    text = render_config(config)
+    run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
+    run = Experiment(config, data, path, run_id, recorded)
+    finished = plan_finished(path, config, data.fingerprint) if resumes else None
+    if finished is not None:
+        return replace(run, plan=finished)
+    _make_folder(path.parent)
+    owner = claim(path, describe_self(f"{run_id:016x}"), lambda: STOP_REQUEST.should_stop)
+    try:
+        return replace(run, owner=owner, plan=_plan(run, resumes))
+    except BaseException:
+        owner.release()
+        raise
+
+
+def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
+    """Plan how the run begins; None for one that needs a new file.
+
+    Raises:
+        ValueError: there is a file, or it cannot be gone on with.
+    """
+    if resumes:
+        return plan_resume(run.path, run.config, run.data.fingerprint)
+    if run.path.exists():
+        hint = "; --resume continues it" if has_checkpoint(checkpoint_path(run.path)) else ""
+        raise ValueError(f"results.path: {run.path} exists and is never overwritten{hint}")
+    return None
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the results, and check that files can be made in it.
+
+    Raises:
+        ValueError: they cannot.
+        OSError: the disk is full or failing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(error, f"cannot make {folder}") from None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _refused(error, f"cannot write in {folder}") from None
+
+
+def _refused(error: OSError, what: str) -> ValueError | OSError:
+    """A full disk is no wrong input."""
+    text = f"results.path: {what}: {error.strerror}"
+    return OSError(error.errno, text) if error.errno in DISK_FAULTS else ValueError(text)
+
+
+def _default_path(config: Config) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return (
+        f"results/{config.data.name}-{method_slug(config)}-{config.clients.level}"
+        f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
+    )
+
+
+def describe_idle_ranks(num_clients: int, num_ranks: int) -> str:
+    """What a run on `num_ranks`, the server's included, wastes; "" where each has a client."""
+    num_idle = num_ranks - 1 - num_clients
+    if num_idle <= 0:
+        return ""
+    return (
+        f"{num_ranks - 1} client ranks for clients.count = {num_clients}: {num_idle} more than can "
+        f"train; {num_clients + 1} ranks are enough"
+    )

@@ -1,0 +1,70 @@
+"""What the server knows of each client rank: which clients it hosts, what it holds and owes.
+
+Shapes: S statistics of static batch norms.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.training.chunks import Chunk, Evaluation
+
+
+def host_rank(client: int, num_ranks: int) -> int:
+    """Return the rank of a client that must stay on one: dealt out in turn."""
+    return 1 + client % (num_ranks - 1)
+
+
+def place_clients(num_clients: int, num_ranks: int) -> dict[int, int]:
+    """Return the rank that hosts each client, so that every rank has fast and slow ones."""
+    return {client: host_rank(client, num_ranks) for client in range(num_clients)}
+
+
+@dataclass
+class RankState:
+    """What a client rank holds and owes.
+
+    Attributes:
+        owes: answers that are still to come from it.
+        chunks: of these, the parts of evaluations, in the order in which they were sent.
+        version: of the model that it trains on.
+        levels: increments of that version that it has.
+        mask_id: of the masks whose positions it has, up to `num_known` levels.
+        eval_version: of the model that it evaluates.
+        ladder_id: mask id of the ladder that it evaluates sub-models with.
+        norm_levels: levels of that model whose statistics it has, None for the whole.
+    """
+
+    owes: int = 0
+    chunks: deque[Chunk] = field(default_factory=deque)
+    version: int = -1
+    levels: set[int] = field(default_factory=set)
+    mask_id: int = -1
+    num_known: int = 0
+    eval_version: int = -1
+    ladder_id: int = -1
+    norm_levels: set[int | None] = field(default_factory=set)
+
+    def levels_to_send(self, task: Assignment, *, whole: bool) -> range:
+        """Return the increments that the rank lacks for a task, and take them as sent.
+
+        Args:
+            whole: whether sub-models travel whole, as `transmission=whole` charges them: then each
+                level is sent anew from the first increment on.
+        """
+        if whole:
+            is_new = task.level not in self.levels
+            self.levels.add(task.level)
+            return range(task.level + 1 if is_new else 0)
+        missing = range(len(self.levels), task.level + 1)
+        self.levels.update(missing)
+        return missing
+
+    def missing_norms(self, evaluation: Evaluation, level: int | None) -> list[float] | None:
+        """Return the statistics [S] that the rank lacks, and take them as sent; None without."""
+        if level not in evaluation.statistics or level in self.norm_levels:
+            return None
+        self.norm_levels.add(level)
+        return [float(value) for value in evaluation.statistics[level]]
