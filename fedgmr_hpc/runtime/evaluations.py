@@ -125,15 +125,15 @@ class Evaluator:
         return bool(self._open or self._cut)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, when no rows are to come."""
+        """Return what `restore` takes back, when no rows are to come."""
         return {"num_looks": self._num_looks, "cut_version": self._cut_version}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         self._num_looks, self._cut_version = state["num_looks"], state["cut_version"]
 
     def validate(self, command: Evaluate, now_s: float) -> Evaluation:
-        """Begins the evaluation of a refresh, the validation set before anything else."""
+        """Begin the evaluation of a refresh, the validation set before anything else."""
         sheet = self._begin(command, now_s)
         sheet.rows.append((EvaluationRow, now_s))
         self._open.append(sheet)
@@ -151,7 +151,7 @@ class Evaluator:
         self.write_rows()
 
     def look(self, before_s: float) -> None:
-        """Gives the current version the looks that are due before a time."""
+        """Give the current version the looks that are due before a time."""
         times = self._due_times(before_s)
         if not times:
             return
@@ -184,7 +184,7 @@ class Evaluator:
         return self._newest
 
     def _norms(self, evaluation: Evaluation, level: int | None = None) -> list[Part]:
-        """The pass that gives static batch norms their statistics, if there are any."""
+        """Return the pass that gives static batch norms their statistics, if there are any."""
         parts = [Part("norms", level)] if self._num_statistics else []
         evaluation.chunks |= {part: self._chunks(part) for part in parts}
         return parts
@@ -215,7 +215,7 @@ class Evaluator:
         )
 
     def _score_levels(self, sheet: _Sheet) -> None:
-        """Has a version scored at each level that lacks something of the whole model."""
+        """Have a version scored at each level that lacks something of the whole model."""
         evaluation = sheet.evaluation
         if not self.config.submodels or evaluation.version <= self._cut_version:
             return
@@ -241,7 +241,7 @@ class Evaluator:
         return correct / num_scored, loss_sum / num_scored
 
     def _figures(self, evaluation: Evaluation, level: int | None = None) -> dict[str, float]:
-        """The scores of a row, by column."""
+        """Return the scores of a row, by column."""
         val_accuracy, val_loss = self._scores(evaluation, Part("validation", level))
         test_accuracy, test_loss = self._scores(evaluation, Part("test", level))
         return {
@@ -253,7 +253,7 @@ class Evaluator:
         }
 
     def write_rows(self) -> None:
-        """Writes the rows of the versions that are through, in their order."""
+        """Write the rows of the versions that are through, in their order."""
         while self._open and self._open[0].is_known:
             sheet = self._open.popleft()
             rows = [self._row(sheet, row_type, at_s) for row_type, at_s in sheet.rows]

@@ -29,7 +29,7 @@ class PositionCodes:
         self._mask_id, self._codes = -1, dict[int, CodedPositions]()
 
     def code(self, masks: MaskSet, level: int) -> CodedPositions:
-        """Codec and bytes of a level's increment."""
+        """Return the codec and bytes of a level's increment."""
         if masks.mask_id < self._mask_id:  # a dispatch that waited while masks were cut
             return encode_positions(masks.positions(level), masks.size)
         if masks.mask_id > self._mask_id:
@@ -54,7 +54,7 @@ class Ledger:
         self._known = [(-1, -1)] * num_clients  # (mask id, highest level) whose positions it has
 
     def charge_dispatch(self, dispatch: Dispatch) -> Broadcast:
-        """Charges a dispatch; returns it as the links see it."""
+        """Charge a dispatch; return it as the links see it."""
         masks, assignments = dispatch.masks, dispatch.assignments
         groups = [assignments]
         if self.config.transmission == "whole":
@@ -75,7 +75,7 @@ class Ledger:
         begin: int,
         listeners: list[Listener],
     ) -> int:
-        """Lays increments 0..top behind `begin`, everybody's part ending after its level."""
+        """Lay increments 0..top behind `begin`, everybody's part ending after its level."""
         lacks = {a.client: self._lacking(a) for a in group}
         end, own, ends = begin, dict.fromkeys(lacks, 0), {}
         for level in range(max(a.level for a in group) + 1):
@@ -111,7 +111,7 @@ class Ledger:
         return plain, len(self.codes.code(masks, level)[1])
 
     def upload_bytes(self, assignment: Assignment) -> int:
-        """Length of the update that answers an assignment."""
+        """Return the length of the update that answers an assignment."""
         if self.config.links.size == "nominal":
             return max(1, round(self.config.links.nominal_mb * 1e6 * assignment.density))
         extra = assignment.num_kept if self.config.submodel.score == "g" else 0
@@ -124,7 +124,7 @@ class Ledger:
         self._known = [(-1, -1)] * len(self._known)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back."""
+        """Return what `restore` takes back."""
         return {
             "up_bytes": self.up_bytes,
             "down_bytes": self.down_bytes,
@@ -134,14 +134,14 @@ class Ledger:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Go back to a saved state."""
         self.up_bytes, self.down_bytes = state["up_bytes"], state["down_bytes"]
         self.server_up_bytes, self.server_down_bytes = state["server_bytes"]
         self.last_down_bytes = state["last_down_bytes"]
         self._known = [(mask_id, level) for mask_id, level in state["known"]]
 
     def charge_upload(self, assignment: Assignment) -> int:
-        """Charges an upload that has arrived; returns its bytes."""
+        """Charge an upload that has arrived; return its bytes."""
         size = self.upload_bytes(assignment)
         self.up_bytes[assignment.client] += size
         self.server_down_bytes += size

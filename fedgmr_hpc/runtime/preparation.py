@@ -49,7 +49,7 @@ class Experiment:
     owner: Owner | None = None  # of its files, until `serve` returns
 
     def check_owner(self) -> None:
-        """Fails where another process has taken the run over.
+        """Fail where another process has taken the run over.
 
         Raises:
             NotOwner: it has.
@@ -148,7 +148,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _refused(error: OSError, what: str) -> ValueError | OSError:
-    """A full disk is no wrong input."""
+    """Return the error to raise: a full disk is no wrong input."""
     text = f"results.path: {what}: {error.strerror}"
     return OSError(error.errno, text) if error.errno in DISK_FAULTS else ValueError(text)
 

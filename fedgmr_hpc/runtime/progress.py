@@ -133,7 +133,7 @@ class Progress:
             course_log.info(self._compose(clock_s))
 
     def _compose(self, clock_s: float) -> str:
-        """The line as things stand, the last evaluation included."""
+        """Return the line as things stand, the last evaluation included."""
         if self._state is None:
             return ""
         round, now_s, mean_density, up_bytes, down_bytes = self._state
@@ -154,7 +154,7 @@ class Progress:
         return f"{(round - start_round) / elapsed_s:.3g} rounds/s" if elapsed_s > 0 else ""
 
     def _eta(self, clock_s: float, round: int, now_s: float) -> str:
-        """Wall time to the limit that comes first, at the speed since this process began."""
+        """Return the wall time to the limit that comes first, at the speed so far."""
         start_s, start_round, start_now_s = self._start or (clock_s, round, now_s)
         limits = ((self._total_rounds, round, start_round), (self._total_s, now_s, start_now_s))
         left_s = [

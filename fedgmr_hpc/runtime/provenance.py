@@ -51,7 +51,7 @@ def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def rank_software(transport: Transport, device: str = "cpu") -> dict[str, str]:
-    """What this rank runs on, as the texts of its row in the result: the transport, the MPI
+    """Return what this rank runs on, as the texts of its row in the result: the transport, the MPI
     library, loaded modules, GPU and driver (both "" on the CPU), versions of the packages."""
     library = getattr(transport, "library", "")
     is_cuda = device.startswith("cuda")

@@ -73,7 +73,7 @@ class RankPool:
         self.pinged_s = time.perf_counter()
 
     def submit(self, dispatch: Dispatch) -> None:
-        """Queues a dispatch: a small sub-model for every rank, so that all begin at once, then the
+        """Queue a dispatch: a small sub-model for every rank, so that all begin at once, then the
         large ones, so that the last update to come back is small again; equals by client, as they
         are likely to arrive."""
         outgoing = DispatchFrames(dispatch, self.config.wire.dtype, self.run_id, self.codes)
@@ -86,7 +86,7 @@ class RankPool:
     def evaluate(
         self, evaluation: Evaluation, parts: Sequence[Part], *, is_awaited: bool = False
     ) -> None:
-        """Queues parts of an evaluation, for idle time unless they are awaited."""
+        """Queue parts of an evaluation, for idle time unless they are awaited."""
         if evaluation.version not in self.evaluations:
             # A rank holds one version for evaluation, so what is left of the last one goes first.
             self.urgent.extend(self.idle_time)
@@ -98,7 +98,7 @@ class RankPool:
         self._hand_over()
 
     def _queue(self, evaluation: Evaluation, part: Part, is_awaited: bool) -> None:
-        """Queues a part, or lets it wait for the statistics of what it is to score, and for those
+        """Queue a part, or let it wait for the statistics of what it is to score, and for those
         that an older version waits for: a rank does not go back to that."""
         before = [each for v, each in self.evaluations.items() if v < evaluation.version]
         if any(each.waiting for each in before):
@@ -113,11 +113,11 @@ class RankPool:
         queue.extend(Chunk(evaluation, part, start) for start in evaluation.chunks[part])
 
     def _hand_over(self) -> None:
-        """Waits until the ranks have what they need, before the server turns to other work."""
+        """Wait until the ranks have what they need, before the server turns to other work."""
         self.transport.flush(self.config.run.timeout_s)
 
     def _feed(self) -> None:
-        """Gives ranks with room their next piece of work."""
+        """Give ranks with room their next piece of work."""
         for depth in range(1, PREFETCH + 1):
             for rank, state in self.ranks.items():
                 is_fed = state.owes >= depth or self._feed_rank(rank, state, is_idle=not state.owes)
@@ -125,7 +125,7 @@ class RankPool:
                     return  # nothing waits for any other rank either
 
     def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> bool:
-        """Sends one task; False if none is waiting. Test chunks only fill idle time."""
+        """Send one task; False if none is waiting. Test chunks only fill idle time."""
         if self.urgent:
             self._send_chunk(rank, state, self.urgent.popleft())
         elif (index := self._find_task(rank)) is not None:
@@ -140,7 +140,7 @@ class RankPool:
         return True
 
     def _find_task(self, rank: int) -> int | None:
-        """The first waiting task that the rank may take."""
+        """Return the first waiting task that the rank may take."""
         hosts = (host_rank(task.client, self.transport.size) for _, task in self.tasks)
         own = (index for index, host in enumerate(hosts) if not self.is_placed or host == rank)
         return next(own, None)
@@ -185,7 +185,7 @@ class RankPool:
             self.transport.send(rank, Tag.MASKS, *pack_tree(fields_of(ladder)))
 
     def pump(self, awaited: str) -> None:
-        """Takes one message from a rank.
+        """Take one message from a rank.
 
         Raises:
             RankFailed: the message is a rank's failure.
@@ -215,7 +215,7 @@ class RankPool:
                     ) from None
 
     def _ping(self) -> None:
-        """Tells ranks without work that the server lives, so that their deadlines are real."""
+        """Tell ranks without work that the server lives, so that their deadlines are real."""
         now_s = time.perf_counter()
         if now_s - self.pinged_s > self.config.run.timeout_s / PINGS_PER_TIMEOUT:
             self.pinged_s = now_s
@@ -302,7 +302,7 @@ class RankPool:
         return not (is_owed or self.tasks or self.urgent or self.idle_time)
 
     def collect_remainders(self) -> list[dict[str, Any]]:
-        """Asks idle ranks for their clients' error feedback (feedback.py)."""
+        """Ask idle ranks for their clients' error feedback (wire/error_feedback.py)."""
         self.remainders = {}
         for rank in self.ranks:
             self.transport.send(rank, Tag.REMAINDERS, b"")
@@ -311,14 +311,14 @@ class RankPool:
         return [each for _, own in sorted(self.remainders.items()) for each in own]
 
     def give_remainders(self, remainders: Sequence[dict[str, Any]]) -> None:
-        """Has every rank take those of its clients in place of its own."""
+        """Have every rank take the error feedback of its clients in place of its own."""
         for rank in self.ranks:
             own = [r for r in remainders if host_rank(r["client"], self.transport.size) == rank]
             self.transport.send(rank, Tag.REMAINDERS, *pack_tree({"remainders": own}))
         self._hand_over()
 
     def stop(self, code: int = 0) -> None:
-        """Ends all ranks, with an exit code, once they have served what they hold, and collects
+        """End all ranks, with an exit code, once they have served what they hold, and collect
         their goodbyes.
         """
         self.tasks.clear()

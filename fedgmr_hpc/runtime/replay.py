@@ -39,7 +39,7 @@ class EventLog:
         self._chain = xxhash.xxh3_64_intdigest(content.encode())
 
     def row(self, event: Event) -> EventRow | None:
-        """The row of an event; None for the start, which needs none.
+        """Return the row of an event; None for the start, which needs none.
 
         Raises:
             ValueError: several clients are lost at once, for which a row has no room.
@@ -59,15 +59,15 @@ class EventLog:
         return None
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back."""
+        """Return what `restore` takes back."""
         return {"chain": self._chain}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on with a chain."""
+        """Go on with a chain."""
         self._chain = state["chain"]
 
     def link(self, kind: int, now_s: float, ready_s: float, client: int) -> EventRow:
-        """The next row of the chain."""
+        """Return the next row of the chain."""
         packed = _LINK.pack(self._chain, kind, now_s, ready_s, client)
         self._chain = xxhash.xxh3_64_intdigest(packed)
         return EventRow(kind, now_s, ready_s, client, self._chain)
@@ -108,7 +108,7 @@ class ReplayClock:
         return row
 
     def next(self) -> Arrival | WindowEnd | Lost | Resumed:
-        """The next logged event."""
+        """Return the next logged event."""
         row = self._take(DELIVERED, CLOSED, LOST, RESUMED)
         self._ready_s = row.ready_s
         if row.kind == DELIVERED:
@@ -120,11 +120,11 @@ class ReplayClock:
         return WindowEnd(row.now_s)
 
     def merge_end_s(self, now_s: float) -> float:
-        """When the merge of the window that has just closed was done."""
+        """Return when the merge of the window that has just closed was done."""
         return self._ready_s
 
     def validated_s(self, ready_s: float) -> float:
-        """When the validation was done."""
+        """Return when the validation was done."""
         return self._take(EVALUATED).now_s
 
     def close_at(self, at_s: float) -> None:
@@ -135,7 +135,7 @@ class ReplayClock:
 
 
 def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequence[str]) -> Config:
-    """The configuration of a recorded run, its results in a file of their own.
+    """Return the configuration of a recorded run, its results in a file of their own.
 
     Raises:
         ValueError: a source or an override would change more than where things are.
@@ -150,7 +150,7 @@ def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequenc
 
 
 def check_versions(recorded: Result, replayed: Result) -> str:
-    """One line saying that all model versions are the same.
+    """Return one line saying that all model versions are the same.
 
     Raises:
         RunError: a version differs; says which is the first.

@@ -75,7 +75,7 @@ def lead(
 def _try_prepare(
     config: Config | ValueError, recorded: Result | None, resumes: bool
 ) -> Experiment | int:
-    """The run, or the exit code if there is nothing to run."""
+    """Return the run, or the exit code if there is nothing to run."""
     try:
         if isinstance(config, ValueError):
             raise config
@@ -100,7 +100,7 @@ def _begin(is_replay: bool) -> None:
 
 
 def guard(transport: Transport, part: Callable[[], int]) -> int:
-    """Runs a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
+    """Run a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
         code = part()
         if transport.gone:
@@ -121,7 +121,7 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
 
 
 def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) -> int:
-    """A client rank: waits for the configuration, then works until the server says stop.
+    """Run a client rank: wait for the configuration, then work until the server says stop.
 
     Args:
         checks_data: whether this rank reads its node's whole data cache at the start.
@@ -147,7 +147,7 @@ def work(
     device: str = "cpu",
     checks_data: bool = False,
 ) -> int:
-    """Serves tasks on this rank; a replay is no matter of time, whatever clock the run had.
+    """Serve tasks on this rank; a replay is no matter of time, whatever clock the run had.
 
     Args:
         data_xxh3: the fingerprint of the server's data, which this rank must have, too.
@@ -209,7 +209,7 @@ def _run_threads(experiment: Experiment, server_side: Transport, client_side: Tr
 
 
 def run(config: Config) -> Result:
-    """Runs a training in this process: the server here, the clients in a thread.
+    """Run a training in this process: the server here, the clients in a thread.
 
     Args:
         config: from `load_config` or `make_config`.

@@ -60,7 +60,7 @@ log = logging.getLogger("fedgmr_hpc")
 
 
 def prunable_layers(config: Config) -> list[PrunableLayer]:
-    """The prunable tensors of a run's model as the masks see them."""
+    """Return the prunable tensors of a run's model as the masks see them."""
     is_relative = config.submodel.layer_mean
     if is_relative is None:
         is_relative = architecture(config.model.name).has_relative_scores
@@ -72,7 +72,7 @@ def prunable_layers(config: Config) -> list[PrunableLayer]:
 
 
 def load_availability(config: Config) -> Availability | None:
-    """The trace of a run's clients, None if there is none.
+    """Return the trace of a run's clients, None if there is none.
 
     Raises:
         ValueError: it cannot be read, or says something that cannot be.
@@ -132,7 +132,7 @@ class Server:
     def _make_clock(
         self, codes: PositionCodes, recorded: Result | None
     ) -> tuple[VirtualClock | ReplayClock | LivePool, RankPool]:
-        """What says what happens next, and the ranks that do the work."""
+        """Make what says what happens next, and the ranks that do the work."""
         config, shares = self.config, self.config.clients.bandwidth_shares()
         if config.clock == "wall" and recorded is None:
             rank_of = place_clients(len(shares), self.transport.size)
@@ -154,7 +154,7 @@ class Server:
         return VirtualClock(config.links, shares, config.seed), pool
 
     def run(self, should_stop: Callable[[Server], bool] | None = None) -> Floats | None:
-        """Runs to the end; returns the final weights [P + D], natural order, and behind them the
+        """Run to the end; return the final weights [P + D], natural order, and behind them the
         statistics of static batch norms.
 
         Args:
@@ -176,12 +176,12 @@ class Server:
         return self.weights
 
     def settle(self) -> None:
-        """Waits until the ranks have done all that they were given, and rows of it are written."""
+        """Wait until the ranks have done all that they were given, and rows of it are written."""
         while not self.pool.is_idle:
             self._pump("the work under way, for a checkpoint")
 
     def _handle(self, event: Event) -> Event | None:
-        """Has an event handled and the commands carried out; returns the event that one answers
+        """Have an event handled and the commands carried out; return the event that one answers
         with. Commands hold versions of the model, so none outlives this.
         """
         follow_up: Event | None = None

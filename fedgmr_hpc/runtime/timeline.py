@@ -84,7 +84,7 @@ class Tracer:
     def span(
         self, name: SpanName, client: int | None = None, version: int | None = None
     ) -> AbstractContextManager[None]:
-        """Records the time from entering to leaving, also when an exception leaves.
+        """Record the time from entering to leaving, also when an exception leaves.
 
         Raises:
             ValueError: `name` is none of `NAMES`.
@@ -108,7 +108,7 @@ class Tracer:
         client: int | None = None,
         version: int | None = None,
     ) -> None:
-        """Records a span that has ended; times in seconds of `time.perf_counter()`.
+        """Record a span that has ended; times in seconds of `time.perf_counter()`.
 
         Raises:
             ValueError: `name` is none of `NAMES`, a time is not finite, or the end comes first.
@@ -127,19 +127,19 @@ class Tracer:
                 self.num_dropped += 1
 
     def spans(self) -> Spans:
-        """A copy of the spans [S] so far, in the order in which they ended."""
+        """Return a copy of the spans [S] so far, in the order in which they ended."""
         with self._lock:
             return np.frombuffer(bytes(self._packed), SPAN)
 
     def to_bytes(self) -> bytes:
-        """All spans, 25 bytes each behind a header of 12."""
+        """Return all spans, 25 bytes each behind a header of 12."""
         with self._lock:
             num_spans = len(self._packed) // SPAN.itemsize
             return _HEADER.pack(MAGIC, num_spans, self.num_dropped) + self._packed
 
     @classmethod
     def from_bytes(cls, content: bytes | bytearray | memoryview) -> Tracer:
-        """The tracer that `to_bytes` packed.
+        """Return the tracer that `to_bytes` packed.
 
         Raises:
             ValueError: the bytes are damaged or something else.
@@ -174,7 +174,7 @@ class ClockOffset:
 
 
 def estimate_offset(samples: Iterable[tuple[float, float, float]]) -> ClockOffset:
-    """The offset by the shortest round trip; its error is at most half of that trip.
+    """Return the offset by the shortest round trip; its error is at most half of that trip.
 
     Args:
         samples: (sent_s on rank 0's clock, remote_s when the rank answered on its own, received_s
@@ -219,7 +219,7 @@ class RankTrace:
 
 
 def write_timeline(path: str | os.PathLike[str], ranks: Sequence[RankTrace]) -> None:
-    """Writes all ranks' spans as Chrome trace events, one event a line. A reader sees the whole
+    """Write all ranks' spans as Chrome trace events, one event a line. A reader sees the whole
     file or none.
 
     Times are rounded to 125 ns. A process is a rank; its rows are the rank itself and each client,
@@ -271,7 +271,7 @@ def _events(trace: RankTrace) -> Iterator[dict[str, Any]]:
 
 
 def _rows(spans: Spans) -> list[tuple[int, int]]:
-    """The row (client, lane) of each span: the first of its client's lanes that is free."""
+    """Return the row (client, lane) of each span: the first of its client's lanes that is free."""
     lanes: defaultdict[int, list[float]] = defaultdict(list)  # when each is free again
     rows = []
     for _, client, _, begin_s, end_s in spans.tolist():
@@ -287,7 +287,7 @@ def _label(kind: str, pid: int, tid: int = 0, **args: Any) -> dict[str, Any]:
 
 
 def read_timeline(path: str | os.PathLike[str]) -> list[RankTrace]:
-    """Reads what `write_timeline` wrote, spans in the order in which they began.
+    """Read what `write_timeline` wrote, spans in the order in which they began.
 
     Raises:
         ValueError: the file is damaged, or no timeline of this package.
@@ -329,7 +329,7 @@ def _rank_trace(about: dict[str, Any], rows: list[tuple[Any, ...]]) -> RankTrace
 
 
 def breakdown(spans: Spans, begin_s: float, end_s: float) -> dict[str, float]:
-    """Seconds between two times in each category of the module's table, `idle` the last.
+    """Return seconds between two times in each category of the module's table, `idle` the last.
 
     Raises:
         ValueError: the end comes first.
@@ -345,7 +345,7 @@ def breakdown(spans: Spans, begin_s: float, end_s: float) -> dict[str, float]:
 
 
 def _union_s(begins: NDArray[np.float64], ends: NDArray[np.float64]) -> float:
-    """Seconds in at least one of the intervals."""
+    """Return seconds in at least one of the intervals."""
     if not len(begins):
         return 0.0
     order = np.argsort(begins)
@@ -355,7 +355,7 @@ def _union_s(begins: NDArray[np.float64], ends: NDArray[np.float64]) -> float:
 
 
 def breakdowns(ranks: Sequence[RankTrace]) -> dict[int, dict[str, float]]:
-    """Each rank's breakdown from the first begin to the last end of any rank's span."""
+    """Return each rank's breakdown from the first begin to the last end of any rank's span."""
     begin_s = min((t.spans["begin_s"].min() for t in ranks if len(t.spans)), default=0.0)
     end_s = max((t.spans["end_s"].max() for t in ranks if len(t.spans)), default=0.0)
     return {trace.rank: breakdown(trace.spans, begin_s, end_s) for trace in ranks}

@@ -59,7 +59,7 @@ class ReceivedModel:
         self.known_ends: list[int] = []  # packed end of each level whose positions are known
 
     def accept(self, frame: Frame) -> None:
-        """Takes the next increment; levels come in ascending order, level 0 begins a version.
+        """Take the next increment; levels come in ascending order, level 0 begins a version.
 
         Raises:
             WireError: an increment is missing, or its positions were never sent.
@@ -122,7 +122,7 @@ class Worker:
         self.exit_code = 0  # with which the server wants this rank to end
 
     def run(self) -> None:
-        """Serves until STOP; a failure is reported to the server and ends the loop."""
+        """Serve until STOP; a failure is reported to the server and ends the loop."""
         try:
             while self._serve(self._receive()):
                 pass
@@ -189,7 +189,7 @@ class Worker:
     def answer(
         self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
     ) -> tuple[memoryview, ...]:
-        """Trains a client's sub-model of the version received; returns the update's frame."""
+        """Train a client's sub-model of the version received; return the update's frame."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
         trained = self.training.train(task, *received.sub_model(task.num_kept), after_step)
@@ -300,7 +300,7 @@ def report_failure(
     client: int | None = None,
     version: int | None = None,
 ) -> None:
-    """Sends an exception to the server as a value, with its traceback."""
+    """Send an exception to the server as a value, with its traceback."""
     text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
     failure = asdict(Failure(transport.rank, client, version, stage, text))
     failure["traceback"] = "".join(traceback.format_exception(error))

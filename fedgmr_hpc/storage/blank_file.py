@@ -1,6 +1,6 @@
 """A result file without rows: its datasets and texts, all of which exist before SWMR starts.
 
-What they hold is said in store.py. Shapes: C clients, P model weights, R ranks.
+What they hold is said in storage/writer.py. Shapes: C clients, P model weights, R ranks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_new(path: Path, locking: str) -> h5py.File:
 
 
 def lay_out(file: h5py.File, sizes: Sizes, texts: Texts) -> None:
-    """Makes everything that a run's file has, without rows."""
+    """Make everything that a run's file has, without rows."""
     for table, row_type in TABLES.items():
         _create_table(file, table, columns_of(row_type), sizes.num_clients, None)
     _create_table(file, "ranks", columns_of(RankRow), sizes.num_clients, sizes.num_ranks)
@@ -85,7 +85,7 @@ def _create(
 
 
 def write_texts(group: h5py.Group, texts: Texts, status: str) -> None:
-    """Writes what a run's file or group says besides its tables, with its checksums."""
+    """Write what a run's file or group says besides its tables, with its checksums."""
     group.attrs["format"] = fixed_text(FORMAT)
     put(group, "config", fixed_text(texts.config))
     put(group, "model/layout", fixed_text(texts.layout))

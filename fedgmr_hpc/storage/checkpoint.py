@@ -16,7 +16,7 @@ NaN and infinity by name. Nothing in a file is ever run.
 A file is written under a name that only its process uses (RUN.ckpt.tmp-...), forced to the disk,
 and only then takes its name; what had that name before is the older generation, RUN.ckpt.old. So
 whenever a process is killed, a whole file is there. Where the newest is damaged, or is not of the
-rows in the result file, a run goes on from the older one (start.py).
+rows in the result file, a run is resumed from the older one (runtime/checkpoints/plan.py).
 
 Shapes are those of the arrays saved.
 """
@@ -47,7 +47,7 @@ Array = NDArray[Any]
 
 
 def pack_tree(tree: Tree) -> list[memoryview]:
-    """A tree in the format of a file, in parts that still share the arrays' memory.
+    """Pack a tree in the format of a file, in parts that still share the arrays' memory.
 
     Args:
         tree: nested dicts with words as keys, lists, tuples (which become lists), numbers, words,
@@ -94,7 +94,7 @@ def _hash(array: Array) -> int:
 
 
 def unpack_tree(packed: Any) -> Tree:
-    """The tree of `pack_tree` from its bytes.
+    """Unpack what `pack_tree` has packed.
 
     Raises:
         ValueError: they are damaged.
@@ -103,10 +103,10 @@ def unpack_tree(packed: Any) -> Tree:
 
 
 def write_checkpoint(path: Path, tree: Tree, may_write: Callable[[], None] = lambda: None) -> int:
-    """Writes the next generation; returns its bytes. What fails leaves the others as they are.
+    """Write the next generation; return its bytes. What fails leaves the others as they are.
 
     Args:
-        may_write: raises an error where the names are no longer this process's (ownership.py).
+        may_write: raises an error where the names are no longer this process's.
 
     Raises:
         OSError: writing failed.
@@ -134,7 +134,7 @@ def _write(path: Path, parts: Iterable[memoryview]) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Forces the new names to the disk, where the file system can."""
+    """Force the new names to the disk, where the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -144,25 +144,25 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Removes both generations, and what kills left of others."""
+    """Remove both generations, and what kills left of others."""
     for each in (path, older(path)):
         each.unlink(missing_ok=True)
     remove_unfinished(path)
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what was never finished; only the owner of the run may."""
+    """Remove what was never finished; only the owner of the run may."""
     for each in unfinished_checkpoints(path):
         each.unlink(missing_ok=True)
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether any generation is there, damaged or not."""
+    """Return whether any generation is there, damaged or not."""
     return path.exists() or older(path).exists()
 
 
 def read_checkpoint(path: Path) -> Tree:
-    """The tree of one file; its arrays can be written to.
+    """Read the tree of one file; its arrays can be written to.
 
     Raises:
         ValueError: it is missing, damaged, or of another format; says where.

@@ -24,7 +24,7 @@ Blocks = NDArray[np.uint64]
 
 
 def block_xxh3(columns: Mapping[str, NDArray[Any]]) -> int:
-    """The checksum of some rows, given as column slices."""
+    """Return the checksum of some rows, given as column slices."""
     digest = xxhash.xxh3_64()
     for name in sorted(columns):
         digest.update(name.encode())
@@ -33,13 +33,13 @@ def block_xxh3(columns: Mapping[str, NDArray[Any]]) -> int:
 
 
 def texts_xxh3(config: str, layout: str, provenance: Mapping[str, str]) -> int:
-    """The checksum of what is written once, at the start."""
+    """Return the checksum of what is written once, at the start."""
     parts = [config, layout, *(f"{key}={provenance[key]}" for key in sorted(provenance))]
     return xxhash.xxh3_64_intdigest(_written("\0".join(parts)))
 
 
 def status_xxh3(status: str) -> int:
-    """The checksum of a status."""
+    """Return the checksum of a status."""
     return xxhash.xxh3_64_intdigest(_written(status))
 
 
@@ -48,7 +48,7 @@ def _written(text: str) -> bytes:
 
 
 def first_damaged(columns: Mapping[str, NDArray[Any]], blocks: Blocks, num_rows: int) -> int | None:
-    """The row where the first block begins that is not as it was written, None if all are.
+    """Return the row where the first block begins that is not as it was written, None if all are.
 
     Args:
         columns: the first `num_rows` rows.

@@ -48,7 +48,7 @@ class Superblock(NamedTuple):
 
 
 def read_superblock(path: Path) -> Superblock | None:
-    """The superblock of a file made by `store`; None where it is of another kind."""
+    """Return the superblock of a file made by `ResultWriter`; None where it is of another kind."""
     with path.open("rb") as file:
         head = file.read(_SUPERBLOCK.size)
     if len(head) < _SUPERBLOCK.size:
@@ -66,10 +66,10 @@ def num_missing_bytes(path: Path) -> int:
 
 
 def open_for_reading(path: Path) -> h5py.File:
-    """A finished, running or killed run's file.
+    """Open a finished, running or killed run's file.
 
     Raises:
-        OSError: HDF5 cannot open it, or it is of a format that `store` never writes: without
+        OSError: HDF5 cannot open it, or it is of a format that `ResultWriter` never writes: without
             checksums on its bookkeeping, a damaged file may keep HDF5 busy for ever.
     """
     block = read_superblock(path)
@@ -81,7 +81,7 @@ def open_for_reading(path: Path) -> h5py.File:
 
 
 def open_marked(path: Path) -> h5py.File:
-    """A file as an SWMR reader sees it, whatever its superblock says of its length.
+    """Open a file as an SWMR reader sees it, whatever its superblock says of its length.
 
     Raises:
         OSError: HDF5 cannot open it.
@@ -90,7 +90,7 @@ def open_marked(path: Path) -> h5py.File:
 
 
 def _without_lock(opened: Callable[[Any], h5py.File]) -> h5py.File:
-    """A writer in the same process has the file open already, and its locking counts."""
+    """Open without a lock, unless a writer of this process has locked the file already."""
     try:
         return opened(LOCKING["off"])
     except OSError as error:
@@ -117,7 +117,7 @@ def _limit_attempts(access_id: int) -> None:
 
 
 def own_member(group: h5py.Group, name: str) -> Any:
-    """What lies under a name in this very file and group; None where there is nothing.
+    """Return what lies under a name in this very file and group; None where there is nothing.
 
     Raises:
         ValueError: it leads elsewhere: a soft or external link, a virtual data set, or one whose
@@ -135,7 +135,7 @@ def own_member(group: h5py.Group, name: str) -> Any:
 
 
 def check_members(group: h5py.Group, depth: int = 3) -> None:
-    """Fails unless all that a group holds lies right here.
+    """Fail unless all that a group holds lies right here.
 
     Raises:
         ValueError: something leads elsewhere, or lies in more groups than `depth`.
@@ -148,7 +148,7 @@ def check_members(group: h5py.Group, depth: int = 3) -> None:
 
 
 def num_readable_rows(dataset: h5py.Dataset, num_rows: int, file_bytes: int) -> int:
-    """How many of the first `num_rows` rows lie inside a file of `file_bytes`."""
+    """Return how many of the first `num_rows` rows lie inside a file of `file_bytes`."""
     if dataset.chunks is None:
         offset = dataset.id.get_offset()
         is_inside = offset is not None and offset + dataset.id.get_storage_size() <= file_bytes
@@ -176,7 +176,7 @@ def put(group: h5py.Group, name: str, value: Any) -> None:
 
 
 def force_to_disk(file: h5py.File) -> None:
-    """Writes what libhdf5 holds and waits until it is on the disk.
+    """Write what libhdf5 holds, and wait until it is on the disk.
 
     Raises:
         OSError, RuntimeError: it is not.
@@ -186,7 +186,7 @@ def force_to_disk(file: h5py.File) -> None:
 
 
 def settle_closed(path: Path) -> None:
-    """Waits until a closed file is on the disk; whoever reads it next asks the disk.
+    """Wait until a closed file is on the disk; whoever reads it next asks the disk.
 
     Raises:
         OSError: it is not.
@@ -198,7 +198,7 @@ def settle_closed(path: Path) -> None:
 
 
 def abandon(file: h5py.File) -> None:
-    """Closes a file that could not be written to, without another byte to the disk: whatever
+    """Close a file that could not be written to, without another byte to the disk: whatever
     libhdf5 still has goes to the null device, whose place the file's descriptor takes.
     """
     if not file:
@@ -223,7 +223,7 @@ def clip_text(text: str, num_bytes: int) -> bytes:
 
 
 def describe_error(error: BaseException) -> str:
-    """The part of an HDF5 message that a user can act on."""
+    """Return the part of an HDF5 message that a user can act on."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     found = re.search(r"error message = '([^']*)'", text)
     return found.group(1) if found else (text or type(error).__name__).splitlines()[0]

@@ -24,14 +24,14 @@ DEAD = "dead?"
 
 
 def age_s(path: Path) -> float:
-    """Wall time since the file was written to."""
+    """Return the wall time since the file was written to."""
     return max(0.0, time.time() - path.stat().st_mtime)
 
 
 def shown_status(
     status: str, age_s: float, wall_s: NDArray[np.float64], config: Mapping[str, Any]
 ) -> str:
-    """The first word of a status, or `dead?` for a running one that has long been silent.
+    """Return the first word of a status, or `dead?` for a running one that has long been silent.
 
     Args:
         age_s: wall time since the file was written to.
@@ -44,7 +44,7 @@ def shown_status(
 
 
 def allowed_silence_s(wall_s: NDArray[np.float64], config: Mapping[str, Any]) -> float:
-    """How long the file of a live run may stay as it is."""
+    """Return how long the file of a live run may stay as it is."""
     flush_s = float(config.get("results", {}).get("flush_s", 0.0))
     if len(wall_s) < 2:
         return FIRST_SILENCE_S + SILENCE_GAPS * flush_s

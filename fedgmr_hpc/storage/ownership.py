@@ -78,7 +78,7 @@ class Found(NamedTuple):
 
 
 def describe_self(run: str, env: Mapping[str, str] = os.environ) -> Record:
-    """This process as an owner; a Slurm job keeps its number when it is requeued."""
+    """Describe this process as an owner; a Slurm job keeps its number when it is requeued."""
     return Record(
         run=run,
         host=os.uname().nodename,
@@ -120,7 +120,7 @@ class Owner:
         raise NotOwner(f"no longer the owner of its files: {who}; nothing more is written")
 
     def release(self) -> None:
-        """Ends ownership; what another process has made stays."""
+        """End ownership; what another process has made stays."""
         self._is_released.set()
         with suppress(OSError):
             if self.path.read_text() == self._text:
@@ -138,7 +138,7 @@ def _prefix_of(path: Path) -> str:
 
 
 def claim(results: Path, record: Record, is_told_to_end: Callable[[], bool]) -> Owner:
-    """Makes `record` the owner of a run's files, waiting for a sign of life of one before it.
+    """Make `record` the owner of a run's files, waiting for a sign of life of one before it.
 
     Args:
         results: the result file, whose folder is there.
@@ -166,7 +166,7 @@ def claim(results: Path, record: Record, is_told_to_end: Callable[[], bool]) -> 
 
 
 def find_owners(folder: Path, prefix: str) -> list[Found]:
-    """The records of a run, oldest first."""
+    """Return the records of a run, oldest first."""
     names = re.compile(rf"{re.escape(prefix)}(\d+)")
     matches = [match for name in os.listdir(folder) if (match := names.fullmatch(name))]
     found = (_read(folder / match[0], int(match[1])) for match in matches)
@@ -186,7 +186,7 @@ def _read(path: Path, epoch: int) -> Found | None:
 
 
 def _is_newest(path: Path, epoch: int, results: Path) -> bool:
-    """Whether a claim counts; one that came too late is taken back."""
+    """Return whether a claim counts; one that came too late is taken back."""
     if find_owners(results.parent, owner_prefix(results))[-1].epoch == epoch:
         return True
     path.unlink()
@@ -236,7 +236,7 @@ def _make_without_links(path: Path, text: str) -> bool:
 
 
 def _is_gone(found: Found, own: Record, is_told_to_end: Callable[[], bool]) -> bool:
-    """Whether an owner writes no more, if need be by waiting for what it does."""
+    """Return whether an owner writes no more, if need be by waiting for what it does."""
     then = found.record
     if then is not None and own.job and then.job == own.job and then.restart != own.restart:
         return then.restart < own.restart

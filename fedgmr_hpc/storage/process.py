@@ -27,7 +27,7 @@ def private_bytes() -> int:
 
 
 def pin_core(local_rank: int, num_local: int | None) -> None:
-    """Keeps this process on one of the cores it may use, another for each rank of the node; nothing
+    """Keep this process on one of the cores it may use, another for each rank of the node; nothing
     where the node has fewer cores than ranks, or the system has no such call (outside Linux)."""
     cores = own_cores()
     if num_local is not None and num_local <= len(cores):
@@ -41,17 +41,17 @@ def own_cores() -> list[int]:
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(own_cores()) or os.cpu_count() or 1
 
 
 def describe_cores() -> str:
-    """The cores that this process may use, `0 1`; `any` where the system does not tell."""
+    """Return the cores that this process may use, `0 1`; `any` where the system does not tell."""
     return " ".join(map(str, own_cores())) or "any"
 
 
 def machine_id() -> str:
-    """Names the running system and the space in which process ids mean something; empty where
+    """Name the running system and the space in which process ids mean something; empty where
     that is not told (outside Linux)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -85,7 +85,7 @@ def read_result(path: str | os.PathLike[str], *, partial: bool = False) -> Resul
 
 
 def refuse_cut(path: Path) -> None:
-    """Fails where a file that was closed is shorter than it was then.
+    """Fail where a file that was closed is shorter than it was then.
 
     Raises:
         ValueError: it is.
@@ -100,7 +100,7 @@ def refuse_cut(path: Path) -> None:
 
 
 def _check_whole(path: Path, file: h5py.File, missing_bytes: int) -> None:
-    """Fails unless all that counts lies before the end of a running or killed run's file."""
+    """Fail unless all that counts lies before the end of a running or killed run's file."""
     file_bytes = path.stat().st_size
     committed = zip(TABLES, file["committed"][...].tolist(), strict=False)  # older ones have fewer
     rows = {table: num_rows for table, num_rows in committed if table in file}
@@ -174,12 +174,12 @@ def _check_parts(path: Path, group: h5py.Group) -> None:
 
 
 def is_guarded(group: h5py.Group) -> bool:
-    """Whether a run's file or group has checksums."""
+    """Return whether a run's file or group has checksums."""
     return bool(group.attrs.get("format") != UNGUARDED_FORMAT.encode())
 
 
 def _counted(group: h5py.Group) -> dict[str, int]:
-    """How many rows of each table count; nothing where that does not lie here."""
+    """Return how many rows of each table count; nothing where that does not lie here."""
     try:
         found = own_member(group, "committed")
     except ValueError:  # which `_check_place` says
@@ -189,7 +189,7 @@ def _counted(group: h5py.Group) -> dict[str, int]:
 
 
 def _last_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
-    """How many rows `ranks` and `model` have: none before the run has ended."""
+    """Return how many rows `ranks` and `model` have: none before the run has ended."""
     return {
         part: min(len(group[part][name]) for name in column_names(group, part)) if is_ended else 0
         for part in ("ranks", "model")
@@ -197,17 +197,17 @@ def _last_rows(group: h5py.Group, is_ended: bool) -> dict[str, int]:
 
 
 def column_names(group: h5py.Group, part: str) -> list[str]:
-    """The datasets of a table."""
+    """Return the datasets of a table."""
     return ["weights"] if part == "model" else list(group[part])
 
 
 def read_columns(group: h5py.Group, part: str, num_rows: int) -> Columns:
-    """The first rows of a table, as they lie in the file."""
+    """Return the first rows of a table, as they lie in the file."""
     return {name: group[part][name][:num_rows] for name in column_names(group, part)}
 
 
 def read_texts(group: h5py.Group) -> Texts:
-    """What is written once; the provenance by key."""
+    """Return what is written once; the provenance by key."""
     provenance = {key: value.decode() for key, value in group["provenance"].attrs.items()}
     return Texts(group["config"][()].decode(), group["model/layout"][()].decode(), provenance)
 

@@ -42,12 +42,12 @@ class Result:
 
 
 def doubt(result: Result) -> str:
-    """Why a file that says `finished` is not believed; empty where it is."""
+    """Return why a file that says `finished` is not believed; empty where it is."""
     versions = result.evaluations["version"][-1:].tolist()
     last = result.merges["version"][-1:].tolist() or [0]
     if not len(result.weights):
         return "it has no weights"
-    if versions != last:  # not a run of launch.py: nobody has said what they must be
+    if versions != last:  # not a whole run: nobody has said what they must be
         return ""
     if xxhash.xxh3_64_intdigest(result.weights.tobytes()) != result.evaluations["model_xxh3"][-1]:
         return f"its weights are not those of version {last[0]}, by evaluations/model_xxh3"
@@ -70,19 +70,19 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
         if missing := [c.name for c in columns_of(TABLES[table]) if c.name not in columns]:
             raise ValueError(
                 f"results {result.path}: {table} lacks {', '.join(missing)}: it is of an older "
-                "version, which alone can go on with it"
+                "version, which alone can resume it"
             )
         kept[table] = {name: values[:wanted] for name, values in columns.items()}
     return kept
 
 
 def as_text(values: NDArray[Any]) -> NDArray[Any]:
-    """A column as it is read: fixed-size utf-8 becomes str."""
+    """Return a column as it is read: fixed-size utf-8 becomes str."""
     return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
 
 def deterministic_columns(result: Result) -> Columns:
-    """Every dataset that must not depend on ranks or machine, by its path in the file."""
+    """Return every dataset that must not depend on ranks or machine, by its path in the file."""
     tables = {
         "merges": result.merges,
         "evaluations": result.evaluations,

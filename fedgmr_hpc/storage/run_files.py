@@ -27,7 +27,7 @@ Name = str | os.PathLike[str]
 
 
 def beside(results: Name, ending: str) -> Path:
-    """The file of a run with this ending: run.h5 -> run.log."""
+    """Return the file of a run with this ending: run.h5 -> run.log."""
     results = Path(results)
     return results.with_name(_run_name(results) + ending)
 
@@ -37,65 +37,65 @@ def _run_name(results: Path) -> str:
 
 
 def part_path(results: Path) -> Path:
-    """Where a result is made before it takes its name."""
+    """Return where a result is made before it takes its name."""
     return results.with_name(f"{results.name}.part")
 
 
 def moved_aside_path(results: Path) -> Path:
-    """Where an unfinished result goes that a new start makes room for."""
+    """Return where an unfinished result goes that a new start makes room for."""
     return results.with_name(f"{results.name}.old")
 
 
 def checkpoint_path(results: Path) -> Path:
-    """The newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return beside(results, ".ckpt")
 
 
 def older(checkpoint: Path) -> Path:
-    """The checkpoint before the newest."""
+    """Return the checkpoint before the newest."""
     return checkpoint.with_name(f"{checkpoint.name}.old")
 
 
 def damaged_path(checkpoint: Path) -> Path:
-    """Where a damaged newest checkpoint is kept."""
+    """Return where a damaged newest checkpoint is kept."""
     return checkpoint.with_name(f"{checkpoint.name}.damaged")
 
 
 def unfinished_checkpoint(checkpoint: Path) -> Path:
-    """Where this process writes a checkpoint before it takes its name."""
+    """Return where this process writes a checkpoint before it takes its name."""
     return checkpoint.with_name(f"{checkpoint.name}.tmp-{os.uname().nodename}-{os.getpid()}")
 
 
 def unfinished_checkpoints(checkpoint: Path) -> Iterator[Path]:
-    """Checkpoints that any process has begun and not ended."""
+    """Yield the checkpoints that any process has begun and not finished."""
     return checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}.tmp-*")
 
 
 def owner_prefix(results: Path) -> str:
-    """How the names of a run's ownership records begin; the epoch follows."""
+    """Return how the names of a run's ownership records begin; the epoch follows."""
     return beside(results, ".owner-").name
 
 
 def log_path(results: Name) -> Path:
-    """The log of a run."""
+    """Return the log of a run."""
     return beside(results, ".log")
 
 
 def timeline_path(results: Name) -> Path:
-    """The timeline of a run."""
+    """Return the timeline of a run."""
     return beside(results, ".trace.json")
 
 
 def output_path(results: Name) -> Path:
-    """What the run of a study prints."""
+    """Return what the run of a study prints."""
     return beside(results, ".out")
 
 
 def error_path(results: Name) -> Path:
-    """What the run of a study failed with."""
+    """Return what the run of a study failed with."""
     return beside(results, ".error")
 
 
 def config_path(results: Name) -> Path:
-    """The configuration that a study gives a run."""
+    """Return the configuration that a study gives a run."""
     return beside(results, ".yaml")

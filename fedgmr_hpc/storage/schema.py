@@ -181,7 +181,7 @@ class Column(NamedTuple):
 
 
 def columns_of(row_type: type[Any]) -> list[Column]:
-    """The columns of a row dataclass, from its annotations, in field order."""
+    """Return the columns of a row dataclass, from its annotations, in field order."""
     hints = get_type_hints(row_type)
     return [_column(field.name, hints[field.name]) for field in fields(row_type)]
 
@@ -205,7 +205,7 @@ def _innermost(hint: Any) -> Any:
 
 
 def describe_datasets(group: h5py.Group) -> None:
-    """Gives every dataset of a run's group its unit and its meaning."""
+    """Give every dataset of a run's group its unit and its meaning."""
 
     def describe(path: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
@@ -216,7 +216,7 @@ def describe_datasets(group: h5py.Group) -> None:
 
 
 def unit_of(path: str) -> str:
-    """The unit of a dataset, from the end of its name."""
+    """Return the unit of a dataset, from the end of its name."""
     return next((unit for end, unit in _UNITS.items() if path.endswith(end)), "1")
 
 

@@ -26,11 +26,11 @@ class TableFile:
         self._num_blocks = dict.fromkeys(PARTS, 0)
 
     def num_committed(self) -> dict[str, int]:
-        """How many rows of each table count."""
+        """Return how many rows of each table count."""
         return {table: self._num_rows[table] for table in TABLES}
 
     def commit(self, added: Mapping[str, Columns]) -> None:
-        """Adds a block to each table that has new rows; they count once they are on the disk."""
+        """Add a block to each table that has new rows; they count once they are on the disk."""
         added = {t: columns for t, columns in added.items() if len(next(iter(columns.values())))}
         num_rows = {table: self._add_block(table, columns) for table, columns in added.items()}
         force_to_disk(self._file)
@@ -41,7 +41,7 @@ class TableFile:
         committed.id.flush()
 
     def _add_block(self, table: str, columns: Columns) -> int:
-        """How many rows the table has then."""
+        """Return how many rows the table has then."""
         start = self._num_rows[table]
         stop = start + min(len(values) for values in columns.values())
         for name, values in columns.items():

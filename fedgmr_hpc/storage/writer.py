@@ -1,4 +1,4 @@
-"""One HDF5 file a run: what is in it, and its writer (columns: schema.py, reading: result.py).
+"""One HDF5 file a run: what is in it, and its writer (columns: schema.py, reading: reader.py).
 
 Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units stand in the names.
 
@@ -9,14 +9,14 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     /committed        int64          (8,)      each flush rows of the tables, in the order below
     /config           utf-8, fixed   ()        at start   resolved configuration, YAML
     /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: provenance.py
-    /merges/COL       int64 float64  (N[, C])  each flush one dataset a field of records.MergeRow
-    /evaluations/COL  int64 float64  (N,)      each flush of records.EvaluationRow
-    /updates/COL      int64 float64  (N,)      each flush of records.UpdateRow
-    /events/COL       int64 float64  (N,)      each flush of records.EventRow, what a replay follows
-    /transfers/COL    int64 float64  (N,)      each flush of records.TransferRow, wall clock only
-    /checkpoints/COL  int64 float64  (N,)      each flush of records.CheckpointRow
-    /looks/COL        int64 float64  (N,)      each flush of records.LookRow, where asked for
-    /submodels/COL    int64 float64  (N,)      each flush of records.SubmodelRow, where asked for
+    /merges/COL       int64 float64  (N[, C])  each flush one dataset a field of rows.MergeRow
+    /evaluations/COL  int64 float64  (N,)      each flush of rows.EvaluationRow
+    /updates/COL      int64 float64  (N,)      each flush of rows.UpdateRow
+    /events/COL       int64 float64  (N,)      each flush of rows.EventRow, what a replay follows
+    /transfers/COL    int64 float64  (N,)      each flush of rows.TransferRow, wall clock only
+    /checkpoints/COL  int64 float64  (N,)      each flush of rows.CheckpointRow
+    /looks/COL        int64 float64  (N,)      each flush of rows.LookRow, where asked for
+    /submodels/COL    int64 float64  (N,)      each flush of rows.SubmodelRow, where asked for
     /ranks/COL        int64 float64, (R,)      at the end of schema.RankRow
                       utf-8 fixed
     /model/weights    float32        (W,)      at the end final weights, natural order, and behind
@@ -31,12 +31,12 @@ flush. A flush adds a block of rows and its checksum to each table, waits until 
 and only then writes `/committed`, to which readers cut the tables: a dataset's extent can reach the
 disk before its values (a full disk, a kill inside a flush).
 
-After an error nothing is written through HDF5 any more (hdf5file.abandon). The weights and `/ranks`
-count where the status says that the run has ended, which is said last: the file is closed, read
-back and compared first, then the status is written into its place. A run that is resumed
-(resume.py) copies its rows up to the checkpoint's into a new file, which then takes the old one's
-name; `/provenance @resume_1` and on say where it went on. Files of format 2 have no checksums, and
-the first ones lack tables that came later; they are read nevertheless.
+After an error nothing is written through HDF5 any more (hdf5_file.abandon). The weights and
+`/ranks` count where the status says that the run has ended, which is said last: the file is closed,
+read back and compared first, then the status is written into its place. A run that is resumed
+(runtime/checkpoints/) copies its rows up to the checkpoint's into a new file, which then takes the
+old one's name; `/provenance @resume_1` and on say where it was resumed. Files of format 2 have no
+checksums, and the first ones lack tables that came later; they are read nevertheless.
 
 The writer takes a file lock until SWMR starts, as `results.locking` says; readers take none.
 """
@@ -82,15 +82,15 @@ class ResultWriter:
     Args:
         path: the file to create; its folder is made where missing.
         config_yaml: the resolved configuration.
-        provenance: see provenance.py.
+        provenance: see runtime/provenance.py.
         num_clients: C, the width of per-client columns.
         num_weights: P.
         layout_json: names, shapes and offsets of the flat weights.
         num_ranks: R, the most rows that `/ranks` can take.
         flush_s: seconds between two flushes while rows come in.
-        locking: whether the file is locked while it is made: auto, on or off, see config.py.
+        locking: whether the file is locked while it is made: auto, on or off.
         kept: the rows to begin with, by table; the new file then replaces the one at `path`.
-        may_write: raises a RunError where the run is no longer this process's (ownership.py).
+        may_write: raises a RunError where the run is no longer this process's.
 
     Raises:
         ValueError: `path` exists, and no rows are kept.
@@ -126,7 +126,7 @@ class ResultWriter:
         self._make(locking, Texts(config_yaml, layout_json, provenance), kept or {})
 
     def _make(self, locking: str, texts: Texts, kept: Mapping[str, Columns]) -> None:
-        """Makes the file under another name, which it loses when all is in it."""
+        """Make the file under another name, which it loses when all is in it."""
         part = part_path(self.path)
         self._file = open_new(self.path, locking)
         try:
@@ -146,7 +146,7 @@ class ResultWriter:
         sync_folder(self.path.parent)
 
     def sync(self) -> dict[str, int]:
-        """Brings every row to the disk itself; returns how many rows each table has.
+        """Bring every row to the disk itself; return how many rows each table has.
 
         Raises:
             OSError: writing failed.
@@ -255,7 +255,7 @@ class ResultWriter:
             raise OSError(f"results {self.path}: cannot be read back ({fault})")
 
     def _end(self, status: str) -> None:
-        """Writes the status into its place, without HDF5: the file is closed, or was abandoned."""
+        """Write the status into its place, without HDF5: the file is closed, or was abandoned."""
         clipped = clip_text(status, STATUS_BYTES)
         checksum = status_xxh3(clipped.decode()).to_bytes(8, sys.byteorder)
         texts = (checksum, clipped.ljust(STATUS_BYTES, b"\0"))

@@ -35,7 +35,7 @@ class CheckpointManager:
     Args:
         results: the result file.
         stop: whether a signal has asked the run to end.
-        may_write: raises a RunError where another process has the run (ownership.py).
+        may_write: raises a RunError where another process has the run (storage/ownership.py).
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CheckpointManager:
         return f"checkpointed: version {self.version}, at {self.stop.signal_name}"
 
     def _is_due(self, server: Server) -> bool:
-        """Whether the time for a timed checkpoint has come.
+        """Return whether the time for a timed checkpoint has come.
 
         A checkpoint waits for evaluations under way. On the wall clock that would stop time, so it
         is put off until none is; not for ever, as looks may follow closely on one another.

@@ -116,7 +116,7 @@ def plan_resume(results: Path, config: Config, data_xxh3: str | None = None) -> 
 
 
 def _read_begun(results: Path) -> Result | None:
-    """The result file, None if there is none that can be read (killed while it was made)."""
+    """Return the result file, None if there is none that can be read (killed while it was made)."""
     try:
         return read_result(results) if results.exists() else None
     except ValueError:
@@ -126,7 +126,7 @@ def _read_begun(results: Path) -> Result | None:
 def _fitting_checkpoint(
     path: Path, result: Result, config: Config, data_xxh3: str | None
 ) -> tuple[Path, str]:
-    """The newest generation from which a result goes on, and why no newer one.
+    """Return the newest generation from which a result goes on, and why no newer one.
 
     Raises:
         ValueError: there is none, or one is of another configuration or of other data.
@@ -149,7 +149,7 @@ def _fitting_checkpoint(
 
 
 def _check_fit(result: Result, saved: Tree) -> None:
-    """Fails where a checkpoint is of other rows than a result holds."""
+    """Fail where a checkpoint is of other rows than a result holds."""
     kept = kept_rows(result, saved["num_rows"])
     chain = kept["events"]["chain_xxh3"]
     if len(chain) and int(chain[-1]) != saved["server"]["log"]["chain"]:
@@ -166,7 +166,7 @@ def _check_config(
 
 
 def check_data(then: str | None, now: str | None, config: Config, of: Path) -> None:
-    """Fails if the data of a run are not those of `of`; files older than fingerprints have none.
+    """Fail if the data of a run are not those of `of`; files older than fingerprints have none.
 
     Raises:
         ValueError: names both fingerprints.

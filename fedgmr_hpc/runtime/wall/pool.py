@@ -88,31 +88,31 @@ class LivePool(RankPool):
     # --- the clock's side
 
     def next(self) -> Arrival | WindowEnd | Lost:
-        """The next thing that happens."""
+        """Return the next thing that happens."""
         while not self.happened:
             self.pump("an update")
         return self.happened.popleft()
 
     def merge_end_s(self, now_s: float) -> float:
-        """When a merge that begins now is done."""
+        """Return when a merge that begins now is done."""
         return self.clock.merge_end_s(now_s)
 
     def close_at(self, at_s: float) -> None:
-        """Schedules a `WindowEnd`."""
+        """Schedule a `WindowEnd`."""
         self.clock.close_at(at_s)
 
     def validated_s(self, ready_s: float) -> float:
-        """When the validation that could begin at `ready_s` was done."""
+        """Return when the validation that could begin at `ready_s` was done."""
         return max(ready_s, self.clock.now_s())
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
-        """Lets the bytes of a dispatch go."""
+        """Let the bytes of a dispatch go."""
         self.transfers.broadcast(at_s, broadcast)
 
     # --- the ranks' side
 
     def submit(self, dispatch: Dispatch) -> None:
-        """Prepares one transfer for each client of a dispatch; `broadcast` lets them go."""
+        """Prepare one transfer for each client of a dispatch; `broadcast` lets them go."""
         frames = DispatchFrames(dispatch, self.config.wire.dtype, self.run_id, self.codes)
         self.num_dispatched += 1
         for task in dispatch.assignments:
@@ -128,11 +128,11 @@ class LivePool(RankPool):
             self.transport.send(rank, Tag.TASK, json.dumps(content).encode())
 
     def _hand_over(self) -> None:
-        """Waits for nobody: a rank may have gone silent."""
+        """Wait for nobody: a rank may have gone silent."""
         self.transport.poll()
 
     def _levels(self, task: Assignment) -> list[tuple[int, bool]]:
-        """The increments of a sub-model, and whether the client needs their positions."""
+        """Return the increments of a sub-model, and whether the client needs their positions."""
         held = self.held[task.client]
         if held.mask_id != task.mask_id:
             held.mask_id, held.num_known = task.mask_id, 0
@@ -141,7 +141,7 @@ class LivePool(RankPool):
         return levels
 
     def pump(self, awaited: str) -> None:
-        """Moves what may move and takes the messages that are there within a tick."""
+        """Move what may move, and take the messages that are there within a tick."""
         self._feed()
         self._move()
         self.while_waiting()
@@ -171,7 +171,7 @@ class LivePool(RankPool):
             self.wait_s += time.perf_counter() - began_s
 
     def _look_for_lost(self) -> None:
-        """Goes on without the clients of a rank that owes something and has long been silent."""
+        """Go on without the clients of a rank that owes something and has long been silent."""
         now_s, heard_s = time.perf_counter(), self.transfers.heard_s
         for rank in list(self.ranks):
             if not self._owes(rank):
@@ -197,7 +197,7 @@ class LivePool(RankPool):
             self.happened.append(Lost(self.clock.now_s(), (client,), reason))
 
     def _move(self) -> None:
-        """Lets the links carry what they can by now."""
+        """Let the links carry what they can by now."""
         if self.is_over:
             return
         moved = self.clock.advance()
@@ -212,7 +212,7 @@ class LivePool(RankPool):
         return super()._feed_rank(rank, state, is_idle=is_idle)
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
-        """Keeps the version's frame: the chunks of a rank that is lost go to those left."""
+        """Keep the version's frame: the chunks of a rank that is lost go to those left."""
 
     def _take(self, message: Message) -> None:
         if message.source not in self.ranks:
@@ -233,15 +233,15 @@ class LivePool(RankPool):
         self.happened.append(Arrival(now_s, client))
 
     def stop(self, code: int = 0) -> None:
-        """Ends all ranks; what is still on its way is no part of the run."""
+        """End all ranks; what is still on its way is no part of the run."""
         self.is_over = True
         super().stop(code)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back: the clock. What is in flight is not saved."""
+        """Return what `restore` takes back: the clock. What is in flight is not saved."""
         return self.clock.state() | {"num_dispatched": self.num_dispatched}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on at a saved time."""
+        """Go on at a saved time."""
         self.clock.restore(state)
         self.num_dispatched = state["num_dispatched"]

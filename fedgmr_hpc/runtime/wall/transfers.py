@@ -1,9 +1,9 @@
 """Transfers of the clients on the wall clock: pieces, grants, and whatever has to be sent again.
 
 A client's `Cycle` is its dispatch on the way down, its training, and its update on the way up. What
-the links let through (comm/throttle.py) is sent, or granted, as pieces (comm/pieces.py). An attempt
-that comes damaged, or of which nothing comes, is followed by another one, over the client's link
-alone; marks carry the attempt's number, so that one loss is counted once.
+the links let through (network/throttle.py) is sent, or granted, as pieces (wire/pieces.py). An
+attempt that comes damaged, or of which nothing comes, is followed by another one, over the client's
+link alone; marks carry the attempt's number, so that one loss is counted once.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Transfers:
         }
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
-        """Lets the bytes of a dispatch go."""
+        """Let the bytes of a dispatch go."""
         asked_s = max(at_s, self.clock.now_s())
         for listener in broadcast.listeners:
             if (cycle := self.cycles.get(listener.client)) is not None:
@@ -116,16 +116,16 @@ class Transfers:
         self.clock.broadcast(at_s, broadcast)
 
     def lose(self, client: int) -> None:
-        """Gives up what is on its way to or from a client that is gone."""
+        """Give up what is on its way to or from a client that is gone."""
         if self.cycles.pop(client, None) is not None:
             self.clock.expect_upload(client, 0)
 
     def of_rank(self, rank: int) -> Iterator[Cycle]:
-        """The cycles of the clients that a rank hosts."""
+        """Return the cycles of the clients that a rank hosts."""
         return (cycle for client, cycle in self.cycles.items() if self.rank_of[client] == rank)
 
     def take(self, message: Message) -> bool:
-        """Takes a message about a transfer; False if this is none. One of a cycle that is over is
+        """Take a message about a transfer; False if this is none. One of a cycle that is over is
         ignored."""
         take = self._takes.get(message.tag)
         if take is None:
@@ -137,7 +137,7 @@ class Transfers:
         return True
 
     def move(self, moved: Moved) -> None:
-        """Sends and grants what the links have let through."""
+        """Send and grant what the links have let through."""
         for (client, direction), began_s in moved.began.items():
             if (cycle := self._present(client, direction)) is not None:
                 self._begin(cycle, direction, began_s)
@@ -185,7 +185,7 @@ class Transfers:
             self._grant(cycle)
 
     def _check_through(self, cycle: Cycle) -> None:
-        """Takes a transfer for lost that should long have been through. If it may not be sent
+        """Take a transfer for lost that should long have been through. If it may not be sent
         again, a rank of which nothing was heard since is given until it counts as lost itself.
         """
         assert cycle.through_wall_s is not None

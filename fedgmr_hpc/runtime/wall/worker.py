@@ -92,7 +92,7 @@ class LiveWorker(Worker):
         self.main_thread = 0
 
     def run(self) -> None:
-        """Serves until STOP; a failure is reported to the server and ends the loop."""
+        """Serve until STOP; a failure is reported to the server and ends the loop."""
         self.main_thread = threading.get_ident()
         training = threading.Thread(target=self._labour, name="training", daemon=True)
         self._add_job(_EVALUATE, self._warm_up)
@@ -107,7 +107,7 @@ class LiveWorker(Worker):
         training.join(LEAVE_S)
 
     def _turn(self) -> bool:
-        """One message, if there is one, and whatever has become ready; False after STOP."""
+        """Return one message, if there is one, and whatever has become ready; False after STOP."""
         message = self._next_message()
         if message is not None and message.tag == Tag.STOP:
             self._say_goodbye(message.payload)
@@ -188,7 +188,7 @@ class LiveWorker(Worker):
         self.transport.send(SERVER_RANK, Tag.GOT, mark._replace(begin=0).pack())
 
     def _read_frame(self, payload: memoryview) -> Frame:
-        """Decodes in the main thread; stage, client and version are the training thread's."""
+        """Decode in the main thread; stage, client and version are the training thread's."""
         with self.tracer.span("decode"):
             frame = decode_frame(payload)
         if frame.run != self.run_id:
@@ -196,7 +196,7 @@ class LiveWorker(Worker):
         return frame
 
     def _ask_again(self, download: _Download) -> None:
-        """Has a dispatch sent once more that came damaged."""
+        """Have a dispatch sent once more that came damaged."""
         size, attempt = download.payload.size, download.attempt
         mark = Mark(download.task.client, download.number, 0, size, attempt)
         download.payload, download.attempt = Incoming(size), attempt + 1
@@ -235,7 +235,7 @@ class LiveWorker(Worker):
             self.jobs.task_done()
 
     def _warm_up(self) -> None:
-        """Trains and evaluates once on nothing, so that no client pays for first calls."""
+        """Train and evaluate once on nothing, so that no client pays for first calls."""
         training, train = self.training, self.config.train
         size = training.layout.num_prunable
         dense = torch.zeros(training.layout.num_weights - size)
@@ -270,7 +270,7 @@ class LiveWorker(Worker):
             self.results.put(content)
 
     def _collect(self) -> None:
-        """Takes what the training thread has done."""
+        """Take what the training thread has done."""
         if not self.errors.empty():
             error, self.failed_at = self.errors.get()
             raise error
@@ -287,7 +287,7 @@ class LiveWorker(Worker):
         return bool(self.jobs.unfinished_tasks or self.held or not is_done)
 
     def _offer(self) -> None:
-        """Offers the updates whose time has come."""
+        """Offer the updates whose time has come."""
         while self.held and self.held[0][0] <= time.perf_counter():
             _, _, answer = heapq.heappop(self.held)
             self.uploads[answer.client] = answer

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 from changed_results import write_result
-from test_writer import EVALUATION, merge_row, open_writer, write_run
+from sample_results import EVALUATION, merge_row, open_writer, write_run
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.files import load_config

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_writer import EVALUATION, merge_row, open_writer, write_run
+from sample_results import EVALUATION, merge_row, open_writer, write_run
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.results.summary import make_report

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_writer import UPDATE, open_writer, write_run
+from sample_results import UPDATE, open_writer, write_run
 
 from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.results.export import export

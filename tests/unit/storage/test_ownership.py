@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_writer import merge_row, open_writer
+from sample_results import merge_row, open_writer
 
 import fedgmr_hpc.runtime.roles as roles
 import fedgmr_hpc.storage.ownership as ownership
