@@ -9,7 +9,7 @@ with training, and a client-step that they delay for too long counts as an overr
 The version current at a time is the newest one whose merge was done at or before it. That is known
 when the next merge is, so looks are caught up with just before it, when the version is still there.
 A version is evaluated once: looks repeat what it has scored. Rows come in the order of versions,
-each when its test set is through; those of refreshes go to the table `evaluations`, those of looks
+each when its test set is scored; those of refreshes go to the table `evaluations`, those of looks
 to `looks`.
 
 With `eval.submodels` every evaluated version is also scored for each density with which clients
@@ -51,7 +51,7 @@ VALIDATION, TEST = Part("validation"), Part("test")
 
 
 @dataclass
-class _Sheet:
+class _PendingRows:
     """One version's scores, and the rows that wait for them.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Sheet:
         return int(whole.intdigest())
 
     @property
-    def is_through(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether everything is scored, the levels too."""
         return all(map(self.evaluation.is_done, self.evaluation.chunks))
 
@@ -115,9 +115,9 @@ class Evaluator:
         self._num_statistics = num_statistics
         self._num_looks = 0  # due so far
         self._cut_version = -1  # the newest with levels scored, or being scored
-        self._open: deque[_Sheet] = deque()  # with rows to come
-        self._cut: deque[_Sheet] = deque()  # with rows of levels to come
-        self._newest: _Sheet | None = None
+        self._open: deque[_PendingRows] = deque()  # with rows to come
+        self._cut: deque[_PendingRows] = deque()  # with rows of levels to come
+        self._newest: _PendingRows | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -134,20 +134,20 @@ class Evaluator:
 
     def validate(self, command: Evaluate, now_s: float) -> Evaluation:
         """Begin the evaluation of a refresh, the validation set before anything else."""
-        sheet = self._begin(command, now_s)
-        sheet.rows.append((EvaluationRow, now_s))
-        self._open.append(sheet)
-        first = [*self._norms(sheet.evaluation), VALIDATION]
-        self.pool.evaluate(sheet.evaluation, first, is_awaited=True)
-        self.pool.evaluate(sheet.evaluation, [TEST])
-        return sheet.evaluation
+        pending = self._begin(command, now_s)
+        pending.rows.append((EvaluationRow, now_s))
+        self._open.append(pending)
+        first = [*self._norms(pending.evaluation), VALIDATION]
+        self.pool.evaluate(pending.evaluation, first, is_awaited=True)
+        self.pool.evaluate(pending.evaluation, [TEST])
+        return pending.evaluation
 
     def merged(self, merged: Merged) -> None:
         """A version's densities are decided, and its masks are cut."""
-        sheet = self._newest
-        if sheet is not None and sheet.evaluation.version == merged.version:
-            sheet.mean_density = float(merged.density.mean())
-            self._score_levels(sheet)
+        pending = self._newest
+        if pending is not None and pending.evaluation.version == merged.version:
+            pending.mean_density = float(merged.density.mean())
+            self._score_levels(pending)
         self.write_rows()
 
     def look(self, before_s: float) -> None:
@@ -155,16 +155,16 @@ class Evaluator:
         times = self._due_times(before_s)
         if not times:
             return
-        sheet = self._newest
-        if sheet is None or sheet.evaluation.version != self.coordinator.version:
-            sheet = self._begin(self.coordinator.look(), times[0])
-            sheet.mean_density = float(np.mean(self.coordinator.restoration.densities))
-            parts = [*self._norms(sheet.evaluation), VALIDATION, TEST]
-            self.pool.evaluate(sheet.evaluation, parts)
-            self._score_levels(sheet)
-        if not sheet.rows:
-            self._open.append(sheet)
-        sheet.rows += [(LookRow, at_s) for at_s in times]
+        pending = self._newest
+        if pending is None or pending.evaluation.version != self.coordinator.version:
+            pending = self._begin(self.coordinator.look(), times[0])
+            pending.mean_density = float(np.mean(self.coordinator.restoration.densities))
+            parts = [*self._norms(pending.evaluation), VALIDATION, TEST]
+            self.pool.evaluate(pending.evaluation, parts)
+            self._score_levels(pending)
+        if not pending.rows:
+            self._open.append(pending)
+        pending.rows += [(LookRow, at_s) for at_s in times]
         self.write_rows()
 
     def _due_times(self, before_s: float) -> list[float]:
@@ -174,13 +174,13 @@ class Evaluator:
             self._num_looks += 1
         return times
 
-    def _begin(self, command: Evaluate, now_s: float) -> _Sheet:
+    def _begin(self, command: Evaluate, now_s: float) -> _PendingRows:
         frame = self._frame(command)
         digest = xxhash.xxh3_64(frame.values.data)
         digest.update(frame.dense.data)
         chunks = {part: self._chunks(part) for part in (VALIDATION, TEST)}
         evaluation = Evaluation(command.version, encode_parts(frame), chunks)
-        self._newest = _Sheet(evaluation, command.round, now_s, digest, [])
+        self._newest = _PendingRows(evaluation, command.round, now_s, digest, [])
         return self._newest
 
     def _norms(self, evaluation: Evaluation, level: int | None = None) -> list[Part]:
@@ -214,9 +214,9 @@ class Evaluator:
             dense=command.dense,
         )
 
-    def _score_levels(self, sheet: _Sheet) -> None:
+    def _score_levels(self, pending: _PendingRows) -> None:
         """Have a version scored at each level that lacks something of the whole model."""
-        evaluation = sheet.evaluation
+        evaluation = pending.evaluation
         if not self.config.submodels or evaluation.version <= self._cut_version:
             return
         self._cut_version = evaluation.version
@@ -227,7 +227,7 @@ class Evaluator:
         norms = [part for level in partial for part in self._norms(evaluation, level)]
         parts = [Part(pool, level) for level in partial for pool in POOLS]
         evaluation.chunks |= {part: self._chunks(part) for part in parts}
-        self._cut.append(sheet)
+        self._cut.append(pending)
         self.pool.evaluate(evaluation, [*norms, *parts])
 
     def accuracy(self, evaluation: Evaluation) -> float:
@@ -253,47 +253,49 @@ class Evaluator:
         }
 
     def write_rows(self) -> None:
-        """Write the rows of the versions that are through, in their order."""
+        """Write the rows of the versions that are scored, in their order."""
         while self._open and self._open[0].is_known:
-            sheet = self._open.popleft()
-            rows = [self._row(sheet, row_type, at_s) for row_type, at_s in sheet.rows]
-            sheet.rows = []
+            pending = self._open.popleft()
+            rows = [self._row(pending, row_type, at_s) for row_type, at_s in pending.rows]
+            pending.rows = []
             for row in rows:
                 self.writer.append(row)
             self.progress.evaluated(rows[-1])
-            self._close(sheet)
-        while self._cut and self._cut[0].is_through:
-            self._write_levels(sheet := self._cut.popleft())
-            self._close(sheet)
+            self._close(pending)
+        while self._cut and self._cut[0].is_complete:
+            self._write_levels(pending := self._cut.popleft())
+            self._close(pending)
 
-    def _close(self, sheet: _Sheet) -> None:
+    def _close(self, pending: _PendingRows) -> None:
         """Nothing of it is to come from the ranks any more, if that is so."""
-        if sheet.is_through:
-            self.pool.evaluations.pop(sheet.evaluation.version, None)
-            sheet.evaluation.payload = ()
+        if pending.is_complete:
+            self.pool.evaluations.pop(pending.evaluation.version, None)
+            pending.evaluation.payload = ()
 
-    def _row(self, sheet: _Sheet, row_type: type[EvaluationRow], at_s: float) -> EvaluationRow:
-        assert sheet.mean_density is not None
+    def _row(
+        self, pending: _PendingRows, row_type: type[EvaluationRow], at_s: float
+    ) -> EvaluationRow:
+        assert pending.mean_density is not None
         return row_type(
-            version=sheet.evaluation.version,
-            round=sheet.round,
+            version=pending.evaluation.version,
+            round=pending.round,
             now_s=at_s,
-            mean_density=sheet.mean_density,
-            model_xxh3=sheet.model_xxh3,
-            **self._figures(sheet.evaluation),
+            mean_density=pending.mean_density,
+            model_xxh3=pending.model_xxh3,
+            **self._figures(pending.evaluation),
         )
 
-    def _write_levels(self, sheet: _Sheet) -> None:
+    def _write_levels(self, pending: _PendingRows) -> None:
         for density, num_clients in sorted(self.coordinator.classes.items()):
-            level, num_kept = self._level(sheet.evaluation.ladder, density)
+            level, num_kept = self._level(pending.evaluation.ladder, density)
             self.writer.append(
                 SubmodelRow(
-                    version=sheet.evaluation.version,
-                    now_s=sheet.now_s,
+                    version=pending.evaluation.version,
+                    now_s=pending.now_s,
                     density=density,
                     num_kept=num_kept,
                     num_clients=num_clients,
-                    **self._figures(sheet.evaluation, level),
+                    **self._figures(pending.evaluation, level),
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The client ranks as a pool of hands: queues of work, what each holds and owes, what came back.
+"""The client ranks as a pool of workers: queues of work, what was sent, what came back.
 
 Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and
 the frames it uses go ahead of it, once per rank and version. With int8 on the wire all tasks of a
@@ -98,8 +98,12 @@ class RankPool:
         self._hand_over()
 
     def _queue(self, evaluation: Evaluation, part: Part, is_awaited: bool) -> None:
-        """Queue a part, or let it wait for the statistics of what it is to score, and for those
-        that an older version waits for: a rank does not go back to that."""
+        """Queue a part, or postpone it until what it needs is measured.
+
+        Scores need the statistics of static batch norms. And a rank holds one version for
+        evaluation: once it has a newer one it cannot go back, so a newer version waits as long as
+        an older one waits for statistics.
+        """
         before = [each for v, each in self.evaluations.items() if v < evaluation.version]
         if any(each.waiting for each in before):
             self.postponed.append((evaluation, part, is_awaited))

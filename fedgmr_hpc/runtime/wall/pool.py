@@ -52,7 +52,7 @@ class LivePool(RankPool):
         clock: the wall clock.
         rank_of: the rank that hosts each client.
         upload_bytes: length of the update that answers an assignment.
-        record: takes the row of each transfer that is through.
+        record: takes the row of each transfer that has arrived.
     """
 
     def __init__(
@@ -187,9 +187,11 @@ class LivePool(RankPool):
 
     def _lose(self, rank: int) -> None:
         reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
+        # Its evaluations go to the others, in their order and before newer ones, which may wait
+        # for their statistics.
         self.urgent.extendleft(reversed(self.ranks.pop(rank).chunks))
         self.transport.gone.add(rank)
-        log.warning("goes on without rank %d: %s", rank, reason)
+        log.warning("continuing without rank %d: %s", rank, reason)
         if not self.ranks and not self.is_over:
             raise RunError(f"{reason}, and no other rank is left", rank=rank, stage="receive")
         for client in (client for client, host in self.rank_of.items() if host == rank):

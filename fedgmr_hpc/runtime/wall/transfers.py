@@ -74,7 +74,7 @@ class Transfers:
     Args:
         rank_of: the rank that hosts each client.
         upload_bytes: length of the update that answers an assignment.
-        record: takes the row of each transfer that is through.
+        record: takes the row of each transfer that has arrived.
         deliver: takes an update when its last byte is there, and when that was; raises WireError
             if it is damaged.
 
@@ -151,13 +151,21 @@ class Transfers:
             self._let_through(cycle, moved.now_s)
 
     def _present(self, client: int, direction: Direction) -> Cycle | None:
-        """The cycle whose present transfer this is; none for one of a client that was lost, or
-        that turned out not to be needed."""
+        """Return the cycle whose present transfer this is.
+
+        None where the client was lost meanwhile, or the transfer turned out not to be needed: the
+        links may still finish one whose last attempt had arrived after all.
+        """
         cycle = self.cycles.get(client)
         return cycle if cycle is not None and cycle.direction == direction else None
 
     def _due(self, moved: Moved) -> list[Cycle]:
-        """Once a tick all cycles: what is held or late is under way no more."""
+        """Return the cycles to look at now.
+
+        Whatever the links have finished is passed on at once, as somebody waits for it. All others
+        are looked at once a tick: a cycle that a fault holds back, or that is late, is in none of
+        the links' news any more.
+        """
         now_wall_s = time.perf_counter()
         if now_wall_s - self._moved_wall_s >= TICK_S:
             self._moved_wall_s = now_wall_s
@@ -185,8 +193,11 @@ class Transfers:
             self._grant(cycle)
 
     def _check_through(self, cycle: Cycle) -> None:
-        """Take a transfer for lost that should long have been through. If it may not be sent
-        again, a rank of which nothing was heard since is given until it counts as lost itself.
+        """Take a transfer for lost that should have arrived long ago.
+
+        Where it may not be sent again, the run would fail. But a rank that has said nothing since
+        may be dead rather than the transfer lost: then `LivePool` loses the rank, and the run goes
+        on without it.
         """
         assert cycle.through_wall_s is not None
         late_s = time.perf_counter() - cycle.through_wall_s
@@ -205,6 +216,8 @@ class Transfers:
         return Mark(cycle.task.client, cycle.number, begin, end, cycle.num_resent)
 
     def _send_piece(self, cycle: Cycle, payload: Outgoing) -> None:
+        # The links say which share of the bytes may have gone by now. Tiny pieces would cost more
+        # messages than they save time, so all but the last wait until they are worth one.
         begin, upto = payload.sent, int(cycle.frac * payload.size)
         if upto - begin < LEAST_BYTES and cycle.frac < 1.0:
             return
@@ -218,11 +231,13 @@ class Transfers:
             self.transport.send(rank, Tag.PIECE, head, *parts)
 
     def _release_short(self, cycle: Cycle, short: memoryview) -> None:
+        # The bytes are here since the offer; for the run they arrive when the links are done.
         if cycle.frac == 1.0:
             cycle.short = None
             self._take_piece(cycle, self._mark(cycle, 0, cycle.up_bytes), short)
 
     def _grant(self, cycle: Cycle) -> None:
+        # The server alone keeps the time of the links, so it tells the rank how far it may send.
         upto = int(cycle.frac * cycle.up_bytes)
         if upto - cycle.granted_bytes >= LEAST_BYTES or cycle.frac == 1.0:
             cycle.granted_bytes = upto
@@ -262,7 +277,7 @@ class Transfers:
             self._ask_again(cycle, error)
 
     def _complete(self, cycle: Cycle, update: Incoming) -> None:
-        """Every byte of an update is there."""
+        """Deliver an update that is there to the last byte."""
         now_s, client = self.clock.now_s(), cycle.task.client
         whole = Message(self.rank_of[client], Tag.PIECE, update.buffer.data)
         self.deliver(cycle, whole, now_s)
@@ -270,12 +285,13 @@ class Transfers:
         del self.cycles[client]
 
     def _take_retry(self, cycle: Cycle, mark: Mark, rest: memoryview) -> None:
-        """One of an earlier attempt tells of a loss that is known."""
+        """Send a dispatch again that came damaged."""
+        # A mark of an earlier attempt tells of a loss that is known already.
         if cycle.payload is not None and mark.attempt == cycle.num_resent:
             self._send_again(cycle, cycle.payload, WireError("its dispatch came damaged"))
 
     def _send_again(self, cycle: Cycle, payload: Outgoing, error: WireError) -> None:
-        """A dispatch did not get through: once more, over the client's link alone."""
+        """Send a dispatch once more, over the client's link alone: the others have had theirs."""
         self._count_resend(cycle, error)
         payload.rewind()
         client, size = cycle.task.client, payload.size
@@ -284,7 +300,7 @@ class Transfers:
         self.broadcast(self.clock.now_s(), again)
 
     def _ask_again(self, cycle: Cycle, error: WireError) -> None:
-        """An update came damaged: the client offers it once more."""
+        """Have the client offer a damaged update once more."""
         self._count_resend(cycle, error)
         cycle.through_wall_s, cycle.frac, cycle.update = None, 0.0, None
         self.clock.expect_upload(cycle.task.client, self.upload_bytes(cycle.task))
@@ -302,6 +318,7 @@ class Transfers:
             )
 
     def _record(self, cycle: Cycle, direction: Direction, num_bytes: int, now_s: float) -> None:
+        # What the link model allowed, to compare with what the transport took.
         lawful_s = (now_s if cycle.done_s is None else cycle.done_s) - cycle.began_s
         self.record(
             TransferRow(
