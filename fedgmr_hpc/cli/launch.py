@@ -16,7 +16,7 @@ from fedgmr_hpc.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from fedgmr_hpc.runtime.experiment import Experiment
+    from fedgmr_hpc.runtime.preparation import Experiment
     from fedgmr_hpc.storage.reader import Result
 
 LAUNCH = """\

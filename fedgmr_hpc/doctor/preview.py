@@ -6,7 +6,7 @@ from collections import Counter
 
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models import run_layout
-from fedgmr_hpc.runtime.experiment import check_inputs, describe_idle_ranks
+from fedgmr_hpc.runtime.preparation import check_inputs, describe_idle_ranks
 
 
 def preview_run(config: Config, num_ranks: int | None = None) -> list[str]:

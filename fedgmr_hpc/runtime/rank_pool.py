@@ -24,8 +24,7 @@ from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.rank_clocks import RankClocks, RoundTrip
-from fedgmr_hpc.runtime.rank_state import RankState, host_rank
+from fedgmr_hpc.runtime.rank_state import RankClocks, RankState, RoundTrip, host_rank
 from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part

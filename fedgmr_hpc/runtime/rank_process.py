@@ -21,7 +21,7 @@ import torch
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.console import print_error, say
-from fedgmr_hpc.runtime.experiment import Experiment
+from fedgmr_hpc.runtime.preparation import Experiment
 from fedgmr_hpc.runtime.replay import replayed_config
 from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
 from fedgmr_hpc.storage.process import describe_cores, pin_core
