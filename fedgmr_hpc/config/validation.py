@@ -18,6 +18,8 @@ from fedgmr_hpc.config.messages import must_be, shown, unknown_choice, unknown_k
 
 Model = TypeVar("Model", bound=BaseModel)
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_QUOTE_OR_CALL = "'()_"  # around the field, or the function that reads it
+_UNION_MEMBER = re.compile(r"(str|int|list|dict)(\[.*)?$|\[key\]$")
 _TYPES = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
@@ -72,15 +74,19 @@ def text_like(pattern: str, requirement: str) -> BeforeValidator:
 
 
 def _line(model: type[BaseModel], error: Any) -> str:
-    kind, context, path = error["type"], error.get("ctx", {}), error["loc"]
-    key = ".".join(str(part) for part in path if part != "[key]")
+    kind, context = error["type"], error.get("ctx", {})
+    key, _ = _follow(model, error["loc"])
     if kind == "extra_forbidden":
-        return unknown_key(key, _names_at(model, path[:-1]), dotted_keys(model))
+        _, around = _follow(model, error["loc"][:-1])
+        siblings = dict.fromkeys(name for each in around for name in _fields(each))
+        return unknown_key(key, siblings, dotted_keys(model))
+    if kind.startswith("union_tag"):
+        key = f"{key}.{context['discriminator'].strip(_QUOTE_OR_CALL)}"
     if kind in ("literal_error", "union_tag_invalid"):
         expected = context.get("expected") or context["expected_tags"]
         got = context.get("tag", error["input"])
         return unknown_choice(key, got, re.findall(r"'([^']*)'", expected))
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
         return must_be(key, "given")
     return must_be(key, _requirement(error), error["input"])
 
@@ -112,16 +118,20 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _names_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that are known at a path of an error, which has indices of lists and tags, too."""
-    found = [model]
+def _follow(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
+    """The dotted key of an error's path, which names the members of unions too, and its models."""
+    found, key = [model], []
     for part in path:
-        if any(part in _fields(each) for each in found):
-            fields = [_fields(each)[part] for each in found if part in _fields(each)]
+        fields = [_fields(each)[part] for each in found if part in _fields(each)]
+        if fields:
             found = [inner for field in fields for inner in _models_in(field.annotation)]
-        elif isinstance(part, str):
-            found = [each for each in found if _has_tag(each, part)] or found
-    return list(dict.fromkeys(name for each in found for name in _fields(each)))
+        elif tagged := [each for each in found if _has_tag(each, part)]:
+            found = tagged
+            continue
+        elif _UNION_MEMBER.match(str(part)):
+            continue
+        key.append(str(part))
+    return ".".join(key), found
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -132,6 +142,6 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _has_tag(model: type[BaseModel], tag: str) -> bool:
+def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
     """Whether a model is the one of a union that has this tag, the value of one of its fields."""
     return any(tag in get_args(field.annotation) for field in model.model_fields.values())

@@ -35,6 +35,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.data.digests import Guard, array_digest, first_wrong, row_sums
 from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.ownership import find_intruder, keep_others_out
@@ -265,7 +266,7 @@ def _writable(cache: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"data.cache: got {str(cache)!r}, expected a folder that can be written ({error})"
+            must_be("data.cache", "a writable folder", cache, because=str(error))
         ) from error
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.sections import DataConfig
@@ -203,8 +204,8 @@ def plan_dataset(data: DataConfig, *, seed: int) -> Plan:
     try:
         return _plan(data, seed)
     except OSError as error:
-        found = f"where something cannot be read ({error})"
-        raise ValueError(f"data.root: got {data.root!r}, {found}") from None
+        line = must_be("data.root", "a readable folder", data.root, because=str(error))
+        raise ValueError(line) from None
 
 
 def _plan(data: DataConfig, seed: int) -> Plan:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgmr_hpc.config.messages import listed, must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
@@ -64,7 +65,13 @@ class FederatedData:
         wrong = accepts(model, dataset.input_shape, dataset.num_classes)
         if wrong is not None:
             raise ValueError(
-                f"model.name: got {model!r} with data.name = {dataset.name}, but {model} {wrong}"
+                must(
+                    "model.name",
+                    "fit the data",
+                    model,
+                    when={"data.name": dataset.name},
+                    because=f"{model} {wrong}",
+                )
             )
         if self._sizes_of_one() and has_batch_norms(model):
             self._try_one_sample()
@@ -83,23 +90,24 @@ class FederatedData:
         try:
             FlatNet(model)(torch.zeros(1, *shape), training=True)
         except ValueError:
-            raise ValueError(
-                f"{self._sizes_of_one()[0]}: got 1, allowed with model.name = {model} and images "
-                f"{'x'.join(map(str, shape))}: 2 or more (a batch norm sees one value a channel)"
-            ) from None
+            when = f"model.name is {model!r} and images are {'x'.join(map(str, shape))}"
+            reason = "a batch norm would see one value a channel"
+            key = self._sizes_of_one()[0]
+            raise ValueError(must_be(key, "at least 2", 1, when=when, because=reason)) from None
 
     def _check_partition(self) -> None:
         kind = self.config.data.partition
         if kind == "group" and not self.dataset.kind.has_groups:
-            raise ValueError(
-                f"data.partition: got {kind!r}, allowed with data.name = {self.dataset.name}: "
-                "iid, dirichlet, shards (its samples belong to no writer or user)"
+            raise self._wrong_partition(
+                ("iid", "dirichlet", "shards"), "its samples belong to no writer or user"
             )
         if self.dataset.is_text and kind in LABELLED_KINDS:
-            raise ValueError(
-                f"data.partition: got {kind!r}, allowed with data.name = {self.dataset.name}: "
-                "iid, group (sentences belong to no class)"
-            )
+            raise self._wrong_partition(("iid", "group"), "sentences belong to no class")
+
+    def _wrong_partition(self, choices: tuple[str, ...], because: str) -> ValueError:
+        kind, when = self.config.data.partition, {"data.name": self.dataset.name}
+        line = must_be("data.partition", listed(choices), kind, when=when, because=because)
+        return ValueError(line)
 
     def _make_pools(self, validation: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         wanted = min(self.config.eval.client_samples, len(validation))

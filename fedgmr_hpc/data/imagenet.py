@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.foreign import reading, refuse
@@ -109,24 +110,24 @@ def _choose_classes(folder: Path, class_list: str | None) -> tuple[str, ...]:
     absent = sorted(set(wanted) - set(found))
     if absent:
         raise ValueError(
-            f"data.class_list: got {class_list!r}, whose classes {', '.join(absent[:3])}"
-            f"{f' and {len(absent) - 3} more' if absent[3:] else ''} have no folder; "
-            f"allowed: names of folders in {folder / PARTS[0]}"
+            must("data.class_list", f"name folders of {folder / PARTS[0]}", class_list)
+            + f": there is no {', '.join(absent[:3])}"
+            f"{f' and {len(absent) - 3} more' if absent[3:] else ''}"
         )
     return wanted
 
 
 def _read_class_list(path: Path) -> tuple[str, ...]:
-    expected = "allowed: a text file with one class folder a line, each once"
+    need = "a text file with one class folder a line, each once"
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = tuple(filter(None, map(str.strip, text.splitlines())))
     except (OSError, ValueError) as error:
-        raise ValueError(f"data.class_list: got {str(path)!r} ({error}), {expected}") from None
+        raise ValueError(must_be("data.class_list", need, path, because=str(error))) from None
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
-        found = f"{twice[0]} twice" if twice else "no line"
-        raise ValueError(f"data.class_list: got {str(path)!r} with {found}, {expected}")
+        why = f"it names {twice[0]} twice" if twice else "it has no line"
+        raise ValueError(must_be("data.class_list", need, path, because=why))
     return names
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must, must_be
+
 Files = tuple[list[Path], list[Path]]  # train, test
 
 CIFAR_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -137,13 +139,13 @@ def check_complete(name: str, root: str | None) -> Files:
     """The source files, or a ValueError that says what was looked for."""
     if root is None:
         raise ValueError(
-            f"data.root: got None, allowed: the folder of {name}'s files; "
-            f"`python -m fedgmr_hpc prepare {name}` explains the layout"
+            must_be("data.root", f"the folder of {name}'s files", None)
+            + f"; `python -m fedgmr_hpc prepare {name}` explains the layout"
         )
     if missing := describe_missing(name, root):
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
         raise ValueError(
-            f"data.root: got {root!r}, but {name} is not complete there, missing: {shown}; "
-            f"`python -m fedgmr_hpc prepare {name} --root {root}` explains the layout"
+            must("data.root", f"hold all files of {name}", root, because=f"missing are {shown}")
+            + f"; `python -m fedgmr_hpc prepare {name} --root {root}` explains the layout"
         )
     return source_files(name, Path(root).expanduser())

@@ -12,6 +12,8 @@ import os
 import pwd
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must, must_be
+
 ROOT = 0
 OTHERS_WRITE = 0o022
 
@@ -28,9 +30,9 @@ def find_intruder(folder: Path, owner: str | None) -> str:
         stat = path.stat()
         if stat.st_uid not in trusted:
             raise ValueError(
-                f"data.cache: got {str(folder.parent)!r}, whose {folder.name} belongs to "
-                f"{_name(stat.st_uid)}, allowed: files of your own, of root, or of the user that "
-                "data.cache_owner names"
+                must("data.cache", "hold only trusted files", folder.parent)
+                + f": its {folder.name} belongs to {_name(stat.st_uid)}, neither you, root, nor "
+                "the user that data.cache_owner names"
             )
         if stat.st_mode & OTHERS_WRITE:
             return f"{path.name} can be written by others"
@@ -49,8 +51,8 @@ def _named(owner: str | None) -> list[int]:
     try:
         return [pwd.getpwnam(owner).pw_uid]
     except KeyError:
-        allowed = "a user of this machine"
-        raise ValueError(f"data.cache_owner: got {owner!r}, allowed: {allowed}") from None
+        line = must_be("data.cache_owner", "a user of this machine", owner)
+        raise ValueError(line) from None
 
 
 def _name(uid: int) -> str:

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.config.randomness import make_rng
 
 Longs = NDArray[np.int64]
@@ -46,7 +47,7 @@ def make_partition(
     take them from the richest, up to 2 % of all samples.
     """
     if kind not in KINDS:
-        raise ValueError(f"data.partition: got {kind!r}, allowed: {', '.join(KINDS)}")
+        raise ValueError(unknown_choice("data.partition", kind, KINDS))
     if kind == "group":
         num_writers = len(np.unique(group))
         _check_count(num_clients, num_writers, kind, f"one of the {num_writers} writers")
@@ -63,8 +64,13 @@ def make_partition(
 def _check_count(num_clients: int, most: int, kind: str, need: str) -> None:
     if not 1 <= num_clients <= most:
         raise ValueError(
-            f"clients.count: got {num_clients}, allowed: 1 to {most}; with data.partition={kind} "
-            f"each client needs {need}; data.max_train, where set, limits them"
+            must_be(
+                "clients.count",
+                f"between 1 and {most}",
+                num_clients,
+                when={"data.partition": kind},
+                because=f"each client needs {need} (data.max_train, where set, limits them)",
+            )
         )
 
 
@@ -76,8 +82,8 @@ def _check_sizes(parts: list[Longs], kind: str, alpha: float) -> list[Longs]:
     drawn = f", data.alpha={alpha:g} ({MAX_DRAWS} draws)" if kind == "dirichlet" else ""
     raise ValueError(
         f"clients.count={len(parts)} with data.partition={kind}{drawn} leaves client {poorest} "
-        f"with {sizes[poorest]} of {sum(sizes)} samples, needed: {MIN_SAMPLES} "
-        "or more (one to train, one to validate); lower clients.count, or raise "
+        f"with {sizes[poorest]} of {sum(sizes)} samples, but must leave everybody {MIN_SAMPLES} "
+        "or more (one to train, one to validate): lower clients.count, or raise "
         + ("data.alpha, or " if kind == "dirichlet" else "")
         + "data.max_train where it is set"
     )
@@ -94,9 +100,13 @@ def _deal_shards(y: Longs, num_clients: int, shards_per_client: int, seed: int) 
     num_shards, most = num_clients * shards_per_client, len(y) // num_clients
     if num_shards > len(y):
         raise ValueError(
-            f"data.shards_per_client: got {shards_per_client}, allowed: 1 to {most} with "
-            f"clients.count={num_clients} and {len(y)} samples; data.max_train, where set, "
-            "limits them"
+            must_be(
+                "data.shards_per_client",
+                f"between 1 and {most}",
+                shards_per_client,
+                when=f"clients.count is {num_clients} and there are {len(y)} samples",
+                because="every shard needs a sample (data.max_train, where set, limits them)",
+            )
         )
     client = np.empty(num_shards, np.int64)
     dealt = make_rng(seed, "partition").permutation(num_shards)
@@ -122,7 +132,7 @@ def _draw_dirichlet(
     y: Longs, num_clients: int, *, alpha: float, sort_by_size: bool, seed: int
 ) -> list[Longs]:
     if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"data.alpha: got {alpha}, allowed: a finite number above 0")
+        raise ValueError(must_be("data.alpha", "a finite number more than 0", alpha))
     labels, class_sizes = np.unique(y, return_counts=True)
     for attempt in range(MAX_DRAWS):
         rng = make_rng(seed, "partition", step=attempt)
@@ -168,7 +178,7 @@ def cut_validation(
 ) -> tuple[list[Longs], list[Longs]]:
     """(train, validation) of each client: ceil(frac n) validate, but one sample always trains."""
     if not 0 <= frac < 1:
-        raise ValueError(f"data.validation_frac: got {frac}, allowed: 0 to less than 1")
+        raise ValueError(must_be("data.validation_frac", "at least 0 and less than 1", frac))
     train, val = [], []
     for client, part in enumerate(parts):
         # rounded first: 0.1 * 70 is a little above 7
@@ -185,7 +195,8 @@ def batch_indices(num_samples: int, *, batch: int, step: int, seed: int, client:
     Nothing is remembered between calls, so any rank can make any step of any client.
     """
     if num_samples < 1 or batch < 1:
-        raise ValueError(f"samples and batch: got {num_samples} and {batch}, allowed: at least 1")
+        found = f"{num_samples} and {batch}"
+        raise ValueError(must_be("samples and batch", "at least 1", found=found))
     start, stop = step * batch, (step + 1) * batch
     pieces = []
     for epoch in range(start // num_samples, (stop - 1) // num_samples + 1):

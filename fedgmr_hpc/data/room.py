@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.sections import DataConfig
 
 DEFAULT = str(DataConfig.model_fields["cache"].default)
@@ -26,13 +27,13 @@ def check_room(cache: Path, need_bytes: int) -> None:
     free_bytes, size = shutil.disk_usage(cache).free, f"{need_bytes / 1e9:.1f} GB"
     if need_bytes > free_bytes:
         raise ValueError(
-            f"data.cache: got {str(cache)!r} with {free_bytes / 1e9:.1f} GB free, needed: {size}; "
-            "choose another folder, or a smaller data.image_size or data.max_train"
+            must("data.cache", f"have {size} free", found=f"{free_bytes / 1e9:.1f} GB in {cache}")
+            + "; choose another folder, or a smaller data.image_size or data.max_train"
         )
     if need_bytes > HOME_BYTES and is_default(cache) and any(name in os.environ for name in JOBS):
         raise ValueError(
-            f"data.cache: got nothing inside a job, and {size} for {cache}, allowed: a folder that "
-            "is named (the site's scratch, or the node's), this one as well"
+            must_be("data.cache", "set to a folder", when=f"a job caches {size} (default: {cache})")
+            + ": the site's scratch or the node's, or the default one if you name it"
         )
 
 

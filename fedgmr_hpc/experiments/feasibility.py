@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.results.series import Values, scored
 from fedgmr_hpc.storage.reader import Result
 
@@ -88,7 +89,7 @@ def series_of(result: Result) -> Series:
     densities = np.unique(result.merges["density"])
     if len(densities) != 1:
         got = f"{densities.min():g} to {densities.max():g}" if len(densities) else "no merge"
-        raise ValueError(f"{result.path}: densities: got {got}, allowed: one for all clients")
+        raise ValueError(must_be(f"{result.path}: density", "the same for all clients", found=got))
     evaluations = scored(result)
     known = np.isfinite(evaluations["test_accuracy"])
     return Series(
@@ -152,7 +153,7 @@ def measure_growth(
     densities = tuple(sorted({each.density for each in series}))
     seeds = tuple(sorted({each.seed for each in series}))
     if len(densities) < 2:
-        raise ValueError(f"densities: got {len(densities)}, allowed: at least 2")
+        raise ValueError(must("results", "have at least 2 densities", len(densities)))
     found = _by_cell(series, densities, seeds)
     smooth = {cell: centred_mean(each.accuracy, window) for cell, each in found.items()}
     edges, end = accuracy_edges(list(smooth.values()), num_intervals)
@@ -170,7 +171,7 @@ def _by_cell(
             num = sum((each.density, each.seed) == (density, seed) for each in series)
             if num != 1:
                 where = f"density {density:g}, seed {seed}"
-                raise ValueError(f"results: got {num} runs of {where}, allowed: 1")
+                raise ValueError(must("results", f"have one run of {where}", num))
     return {(each.density, each.seed): each for each in series}
 
 

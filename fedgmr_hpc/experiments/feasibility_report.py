@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.experiments.feasibility import (
     Growth,
     is_monotone,
@@ -133,7 +134,8 @@ def _title(results: Sequence[Result]) -> str:
     kinds = {(r.config["data"]["name"], r.config["model"]["name"]) for r in results}
     if len(kinds) != 1:
         got = "; ".join(f"{data}, {model}" for data, model in sorted(kinds)) or "no result"
-        raise ValueError(f"data.name, model.name: got {got}, allowed: one of each")
+        need = "the same in all results"
+        raise ValueError(must_be("data.name and model.name", need, found=got))
     data, model = next(iter(kinds))
     return f"Optimal density against accuracy: {data}, {model}"
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.overrides import parse_values
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
@@ -129,7 +130,9 @@ def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]
         yield from (_read_start(source, overrides) for source in sources)
         return
     if len(sources) > 1:
-        raise ValueError(f"probe: got {' '.join(sources)}, allowed: one configuration, or results")
+        raise ValueError(
+            must("probe", "have one configuration, or results", found=" ".join(sources))
+        )
     seeds, others = _take_list(overrides, "seed", DEFAULT_SEEDS)
     rounds, others = _take_list(others, "run.max_rounds", DEFAULT_ROUNDS)
     cells = [(seed, num) for seed in seeds for num in rounds]
@@ -145,14 +148,14 @@ def _take_list(
     own = [word for word in words if word.partition("=")[0] == key]
     others = [word for word in words if word not in own]
     if len(own) > 1:
-        raise ValueError(f"{key}: got {' and '.join(own)}, allowed: one of them")
+        raise ValueError(must_be(key, "set only once", found=" and ".join(own)))
     return (parse_values(key, own[0].partition("=")[2]) if own else list(default)), others
 
 
 def _read_start(path: str, overrides: Sequence[str]) -> Start:
     result = read_result(path)
     if not len(result.weights):
-        raise ValueError(f"{path}: status: got '{result.status}', allowed: finished")
+        raise ValueError(must_be(f"{path}: status", "'finished'", result.status))
     config = load_config(result.config, overrides)
     return Start(config, int(result.merges["round"][-1]), result.weights)
 

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from fedgmr_hpc.config.axes import MergeRule
+from fedgmr_hpc.config.messages import must, unknown_choice
 from fedgmr_hpc.config.records import Floats, Ints
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
@@ -119,7 +120,8 @@ def relative_error(uploads: Uploads, entries: Sequence[BufferEntry], rule: Merge
         ValueError: local training has changed nothing.
     """
     if uploads.change == 0:
-        raise ValueError("train.learning_rate: the merged uploads equal the model, allowed: a step")
+        reason = "the merged uploads equal the model"
+        raise ValueError(must("train.learning_rate", "change the model", because=reason))
     return distance(merge_equal(uploads.base, entries, rule), uploads.whole) / uploads.change
 
 
@@ -158,8 +160,7 @@ class Prober:
     def __init__(self, config: Config, data: FederatedData) -> None:
         kind = config.submodel.kind
         if kind not in KINDS:
-            allowed = ", ".join(KINDS)
-            raise ValueError(f"submodel.kind: got '{kind}', allowed for a probe: {allowed}")
+            raise ValueError(unknown_choice("submodel.kind", kind, KINDS, "probing"))
         self.config, self.data = config, data
         self.layers = prunable_layers(config)
 

@@ -116,9 +116,9 @@ def _read_text(path: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        text = must_be("text", "UTF-8", found=f"byte {content[error.start]:#x}")
-        raise ValueError(f"links.trace: {path} line {line}: {text}") from None
+        number = content.count(b"\n", 0, error.start) + 1
+        line = must_be("text", "UTF-8", found=f"byte {content[error.start]:#x}")
+        raise ValueError(f"links.trace: {path} line {number}: {line}") from None
 
 
 def _check_header(row: list[str]) -> None:

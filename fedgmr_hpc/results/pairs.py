@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from fedgmr_hpc.config.identity import CELL, differences
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.statistics import rank_correlation
 from fedgmr_hpc.results.series import Values, merged_ages
 from fedgmr_hpc.storage.reader import Result
@@ -45,7 +46,7 @@ def refuse(virtual: Result, wall: Result, noise_results: Sequence[Result]) -> No
     if overran > MAX_OVERRUN_FRAC:
         raise ValueError(
             f"results {wall.path}: the wall clock overran in {100 * overran:.1f} % of the client-"
-            f"steps, allowed {100 * MAX_OVERRUN_FRAC:g} %: raise time_scale"
+            f"steps, and must in at most {100 * MAX_OVERRUN_FRAC:g} %: raise time_scale"
         )
 
 
@@ -53,13 +54,13 @@ def _refuse_run(run: Result, clock: str) -> None:
     num_rounds = int(run.merges["round"].max(initial=0))
     got_clock = run.config.get("clock")
     facts = {
-        "clock": (got_clock == clock, got_clock, clock),
-        "status": (run.status == "finished", run.status, "finished"),
+        "clock": (got_clock == clock, got_clock, repr(clock)),
+        "status": (run.status == "finished", run.status, "'finished'"),
         "rounds": (num_rounds >= 2, num_rounds, "2 or more"),
     }
     for name, (is_right, got, allowed) in facts.items():
         if not is_right:
-            raise ValueError(f"results {run.path}: {name}: got {got}, allowed: {allowed}")
+            raise ValueError(must_be(f"results {run.path}: {name}", allowed, got))
 
 
 def _refuse_differing(a: Result, b: Result, may_differ: Collection[str]) -> None:
@@ -67,7 +68,7 @@ def _refuse_differing(a: Result, b: Result, may_differ: Collection[str]) -> None
     if keys:
         raise ValueError(
             f"results {b.path}: the configuration differs from that of {a.path} in "
-            f"{', '.join(keys)}; allowed: {', '.join(may_differ)}"
+            f"{', '.join(keys)}; it may differ in {', '.join(may_differ)}"
         )
 
 

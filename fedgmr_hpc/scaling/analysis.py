@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.statistics import Summary, summarize
 from fedgmr_hpc.runtime.timeline import read_timeline
 from fedgmr_hpc.scaling.measure import Measured, make_system, measure
@@ -143,7 +144,7 @@ def ratio_summary(values: Sequence[float]) -> Summary:
     """
     logs = summarize([math.log(value) for value in values])
     if logs is None:
-        raise ValueError("rates: got none, allowed: one or more")
+        raise ValueError(must_be("rates", "given"))
     return Summary(
         num_values=len(values),
         mean=math.exp(logs.mean),

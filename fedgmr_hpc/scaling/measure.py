@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.runtime.timeline import RankTrace, breakdown
 from fedgmr_hpc.scaling.model import Demand, Rates, System
@@ -98,14 +99,14 @@ def _window(result: Result, warmup_rounds: int) -> tuple[int, int]:
     """The last merge of the warm-up and the last of all."""
     rounds = result.merges["round"]
     facts = {
-        "status": (result.status == "finished", result.status, "finished"),
+        "status": (result.status == "finished", result.status, "'finished'"),
         "ranks": (len(result.ranks["rank"]) > 1, len(result.ranks["rank"]), "2 or more"),
         "rounds": (rounds.max(initial=0) > warmup_rounds, rounds.max(initial=0),
                    f"more than the {warmup_rounds} warm-up rounds"),
     }  # fmt: skip
     for name, (is_right, got, allowed) in facts.items():
         if not is_right:
-            raise ValueError(f"results {result.path}: {name}: got {got}, allowed: {allowed}")
+            raise ValueError(must_be(f"results {result.path}: {name}", allowed, got))
     num_warm = int(np.searchsorted(rounds, max(warmup_rounds, rounds[0]), side="right"))
     return num_warm - 1, len(rounds) - 1
 
@@ -114,7 +115,7 @@ def _origin_s(traces: Sequence[RankTrace]) -> float:
     """When the server began, on the timeline's clock."""
     server = next((trace for trace in traces if trace.rank == 0), None)
     if server is None or not len(server.spans):
-        raise ValueError("timeline: got no span of rank 0, allowed: one or more")
+        raise ValueError(must("the timeline", "have a span of rank 0"))
     return float(server.spans["begin_s"].min())
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.storage.reader import read_result
@@ -90,26 +91,28 @@ def make_points(
 
 def _check_numbers(kind: Kind, ranks: Sequence[int], values: Sequence[float]) -> None:
     if not ranks or min(ranks) < 2:
-        got = ",".join(map(str, ranks)) or "nothing"
-        raise ValueError(f"--ranks: got {got}, allowed: 2 or more, the server included")
+        found = ",".join(map(str, ranks)) or "nothing"
+        raise ValueError(must_be("--ranks", "2 or more, the server included", found=found))
     if kind in ("strong", "weak"):
         if values:
-            raise ValueError(f"--values: allowed with {kind}: none")
+            raise ValueError(must_be("--values", "absent", when=f"scaling is {kind}"))
         return
     if len(set(ranks)) != 1 or not values or min(values) <= 0:
+        need = "one number of ranks and one or more values above 0"
+        found = f"{len(set(ranks))} and {len(values)} numbers"
         raise ValueError(
-            f"--ranks, --values: got {len(set(ranks))} and {len(values)} numbers, "
-            f"allowed with --sweep {kind}: one number of ranks, one or more values above 0"
+            must_be("--ranks and --values", need, when=f"--sweep is {kind}", found=found)
         )
 
 
 def _weak_point(config: Config, fewest: int, num_ranks: int) -> Point:
     per_rank, rest = divmod(config.clients.count, fewest - 1)
     if rest:
-        raise ValueError(
-            f"clients.count: got {config.clients.count}, allowed for weak scaling from "
-            f"{fewest - 1} client ranks: a multiple of {fewest - 1}"
+        need, when = (
+            f"a multiple of {fewest - 1}",
+            f"weak scaling begins with {fewest - 1} client ranks",
         )
+        raise ValueError(must_be("clients.count", need, config.clients.count, when=when))
     return Point(
         f"{num_ranks:04d}-ranks", num_ranks, num_ranks, _clients(config, per_rank, num_ranks)
     )
@@ -122,10 +125,9 @@ def _clients(config: Config, per_rank: int, num_ranks: int) -> tuple[str, ...]:
     for key in ("shares", "max_densities"):
         values = getattr(config.clients, key)
         if values is not None and len(set(values)) > 1:
-            raise ValueError(
-                f"clients.{key}: got {len(set(values))} different values, allowed where the number "
-                "of clients varies: null or all equal"
-            )
+            need, found = "null, or have equal values", f"{len(set(values))} different values"
+            when = "the number of clients varies"
+            raise ValueError(must_be(f"clients.{key}", need, when=when, found=found))
         if values is not None:
             words.append(as_override(f"clients.{key}", [values[0]] * count))
     return tuple(words)
@@ -138,14 +140,14 @@ def _sweep_point(kind: Kind, config: Config, num_ranks: int, value: float) -> Po
 
 def _per_rank(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
     if value != int(value):
-        raise ValueError(f"--values: got {value:g}, allowed: whole numbers of clients")
+        raise ValueError(must_be("--values", "whole numbers of clients", value))
     return _clients(config, int(value), num_ranks)
 
 
 def _density(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
     """All clients at one density that stays, on links of the full rate at every density."""
     if value > 1:
-        raise ValueError(f"--values: got {value:g}, allowed: densities, above 0 and up to 1")
+        raise ValueError(must_be("--values", "densities, more than 0 and at most 1", value))
     count = config.clients.count
     words = {"clients.shares": [1.0] * count, "clients.max_densities": [value] * count}
     return tuple(as_override(key, content) for key, content in words.items())
@@ -154,10 +156,8 @@ def _density(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
 def _bandwidth(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
     """All rates of the links times `value`."""
     if config.clock != "wall":
-        raise ValueError(
-            f"clock: got {config.clock}, allowed with --sweep bandwidth: wall (on the virtual "
-            "clock bytes take no real time)"
-        )
+        when, reason = "--sweep is bandwidth", "on the virtual clock bytes take no real time"
+        raise ValueError(must_be("clock", "'wall'", config.clock, when=when, because=reason))
     rates = {k: v for k, v in config.links.model_dump().items() if k.endswith("bytes_per_s") and v}
     return tuple(as_override(f"links.{key}", value * rate) for key, rate in rates.items())
 
@@ -177,15 +177,14 @@ def check_plan(plan: Plan, folder: Path) -> None:
     if (folder / "scaling.json").exists():
         kept = read_plan(folder)
         if replace(kept, num_cores=plan.num_cores) != plan:
-            raise ValueError(f"--out: {folder} holds another scaling study, allowed: a new folder")
+            reason = "this one holds another scaling study"
+            raise ValueError(must_be("--out", "a new folder", folder, because=reason))
     for point in plan.points:
         rank_command(point.num_ranks)
         config = load_config(plan.sources, plan.overrides, point.overrides)
         if config.run.max_rounds <= plan.warmup_rounds:
-            raise ValueError(
-                f"run.max_rounds: got {config.run.max_rounds}, allowed: more than the "
-                f"{plan.warmup_rounds} warm-up rounds"
-            )
+            need = f"more than the {plan.warmup_rounds} warm-up rounds"
+            raise ValueError(must_be("run.max_rounds", need, config.run.max_rounds))
 
 
 def run_plan(plan: Plan, folder: Path) -> bool:

@@ -164,7 +164,7 @@ def test_scaling_refuses_more_ranks_than_the_job_has(desk: Desk) -> None:
     job = desk.submit("scaling", "weak", "digits", "--ranks", "2,3", options=("--ntasks=2",))
     end = desk.await_end(job)
     assert (end.state, end.exit_code) == ("FAILED", "2:0"), end.output
-    assert "ranks: got 3, allowed in this Slurm job: up to 2" in end.output
+    assert "--ranks must be at most 2 in this Slurm job (got 3)" in end.output
 
 
 def test_a_killed_rank_fails_the_job_and_leaves_nothing_in_the_way(

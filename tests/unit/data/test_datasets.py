@@ -368,16 +368,16 @@ def test_what_is_no_file_is_missing_and_never_waited_for(tmp_path, load, damage)
     write_cifar(tmp_path, encode_binary, ".bin")
     (tmp_path / "test_batch.bin").unlink()
     damage(tmp_path / "test_batch.bin")
-    assert "missing: " + str(tmp_path / "test_batch.bin") in refusal(load, "cifar10")
+    assert "missing are " + str(tmp_path / "test_batch.bin") in refusal(load, "cifar10")
 
 
 def test_missing_folder_says_where_it_looked_and_how_to_learn_more(tmp_path, load):
     message = refusal(load, "femnist")
-    assert message.startswith(f"data.root: got '{tmp_path}', but femnist is not complete there")
+    assert message.startswith(f"data.root must hold all files of femnist (got '{tmp_path}'): ")
     assert str(tmp_path / "femnist" / "data" / "train" / "*.json") in message
     assert f"`python -m fedgmr_hpc prepare femnist --root {tmp_path}` explains" in message
     assert refusal(load, "cifar10", root=None) == (
-        "data.root: got None, allowed: the folder of cifar10's files; "
+        "data.root must be the folder of cifar10's files (got null); "
         "`python -m fedgmr_hpc prepare cifar10` explains the layout"
     )
     assert "and 3 more" in refusal(load, "cifar10")
@@ -643,10 +643,10 @@ def test_the_cache_of_another_user_is_refused_unless_named(tmp_path, monkeypatch
     monkeypatch.setattr(ownership.os, "getuid", lambda: os.stat(folder).st_uid + 1)
     monkeypatch.setattr(ownership, "ROOT", -1)  # tests may run as root
     name = pwd.getpwuid(os.stat(folder).st_uid).pw_name
-    with pytest.raises(ValueError, match=rf"data\.cache: got .*, whose tiny-1 belongs to {name}, "):
+    with pytest.raises(ValueError, match=rf"data\.cache must .*: its tiny-1 belongs to {name}, "):
         open_or_build(folder, tiny)
     assert open_or_build(folder, lambda: 1 / 0, Reader(owner=name))[0].y.tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"data\.cache_owner: got 'no-one-here', allowed: a user"):
+    with pytest.raises(ValueError, match=r"data\.cache_owner must be a user of this machine"):
         open_or_build(folder, tiny, Reader(owner="no-one-here"))
 
 
@@ -752,7 +752,7 @@ def test_without_file_locks_the_first_rename_wins(tmp_path, monkeypatch):
 
 def test_cache_that_cannot_be_written_names_its_key(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"data\.cache: got '.*file', expected a folder that can"):
+    with pytest.raises(ValueError, match=r"data\.cache must be a writable folder .got '.*file'"):
         open_or_build(tmp_path / "file" / "tiny-1", tiny)
 
 
@@ -808,7 +808,7 @@ def test_a_job_fills_no_home_folder_that_nobody_has_named(tmp_path, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12))
     room.check_room(home, 11 * 10**9)  # at a desk it is the user's own choice
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    said = r"^data.cache: got nothing inside a job, and 11.0 GB for .*/.cache/fedgmr_hpc, allowed: "
+    said = r"^data.cache must be set to a folder when a job caches 11.0 GB .*/.cache/fedgmr_hpc"
     with pytest.raises(ValueError, match=said):
         room.check_room(home, 11 * 10**9)
     room.check_room(home, 10**8)

@@ -82,4 +82,4 @@ def test_verb_names_what_it_cannot_probe(capsys):
     assert main(["probe", "speed"]) == 2
     assert "unknown action 'speed'" in capsys.readouterr().err
     assert main(["probe", "error", "digits", "femnist"]) == 2
-    assert "allowed: one configuration, or results" in capsys.readouterr().err
+    assert "must have one configuration, or results" in capsys.readouterr().err
