@@ -6,12 +6,15 @@ by hand. A test compares every page with what this module makes of the code (tes
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.cli.command_line import GROUPS, build_parser
+from fedgmr_hpc.cli.parser import Parser
 from fedgmr_hpc.config.identity import marks
 from fedgmr_hpc.config.methods import AXES, CHOICES, COMPARED, Method, load_method, method_names
 from fedgmr_hpc.config.schema import Config
@@ -19,6 +22,7 @@ from fedgmr_hpc.storage.schema import TABLES, RankRow, columns_of, meaning_of, u
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- begin generated: `python docs/generate.py` -->", "<!-- end generated -->"
+HIDDEN_ACTIONS = (argparse._HelpAction, argparse._VersionAction, argparse._SubParsersAction)
 Schema = Mapping[str, Any]
 
 TABLE_NOTES = {
@@ -65,8 +69,16 @@ def _choices(axis: str, values: Any) -> str:
     first = CHOICES.get(axis, "")
     if axis == "restoration" and values[first] == "none":
         return "none"
-    others = [f"{key}: {_value(value)}" for key, value in values.items() if key != first]
-    return "<br>".join([f"**{values[first]}**", *others] if first else others)
+    others = [_word(key, value) for key, value in values.items() if key != first]
+    chosen = [f"**{values[first]}**"] if first else []
+    return ", ".join(chosen + [word for word in others if word])
+
+
+def _word(key: str, value: Any) -> str:
+    """A choice besides an axis's first in a word; none for what is off or has no effect."""
+    if value in (False, None, "constant"):
+        return ""
+    return key if value is True else value if isinstance(value, str) else f"{key} {_value(value)}"
 
 
 def _method(method: Method) -> Iterator[str]:
@@ -154,6 +166,49 @@ def _column(table: str, name: str, dtype: Any, is_per_client: bool) -> str:
     return f"| `{name}` | {kind} | {shape} | {unit} | {_linked(meaning)} |"
 
 
+def command_line() -> Iterator[str]:
+    """Every verb: what it does, its words and options, and examples, from its parser."""
+    verbs = build_parser().verbs()
+    groups = {group: [verbs[name] for name in names] for group, names in GROUPS.items()}
+    yield from ("| | verbs |", "|---|---|")
+    for group, parsers in groups.items():
+        yield f"| {group} | {', '.join(map(_verb_link, parsers))} |"
+    for parser in verbs.values():
+        yield from _verb(parser, "##")
+        for action in parser.verbs().values():
+            yield from _verb(action, "###")
+
+
+def _verb_link(parser: Parser) -> str:
+    name = parser.prog.rpartition(" ")[2]
+    return f"[`{name}`](#{name})"
+
+
+def _verb(parser: Parser, heading: str) -> Iterator[str]:
+    name = parser.prog.partition("fedgmr_hpc ")[2]
+    shown = [each for each in parser._actions if each.help != argparse.SUPPRESS]
+    own = [each for each in shown if not isinstance(each, HIDDEN_ACTIONS)]
+    yield from ("", f"{heading} {name}", "", "```text", (parser.description or "").strip(), "```")
+    if own:
+        yield from ("", "| word or option | meaning |", "|---|---|")
+        yield from (f"| {_words(each)} | {_about(each)} |" for each in own)
+    if parser.epilog:
+        yield from ("", "```text", (parser.epilog % {"prog": parser.prog}).strip(), "```")
+
+
+def _words(action: argparse.Action) -> str:
+    """How an argument is typed: `--out DIR`, `FILE ...`."""
+    value = action.metavar or "" if action.nargs != 0 else ""
+    many = " ..." if action.nargs in ("*", "+") else ""
+    typed = [f"{option} {value}".strip() for option in action.option_strings] or [str(value)]
+    return ", ".join(f"`{word}{many}`".replace("|", "\\|") for word in typed)
+
+
+def _about(action: argparse.Action) -> str:
+    needed = " (required)" if action.option_strings and action.required else ""
+    return _linked((action.help or "") % vars(action)) + needed
+
+
 def _linked(text: str) -> str:
     """Text as a table's cell: on one line, pages of docs/ as links."""
     line = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
@@ -164,6 +219,7 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "methods.md": methods,
     "configuration.md": configuration,
     "results-format.md": result_tables,
+    "command-line.md": command_line,
 }
 
 
