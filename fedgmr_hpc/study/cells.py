@@ -36,9 +36,10 @@ class Cell:
 
     Attributes:
         labels: the varied keys that it names, with its values.
-        values: what is tried, of a trial; what was chosen, of another cell.
-        tuning: of an open cell, whose configuration and digest only stand in for its run's.
-        pending_digest: the digest that it had while it was open.
+        values: The tuned values: those tried by a trial, those chosen for another cell.
+        tuning: What an untuned cell's values are chosen from; until then its configuration and
+            digest are placeholders.
+        pending_digest: The digest that it had before its values were chosen.
     """
 
     labels: Labels
@@ -77,7 +78,7 @@ class Tuning:
 
     @property
     def trials(self) -> list[Cell]:
-        """All trials."""
+        """The trials of all candidates."""
         return [trial for candidate in self.candidates for trial in candidate.trials]
 
 

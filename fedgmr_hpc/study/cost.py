@@ -1,4 +1,4 @@
-"""How long cells will take: from finished cells of the study, or from short timed runs.
+"""Estimate how long cells will take, from finished cells or from short timed runs.
 
 A pace is measured for each method, since their rounds differ: wall seconds and virtual seconds of
 one round. A cell runs to `run.max_rounds` or `run.max_time_s`, whichever comes first.
@@ -36,7 +36,7 @@ class Estimate:
 
 
 def pace_of(result: Result) -> Pace | None:
-    """The mean pace of a run from its first merge on; None before its second round."""
+    """Return the mean pace of a run from its first merge on; None before its second round."""
     merges = result.merges
     rounds = int(merges["round"][-1] - merges["round"][0]) if len(merges["round"]) else 0
     if not rounds:
@@ -46,7 +46,7 @@ def pace_of(result: Result) -> Pace | None:
 
 
 def mean_paces(runs: Iterable[tuple[str, Result]]) -> dict[str, Pace]:
-    """The mean pace of each method over (method, result)."""
+    """Return the mean pace of each method over pairs (method, result)."""
     found: dict[str, list[Pace]] = {}
     for method, result in runs:
         if pace := pace_of(result):
@@ -58,7 +58,7 @@ def mean_paces(runs: Iterable[tuple[str, Result]]) -> dict[str, Pace]:
 
 
 def cell_wall_s(config: Config, paces: Mapping[str, Pace]) -> float:
-    """Wall seconds of a whole cell; the mean pace stands in for a method without one."""
+    """Return the wall seconds of a whole cell; a method without a pace gets the mean one."""
     pace = paces.get(config.method) or _mean(paces.values())
     rounds = float(config.run.max_rounds)
     if config.run.max_time_s is not None and pace.virtual_s > 0:
@@ -69,7 +69,7 @@ def cell_wall_s(config: Config, paces: Mapping[str, Pace]) -> float:
 def remaining_s(
     cells: Sequence[tuple[Cell, float]], paces: Mapping[str, Pace], max_parallel: int
 ) -> float:
-    """Wall seconds until all (cell, part done) are through; NaN without any pace."""
+    """Return the wall seconds until all (cell, share done) have ended; NaN without any pace."""
     if not paces:
         return math.nan
     each = [cell_wall_s(cell.config, paces) * (1 - part) for cell, part in cells]

@@ -1,4 +1,4 @@
-"""A study where it lies: its cells, its folders, and how far it is, here and in Slurm."""
+"""A study on disk: its cells, its folders, and how far it is, here and in Slurm."""
 
 from __future__ import annotations
 
@@ -27,71 +27,86 @@ ACTIVE = ("queued", "running")
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """A study, its cells and its folders."""
+    """A study, its cells and its folders.
+
+    Attributes:
+        source: What the study was opened by, a name or a path.
+        overrides: Words `key=value` of the command line.
+        out: The folder of cells and reports; several studies may share it.
+    """
 
     source: str
     study: StudyFile
     cells: list[Cell]
-    words: list[str]
+    overrides: list[str]
     out: Path
 
     @property
     def cells_dir(self) -> Path:
-        """The result files."""
+        """The folder of the result files."""
         return self.out / "cells"
 
     @property
     def report_dir(self) -> Path:
-        """The report and the words of the last run."""
+        """The folder of the report and of the last run's overrides."""
         return self.out / find_study(self.source).stem
 
     def command_arguments(self, action: str) -> list[str]:
-        """What Python is given for `action` on this study."""
+        """Return what Python is given for `action` on this study."""
         out = [] if self.out == Path(DEFAULT_OUT) else ["--out", str(self.out)]
-        return ["-m", "fedgmr_hpc", "study", action, self.source, *out, *self.words]
+        return ["-m", "fedgmr_hpc", "study", action, self.source, *out, *self.overrides]
 
     def command(self, action: str) -> str:
-        """What to type for `action` on this study."""
+        """Return what to type for `action` on this study."""
         return shlex.join(["python", *self.command_arguments(action)])
 
     def save_overrides(self) -> None:
-        """Notes the words for later actions without words."""
-        note = _note(self.out, self.source)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(dump(self.words))
+        """Save the overrides for later actions that are given none."""
+        path = _overrides_path(self.out, self.source)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump(self.overrides))
 
     def states(self) -> States:
-        """Every cell, with its chosen values where there are some, and its state from its files."""
+        """Return every cell, with the values chosen for it, and its state from its files."""
         return read_states(self.cells_dir, self.cells)
 
-    def max_parallel(self, num_ranks: int, wished: int | None = None) -> int:
-        """How many cells run at a time on this machine."""
+    def max_parallel(self, num_ranks: int, requested: int | None = None) -> int:
+        """Return how many cells run at a time on this machine.
+
+        Args:
+            requested: A number from the command line; else the study's, else cores over ranks.
+        """
         own = self.study.max_parallel or max(1, num_cores() // num_ranks)
-        return at_least_1("--max-parallel", own if wished is None else wished)
+        return at_least_1("--max-parallel", own if requested is None else requested)
 
 
 def open_study(
-    source: str, words: list[str], out: str | None, reuses_overrides: bool
+    source: str, overrides: list[str], out: str | None, reuses_overrides: bool
 ) -> StudyFolder:
-    """The study `source` with `words`; without words, the noted ones if it `reuses_overrides`.
+    """Open a study.
+
+    Args:
+        source: Its name or path.
+        overrides: Words `key=value`.
+        out: The folder of cells and reports; None for results/studies.
+        reuses_overrides: Take the saved overrides where none are given.
 
     Raises:
-        ValueError: a wrong word, study or cell.
+        ValueError: The study, an override or a cell is wrong.
     """
     out_dir = Path(out or DEFAULT_OUT).expanduser()
-    note = _note(out_dir, source)
-    if not words and reuses_overrides and note.exists():
-        words = [str(word) for word in parse(note.read_text()) or ()]
-    study, overrides = load_study(source, words)
-    return StudyFolder(source, study, expand(study, overrides), words, out_dir)
+    saved = _overrides_path(out_dir, source)
+    if not overrides and reuses_overrides and saved.exists():
+        overrides = [str(word) for word in parse(saved.read_text()) or ()]
+    study, of_all_cells = load_study(source, overrides)
+    return StudyFolder(source, study, expand(study, of_all_cells), overrides, out_dir)
 
 
 def check_time_limits(folder: StudyFolder) -> None:
-    """Checks that some cell may run until the time at which the study compares, and some trial
-    until trials are judged.
+    """Check that cells may run until they are compared, and trials until they are judged.
 
     Raises:
-        ValueError: none may, so that nothing could be compared or chosen.
+        ValueError: None may, so that nothing could be compared or chosen.
     """
     study = folder.study
     for is_trial, key, at_s in (
@@ -107,7 +122,7 @@ def check_time_limits(folder: StudyFolder) -> None:
 
 
 def describe_limits(folder: StudyFolder) -> list[str]:
-    """When the cells end and are compared, and which trials tune them, in lines."""
+    """Return lines on when the cells end and are compared, and on the trials that tune them."""
     at_s, runs = folder.study.comparison_time_s, [c for c in folder.cells if not c.is_trial]
     limits = dict.fromkeys(
         f"{limit_s:g} s of virtual time" if (limit_s := cell.config.run.max_time_s) else "no time"
@@ -132,15 +147,15 @@ def _describe_trials(folder: StudyFolder) -> list[str]:
     ]
 
 
-def _note(out: Path, source: str) -> Path:
+def _overrides_path(out: Path, source: str) -> Path:
     return out / find_study(source).stem / "words.yaml"
 
 
 def at_least_1(name: str, value: int) -> int:
-    """`value`.
+    """Return `value`.
 
     Raises:
-        ValueError: it is less than 1.
+        ValueError: It is less than 1.
     """
     if value < 1:
         raise ValueError(must_be(name, "at least 1", value))
@@ -148,7 +163,7 @@ def at_least_1(name: str, value: int) -> int:
 
 
 def states_with_jobs(folder: StudyFolder) -> tuple[States, dict[str, CellJob], str]:
-    """The state of every cell from its files and the queue; jobs; why the queue is not known."""
+    """Return every cell's state from its files and the queue, the jobs, and the queue's error."""
     try:
         jobs, unknown = read_jobs(folder.cells_dir.absolute()), ""
     except ValueError as error:
@@ -158,12 +173,12 @@ def states_with_jobs(folder: StudyFolder) -> tuple[States, dict[str, CellJob], s
 
 
 def job_of(jobs: Mapping[str, CellJob], cell: Cell) -> CellJob | None:
-    """The last job of a cell, which may have been submitted before its values were chosen."""
+    """Return the last job of a cell, which may be older than the choice of its values."""
     return jobs.get(cell.digest) or jobs.get(cell.pending_digest)
 
 
 def render_status(folder: StudyFolder) -> str:
-    """A table of all cells, the counts and the time left."""
+    """Return a table of all cells, how many there are of each state, and the time left."""
     states, jobs, unknown = states_with_jobs(folder)
     rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
     table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
@@ -181,13 +196,13 @@ def render_status(folder: StudyFolder) -> str:
 
 
 def count_states(states: Sequence[CellState]) -> str:
-    """`3 done, 1 failed`."""
+    """Return how many cells are in each state, as `3 done, 1 failed`."""
     found = Counter(state.status for state in states)
     return ", ".join(f"{found[s]} {s}" for s in sorted(found)) or "none"
 
 
 def eta_s(open_states: States, states: States, max_parallel: int) -> float:
-    """Wall seconds until `open_states` are done, at the pace of all finished and running cells."""
+    """Return wall seconds until `open_states` are done, at the pace of all known results."""
     seen = [(cell.config.method, s.result) for cell, s in states if s.result is not None]
     left = [
         (cell, 0.0 if s.status == "failed" else s.progress_frac)
@@ -198,7 +213,7 @@ def eta_s(open_states: States, states: States, max_parallel: int) -> float:
 
 
 def _facts(state: CellState) -> list[str]:
-    """Validation accuracy, times and remark of one cell."""
+    """Return validation accuracy, times and remark of one cell."""
     part = f"{100 * state.progress_frac:.0f} %"
     under_way = part if state.status in ("running", "interrupted") else ""
     remark = state.error or ", ".join(filter(None, (under_way, state.job)))

@@ -28,7 +28,7 @@ LIVE_S, PLAIN_S = 2.0, 30.0  # seconds between two looks at running cells, termi
 def run_study(
     folder: StudyFolder, ranks: int | None, max_parallel: int | None, is_dry: bool
 ) -> int:
-    """Runs what is missing, was cut short or has failed; returns the exit code.
+    """Run what is missing, was cut short or has failed.
 
     Args:
         ranks: of a cell, the server included; None for the study's own number.
@@ -62,7 +62,7 @@ def run_study(
 
 
 def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
-    """Runs what can run, then what waited for that, each cell once."""
+    """Run what can run, then what waited for that, each cell once."""
     begun: set[str] = set()
     while todo := [
         cell
@@ -77,7 +77,7 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
-    """What there is, what is done and how the rest runs."""
+    """Return what there is, what is done, and how the rest will run."""
     varied = [f"  {key}: {_values(folder.cells, key)}" for key in folder.study.varied()]
     found = count_states([state for _, state in states])
     how = f"{num_ranks} rank{'s' * (num_ranks > 1)} a cell, {max_parallel} at a time"
@@ -93,7 +93,7 @@ def _values(cells: Sequence[Cell], key: str) -> str:
 def _estimate(
     folder: StudyFolder, states: States, num_ranks: int, max_parallel: int, measures: bool
 ) -> str:
-    """Wall time of the missing cells, and what it rests on; short runs where it `measures`."""
+    """Return the wall time of the missing cells and its source; time short runs if `measures`."""
     todo = [cell for cell, state in states if state.status not in ENDED]
     paces = dict(known_paces(states))
     unknown = [cell for cell in todo if cell.config.method not in paces]
@@ -114,7 +114,7 @@ def _estimate(
 
 @dataclass
 class _Watch:
-    """Show when cells end, and how far the rest is."""
+    """Show when cells end, and how far the others are."""
 
     folder: StudyFolder
     max_parallel: int
@@ -122,7 +122,7 @@ class _Watch:
     num_ended: int = 0
 
     def see(self, queue: Queue) -> None:
-        """Look at the queue, at each of its turns."""
+        """Show a line if it is time for one; the queue calls this at every turn."""
         ended = len(queue.done) + len(queue.failed)
         if ended > self.num_ended or self.live.is_due:
             self.num_ended = ended

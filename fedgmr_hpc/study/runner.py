@@ -1,9 +1,9 @@
-"""Runs a study's missing and failed cells, several side by side, each a job of its own.
+"""Run a study's missing and failed cells, several at a time, each in processes of its own.
 
 Every cell is a process (or mpirun's ranks) with one thread each, in a session of its own, so that
-Ctrl-C reaches this process, which ends them. A cell whose lock somebody else holds, another
-`study run` or the orphan of a killed one, is waited for. A cell that was cut short goes on from its
-checkpoint, a failed one begins anew, and nothing of a finished one is touched.
+Ctrl-C reaches this process, which ends them. A cell whose lock another process holds, a
+second `study run` or the orphan of a killed one, is waited for. A cell that was cut short resumes
+from its checkpoint, a failed one starts again, and nothing of a finished one is touched.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """Where it prints."""
+        """The file of what it prints."""
         return output_path(self.path)
 
 
 def start_here(num_ranks: int, words: list[str]) -> list[str]:
-    """The command for `python -m fedgmr_hpc.launch WORDS` on ranks of this machine."""
+    """Return the command for `python -m fedgmr_hpc.launch WORDS` on ranks of this machine."""
     python = [sys.executable, "-m", "fedgmr_hpc.launch", *words]
     if num_ranks == 1:
         return python
@@ -71,7 +71,7 @@ def start_here(num_ranks: int, words: list[str]) -> list[str]:
 
 @dataclass
 class Queue:
-    """What is left, what runs and what came of the rest; `on_change` sees every change."""
+    """Cells that wait, run, are done and have failed; `on_change` is called at every turn."""
 
     folder: Path
     num_ranks: int
@@ -82,19 +82,19 @@ class Queue:
     jobs: list[Job] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)
-    is_ending: bool = False
+    is_terminating: bool = False
 
     def run(self, cells: Sequence[Cell]) -> bool:
-        """Runs `cells` to their end; whether all are done.
+        """Run `cells` to their end; return whether all are done.
 
         Raises:
-            KeyboardInterrupt: after SIGINT or SIGTERM, with every job ended.
+            KeyboardInterrupt: After SIGINT or SIGTERM, once every job has ended.
         """
         with handling(signal.SIGTERM, interrupt):
             return self.drain(cells)
 
     def drain(self, cells: Sequence[Cell]) -> bool:
-        """`run` with whatever becomes of SIGTERM elsewhere."""
+        """Do what `run` does, but leave SIGTERM to the caller."""
         self.waiting += _one_each(cells)
         try:
             while self.waiting or self.jobs:
@@ -106,14 +106,14 @@ class Queue:
             self._end_jobs()
         return not self.failed
 
-    def tell(self, number: int) -> None:
-        """Sends a signal to what was started for each job, and to nothing that this started."""
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process started for each job, but not to its children."""
         for job in self.jobs:
             with suppress(ProcessLookupError):
                 os.kill(job.process.pid, number)
 
     def _start_jobs(self) -> None:
-        """Fills the free places; cells that somebody else runs stay in the queue."""
+        """Start cells while there is room; those that another process runs keep waiting."""
         for cell in list(self.waiting):
             if len(self.jobs) >= self.max_parallel:
                 return
@@ -153,10 +153,10 @@ class Queue:
             (self.done if self._conclude(job) else self.failed).append(job.cell)
 
     def _conclude(self, job: Job) -> bool:
-        """Keeps the error of a job that has failed, not been ended; whether its cell has ended."""
+        """Save the error of a job that failed by itself; return whether its cell has ended."""
         code = job.process.returncode
         is_done = code == 0 and read_state(self.folder, job.cell, lock_held=True).status == "done"
-        if not (is_done or self.is_ending or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
+        if not (is_done or self.is_terminating or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
             write_error(job.path, job.output.read_text(errors="replace"), code)
             is_done = read_state(self.folder, job.cell, lock_held=True).status in ENDED
         job.output.unlink()
@@ -164,7 +164,7 @@ class Queue:
         return is_done
 
     def _end_jobs(self) -> None:
-        """Ends what still runs; its half-written files are run again the next time."""
+        """End what still runs; the next run resumes or repeats it."""
         for job in self.jobs:
             _signal(job.process, signal.SIGTERM)
         for job in self.jobs:
@@ -181,28 +181,35 @@ class Queue:
 def run_cell(
     folder: Path, cell: Cell, num_ranks: int, launcher: Launcher = start_here
 ) -> CellState:
-    """Runs one cell to its end, unless it is done; says what came of it.
+    """Run one cell to its end, unless it is done.
 
-    Told by USR1 or TERM it passes on USR1: the cell ends `interrupted`, with a state to go on from.
+    At USR1 or TERM it sends USR1 on: the cell ends `interrupted`, with a checkpoint to resume from.
+
+    Args:
+        folder: Of the cells.
+        launcher: Makes the command that starts the ranks.
+
+    Returns:
+        The cell's state afterwards.
 
     Raises:
-        KeyboardInterrupt: after TERM.
+        KeyboardInterrupt: After TERM.
     """
 
-    def tell(number: int, frame: object) -> None:
-        queue.is_ending |= number == signal.SIGTERM
-        queue.tell(signal.SIGUSR1)
+    def on_signal(number: int, frame: object) -> None:
+        queue.is_terminating |= number == signal.SIGTERM
+        queue.send_signal(signal.SIGUSR1)
 
     queue = Queue(folder, num_ranks, max_parallel=1, launcher=launcher)
-    with handling(signal.SIGUSR1, tell), handling(signal.SIGTERM, tell):
+    with handling(signal.SIGUSR1, on_signal), handling(signal.SIGTERM, on_signal):
         queue.drain([cell])
-    if queue.is_ending:
+    if queue.is_terminating:
         raise KeyboardInterrupt("terminated")
     return read_state(folder, cell, lock_held=True)
 
 
 def measure_paces(cells: Sequence[Cell], num_ranks: int, max_parallel: int) -> dict[str, Pace]:
-    """Paces of the methods of `cells` from runs up to the first evaluation, one for each method."""
+    """Return the pace of each method of `cells`, from one run of it to the first evaluation."""
     first = {cell.config.method: cell for cell in reversed(cells)}
     with tempfile.TemporaryDirectory() as folder:
         queue = Queue(Path(folder), num_ranks, max_parallel)
@@ -222,7 +229,7 @@ def _shortened(cell: Cell) -> Cell:
 
 
 def _one_each(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells without those that mean the same run."""
+    """Return the cells without those that mean the same run."""
     return list({cell.digest: cell for cell in cells}.values())
 
 
@@ -232,7 +239,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def known_paces(states: Sequence[tuple[Cell, CellState]]) -> Mapping[str, Pace]:
-    """Paces of the methods that have finished cells."""
+    """Return the paces of the methods that have finished cells."""
     return mean_paces(
         (cell.config.method, state.result)
         for cell, state in states

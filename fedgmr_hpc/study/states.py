@@ -1,4 +1,4 @@
-"""The files of a study's cells, and what they say: done, running, failed, interrupted or missing.
+"""The files of a study's cells, and the states they show: done, running, failed and others.
 
 A trial may have diverged, which is final; a cell whose values trials have yet to choose is waiting
 (tuning.py).
@@ -7,8 +7,8 @@ A trial may have diverged, which is final; a cell whose values trials have yet t
     cells/NAME.log      the run's log
     cells/NAME.yaml     its configuration: python -m fedgmr_hpc.launch --config NAME.yaml
     cells/NAME.error    what it printed, where it failed; the first line says what went wrong
-    cells/NAME.ckpt     its state, while it is not at its end
-    cells/.jobs/        what was submitted to Slurm (jobstates.py)
+    cells/NAME.ckpt     its checkpoint, until it has finished
+    cells/.jobs/        what was submitted to Slurm (job_states.py)
     cells/.locks/DIGEST held by whoever runs the cell, and inherited by its processes
 
 A lock is an advisory file lock, so it is gone with its last holder, however that ended.
@@ -51,18 +51,18 @@ class CellState:
 
 
 class CellLock:
-    """A held lock; closing its descriptor gives it up here, not in processes that inherited it."""
+    """A held lock; processes that inherit its descriptor hold it, too, until they end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def release(self) -> None:
-        """Gives the lock up in this process."""
+        """Release the lock in this process."""
         os.close(self.fd)
 
 
 def acquire_lock(folder: Path, cell: Cell) -> CellLock | None:
-    """The lock of a cell, or None where somebody holds it."""
+    """Return the lock of a cell, or None where another process holds it."""
     path = folder / ".locks" / cell.digest
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -75,7 +75,7 @@ def acquire_lock(folder: Path, cell: Cell) -> CellLock | None:
 
 
 def is_locked(folder: Path, cell: Cell) -> bool:
-    """Whether somebody runs the cell now."""
+    """Return whether a process runs the cell now."""
     if not (folder / ".locks" / cell.digest).exists():
         return False
     lock = acquire_lock(folder, cell)
@@ -85,8 +85,11 @@ def is_locked(folder: Path, cell: Cell) -> bool:
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
-    """The cell's result file: the one with its digest, else one of its slug and configuration, from
-    when digests were made otherwise; where there is neither, the one that is to be made."""
+    """Return the path of a cell's result file.
+
+    It is the file with the cell's digest, else one of its slug and configuration whose digest an
+    earlier release has made; where there is neither, the file to be written.
+    """
     found = sorted(folder.glob(f"*-{cell.digest}.h5"))
     if not found:
         older = sorted(folder.glob(f"{cell.slug}-*.h5"))
@@ -95,10 +98,10 @@ def result_path(folder: Path, cell: Cell) -> Path:
 
 
 def read_state(folder: Path, cell: Cell, lock_held: bool = False) -> CellState:
-    """The state of a cell from its files.
+    """Return the state of a cell from its files.
 
     Args:
-        lock_held: its lock is known to be held for a run that has ended or not begun.
+        lock_held: The caller holds its lock, for a run that has ended or not begun.
     """
     path = result_path(folder, cell)
     result = _try_read(path)
@@ -117,12 +120,12 @@ def read_state(folder: Path, cell: Cell, lock_held: bool = False) -> CellState:
 
 
 def is_done(cell: Cell, result: Result) -> bool:
-    """Whether a result is this cell's, and whole."""
+    """Return whether a result is this cell's, and finished."""
     return result.status == "finished" and _is_of(cell, result)
 
 
 def can_resume(state: CellState, cell: Cell) -> bool:
-    """Whether the run of a cell was cut short and left a state of this cell to go on from."""
+    """Return whether a cell's run was cut short and left a checkpoint of this cell."""
     is_own = state.result is not None and _is_of(cell, state.result)
     return state.status == "interrupted" and is_own and has_checkpoint(checkpoint_path(state.path))
 
@@ -132,14 +135,14 @@ def _is_of(cell: Cell, result: Result) -> bool:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the files of a run that failed, or that nothing can go on from."""
+    """Remove the files of a run that failed or cannot be resumed."""
     for each in (path, log_path(path), error_path(path), timeline_path(path)):
         each.unlink(missing_ok=True)
     remove_checkpoints(checkpoint_path(path))
 
 
 def write_error(path: Path, output: str, code: int) -> None:
-    """Keeps what a failed run printed beside its result, under the line that says most."""
+    """Save what a failed run printed, beside its result and below its error line."""
     lines = [line for line in output.splitlines() if line.strip()]
     own = [line for line in lines if "fedgmr_hpc: error: " in line]
     first = own[0].partition("fedgmr_hpc: error: ")[2] if own else (lines or ["no output"])[-1]
@@ -147,7 +150,7 @@ def write_error(path: Path, output: str, code: int) -> None:
 
 
 def _try_read(path: Path) -> Result | None:
-    """The result, or None while the file is missing, just being made or damaged."""
+    """Return the result, or None while the file is missing, incomplete or damaged."""
     try:
         return read_result(path)
     except ValueError:
@@ -155,7 +158,7 @@ def _try_read(path: Path) -> Result | None:
 
 
 def _progress(cell: Cell, result: Result | None) -> float:
-    """The part that is done of its rounds, or of its virtual time where that is more."""
+    """Return the share of its rounds that is done, or of its virtual time where that is more."""
     if result is None or not len(result.merges["round"]):
         return 0.0
     return progress_of(cell, int(result.merges["round"][-1]), float(result.merges["now_s"][-1]))

@@ -1,4 +1,4 @@
-"""What a study's tuned values are, chosen by trials: the same number for every row.
+"""Choose the tuned values of a study by trials, equally many for every row.
 
 A row and column's values are those of its trials with the greatest validation accuracy, the mean
 over the trials' seeds; the first of equals. The test set has no say, nor have the seeds that are
@@ -28,7 +28,7 @@ States = list[tuple[Cell, CellState]]
 
 @dataclass(frozen=True)
 class Score:
-    """What a combination of values reached in a row and column; accuracies are 0 to 1."""
+    """The accuracy that a combination of values reached in a row and column, 0 to 1."""
 
     row: str
     column: str
@@ -40,7 +40,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Spent:
-    """What trials took together."""
+    """The cost of trials together."""
 
     num_trials: int = 0
     num_diverged: int = 0
@@ -51,7 +51,7 @@ class Spent:
 
 
 class UntunedError(ValueError):
-    """Why a cell has no values; `status`: it waits for its trials, or they all have failed."""
+    """A cell has no values: it waits for its trials, or they all have failed (`status`)."""
 
     def __init__(self, status: Literal["waiting", "failed"], why: str) -> None:
         super().__init__(why)
@@ -59,16 +59,16 @@ class UntunedError(ValueError):
 
 
 def read_states(folder: Path, cells: Sequence[Cell]) -> States:
-    """Every cell, with its chosen values where its trials have ended, and its state."""
+    """Return every cell with its state, and with chosen values where its trials have ended."""
     trials = {cell.digest: read_state(folder, cell) for cell in cells if cell.is_trial}
     return [_read(folder, cell, trials) for cell in cells]
 
 
 def with_chosen_values(folder: Path, cell: Cell) -> Cell:
-    """A cell with its chosen values.
+    """Return a cell with its chosen values, reading the states of its trials.
 
     Raises:
-        ValueError: its trials say nothing yet, or never will.
+        UntunedError: Its trials have not ended, or none has an accuracy.
     """
     if cell.tuning is None:
         return cell
@@ -76,10 +76,13 @@ def with_chosen_values(folder: Path, cell: Cell) -> Cell:
 
 
 def choose_values(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
-    """A cell with the values that its trials, whose states are given by digest, have chosen.
+    """Return a cell with the values that its trials have chosen.
+
+    Args:
+        trials: Their states, by digest.
 
     Raises:
-        UntunedError: they say nothing yet, or never will.
+        UntunedError: They have not ended, or none has an accuracy.
     """
     if cell.tuning is None:
         return cell
@@ -109,10 +112,10 @@ def _read(folder: Path, cell: Cell, trials: Mapping[str, CellState]) -> tuple[Ce
 
 
 def scores_of(cells: Sequence[Cell], states: States) -> list[Score]:
-    """What every combination reached, for every row and column that is tuned.
+    """Return what every combination reached, for every row and column that is tuned.
 
     Args:
-        cells: as `expand` has made them.
+        cells: As `expand` has made them.
     """
     trials = {cell.digest: state for cell, state in states if cell.is_trial}
     tuned = {(c.row, c.column): c.tuning for c in cells if c.tuning is not None}
@@ -124,7 +127,7 @@ def scores_of(cells: Sequence[Cell], states: States) -> list[Score]:
 
 
 def spent_by_row(states: States) -> dict[str, Spent]:
-    """What the trials of each row took."""
+    """Return the cost of each row's trials."""
     rows: dict[str, States] = {}
     for cell, state in states:
         if cell.is_trial:
@@ -150,7 +153,7 @@ def _scores(row: str, column: str, tuning: Tuning, trials: Mapping[str, CellStat
 
 
 def _best(scores: Sequence[float]) -> int | None:
-    """The first of the greatest; None where nothing has a finite value."""
+    """Return the index of the first of the greatest; None where no value is finite."""
     known = [-math.inf if math.isnan(score) else score for score in scores]
     return int(np.argmax(known)) if max(known) > -math.inf else None
 

@@ -51,11 +51,11 @@ class CellTask:
     visible: str | None = None
 
     def __call__(self) -> None:
-        """Runs the cell.
+        """Run the cell.
 
         Raises:
-            RunError: it is not done; so the job has failed for Slurm, too.
-            SystemExit: it was told to end.
+            RunError: It is not done; so the job has failed for Slurm, too.
+            SystemExit: A signal ended it.
         """
         try:
             cell = with_chosen_values(self.cells_dir, self.cell)
@@ -87,7 +87,7 @@ class CellTask:
             raise RunError(f"{self.cell.name}: {state.status}: {state.error}")
 
     def _cache_word(self) -> tuple[str, ...]:
-        """The data's cache on the site's scratch, unless the study names another."""
+        """Return the override that puts the data's cache on the site's scratch, if it has one."""
         scratch = os.environ.get("FEDGMR_SCRATCH")
         data = self.cell.config.data
         if not scratch or data.cache != type(data).model_fields["cache"].default:
@@ -97,19 +97,19 @@ class CellTask:
 
 @dataclass(frozen=True)
 class ReportTask:
-    """The report. `words`: what Python is given."""
+    """The report of a study. `words`: what Python is given."""
 
     words: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Reports, with the Python that runs this."""
+        """Write the report, with the Python that runs this."""
         subprocess.run([sys.executable, *self.words], check=True)
 
 
 def start_in_job(
     scripts: Path, flag: Path, more: Sequence[str], num_ranks: int, words: list[str]
 ) -> list[str]:
-    """The command for `python -m fedgmr_hpc.launch WORDS` on the ranks of a Slurm job.
+    """Return the command for `python -m fedgmr_hpc.launch WORDS` on the ranks of a Slurm job.
 
     Args:
         scripts: the folder slurm/.

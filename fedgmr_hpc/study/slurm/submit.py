@@ -1,9 +1,9 @@
 """`study submit`: what is left of a study as one array of jobs, then a job that reports.
 
-One task of the array is one cell (jobtask.py). submitit writes the text for sbatch (submitplan.py),
+One task of the array is one cell (job_task.py). submitit writes the text for sbatch (plan.py),
 carries the cells to the jobs and keeps what they print in cells/.jobs, where nobody else may write,
 since what is pickled there runs as it is read. Cells that are done, queued or running are left
-alone (jobstates.py). More cells than the cluster lets an array have go in several, one after the
+alone (job_states.py). More cells than the cluster lets an array have go in several, one after the
 other. Where something is tuned, an array of the cells that wait for their values follows the array
 of their trials; each of its tasks reads what the trials have chosen. `--dry-run` shows the same
 texts, `--local` runs the same tasks by submitit on this machine.
