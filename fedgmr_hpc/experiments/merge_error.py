@@ -1,8 +1,9 @@
-"""`probe error`: aggregation error against mean density, and of masks that change in flight.
+"""Aggregation error against mean density, and of masks that change in flight (`probe error`).
 
-What is measured is in probe.py. It starts from models of short runs, one for each seed and number
-of rounds, or from finished runs. Densities are those of a ladder of assignments: the same for all
-clients, and the levels of docs/method.md#levels, raised rung by rung until everybody is full.
+The measure itself is in merge_error_measure.py. It starts from models of short runs, one for each
+seed and number of rounds, or from finished runs. Densities are those of a ladder of assignments:
+the same for all clients, and the levels of docs/method.md#levels, raised rung by rung until every
+client holds the full model.
 
 Shapes: A assignments, S seeds.
 """
@@ -28,7 +29,7 @@ from fedgmr_hpc.config.sections import LEVELS, RUNGS, ClientsConfig
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiments.merge_error_measure import (
     RULES,
-    Prober,
+    UploadMeasurement,
     Uploads,
     bound_term,
     raise_rungs,
@@ -40,6 +41,7 @@ from fedgmr_hpc.experiments.merge_error_tables import ErrorRow, MismatchRow, mak
 from fedgmr_hpc.reporting.figures import save
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import as_text, write_tables
+from fedgmr_hpc.runtime.roles import run
 from fedgmr_hpc.storage.reader import read_result
 
 UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
@@ -115,8 +117,8 @@ def measure(starts: Iterator[Start]) -> tuple[list[ErrorRow], list[MismatchRow]]
         began_s = time.perf_counter()
         config, shares = start.config, start.config.clients.bandwidth_shares()
         wanted = {d for each in assignments(len(shares)).values() for d in each}
-        prober = Prober(config, FederatedData(config))
-        uploads = prober.uploads(start.weights, start.round, shares, sorted(wanted))
+        measurement = UploadMeasurement(config, FederatedData(config))
+        uploads = measurement.uploads(start.weights, start.round, shares, sorted(wanted))
         errors += error_rows(uploads, config.seed, start.round)
         mismatches += mismatch_rows(uploads, shares, config.seed, start.round)
         spent_s = time.perf_counter() - began_s
@@ -161,8 +163,6 @@ def _read_start(path: str, overrides: Sequence[str]) -> Start:
 
 
 def _run_start(config: Config) -> Start:
-    from fedgmr_hpc.runtime.roles import run  # which imports this package
-
     with tempfile.TemporaryDirectory() as folder:
         results = config.results.model_copy(update={"path": f"{folder}/run.h5"})
         ran = run(config.model_copy(update={"results": results, "progress": "quiet"}))

@@ -103,13 +103,13 @@ def _entry(client: int, values: Floats, index: Ints | None) -> BufferEntry:
 
 
 def merge_equal(base: Floats, entries: Sequence[BufferEntry], rule: MergeRule) -> Floats:
-    """[P] the merge of equally weighted updates by a rule."""
+    """Return [P] the merge of equally weighted updates by a rule."""
     merging = Merging(rule, float(len(entries)))
     return merge(base, np.zeros(0, np.float32), entries, [1.0] * len(entries), merging)[0]
 
 
 def distance(a: Floats, b: Floats) -> float:
-    """The 2-norm of a - b, summed in float64."""
+    """Return the 2-norm of a - b, summed in float64."""
     return float(np.sqrt(np.square(a - b, dtype=np.float64).sum()))
 
 
@@ -126,7 +126,7 @@ def relative_error(uploads: Uploads, entries: Sequence[BufferEntry], rule: Merge
 
 
 def bound_term(uploads: Uploads, densities: Sequence[float]) -> float:
-    """(1/K) sum of squares that the new masks cut away; see the module."""
+    """Return (1/K) the sum of squares that the new masks cut away; see the module docstring."""
     cut = [
         np.square(values[count:] - uploads.base[count:], dtype=np.float64).sum()
         for values, count in (
@@ -145,12 +145,12 @@ def raise_rungs(densities: Sequence[float], rungs: Sequence[float], num: int) ->
 
 
 def slowest(shares: Sequence[float], frac: float) -> frozenset[int]:
-    """The share `frac` of the clients with the slowest links; of equal ones the last."""
+    """Return the share `frac` of the clients with the slowest links; of equal ones the last."""
     order = sorted(range(len(shares)), key=lambda client: (shares[client], -client))
     return frozenset(order[: round(frac * len(shares))])
 
 
-class Prober:
+class UploadMeasurement:
     """Trains what is measured: the rounds between two refreshes, and the uploads.
 
     Raises:
@@ -167,7 +167,9 @@ class Prober:
     def uploads(
         self, weights: Floats, round_: int, shares: Sequence[float], densities: Sequence[float]
     ) -> Uploads:
-        """Two refreshes, `run.interval_rounds` rounds apart, and the uploads after the second.
+        """Train from one refresh to the next, and return the uploads after the second.
+
+        They are `run.interval_rounds` rounds apart.
 
         Args:
             weights: [P + D] at the first refresh, natural order; what follows is not looked at.

@@ -1,5 +1,7 @@
-"""A scaling study, analysed: speed-up and efficiency as measured, what the capacity model predicts
-from the first point, and where the server saturates at rank counts that were not run.
+"""Analyse a scaling study: measured speed-up and efficiency, and what the capacity model predicts.
+
+The model starts from the first point, and says where the server saturates at numbers of ranks that
+were not run.
 """
 
 from __future__ import annotations
@@ -36,13 +38,16 @@ MAX_SIMULATED_CLIENTS = 20_000
 
 @dataclass(frozen=True)
 class PointSummary:
-    """A point over its repeats. Speed-up and efficiency are against the first point of the same
-    repeat; `predicted` is from the first point's demands."""
+    """A point over its repeats.
+
+    Speed-up and efficiency are relative to the first point of the same repeat; `predicted_per_s`
+    follows from the first point's demands.
+    """
 
     point: Point
     runs: tuple[Measured, ...]
     identities: tuple[RankIdentity, ...]
-    q: float  # times the client ranks of the first point
+    q: float  # client ranks over those of the first point
     rounds_per_s: Summary
     speedup: Summary
     efficiency: Summary
@@ -63,7 +68,7 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Everything that the report shows."""
+    """The content of a report."""
 
     plan: Plan
     points: tuple[PointSummary, ...]
@@ -74,10 +79,10 @@ class Scaling:
 
 
 def analyse(plan: Plan, folder: Path) -> Scaling:
-    """Reads all runs of a study and predicts what it did not run.
+    """Read all runs of a study, and predict what it did not run.
 
     Raises:
-        ValueError: a result or timeline is missing, unfinished or too short.
+        ValueError: A result or timeline is missing, unfinished or too short.
     """
     runs = [_measure_point(plan, point, folder) for point in plan.points]
     base = runs[0]
@@ -137,10 +142,10 @@ def _summarize(
 
 
 def ratio_summary(values: Sequence[float]) -> Summary:
-    """Geometric mean of rates or ratios, all above 0, with intervals taken of their logarithms.
+    """Return the geometric mean of rates or ratios above 0, with intervals of their logarithms.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is none.
     """
     logs = summarize([math.log(value) for value in values])
     if logs is None:
@@ -160,7 +165,7 @@ def _exponentials(interval: tuple[float, float] | None) -> tuple[float, float] |
 
 
 def _predicted_system(plan: Plan, run: Measured, base: Sequence[Measured]) -> System:
-    """A run's links and bytes with the core times of the first point, the mean over repeats.
+    """Return a run's links and bytes with the core times of the first point, mean over repeats.
 
     Ranks of a strong or weak study move the first point's bytes; a sweep changes the bytes itself.
     """
@@ -170,7 +175,7 @@ def _predicted_system(plan: Plan, run: Measured, base: Sequence[Measured]) -> Sy
 
 
 def _mean_cores(source: Measured, base: Sequence[Measured]) -> Demand:
-    """A run's demand with the mean core times of `base`."""
+    """Return a run's demand with the mean core times of `base`."""
     names = ("core_s", "service_s", "train_s")
     means = {name: fmean(getattr(each.demand, name) for each in base) for name in names}
     return replace(source.demand, **means)

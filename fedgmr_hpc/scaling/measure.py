@@ -1,4 +1,4 @@
-"""What one run of a scaling study measures: rate, time split, memory, demands of a client-round.
+"""Measure one run of a scaling study: rate, time split, memory, demands of a client-round.
 
 Everything is taken between the end of the warm-up rounds and the last merge. The timeline's clock
 starts with the server's first span, the store's `wall_s` a few milliseconds earlier.
@@ -20,7 +20,7 @@ from fedgmr_hpc.runtime.timeline import RankTrace, breakdown
 from fedgmr_hpc.scaling.model import Demand, Rates, System
 from fedgmr_hpc.storage.reader import Result
 
-Split = Mapping[int, Mapping[str, float]]  # seconds by rank and category of trace.CATEGORIES
+Split = Mapping[int, Mapping[str, float]]  # seconds by rank and category of timeline.CATEGORIES
 WORKING = ("compute", "serialise", "merge", "evaluate")
 
 
@@ -61,12 +61,12 @@ class Measured:
 
 
 def measure(result: Result, traces: Sequence[RankTrace], warmup_rounds: int) -> Measured:
-    """The measurement of a finished run and its timeline.
+    """Return the measurement of a finished run with its timeline.
 
     Raises:
-        ValueError: it is not finished, has one rank, or no merge after the warm-up.
+        ValueError: It is not finished, has one rank, or no merge after the warm-up.
     """
-    first, last = _window(result, warmup_rounds)
+    first, last = _measured_rows(result, warmup_rounds)
     begin_s, end_s = (float(result.merges["wall_s"][row]) for row in (first, last))
     origin_s = _origin_s(traces)
     split = {t.rank: breakdown(t.spans, origin_s + begin_s, origin_s + end_s) for t in traces}
@@ -95,8 +95,8 @@ def _by_rank(result: Result, name: str) -> dict[int, int]:
     return {int(rank): int(value) for rank, value in zip(ranks, values, strict=True)}
 
 
-def _window(result: Result, warmup_rounds: int) -> tuple[int, int]:
-    """The last merge of the warm-up and the last of all."""
+def _measured_rows(result: Result, warmup_rounds: int) -> tuple[int, int]:
+    """Return the rows of the last merge of the warm-up and of the last merge of all."""
     rounds = result.merges["round"]
     facts = {
         "status": (result.status == "finished", result.status, "'finished'"),
@@ -112,7 +112,7 @@ def _window(result: Result, warmup_rounds: int) -> tuple[int, int]:
 
 
 def _origin_s(traces: Sequence[RankTrace]) -> float:
-    """When the server began, on the timeline's clock."""
+    """Return when the server began, on the timeline's clock."""
     server = next((trace for trace in traces if trace.rank == 0), None)
     if server is None or not len(server.spans):
         raise ValueError(must("the timeline", "have a span of rank 0"))
@@ -122,7 +122,7 @@ def _origin_s(traces: Sequence[RankTrace]) -> float:
 def _demand(
     result: Result, config: Config, split: Split, rows: tuple[int, int], num_updates: int
 ) -> Demand:
-    """Means over the client-rounds of the window; times that links take only on the wall clock."""
+    """Return means over the measured client-rounds; links take time on the wall clock only."""
     first, last = rows
     merges, updates = result.merges, result.updates
     versions = merges["version"]
@@ -145,20 +145,23 @@ def _demand(
 
 
 def _busy_s(clients: Sequence[Mapping[str, float]], config: Config) -> float:
-    """Time of the client ranks' cores. On the virtual clock a rank works whenever it does not
-    wait; on the wall clock its transfers go on beside the work."""
+    """Return the time of the client ranks' cores.
+
+    On the virtual clock a rank works whenever it does not wait; on the wall clock its transfers
+    run beside the work.
+    """
     if config.clock == "virtual":
         return sum(_awake_s(each) for each in clients)
     return sum(each[name] for each in clients for name in WORKING)
 
 
 def _awake_s(seconds: Mapping[str, float]) -> float:
-    """What is not waiting; categories of the server do not overlap."""
+    """Return the seconds that are not waiting; categories of the server do not overlap."""
     return sum(value for name, value in seconds.items() if name != "wait")
 
 
 def _modelled(updates: Mapping[str, Any], chosen: Any, config: Config) -> dict[str, float]:
-    """Delays that the wall clock makes real, in wall seconds; none on the virtual clock."""
+    """Return delays that the wall clock makes real, in wall seconds; none on the virtual clock."""
     links, scale = config.links, config.time_scale
     if config.clock == "virtual":
         return {}
@@ -175,11 +178,11 @@ def _modelled(updates: Mapping[str, Any], chosen: Any, config: Config) -> dict[s
 
 
 def make_system(measured: Measured, demand: Demand | None = None, num_cores: int = 0) -> System:
-    """The capacity model of a run.
+    """Return the capacity model of a run.
 
     Args:
-        demand: of another run, in place of its own.
-        num_cores: that all ranks share, 0 for a core of its own for each.
+        demand: That of another run, in place of its own.
+        num_cores: Shared by all ranks; 0 where each has a core of its own.
     """
     config = measured.config
     is_wall = config.clock == "wall"
@@ -193,7 +196,7 @@ def make_system(measured: Measured, demand: Demand | None = None, num_cores: int
 
 
 def _rates(config: Config) -> Rates:
-    """The links of ranks and server in bytes per wall second."""
+    """Return the rates of the ranks' and the server's links in bytes per wall second."""
     links, scale = config.links, config.time_scale
     rates = {
         "rank_down": links.rank_down_bytes_per_s,

@@ -1,6 +1,6 @@
-"""The runs of a scaling study: which, started in turn, and what is measured in each.
+"""The runs of a scaling study: its points, and their repeats in turn.
 
-A study that was interrupted goes on with what it lacks. Its folder holds `scaling.json` (what was
+The same command completes a study that was interrupted. Its folder holds `scaling.json` (what was
 asked for and where it ran), and for every point and repeat `runs/NAME.h5` with its timeline and
 `NAME.out`, what the ranks printed.
 """
@@ -43,7 +43,7 @@ IDENTITY = re.compile(
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration of a study; `value` is what varies: ranks, or the sweep's value."""
+    """One configuration of a study; `value` is what varies: the ranks, or the sweep's value."""
 
     name: str
     num_ranks: int
@@ -72,14 +72,14 @@ class Plan:
 def make_points(
     kind: Kind, config: Config, ranks: Sequence[int], values: Sequence[float]
 ) -> tuple[Point, ...]:
-    """The points of a study, smallest first.
+    """Return the points of a study, smallest first.
 
     Args:
-        ranks: of `strong` and `weak`; a sweep has one.
-        values: of a sweep.
+        ranks: Numbers of ranks of `strong` and `weak`; a sweep has one.
+        values: Those of a sweep.
 
     Raises:
-        ValueError: what is asked for does not fit the kind or the configuration.
+        ValueError: They do not fit the kind or the configuration.
     """
     _check_numbers(kind, ranks, values)
     if kind == "strong":
@@ -119,7 +119,7 @@ def _weak_point(config: Config, fewest: int, num_ranks: int) -> Point:
 
 
 def _clients(config: Config, per_rank: int, num_ranks: int) -> tuple[str, ...]:
-    """As many clients on every rank; lists of one value are as long as needed."""
+    """Return overrides for `per_rank` clients on every rank; lists of equal values are resized."""
     count = per_rank * (num_ranks - 1)
     words = [as_override("clients.count", count)]
     for key in ("shares", "max_densities"):
@@ -145,7 +145,7 @@ def _per_rank(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
 
 
 def _density(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
-    """All clients at one density that stays, on links of the full rate at every density."""
+    """Return overrides for one fixed density of all clients, on links of the full rate."""
     if value > 1:
         raise ValueError(must_be("--values", "densities, more than 0 and at most 1", value))
     count = config.clients.count
@@ -154,7 +154,7 @@ def _density(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
 
 
 def _bandwidth(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
-    """All rates of the links times `value`."""
+    """Return overrides for all rates of the links times `value`."""
     if config.clock != "wall":
         when, reason = "--sweep is bandwidth", "on the virtual clock bytes take no real time"
         raise ValueError(must_be("clock", "'wall'", config.clock, when=when, because=reason))
@@ -163,15 +163,15 @@ def _bandwidth(config: Config, num_ranks: int, value: float) -> tuple[str, ...]:
 
 
 def run_path(folder: Path, point: Point, repeat: int) -> Path:
-    """Where the result of a run lies."""
+    """Return the path of a run's result."""
     return folder / "runs" / f"{point.name}-repeat{repeat}.h5"
 
 
 def check_plan(plan: Plan, folder: Path) -> None:
-    """Everything that can be known before anything starts.
+    """Check everything that can be known before anything starts.
 
     Raises:
-        ValueError: a point's configuration is wrong, too short, or has more ranks than the Slurm
+        ValueError: A point's configuration is wrong, too short, or has more ranks than the Slurm
             job around it; or the folder holds another study.
     """
     if (folder / "scaling.json").exists():
@@ -218,7 +218,7 @@ def run_plan(plan: Plan, folder: Path) -> bool:
 
 
 def _is_finished(path: Path) -> bool:
-    """Whether a run is there to be measured."""
+    """Return whether a run is complete, with its timeline."""
     try:
         return timeline_path(path).exists() and read_result(path).status == "finished"
     except ValueError:  # damaged
@@ -261,7 +261,7 @@ class RankIdentity:
 
 
 def read_identities(output: Path) -> list[RankIdentity]:
-    """The ranks' lines in what a run printed, by rank."""
+    """Return what the ranks of a run printed of themselves, by rank."""
     found = [IDENTITY.match(line) for line in output.read_text(errors="replace").splitlines()]
     return sorted(
         (
@@ -274,16 +274,16 @@ def read_identities(output: Path) -> list[RankIdentity]:
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Keeps a plan as `scaling.json`."""
+    """Write a plan as `scaling.json`."""
     content = {"format": FORMAT, **asdict(plan)}
     (folder / "scaling.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a study's folder.
+    """Return the plan of a study's folder.
 
     Raises:
-        ValueError: it holds none, or a damaged one.
+        ValueError: The folder has none, or a damaged one.
     """
     path = folder / "scaling.json"
     try:

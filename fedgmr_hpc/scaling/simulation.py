@@ -1,8 +1,8 @@
-"""Discrete-event simulation of the capacity model of scalingmodel.py, for thousands of ranks.
+"""Discrete-event simulation of the capacity model (model.py), for thousands of ranks.
 
 Cores serve first come, first served; links share their rate evenly among their transfers, all in
 deterministic times. A transfer goes through the server's link, the rank's and the client's own at
-once, and is through when the last of them is done with it. That is exact where transfers begin
+once, and ends when the last of them has ended it. That is exact where transfers begin
 together, as in synchronous rounds, and else takes none of one link's rate to be left over for
 others because of another link.
 """

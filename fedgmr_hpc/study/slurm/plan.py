@@ -68,7 +68,7 @@ class Plan:
         return min(self.site.gpus_per_node, math.ceil(num_clients(self.num_ranks) / self.num_nodes))
 
     def array_settings(self) -> dict[str, Any]:
-        """What submitit is told for the cells."""
+        """Return submitit's parameters for the cells' array."""
         asked = {"ntasks": self.num_ranks, "requeue": True, "signal": f"B:USR1@{SIGNAL_S}"}
         if self.after:
             asked["dependency"] = _afterany(self.after)
@@ -83,7 +83,7 @@ class Plan:
         }
 
     def report_settings(self, after: Sequence[str]) -> dict[str, Any]:
-        """What submitit is told for the report; `after`: the ids of the cells' jobs."""
+        """Return submitit's parameters for the report, which waits for the jobs `after`."""
         asked = {"ntasks": 1, "dependency": _afterany(after)}
         return {**self._settings(f"{self.name}-report"), "additional_parameters": asked}
 

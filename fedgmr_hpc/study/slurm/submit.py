@@ -210,7 +210,7 @@ def _run_locally(folder: Path, tasks: Sequence[Any], max_parallel: int) -> None:
     """Runs `tasks` by submitit.
 
     Raises:
-        KeyboardInterrupt: after SIGINT or SIGTERM, with the jobs told to end.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once the jobs were asked to end.
     """
     executor = LocalExecutor(folder)
     executor.update_parameters(timeout_min=YEAR_MIN, stderr_to_stdout=True)

@@ -10,7 +10,7 @@ from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.sections import RUNGS
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.experiments.merge_error_measure import (
-    Prober,
+    UploadMeasurement,
     Uploads,
     bound_term,
     merge_equal,
@@ -100,7 +100,7 @@ def small(*words: str):
 
 def test_uploads_of_a_prober_do_not_depend_on_what_it_did_before():
     config = small("clients.shares=[1, 0.5]")
-    prober = Prober(config, FederatedData(config))
+    prober = UploadMeasurement(config, FederatedData(config))
     first = initial_weights("digits_cnn", 0)
     of_first = prober.uploads(first, 0, (1.0, 0.5), (0.1, 1.0))
     prober.uploads(initial_weights("digits_cnn", 1), 5, (1.0, 0.5), (0.1, 1.0))
@@ -112,7 +112,9 @@ def test_uploads_of_a_prober_do_not_depend_on_what_it_did_before():
 def test_uploads_move_everywhere_and_the_rounds_before_only_inside_the_old_masks():
     config = small("clients.shares=[0.1, 0.1]")
     first = initial_weights("digits_cnn", 0)
-    uploads = Prober(config, FederatedData(config)).uploads(first, 0, (0.1, 0.1), (0.1, 1.0))
+    uploads = UploadMeasurement(config, FederatedData(config)).uploads(
+        first, 0, (0.1, 0.1), (0.1, 1.0)
+    )
     natural = uploads.new.unpack(uploads.base)
     moved = np.flatnonzero(natural != first[: len(natural)])
     kept = uploads.old.perm[: uploads.old.counts[0]]
@@ -129,4 +131,4 @@ def test_full_models_have_no_masks_to_probe():
         ValueError,
         match="'importance' or 'magnitude' when probing .got 'full'",
     ):
-        Prober(config, FederatedData(config))
+        UploadMeasurement(config, FederatedData(config))
