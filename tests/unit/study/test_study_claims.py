@@ -66,7 +66,7 @@ def test_a_steady_difference_is_supported_and_its_reverse_is_not() -> None:
     found = judge(comparison("difference"), runs, 3)
     assert found.verdict == "SUPPORTED" and found.num_pairs == 3 and found.num_missing == 0
     assert found.value == pytest.approx(10.0)  # 10, 11, 9
-    half = 4.303 / math.sqrt(3)
+    half = 4.302652729911275 / math.sqrt(3)
     assert found.interval == pytest.approx((10 - half, 10 + half))
     turned = [
         make_run({"a": "b", "b": "a"}[run.row], run.seed, [float(x) for x in run.test])
@@ -115,7 +115,7 @@ def test_three_scattered_time_ratios_of_one_sign_are_inconclusive() -> None:
     found = judge(comparison("time_ratio", target=0.5), runs, 3)  # 30 s against 20, 10 and 20 s
     short, long = math.log2(1.5), math.log2(3)
     mean = (2 * short + long) / 3
-    half = 4.303 * np.std([short, long, short], ddof=1) / math.sqrt(3)
+    half = 4.302652729911275 * np.std([short, long, short], ddof=1) / math.sqrt(3)
     assert found.interval == pytest.approx((mean - half, mean + half))
     assert found.value == pytest.approx(short) and found.verdict == "INCONCLUSIVE"
 
