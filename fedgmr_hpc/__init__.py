@@ -1,10 +1,13 @@
-"""fedgmr_hpc: a multi-process benchmark suite for FedGMR and the methods it is compared with.
+"""A multi-process benchmark suite for FedGMR and the federated methods it is compared with.
 
-From Python, with server and clients in this process:
+A run from Python has its server and clients in this process; `python -m fedgmr_hpc` starts runs of
+many ranks.
 
-    import fedgmr_hpc
-    result = fedgmr_hpc.run(fedgmr_hpc.load_config("digits", ["run.max_rounds=100"]))
-    result.evaluations["test_accuracy"]
+Example:
+    >>> import fedgmr_hpc
+    >>> config = fedgmr_hpc.load_config("digits", ["method=heterofl", "run.max_rounds=100"])
+    >>> result = fedgmr_hpc.run(config)
+    >>> result.evaluations["test_accuracy"]
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is used only when it is used, so that `import fedgmr_hpc` is light."""
+    """Import a name only when it is used, so that `import fedgmr_hpc` is light."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedgmr_hpc' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,7 +1,9 @@
-"""The sections of the configuration that make up a method's row: its six axes (DESIGN idea 1).
+"""The sections of the configuration that make up a method's row: its axes.
 
-`transmission`, a word, stands in config.py, and so do those keys of `train` that are the run's.
-Units stand in the names: `_s` seconds, `_frac` 0 to 1.
+A method is a row of choices on six axes (docs/concepts.md#methods-are-rows). The sixth,
+`transmission`, is a single word and stands in schema.py; the keys of `train` that belong to the run
+rather than to a method stand in sections.py. Units stand in the names: `_s` seconds, `_frac` a
+share from 0 to 1.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Mark = Literal["run", "look", "limit", "machine"]
 
 @dataclass(frozen=True)
 class Belongs:
-    """What a key belongs to; every key of the configuration has one, see identity.py."""
+    """What a key belongs to: every key of the configuration has one such mark (identity.py)."""
 
     to: Mark
 
@@ -43,7 +45,7 @@ WIDTH_KINDS = ("width_prefix", "width_rolling", "ordered_dropout")
 
 
 class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones; attribute docstrings are the reference."""
+    """A frozen group of keys that refuses unknown ones, explained by their attribute docstrings."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -52,7 +54,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _take_off_for_null(cls, value: Any, info: ValidationInfo) -> Any:
-        """`off` is null where a key may be null, and neither text nor a truth value."""
+        """Read `off` as null where a key may be null, but neither text nor a truth value."""
         if not is_off(value):
             return value
         types = types_in(cls.model_fields[info.field_name or ""].annotation)
@@ -60,12 +62,12 @@ class Section(BaseModel):
 
 
 def is_off(value: Any) -> bool:
-    """Whether a value says that something is not there."""
+    """Return whether a value says that something is switched off."""
     return value is False or (isinstance(value, str) and value.lower() in ("off", "no", "false"))
 
 
 def types_in(annotation: Any) -> set[Any]:
-    """The types that a value may have: those of its words for a literal, `tuple` for any tuple."""
+    """Return the types that a value may have: those of a literal's words, `tuple` for any tuple."""
     return set(_each_type(annotation))
 
 
@@ -81,121 +83,133 @@ def _each_type(annotation: Any) -> Iterator[Any]:
 
 
 class SubmodelConfig(Section):
-    """Which part of the model a client holds (spec section 3)."""
+    """The part of the model that a client holds (docs/method.md#sub-models)."""
 
     kind: Run[SubmodelKind] = "importance"
-    """`importance` cuts nested masks by score (FMP), `magnitude` by |W| in each layer (FIARSE);
-    `width_prefix` (HeteroFL), `width_rolling` (FedRolex) and `ordered_dropout` (FjORD) keep some
-    units of each layer; `full` gives everybody the whole model."""
+    """How sub-models are chosen: `importance` cuts nested masks by score (FMP), `magnitude` by |W|
+    in each layer (FIARSE); `width_prefix` (HeteroFL), `width_rolling` (FedRolex) and
+    `ordered_dropout` (FjORD) keep some units of each layer; `full` gives every client the whole
+    model."""
     refresh: Run[Literal["interval", "round"]] = "interval"
-    """Cut masks every `run.interval_rounds`, or in every round as well."""
+    """When masks are cut: every `run.interval_rounds` rounds, or in every round."""
     scaler: Run[bool] = False
-    """Width methods: in training divide what a layer gives by its share of kept units, before the
-    norm that follows (HeteroFL's scaler); only in models with normalisation layers. Without them
-    training with it does not diverge but learns less: row heterofl on digits has after 120 rounds a
-    test accuracy of 66.0 and 72.4 % with it (seeds 0 and 1) and of 79.7 and 73.5 % without."""
+    """Width methods: during training divide the output of a layer by its share of kept units,
+    before the norm that follows (the scaler of HeteroFL); only in models with normalisation layers.
+    Without norms it does not make training diverge but learn less: after 120 rounds the row
+    heterofl on digits has a test accuracy of 66.0 and 72.4 % with it (seeds 0 and 1) and of 79.7
+    and 73.5 % without."""
     width_rates: Run[tuple[Density, ...]] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-    """`ordered_dropout`: each local step trains one of these densities up to the client's own,
-    drawn uniformly."""
+    """With `ordered_dropout`: each local step trains a density drawn uniformly from those of this
+    list that are at most the client's own."""
     score: Run[Literal["w", "wg", "g"]] = "w"
-    """|W|, |W times its change since the last refresh|, or summed squared client gradients."""
+    """Score of an entry: `w` is |W|, `wg` is |W| times its change since the last refresh, `g` the
+    sum of the clients' squared gradients (docs/method.md#scores)."""
     floor_frac: Run[Fraction] = 0.02
-    """Share of each layer, its largest weights, that ranks before everything else."""
+    """Share of each layer, its largest weights, that ranks before all other entries."""
     use_costs: Run[bool] = True
-    """Divide scores by the layer's cost of computing and sending one entry (kappa)."""
+    """Divide scores by what an entry of the layer costs to compute and to send, kappa
+    (docs/method.md#layer-costs)."""
     layer_mean: Run[bool | None] = None
-    """With `use_costs`: divide them by the mean score of the layer's entries outside the floor,
-    too, so that layers of small weights are not left at the floor; null for what the model asks
-    for, which the transformer does."""
+    """With `use_costs`: also divide scores by the mean score of the layer outside the floor, so
+    that layers of small weights are not left at the floor. Null for what suits the model: true for
+    the transformer, false for the others."""
     gate_biases: Run[bool] = False
-    """Masks of single weights: a bias counts only while one of its unit's weights is kept. FedGMR's
-    rows do; FIARSE does not."""
+    """Masks of single weights: keep a bias only while one of the weights into its unit is kept, as
+    the rows of FedGMR do and FIARSE does not."""
     surrogate: Run[bool] = True
-    """`magnitude`: kept weights' gradients pass through the threshold that cut the mask, as
-    FIARSE's paper has it (Wu et al. 2024); false leaves them as they are, as its public code does,
-    where the mask is a truth value and stops them."""
+    """With `magnitude`: gradients of kept weights pass through the threshold that cut the mask, as
+    in the paper of FIARSE (Wu et al. 2024). False leaves them as they are, as in its public code,
+    whose mask is a truth value and stops them."""
 
 
 class LocalConfig(Section):
-    """What a method asks of local training."""
+    """What a method may require of local training."""
 
     batch_norm: Run[Literal["tracked", "static"]] = "tracked"
-    """Running statistics of batch norms: `tracked` in training, sent and merged like weights, or
-    `static` (HeteroFL): none in training; before an evaluation the model gets them from a pass over
-    training samples (`eval.norm_samples`), the local model that is scored from the batches it was
-    trained on. Without meaning in a model without batch norms."""
+    """Statistics of batch norms. `tracked`: running statistics, sent and merged like weights.
+    `static` (HeteroFL): those of the batch in training; before an evaluation the server's model
+    gets them from a pass over training samples (`eval.norm_samples`), a client's local model from
+    the batches it was trained on. Without effect in models without batch norms."""
     clip_norm: Run[Positive | None] = None
-    """Greatest norm of the gradient of a local step; longer ones are shortened to it. Null for no
-    limit."""
+    """Largest norm of the gradient of a local step; longer gradients are scaled down to it. Null
+    for no limit."""
     masked_loss: Run[bool] = False
-    """In training take the logits of classes that the client has no training sample of as 0
-    (HeteroFL's masked cross-entropy); images only."""
+    """During training set the logits of classes of which the client has no training sample to 0
+    (the masked cross-entropy of HeteroFL); images only."""
     distillation: Run[bool] = False
-    """`ordered_dropout`: each local step trains the client's widest network on the labels, and the
-    width drawn on what the widest says (FjORD's self-distillation)."""
+    """With `ordered_dropout`: each local step trains the client's widest network on the labels, and
+    the width that was drawn on the output of the widest (the self-distillation of FjORD)."""
 
 
 class RestorationConfig(Section):
-    """Gradual model restoration: when densities grow, and to what (spec section 5)."""
+    """Gradual model restoration: when densities grow, and to what (docs/method.md#restoration)."""
 
     trigger: Run[Literal["none", "plateau", "time", "both"]] = "none"
-    """Grow on stagnating validation scores, at fixed times, on either, or never."""
+    """When densities grow: at a `plateau` of the validation scores (docs/method.md#stagnation), at
+    fixed times (`time`), at either (`both`), or never (`none`)."""
     step: Run[Literal["ladder", "fixed", "factor"]] = "ladder"
-    """Next rung of the bandwidth shares, plus `fixed_step`, or times `factor`."""
+    """The next density: the next rung of the bandwidth shares (`ladder`), `fixed_step` more
+    (`fixed`), or `factor` times as much (`factor`; docs/method.md#next-density)."""
     fixed_step: Run[Density] = 0.1
-    """Density added by a `fixed` step."""
+    """With `fixed`: density added at a restoration."""
     factor: Run[Annotated[Number, Field(gt=1)]] = 2.0
-    """Density multiplier of a `factor` step."""
+    """With `factor`: factor of the density at a restoration."""
     patience: Run[Count] = 5
-    """Evaluations without a new best score that make a plateau."""
+    """Consecutive evaluations without a new best score that make a plateau
+    (docs/method.md#patience)."""
     arm_after_first_plateau: Run[bool] = False
-    """Let the server's first plateau only arm the trigger, as the released code does."""
+    """Let the first plateau of the server only arm the trigger, as the released code does."""
     total_time_s: Run[Positive] = 70_000.0
-    """Time base of the `time` trigger, which fires at 0.2, 0.4, 0.6, 0.8 and 1.0 of it."""
+    """Seconds over which the `time` trigger fires, at 0.2, 0.4, 0.6, 0.8 and 1.0 of them."""
     balance: Run[bool] = False
-    """Stage 1: move densities towards equal cycle times until the first restoration (formula 4)."""
+    """Stage 1: move densities towards equal cycle times until the first restoration (formula (4) of
+    the paper; docs/method.md#bandwidth-balance)."""
     balance_rate: Run[Annotated[Number, Field(gt=0, le=1)]] = 0.5
-    """lambda of formula (4)."""
+    """lambda of formula (4): how far a density moves at a time."""
     min_density: Run[Density] = 0.02
     """Lowest density that the balance may choose."""
 
 
 class AggregationConfig(Section):
-    """How delivered sub-models become the next version (spec section 6)."""
+    """How delivered sub-models become the next version (docs/method.md#aggregation)."""
 
     rule: Run[MergeRule] = "mask_aware"
-    """Mean over the holders of each entry (MA), mean with absent entries as 0 (FA) or as unchanged
-    (GA, `gradient`), MA mixed into the old model (FedAsync), or the old model plus the mean of what
-    local training changed (`fedbuff`)."""
-    mix_share: Run[Annotated[Number, Field(gt=0, le=1)] | None] = None
-    """`mix`: alpha, times the arrivals' mean staleness weight; null: their share of all clients'
-    staleness weights."""
-    server_learning_rate: Run[Positive] = 1.0
-    """`fedbuff`: factor of the mean change."""
-    buffered: Run[bool] = False
-    """Merge every client's last delivered update (Algorithm 3) instead of the arrivals only."""
-    max_entries: Run[Count | None] = None
-    """With `buffered`: evict the oldest update beyond this many; null for one per client, or with
-    `clients.sampled` for that many."""
-    staleness: Run[Literal["constant", "poly", "hinge"]] = "constant"
-    """Weight of an update by its age tau: 1, tau^-exponent, or 1 until `hinge_delay` then falling.
+    """The merge: `mask_aware` is the mean over the holders of each entry (MA); `average` counts
+    absent entries as 0 (FA), `gradient` as unchanged (GA); `mix` mixes the result of MA into the
+    old model (FedAsync); `fedbuff` adds the mean of what local training changed to the old model.
     """
+    mix_share: Run[Annotated[Number, Field(gt=0, le=1)] | None] = None
+    """With `mix`: alpha, the share of the new model, which is multiplied by the mean staleness
+    weight of the arrivals; null for their share of the staleness weights of all clients."""
+    server_learning_rate: Run[Positive] = 1.0
+    """With `fedbuff`: factor of the mean change."""
+    buffered: Run[bool] = False
+    """Merge the last delivered update of every client (Algorithm 3 of the paper;
+    docs/method.md#buffer), not only those that have just arrived."""
+    max_entries: Run[Count | None] = None
+    """With `buffered`: number of updates kept, beyond which the oldest is evicted; null for one a
+    client, or for `clients.sampled` of them where that is set."""
+    staleness: Run[Literal["constant", "poly", "hinge"]] = "constant"
+    """Weight of an update by its age tau in versions: 1 (`constant`), tau^-`exponent` (`poly`), or
+    1 up to `hinge_delay` and falling from there (`hinge`; docs/method.md#staleness)."""
     exponent: Run[NonNegative] = 0.6
-    """a of the polynomial and hinge weights."""
+    """With `poly` and `hinge`: a, how fast the weight falls."""
     hinge_delay: Run[NonNegative] = 2.0
-    """Versions without a penalty under `hinge`."""
+    """With `hinge`: age in versions up to which the weight is 1."""
     max_norm_ratio: Run[Positive | None] = None
-    """Shut out a client whose update has a root mean square over this many times the model's on
-    the same entries; null for no limit. NaN and infinite updates always shut their client out."""
+    """Exclude a client whose update has a root mean square more than this many times that of the
+    model on the same entries; null for no limit. Updates with NaN or infinite values always exclude
+    their client."""
 
 
 class AdmissionConfig(Section):
-    """When the server stops waiting and merges (spec section 2.3)."""
+    """When the server stops waiting and merges (docs/method.md#admission)."""
 
     kind: Run[Literal["window", "barrier", "count", "each"]] = "window"
-    """`window` closes after the full-bandwidth clients' arrival, `barrier` waits for everybody,
-    `count` (FedBuff) for so many updates, `each` (FedAsync) for one."""
+    """What the server waits for: `window` for the clients of the greatest bandwidth share and then
+    `slack_s` longer, `barrier` for all clients, `count` for so many updates (FedBuff), `each` for
+    one (FedAsync)."""
     slack_s: Run[NonNegative] = 0.5
-    """Time a window stays open after the clients that pace it have arrived."""
+    """With `window`: seconds that it stays open after the clients that pace it have arrived."""
     count: Run[Count | None] = None
-    """With `count`: updates since the last merge that make the next one."""
+    """With `count`: number of updates that make a merge."""

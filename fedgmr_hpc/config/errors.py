@@ -1,4 +1,4 @@
-"""Errors of a run: each names where it happened."""
+"""Errors of a run, which say where they happened: rank, client, version and stage."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From files and words to a configuration: defaults, a method's row, YAML files, overrides.
+"""Make a configuration of defaults, a method's row, YAML files and overrides, in this order.
 
-Everything wrong is reported at once, each line with its dotted key, the value found and the values
-allowed. `describe_keys` prints the reference.
+Everything wrong is reported at once, in one line for each mistake (messages.py). `describe_keys`
+prints the reference of the keys.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ def load_config(
     overrides: Sequence[str] = (),
     *more: Sequence[str],
 ) -> Config:
-    """Resolves a run.
+    """Load and check the configuration of a run.
 
     Args:
-        source: a YAML file, the name of one in configs/runs, or its content; or several, each laid
-            over those before it. None for `digits`.
-        overrides: `dotted.key=value` strings as overrides.py reads them, none for a key of another.
-        more: overrides laid over those before.
+        source: A YAML file, the name of one in configs/runs, or its content; or several of them,
+            each laid over those before it. None for `digits`.
+        overrides: `dotted.key=value` words (overrides.py), at most one for a key.
+        more: Further words, which replace those before.
 
     Raises:
-        ValueError: with one line for every wrong key or value.
+        ValueError: With one line for every wrong key or value.
+
+    Example:
+        >>> load_config("digits", ["method=heterofl", "run.max_rounds=100"]).run.max_rounds
+        100
     """
     values: dict[str, Any] = {}
     given = [source] if isinstance(source, (str, Path, Mapping)) else source
@@ -53,10 +57,16 @@ def load_config(
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
-    """The configuration of nested `values`; the method's row fills what they leave open.
+    """Check nested `values` and return them as a configuration.
+
+    The row of their method, or else the defaults, fill in what they leave out.
 
     Raises:
-        ValueError: with one line for every wrong key or value.
+        ValueError: With one line for every wrong key or value.
+
+    Example:
+        >>> make_config({"method": "fedavg", "train": {"steps": 3}}).admission.kind
+        'barrier'
     """
     wrong: list[str] = []
     own = copy.deepcopy(dict(values))
@@ -83,7 +93,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 
 def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
-    """Removes the deepest key of a path; what is inside a list goes with the list."""
+    """Remove the deepest key of a path; what is inside a list goes with the list."""
     first, rest = path[0], path[1:]
     inner = values.get(str(first))
     if rest and isinstance(inner, dict):
@@ -93,12 +103,12 @@ def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
 
 
 def render_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    """Return a configuration as YAML from which `load_config` makes an equal one."""
     return dump(config.model_dump(mode="json"))
 
 
 def describe_keys(prefix: str = "") -> str:
-    """The reference: every key, or those below `prefix`, with default, values and meaning.
+    """Return the reference: every key, or those below `prefix`, with default, values and meaning.
 
     Raises:
         ValueError: no key has that prefix.
@@ -126,7 +136,7 @@ def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
 
 
 def run_names() -> list[str]:
-    """The runs of configs/runs."""
+    """Return the names of the runs in configs/runs."""
     return sorted(path.stem for path in (configs_dir() / "runs").glob("*.yaml"))
 
 

@@ -39,10 +39,10 @@ OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s"})
 
 @cache
 def marks() -> dict[str, Mark]:
-    """The mark of every key.
+    """Return the mark of every key.
 
     Raises:
-        TypeError: one has none, or several; names it.
+        TypeError: A key has none, or several; names it.
     """
     return dict(_marked(Config, ""))
 
@@ -67,7 +67,7 @@ def _defaults() -> Keys:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Keys:
-    """Nested values by dotted key."""
+    """Return nested values by dotted key."""
     return dict(_walk(values, prefix))
 
 
@@ -80,12 +80,12 @@ def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def identity(config: Config | Mapping[str, Any], of: tuple[Mark, ...] = CELL) -> Keys:
-    """The marked keys that differ from their defaults, in order.
+    """Return the marked keys that differ from their defaults, in order.
 
     Args:
-        config: a configuration, or the nested values that a file keeps of one; keys that it lacks
+        config: A configuration, or the nested values that a file keeps of one; keys that it lacks
             are younger than the file and have their defaults.
-        of: the marks that count.
+        of: The marks that count.
     """
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
     found, defaults = flat(values), _defaults()
@@ -99,7 +99,7 @@ def identity(config: Config | Mapping[str, Any], of: tuple[Mark, ...] = CELL) ->
 def differences(
     then: Config | Mapping[str, Any], now: Config | Mapping[str, Any], of: tuple[Mark, ...]
 ) -> dict[str, tuple[Any, Any]]:
-    """The marked keys in which two configurations differ, with their values then and now."""
+    """Return the marked keys in which two configurations differ, with their values then and now."""
     defaults, left, right = _defaults(), identity(then, of), identity(now, of)
     return {
         key: (left.get(key, defaults[key]), right.get(key, defaults[key]))
@@ -109,10 +109,15 @@ def differences(
 
 
 def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) -> str:
-    """The method of a run, whose configuration may be nested values as YAML has them.
+    """Return what the method of a run is called.
 
     Args:
-        but: dotted keys that are shown elsewhere, such as those that a study varies.
+        config: A configuration, or its nested values as YAML has them.
+        but: Dotted keys that are shown elsewhere, such as those that a study varies.
+
+    Example:
+        >>> method_label({"method": "fedavg", "admission": {"kind": "each"}})
+        'fedavg[admission.kind=each]'
     """
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
     name = str(values.get("method", "-"))
@@ -133,7 +138,7 @@ def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) 
 
 
 def method_slug(config: Config) -> str:
-    """The label for a file's name: without signs that a shell takes for its own."""
+    """Return the label for the name of a file, without signs that have a meaning in a shell."""
     return re.sub(r"[^A-Za-z0-9.+_]+", "-", method_label(config)).strip("-")[:MAX_SLUG]
 
 

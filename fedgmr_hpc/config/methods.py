@@ -1,4 +1,4 @@
-"""The method table: a method is a row of choices on six axes (DESIGN idea 1).
+"""The method table: a method is a row of choices on six axes (docs/methods.md).
 
 A row is a file of configs/methods that says what it is about and makes a choice on every axis but
 `train`, where it says what it asks for besides plain SGD. It may name a `base` row and then says
@@ -83,12 +83,12 @@ class Method:
 
 
 def method_names() -> list[str]:
-    """Every row of the method table."""
+    """Return the names of all rows of the method table."""
     return _names("methods")
 
 
 def wrapper_names() -> list[str]:
-    """What can be laid over a row."""
+    """Return the names of all wrappers, which can be laid over a row."""
     return _names("wrappers")
 
 
@@ -97,11 +97,15 @@ def _names(folder: str) -> list[str]:
 
 
 def load_method(name: str) -> Method:
-    """A row by name, with wrappers behind plus signs.
+    """Return a method by name: a row, and behind plus signs the wrappers laid over it.
 
     Raises:
-        ValueError: there is no such row or wrapper, or its file lacks a choice, has a wrong key or
+        ValueError: There is no such row or wrapper, or its file lacks a choice, has a wrong key or
             value, or values that rule one another out; with one line for every mistake.
+
+    Example:
+        >>> load_method("heterofl+aux").axes["admission"]["kind"]
+        'window'
     """
     row, *wrappers = str(name).split(WRAPPER_SIGN)
     if row not in method_names():
@@ -117,7 +121,7 @@ def load_method(name: str) -> Method:
 
 
 def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A row with its base; `below` are the rows that are based on it."""
+    """Return a row with its base; `below` are the rows that are based on it."""
     file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
     if "base" in row:
         allowed = [other for other in method_names() if other not in (name, *below)]
@@ -160,7 +164,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values, those of `over` first."""
+    """Return nested values, those of `over` before those of `base`."""
     together = dict(base)
     for key, value in over.items():
         old = together.get(key)
@@ -170,8 +174,8 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render_methods() -> tuple[str, list[str]]:
-    """The table: a row's six axes in words, numbers left out; and one line for every mistake in
-    the files of rows and wrappers that it leaves out.
+    """Return the table of all rows, without numbers, and one line for every mistake in the files of
+    rows and wrappers that it leaves out.
     """
     heads = ("method", *AXES)
     methods, wrong = _readable(load_method, method_names())
@@ -221,7 +225,7 @@ def _describe(axis: str, values: Any) -> str:
 
 
 def explain_method(name: str) -> str:
-    """One method: what it is, its row, and what it does otherwise than others have it."""
+    """Explain a method: what it is, its row, and how it differs from its paper and other code."""
     method = load_method(name)
     lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}", ""]
     lines += dump(method.axes).splitlines()

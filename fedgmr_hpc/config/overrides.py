@@ -1,8 +1,8 @@
-"""Words `dotted.key=value`: what they mean, and one for each key.
+"""Overrides, words such as `run.max_rounds=100`: how they are read, and laid over one another.
 
-The type of a key says how its value is read. Text is taken as it is typed, but for `null` where
-that is allowed; all else is null, a truth value, a number, or YAML in brackets, and a key of
-several values takes them with commas between, too.
+The type of a key decides how its value is read. Text is taken as typed, except for `null` where
+that is allowed; anything else is null, a truth value, a number, or YAML in brackets. A key of
+several values also takes them with commas between, as in `clients.shares=1,0.5`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from fedgmr_hpc.config.yaml_file import YamlError, parse, parse_scalar
 
 
 def parse_override(word: str) -> tuple[str, Any]:
-    """The key of a word, and its value.
+    """Return the key of a word and its value.
 
     Raises:
-        ValueError: it is no `dotted.key=value`, or the value cannot be read.
+        ValueError: It is no `dotted.key=value`, or its value cannot be read.
+
+    Example:
+        >>> parse_override("clients.shares=1,0.5")
+        ('clients.shares', [1, 0.5])
     """
     key, equals, text = word.partition("=")
     if not equals or not all(key.split(".")):
@@ -32,10 +36,10 @@ def parse_override(word: str) -> tuple[str, Any]:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """What `text` means as the value of a key; of an unknown key, what YAML makes of it.
+    """Return what `text` means as the value of a key, or for an unknown key what YAML makes of it.
 
     Raises:
-        ValueError: it is empty, or not YAML though it must be.
+        ValueError: It is empty, or not YAML though it must be.
     """
     kinds = _kinds(key)
     if not (text if str in kinds else text.strip()):
@@ -51,11 +55,11 @@ def parse_value(key: str, text: str) -> Any:
 
 
 def parse_values(key: str, text: str) -> list[Any]:
-    """The values that a key shall have in turn: a list in brackets, or with commas between, or a
-    single one.
+    """Return the values that a key takes in turn: a list in brackets or with commas, or a single
+    one.
 
     Raises:
-        ValueError: there is none, or it is not YAML though it must be.
+        ValueError: There is none, or it is not YAML though it must be.
     """
     if text.lstrip().startswith("["):
         values = _parse_yaml(key, text)
@@ -69,12 +73,12 @@ def parse_values(key: str, text: str) -> list[Any]:
 
 
 def as_override(key: str, value: Any) -> str:
-    """The word from which `parse_override` reads `value`."""
+    """Return the word from which `parse_override` reads `value`."""
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def laid_over(words: Sequence[str], over: Sequence[str]) -> list[str]:
-    """Words for everything that `over` does not set, then those of `over`."""
+    """Return words for everything that `over` does not set, then those of `over`."""
     kept = leaves(words)
     for key in leaves(over):
         kept.pop(key, None)
@@ -82,10 +86,10 @@ def laid_over(words: Sequence[str], over: Sequence[str]) -> list[str]:
 
 
 def override(values: dict[str, Any], words: Sequence[str]) -> None:
-    """Sets in nested `values` what the words say.
+    """Set in nested `values` what the words say.
 
     Raises:
-        ValueError: a word cannot be read, is below a value, or says a key again.
+        ValueError: A word cannot be read, is below a value, or sets a key again.
     """
     for key, value in leaves(words).items():
         *parents, last = key.split(".")
@@ -99,10 +103,10 @@ def override(values: dict[str, Any], words: Sequence[str]) -> None:
 
 
 def leaves(words: Sequence[str]) -> dict[str, Any]:
-    """Every dotted key that the words set, and its value.
+    """Return every dotted key that the words set, with its value.
 
     Raises:
-        ValueError: one line for each word that cannot be read, and each key that is said again.
+        ValueError: With one line for each word that cannot be read and each key that is set again.
     """
     found: dict[str, tuple[Any, str]] = {}
     wrong: list[str] = []

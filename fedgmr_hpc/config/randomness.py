@@ -22,8 +22,9 @@ ROLES = (
 
 
 def make_rng(seed: int, role: str, client: int = 0, step: int = 0) -> np.random.Generator:
-    """The random stream of one (seed, role, client, step): no state is carried, so order and ranks
-    change nothing.
+    """Return the random stream of one (seed, role, client, step).
+
+    No state is carried from one stream to another, so neither order nor ranks change anything.
     """
     key = np.random.SeedSequence([seed, ROLES.index(role), client, step])
     return np.random.Generator(np.random.Philox(key))

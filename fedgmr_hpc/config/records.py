@@ -13,7 +13,7 @@ Ints = NDArray[np.int32]
 
 
 def fields_of(record: Any) -> dict[str, Any]:
-    """A dataclass's fields by name, as they are: nothing is copied."""
+    """Return the fields of a dataclass by name; their values are not copied."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

@@ -39,24 +39,27 @@ from fedgmr_hpc.config.sections import (
 
 
 class Config(Section):
-    """A whole run."""
+    """The configuration of a whole run."""
 
     seed: Run[Annotated[int, Field(ge=0, strict=True)]] = 0
-    """Key of every random stream: partition, initial weights, batches, link speeds."""
+    """Seed of every random stream: partition, initial weights, batches, link speeds."""
     method: Run[str] = "fedgmr"
-    """Row of configs/methods; it sets the five axes, which can still be overridden."""
+    """Row of the method table (docs/methods.md), with wrappers as in `heterofl+aux`. It chooses on
+    the six axes; every key that it sets can be overridden."""
     clock: Run[Literal["virtual", "wall"]] = "virtual"
-    """`virtual` computes when bytes arrive, `wall` makes them take that long."""
+    """`virtual` computes when bytes arrive, `wall` lets them take that long
+    (docs/concepts.md#two-clocks)."""
     time_scale: Run[Positive] = 1.0
-    """Wall seconds of one second of links, training and windows; used by `wall` only."""
+    """Wall clock only: real seconds for each second of links, training and windows."""
     trace: Machine[bool] = False
-    """Write what every rank did when, as a timeline for Perfetto, beside the results."""
+    """Write a timeline for Perfetto beside the results: what every rank did, and when."""
     device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
-    """Where clients train; `auto` takes the GPUs that are there, one for each local rank."""
+    """Where clients train; `auto` uses GPUs where there are any, one for each local rank."""
     transport: Machine[Literal["auto", "inproc", "mpi", "gloo", "nccl"]] = "auto"
-    """How ranks talk; `auto` follows the launcher."""
+    """How ranks communicate; `auto` follows the launcher."""
     progress: Machine[Literal["auto", "live", "plain", "quiet"]] = "auto"
-    """Live line on a terminal, or plain timestamped lines."""
+    """Output while a run goes on: a `live` line, `plain` lines with times, or none (`quiet`).
+    `auto` is live on a terminal and plain elsewhere."""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -68,10 +71,11 @@ class Config(Section):
     aggregation: AggregationConfig = AggregationConfig()
     admission: AdmissionConfig = AdmissionConfig()
     transmission: Run[Transmission] = "increments"
-    """Nested increments that leave the server once (IMS), or whole sub-models."""
+    """What the server sends: nested `increments` that leave it once for all (IMS), or `whole`
+    sub-models, one for each client (docs/method.md#increments)."""
     links: LinksConfig = LinksConfig()
     wire: WireConfig = WireConfig()
     faults: Run[tuple[FaultConfig, ...]] = ()
-    """Faults on purpose, for tests of what a run survives."""
+    """Injected faults, to test what a run survives."""
     results: ResultsConfig = ResultsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -1,4 +1,4 @@
-"""Facts of a computing site: a YAML file of configs/sites, turned into what a job's shell needs.
+"""Read the facts of a computing site from a YAML file, and turn them into variables for its jobs.
 
     eval "$(python -m fedgmr_hpc site NAME)"     then: sbatch slurm/femnist.sh
 
@@ -93,12 +93,12 @@ class Site(Section):
 
 
 def site_names() -> list[str]:
-    """The sites of configs/sites."""
+    """Return the names of the sites in configs/sites."""
     return sorted(path.stem for path in (configs_dir() / "sites").glob("*.yaml"))
 
 
 def load_site(source: str | Path) -> Site:
-    """A site by name or by its file.
+    """Return a site by its name or its file.
 
     Raises:
         ValueError: no such site, or wrong keys or values, one line for each.
@@ -108,9 +108,10 @@ def load_site(source: str | Path) -> Site:
 
 
 def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
-    """Shell lines `export NAME=value`, quoted, in the order of the keys; "" for an empty site.
+    """Return shell lines `export NAME=value`, quoted, in the order of the keys; "" for an empty
+    site.
 
-    Says on stderr which paths are not there: no error, since it may be made for other machines.
+    Paths that do not exist are named on stderr; they are no error, for the job may run elsewhere.
 
     Args:
         site: its paths may begin with ~ and hold $NAME.
@@ -130,7 +131,11 @@ def render_exports(site: Site, environ: Mapping[str, str] = os.environ) -> str:
 def job_values(
     site: Site, environ: Mapping[str, str] = os.environ, prefix: str = ""
 ) -> dict[str, str]:
-    """The variables of `render_exports`; of the keys' own only those that begin with `prefix`."""
+    """Return the variables of a job by name.
+
+    Args:
+        prefix: of the variables that stand for keys, return only those that begin with it.
+    """
     values = {name: _as_text(site, key, environ) for key, name in VARIABLES.items()}
     own = {name: text for name, text in values.items() if text and name.startswith(prefix)}
     return own | {name: str(value) for name, value in site.env.items()}

@@ -1,9 +1,9 @@
-"""YAML as every file and word of the project is read and written.
+"""Read and write YAML, the format of all configuration files and of values on the command line.
 
 Plain scalars mean what YAML 1.2 says: numbers are decimal, `true` and `false` are the only truth
-values, `null`, `~` and nothing are null; all else is text, such as 010, 0x10, 1_000, 12:30:00, on,
-no and 2024-05-01. Keys are text as well. Refused are repeated keys, tags, and what would take more
-memory than it looks like: deep nesting, and anchors that are repeated too often.
+values, `null`, `~` and nothing are null; anything else is text, such as 010, 0x10, 1_000, 12:30:00,
+on, no and 2024-05-01. Keys are text, too. Repeated keys and tags are refused, and so is what takes
+more memory than it seems to: deep nesting, and anchors that are repeated too often.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SCALARS = {  # at most 99 digits, since Python converts long integers slowly or
 
 
 class YamlError(ValueError):
-    """A text that is no YAML, or more than the project takes; says where."""
+    """A text that is not YAML, or not the part of it that is read here; says where."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain scalars as the module says, and refuses what it says."""
+    """Read plain scalars, and refuse what is not wanted, as the module says."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {
         None: [(f"{_TAG}{kind}", re.compile(rf"(?:{p.pattern})\Z")) for kind, p in _SCALARS.items()]
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}  # of anchors, in nodes
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """One node; see `yaml.composer`."""
+        """Compose one node; see `yaml.composer`."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             self._count_copies(event)
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _count_copies(self, event: yaml.AliasEvent) -> None:
-        """Counts what an alias repeats; nothing yet is known of an anchor that it stands in."""
+        """Count what an alias repeats; an anchor around it has no size yet."""
         if event.anchor in self.anchors and event.anchor not in self._sizes:
             raise _refusal(event, f"*{event.anchor} must not stand inside itself")
         size = self._sizes.get(str(event.anchor), 0)
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(event, f"aliases must repeat at most {MAX_COPIES} values")
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are text, each of them once."""
+        """Construct a mapping whose keys are text, each of them once."""
         found: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
@@ -91,11 +91,11 @@ class _Loader(yaml.SafeLoader):
         return found
 
     def construct_yaml_int(self, node: Any) -> int:
-        """A decimal number."""
+        """Construct a decimal number."""
         return int(node.value)
 
     def construct_yaml_float(self, node: Any) -> float:
-        """A decimal number, .inf or .nan."""
+        """Construct a decimal number, .inf or .nan."""
         text = node.value.lower()
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
@@ -105,7 +105,7 @@ _Loader.add_constructor(f"{_TAG}float", _Loader.construct_yaml_float)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as something else."""
+    """Quote text that YAML 1.1 or 1.2 would read as something else."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {
         **yaml.SafeDumper.yaml_implicit_resolvers,
@@ -118,10 +118,10 @@ def _refusal(at: Any, text: str) -> YamlError:
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Raises:
-        YamlError: it is no YAML, or more than is taken; in one line.
+        YamlError: It is not YAML, or refused; in one line.
     """
     return copy.deepcopy(_parse(text))
 
@@ -141,16 +141,16 @@ def _parse(text: str) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """What a plain scalar means: null, a truth value, a number, or itself."""
+    """Return what a plain scalar means: null, a truth value, a number, or its own text."""
     text = text.strip()
     return text if text and not any(p.fullmatch(text) for p in _SCALARS.values()) else parse(text)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one.
+    """Return the mapping in a YAML file; an empty file holds an empty one.
 
     Raises:
-        YamlError: it cannot be read, or holds something else; begins with the path.
+        YamlError: It cannot be read, or holds something else; begins with the path.
     """
     try:
         values = parse(path.read_text(encoding="utf-8"))
@@ -164,10 +164,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def dump(values: Any, flow: bool | None = None) -> str:
-    """A text from which `parse` makes equal values.
+    """Return a text from which `parse` makes equal values.
 
     Args:
-        flow: whether to write lists and mappings in one line; None for the innermost ones.
+        flow: Whether to write lists and mappings in one line; None for the innermost ones.
     """
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=flow)
     return text
