@@ -39,7 +39,7 @@ TIMEOUT_S = 120.0
 
 
 def main() -> int:
-    """One rank."""
+    """Run one rank of the benchmark; return its exit code."""
     out, quick = Path(sys.argv[1]), "--quick" in sys.argv[2:]
     transport = make_transport("auto", detect_launch(os.environ))
     if transport is None:
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def run(transport: Transport, out: Path, quick: bool) -> int:
-    """Rank 0 times transfers and leaves the rows in `out`; the others answer."""
+    """Time transfers, as rank 0, and leave the rows in `out`; the other ranks answer."""
     if transport.rank:
         answer(transport)
         return 0
@@ -63,7 +63,7 @@ def run(transport: Transport, out: Path, quick: bool) -> int:
 
 
 def make_pool(transport: Transport, rates: list[float]) -> EchoPool:
-    """A pool of clients with links of `rates` MB/s."""
+    """Return a pool of clients with links of `rates` MB/s."""
     config = make_case(len(rates))
     shares = [rate / max(MB_PER_S) for rate in rates]
     rank_of = place_clients(len(rates), transport.size)
@@ -81,7 +81,7 @@ def make_pool(transport: Transport, rates: list[float]) -> EchoPool:
 
 
 def make_case(num_clients: int) -> Config:
-    """Constant links, and a server that is never in the way."""
+    """Return a case of constant links, with a server that is never in the way."""
     top = max(MB_PER_S) * 1e6
     return load_config(
         "digits",
@@ -112,7 +112,7 @@ def transfer_bytes(rate: float, length_s: float) -> int:
 
 
 def measure(pool: EchoPool, rates: list[float], length_s: float) -> Iterable[dict[str, Any]]:
-    """All links at once, down and then up."""
+    """Use all links at once, down and then up; yield a row for each transfer."""
     transfers: list[TransferRow] = []
     pool.transfers.record = transfers.append
     for client, rate in enumerate(rates):
@@ -126,7 +126,7 @@ def measure(pool: EchoPool, rates: list[float], length_s: float) -> Iterable[dic
 
 
 def begin(pool: EchoPool, client: int, num_bytes: int) -> None:
-    """Dispatches `num_bytes` to a client, which answers with as many."""
+    """Dispatch `num_bytes` to a client, which answers with as many."""
     task = Assignment(client, 0, 0, 0, 1.0, num_bytes, 0, 1.0, False)
     payload = Outgoing([memoryview(bytes(num_bytes))])
     pool.num_dispatched += 1
@@ -138,7 +138,7 @@ def begin(pool: EchoPool, client: int, num_bytes: int) -> None:
 
 
 def describe(row: TransferRow, rate: float) -> dict[str, Any]:
-    """A line of the table."""
+    """Return a line of the table."""
     wanted_s, took_s = row.bytes / (rate * 1e6), row.bytes / row.achieved_bytes_per_s
     is_long = row.bytes >= 1_000_000 and wanted_s >= 0.15
     allowed_s = 0.02 * wanted_s if is_long else 2e-3 + 0.2 * wanted_s

@@ -43,7 +43,7 @@ FULL = [1.0] * 10
 
 
 def make_case(folder: str, name: str, quick: bool) -> Config:
-    """FedGMR on Conv2 and FEMNIST shapes; scores are taken, restoration waits for ever."""
+    """Return FedGMR on Conv2 and FEMNIST shapes, with scores but without restoration."""
     interval = 4 if quick else 25
     overrides = [
         "data.name=synthetic_femnist",
@@ -64,7 +64,7 @@ def make_case(folder: str, name: str, quick: bool) -> Config:
 
 
 def main() -> int:
-    """One rank."""
+    """Run one rank of the benchmark; return its exit code."""
     torch.set_num_threads(1)
     out, quick = Path(sys.argv[1]), "--quick" in sys.argv[2:]
     transport = make_transport("mpi", detect_launch(os.environ))
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def run_cases(transport: Transport, out: Path, quick: bool) -> int:
-    """All cases on this rank; rank 0 leaves the table as JSON in `out`."""
+    """Run all cases on this rank; rank 0 leaves the table as JSON in `out`."""
     names = ["level high", "all full"]
     if transport.rank > 0:
         for _ in names:
@@ -87,7 +87,7 @@ def run_cases(transport: Transport, out: Path, quick: bool) -> int:
 
 
 def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
-    """Rank 0: times both parts; returns one row of the table."""
+    """Time both parts, as rank 0; return one row of the table."""
     rest_bytes = private_bytes()
     experiment = prepare_experiment(config)
     hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}
@@ -136,7 +136,7 @@ class PeakMemory:
 
 
 def time_ceiling(transport: Transport) -> float:
-    """Seconds a round takes when the ranks only train."""
+    """Return the seconds that a round takes when the ranks only train."""
     for rank in range(1, transport.size):
         transport.send(rank, Tag.TASK, b"")
     times = []
@@ -160,7 +160,7 @@ def follow(transport: Transport) -> None:
 
 
 def report_ceiling(worker: Worker, transport: Transport) -> None:
-    """Trains this rank's share of the clients on their initial sub-models, as in a run."""
+    """Train this rank's share of the clients on their initial sub-models, as in a run."""
     config, training = worker.config, worker.training
     shares = config.clients.bandwidth_shares()
     weights = torch.from_numpy(initial_weights(config.model.name, 0))

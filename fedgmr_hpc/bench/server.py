@@ -46,7 +46,7 @@ NUM_DENSE = _LAYOUT.num_weights - _LAYOUT.num_prunable
 
 
 def main() -> int:
-    """One rank."""
+    """Run one rank of the benchmark; return its exit code."""
     out, quick = Path(sys.argv[1]), "--quick" in sys.argv[2:]
     transport = make_transport("auto", detect_launch(os.environ))
     if transport is None:
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def run(transport: Transport, out: Path, length_s: float) -> int:
-    """Rank 0 serves and leaves its row in `out`; the others answer."""
+    """Serve, as rank 0, and leave the row in `out`; the other ranks answer."""
     if transport.rank:
         bare_answer(transport)
         answer(transport)
@@ -71,7 +71,7 @@ def run(transport: Transport, out: Path, length_s: float) -> int:
 
 
 def make_case(folder: str, num_ranks: int, length_s: float) -> Config:
-    """Small sub-models, merges of half of the clients, links that bind nobody."""
+    """Return a case of small sub-models, merges of half of the clients and unbounded links."""
     count = CLIENTS_PER_RANK * (num_ranks - 1)
     free = ("client_down", "client_up", "server_up", "server_down")
     return load_config(
@@ -99,7 +99,7 @@ def make_case(folder: str, num_ranks: int, length_s: float) -> Config:
 
 
 def bare_rate(transport: Transport, length_s: float) -> float:
-    """Requests answered a second when the server does nothing else."""
+    """Return how many requests a second the server answers when it does nothing else."""
     served, ends_s = 0, time.perf_counter() + length_s
     while time.perf_counter() < ends_s:
         message = transport.recv(TIMEOUT_S)
@@ -123,7 +123,7 @@ def bare_answer(transport: Transport) -> None:
 
 
 def serve_updates(transport: Transport, config: Config) -> dict[str, Any]:
-    """A run whose clients need no time; returns the row of the table."""
+    """Serve a run whose clients need no time; return the row of the table."""
     experiment = prepare_experiment(config)
     hello = struct.pack("<Qq", experiment.run_id, config.eval.chunk)
     for rank in range(1, transport.size):
@@ -157,7 +157,7 @@ def serve_updates(transport: Transport, config: Config) -> dict[str, Any]:
 
 
 def watch(server: Server, waits: list[float], served: Counter[int]) -> None:
-    """Notes how long each update waits for the server, and whose rank it is from."""
+    """Note how long each update waits for the server, and whose rank it is from."""
     pool = server.pool
     assert isinstance(pool, LivePool)
     take_next = pool.next
@@ -223,7 +223,7 @@ def send_update(transport: Transport, content: dict[str, Any], run_id: int) -> N
 
 
 def idle_share(transport: Transport, length_s: float) -> float:
-    """Cores that this rank uses while it waits for a message that does not come."""
+    """Return the cores that this rank uses while it waits for a message that never comes."""
     used_s = time.process_time()
     try:
         transport.recv(length_s)

@@ -1,1 +1,1 @@
-"""Checks a place before a run begins there: python -m fedgmr_hpc doctor (verb.py)."""
+"""Checks of a machine before a run begins there: `python -m fedgmr_hpc doctor`."""

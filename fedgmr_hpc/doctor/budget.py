@@ -30,7 +30,7 @@ def judge_time(
     num_ranks: int,
     left_s: float | None,
 ) -> Finding:
-    """How long a run takes, and which rank computes slowly.
+    """Judge how long a run takes, and which rank computes slowly.
 
     Args:
         left_s: until the scheduler ends the job; None for no limit.
@@ -107,7 +107,7 @@ def _short_scale(
 def judge_memory(
     config: Config, num_weights: int, answers: Answers, places: Answers, is_alone: bool
 ) -> Finding:
-    """What the ranks of each host will still take, against what it has left.
+    """Judge what the ranks of each host will still take, against what it has left.
 
     Args:
         is_alone: one process is server and clients.
@@ -130,7 +130,7 @@ def judge_memory(
 
 
 def judge_disk(config: Config, layout: Layout, facts: Mapping[str, Any]) -> Finding:
-    """What results and checkpoints take, against what is free there."""
+    """Judge what results and checkpoints take, against what is free there."""
     if "error" in facts:
         return Finding("disk", "warn", "not known, see results")
     num_dense = layout.num_weights - layout.num_prunable

@@ -122,7 +122,7 @@ class Checkup:
         return [rank for rank in self.ranks if rank or self.peer.size == 1]
 
     def ask(self, probe: str, limit_s: float, ranks: Iterable[int]) -> dict[int, Facts]:
-        """What a probe finds on each rank, without those that fall silent."""
+        """Return what a probe finds on each rank, without those that fall silent."""
         ranks, peer = list(ranks), self.peer
         for rank in set(ranks) - {0}:
             peer.tell(rank, Tag.TASK, {"probe": probe})
@@ -231,7 +231,7 @@ def _say_nothing(text: str) -> None:
 
 
 def render_places(places: dict[int, Facts], size: int) -> str:
-    """A table of where ranks run."""
+    """Return a table of where ranks run."""
     heads = ("rank", "host", "pid", "cores", "threads", "device", "role")
     rows = [
         [
@@ -249,7 +249,7 @@ def render_places(places: dict[int, Facts], size: int) -> str:
 
 
 def as_spans(numbers: list[int]) -> str:
-    """`0-3,8` of ascending numbers; `any` of none."""
+    """Return ascending numbers as `0-3,8`; `any` for none."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
@@ -260,7 +260,7 @@ def as_spans(numbers: list[int]) -> str:
 
 
 def render(finding: Finding) -> str:
-    """One line, and what to do about it in a second."""
+    """Return a finding as one line, with its advice in a second."""
     line = f"{finding.check:<9}{_colored(finding.state, finding.state)}"
     line += " " * (6 - len(finding.state)) + finding.text
     is_good = finding.state == "ok" or not finding.advice
@@ -268,7 +268,7 @@ def render(finding: Finding) -> str:
 
 
 def render_sum(done: list[Finding]) -> str:
-    """How many checks ended how."""
+    """Return how many checks ended in each state."""
     states = [finding.state for finding in done]
     worst = max(states, key=list(COLORS).index)
     words: dict[State, str] = {"ok": "ok", "warn": "with a warning", "FAIL": "failed"}

@@ -45,14 +45,14 @@ class Pace:
     sample_s: float  # one sample of an evaluation
 
     def at(self, density: float) -> float:
-        """Seconds of a client's local training, on the line between the two measured."""
+        """Return the seconds of a client's local training, on the line between the two measured."""
         (low, high), (low_s, high_s) = self.densities, self.train_s
         part = (density - low) / (high - low) if high > low else 1.0
         return low_s + part * (high_s - low_s)
 
 
 def first_densities(config: Config) -> list[float]:
-    """[C] with which clients begin."""
+    """Return [C] the densities with which clients begin."""
     shares = config.clients.bandwidth_shares()
     if config.submodel.kind == "full":
         return [1.0] * len(shares)
@@ -60,7 +60,7 @@ def first_densities(config: Config) -> list[float]:
 
 
 def highest_densities(config: Config) -> list[float]:
-    """[C] that clients may reach."""
+    """Return [C] the densities that clients may reach."""
     grows = config.restoration.trigger != "none" or config.restoration.balance
     return list(_ceilings(config)) if grows else first_densities(config)
 
@@ -70,17 +70,17 @@ def _ceilings(config: Config) -> Sequence[float]:
 
 
 def num_active(config: Config) -> int:
-    """Clients that take part at a time."""
+    """Return how many clients take part at a time."""
     return config.clients.sampled or config.clients.count
 
 
 def _active_sum(config: Config, values: Sequence[float]) -> float:
-    """Over the clients that take part at a time, on average."""
+    """Return the sum over the clients that take part at a time, on average."""
     return sum(values) * num_active(config) / config.clients.count
 
 
 def needed_rates(config: Config, num_ranks: int) -> dict[int, tuple[float, float]]:
-    """Real bytes per second (to, from) that the clients of each rank may ask for on the wall clock.
+    """Return real bytes per second (to, from) that the clients of each rank may ask for on the wall clock.
 
     Nominal rates of their tiers, `links.trace` aside; a client is no faster than the server's link.
     """
@@ -100,7 +100,7 @@ def needed_rates(config: Config, num_ranks: int) -> dict[int, tuple[float, float
 
 
 def round_s(config: Config, num_prunable: int, num_dense: int) -> float:
-    """Virtual seconds of a round at least: the fastest client's cycle by itself, and the merge."""
+    """Return the least virtual seconds of a round: the fastest client's cycle, and the merge."""
     links, shares = config.links, config.clients.bandwidth_shares()
     density, share = max(zip(first_densities(config), shares, strict=True), key=lambda p: p[1])
     size = float(frame_bytes(int(density * num_prunable), num_dense, dtype=config.wire.dtype))
@@ -112,19 +112,19 @@ def round_s(config: Config, num_prunable: int, num_dense: int) -> float:
 
 
 def num_rounds(config: Config, least_round_s: float) -> int:
-    """Rounds at most."""
+    """Return how many rounds a run has at most."""
     limit_s = config.run.max_time_s
     rounds = config.run.max_rounds
     return rounds if limit_s is None else min(rounds, math.ceil(limit_s / least_round_s))
 
 
 def num_levels(config: Config) -> int:
-    """Sub-models of a version that are scored beside the whole model."""
+    """Return how many sub-models of a version are scored beside the whole model."""
     return len({*first_densities(config)} - {1.0}) if config.eval.submodels else 0
 
 
 def num_looks(config: Config, rounds: int, least_round_s: float) -> int:
-    """Looks at equal times at most; none sees the version of another."""
+    """Return how many looks at equal times there are at most; none sees the version of another."""
     every_s = config.eval.every_s
     return 0 if every_s is None else min(rounds, math.ceil(rounds * least_round_s / every_s)) + 1
 
@@ -137,7 +137,7 @@ def compute_s(
     num_scored: int,
     looks: int = 0,
 ) -> float:
-    """Seconds for the training and evaluation of a whole run, shared by the ranks.
+    """Return the seconds for the training and evaluation of a whole run, shared by the ranks.
 
     Args:
         paces: of the ranks that train.
@@ -155,7 +155,7 @@ def compute_s(
 
 
 def whole_run_s(config: Config, computing_s: float, rounds: int, least_round_s: float) -> float:
-    """Seconds of a run: on the wall clock links take their time, too."""
+    """Return the seconds of a run: on the wall clock links take their time, too."""
     if config.clock == "virtual":
         return computing_s
     return max(computing_s, rounds * least_round_s * config.time_scale)
@@ -177,7 +177,7 @@ def least_time_scale(config: Config, paces: Mapping[int, Pace], num_ranks: int) 
 
 
 def result_bytes(config: Config, num_weights: int, rounds: int) -> int:
-    """Length of the result file."""
+    """Return the length of the result file."""
     active, admission = num_active(config), config.admission
     merges_of = {"count": math.ceil(active / (admission.count or 1)), "each": active}
     merges = rounds * merges_of.get(admission.kind, 1)
@@ -194,32 +194,32 @@ def result_bytes(config: Config, num_weights: int, rounds: int) -> int:
 
 
 def row_bytes(row: type, num_clients: int) -> int:
-    """Bytes of a row of a table."""
+    """Return the bytes of a row of a table."""
     return sum(c.dtype.itemsize * (num_clients if c.per_client else 1) for c in columns_of(row))
 
 
 def buffer_models(config: Config) -> float:
-    """Dense models that the server's buffer may hold."""
+    """Return how many dense models the server's buffer may hold."""
     sizes = sorted(highest_densities(config), reverse=True)
     most = config.aggregation.max_entries or config.clients.sampled
     return sum(sizes[:most])
 
 
 def checkpoint_bytes(config: Config, num_weights: int) -> int:
-    """Length of a checkpoint."""
+    """Return the length of a checkpoint."""
     models = buffer_models(config)
     return int(4 * num_weights * (2 + min(2 * models, max(models, num_active(config)))))
 
 
 def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
-    """Results and checkpoints."""
+    """Return the bytes of results and checkpoints."""
     num = 1 if config.checkpoint.every_s is None else 3
     results = result_bytes(config, num_weights, rounds)
     return results + num * checkpoint_bytes(config, num_weights)
 
 
 def server_bytes(config: Config, num_weights: int) -> int:
-    """The server's memory beside the program itself."""
+    """Return the server's memory beside the program itself."""
     models = SERVER_MODELS + CUT_MODELS * bool(num_levels(config)) + buffer_models(config)
     return int(4 * num_weights * models)
 

@@ -50,13 +50,13 @@ def name_ranks(ranks: Iterable[int], places: Answers) -> str:
 
 
 def some_of(texts: Sequence[str], between: str = ", ") -> str:
-    """The first texts, and how many more there are."""
+    """Return the first texts, and how many more there are."""
     rest = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
     return between.join(texts[:MOST_NAMED]) + rest
 
 
 def judge_silence(check: str, ranks: Iterable[int], places: Answers, limit_s: float) -> Finding:
-    """Ranks that have stopped answering during a check."""
+    """Return the finding on ranks that have stopped answering during a check."""
     text = f"silent for {limit_s:g} s: {name_ranks(ranks, places)}"
     pids = [f"{places[r]['pid']} on {places[r]['host']}" for r in sorted(ranks) if r in places]
     what = f"process {some_of(pids)}" if pids else "that process"
@@ -81,7 +81,7 @@ def judge_errors(check: str, answers: Answers, places: Answers, advice: str = ""
 
 
 def judge_places(places: Answers) -> Finding:
-    """Ranks, hosts, cores and devices; ranks that share what one alone should have."""
+    """Judge ranks, hosts, cores and devices, and ranks that share what one alone should have."""
     hosts = Counter(facts["host"] for facts in places.values())
     crowded, shared = _crowded_cores(places), _shared_devices(places)
     devices = {(f["host"], _device_id(f)) for f in places.values() if f["device"] != "cpu"}
@@ -100,7 +100,7 @@ def judge_places(places: Answers) -> Finding:
 
 
 def _crowded_cores(places: Answers) -> list[str]:
-    """Hosts on which more ranks must run on some cores than these are."""
+    """Return hosts on which more ranks must run on some cores than these are."""
     found = []
     for host in dict.fromkeys(facts["host"] for facts in places.values()):
         sets = [frozenset(f["cores"]) for f in places.values() if f["host"] == host and f["cores"]]
@@ -130,7 +130,7 @@ def _device_id(facts: Mapping[str, Any]) -> str:
 
 
 def judge_pings(trips: Mapping[tuple[int, int], float | None], places: Answers) -> Finding:
-    """Round trips in seconds by pair, None where there was no answer."""
+    """Judge round trips in seconds by pair, None where there was no answer."""
     if not trips:
         return Finding("ping", "ok", "one rank: nothing to ping")
     deaf = [f"{a} and {b}" for (a, b), trip in trips.items() if trip is None]
@@ -173,7 +173,7 @@ def judge_rates(
     needed: Mapping[int, Rates] | None,
     places: Answers,
 ) -> Finding:
-    """Rates measured one rank after the other and all together, against those that are needed.
+    """Judge rates, measured one by one and all together, against those that are needed.
 
     Args:
         needed: by rank; None on the virtual clock.
@@ -221,7 +221,7 @@ def _short_server(together: Rates | None, needed: Mapping[int, Rates]) -> list[s
 
 
 def judge_mpi(transport: str, library: str, aware: bool | None, settings: Sequence[str]) -> Finding:
-    """Whether MPI could take CUDA memory: for information, nothing here needs it."""
+    """Say whether MPI could take CUDA memory: for information, nothing here needs it."""
     if transport == "inproc":
         return Finding("mpi", "ok", "one process: no messages to send")
     says = {True: "CUDA-aware", False: "not CUDA-aware", None: "does not say if it is CUDA-aware"}
@@ -231,7 +231,7 @@ def judge_mpi(transport: str, library: str, aware: bool | None, settings: Sequen
 
 
 def judge_data(answers: Answers, places: Answers, name: str) -> Finding:
-    """Whether all ranks read the same bytes and cut them the same way."""
+    """Judge whether all ranks read the same bytes and cut them the same way."""
     if failed := judge_errors("data", answers, places):
         return failed
     digests = Counter(facts["digest"] for facts in answers.values())
@@ -255,7 +255,7 @@ def judge_data(answers: Answers, places: Answers, name: str) -> Finding:
 
 
 def judge_results(facts: Mapping[str, Any], locking: str, env_locking: str | None) -> Finding:
-    """Whether a result file can be made, locked and followed."""
+    """Judge whether a result file can be made, locked and followed."""
     if "error" in facts:
         error, advice = facts["error"], "name another place with results.path"
         if locking != "off" and ("lock" in error or "not done" in error):

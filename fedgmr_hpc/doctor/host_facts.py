@@ -40,7 +40,7 @@ def try_lock(folder: Path) -> bool:
 
 
 def file_system(folder: Path, mounts: str = "/proc/self/mounts") -> str:
-    """The type of the file system that holds a folder, `ext4`; `unknown` outside Linux."""
+    """Return the type of the file system that holds a folder, `ext4`; `unknown` outside Linux."""
     try:
         lines = [line.split() for line in Path(mounts).read_text().splitlines()]
     except OSError:
@@ -103,7 +103,7 @@ def _room(folder: Path, limit: str, usage: str) -> Iterator[int]:
 
 
 def slurm_left_s(env: Mapping[str, str]) -> float | None:
-    """Wall time until Slurm ends this job; None outside a job, or where it has no limit."""
+    """Return the wall time until Slurm ends this job; None outside a job, or where it has no limit."""
     job, end_s = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_END_TIME", "")
     if job is None:
         return None

@@ -10,7 +10,7 @@ from fedgmr_hpc.runtime.preparation import check_inputs, describe_idle_ranks
 
 
 def preview_run(config: Config, num_ranks: int | None = None) -> list[str]:
-    """Reads the files that a run would read, and describes it without starting any rank.
+    """Read the files that a run would read, and describe it without starting any rank.
 
     Args:
         config: of the run.

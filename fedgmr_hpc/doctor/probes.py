@@ -57,7 +57,7 @@ class Probes:
         self.data: FederatedData | None = None
 
     def run(self, name: str) -> Facts:
-        """A probe's facts; what goes wrong is the fact `error`."""
+        """Return a probe's facts; what goes wrong is the fact `error`."""
         probes: Mapping[str, Callable[[], Facts]] = {
             "place": self.place,
             "data": self.read_data,
@@ -73,7 +73,7 @@ class Probes:
             return {"error": f"{type(error).__name__}: {error}"}
 
     def place(self) -> Facts:
-        """Where this rank runs, and on what."""
+        """Return where this rank runs, and on what."""
         wanted = self.config.device
         self.device = choose_device(self.launch, torch.cuda.device_count(), wanted)
         facts = {
@@ -91,7 +91,7 @@ class Probes:
         return facts
 
     def read_data(self) -> Facts:
-        """Opens the data as a run does, which fills the cache; its digest and the partition's."""
+        """Open the data as a run does, which fills the cache; return its digest and the partition's."""
         self.data = FederatedData(self.config) if self.rank else check_inputs(self.config)
         cache = Path(self.config.data.cache).expanduser()
         dataset = self.data.dataset
@@ -106,7 +106,7 @@ class Probes:
         }
 
     def try_results(self) -> Facts:
-        """Makes, locks, follows and removes a small file as a run's server does."""
+        """Make, lock, follow and remove a small file as a run's server does."""
         path = Path(self.config.results.path or "results/run.h5").expanduser()
         with _folder(path.parent) as folder:
             began_s, locking = time.perf_counter(), self.config.results.locking
@@ -186,7 +186,7 @@ class _Trial:
         self.num_runs += 1
 
     def measure(self, density: float) -> float:
-        """Median seconds."""
+        """Return the median seconds of a local training at a density."""
         times: list[float] = []
         while sum(times) < TRAIN_S and len(times) < TRAIN_TIMES:
             began_s = time.perf_counter()
@@ -196,13 +196,13 @@ class _Trial:
 
 
 def _scored_pools(training: LocalTraining) -> tuple[Pool, ...]:
-    """What an evaluation passes over; static batch norms want a pass of their own."""
+    """Return what an evaluation passes over; static batch norms want a pass of their own."""
     norms: tuple[Pool, ...] = ("norms",) if training.layout.num_statistics else ()
     return ("validation", "test", *norms)
 
 
 def _time_sample(training: LocalTraining, num: int) -> float:
-    """Seconds of one of `num` test samples; the first time pays for first calls."""
+    """Return the seconds of one of `num` test samples; the first time pays for first calls."""
     for _ in range(2):
         began_s = time.perf_counter()
         training.evaluate("test", 0, num)
@@ -234,7 +234,7 @@ def _folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_and_read(path: Path, locking: str) -> None:
-    """Writes a result file and reads it while it is open and when it is closed."""
+    """Write a result file, and read it while it is open and when it is closed."""
     row = CheckpointRow(0, 0.0, 0, 0, 0.0, 0.0, 0.0)
     try:
         with ResultWriter(

@@ -33,7 +33,7 @@ from fedgmr_hpc.transport.ranks import Launch, detect_launch, take_slice
 
 
 def check_rank(config: Config | ValueError, limit_s: float) -> int:
-    """Checks a machine as this rank of a job, before a run begins there.
+    """Check a machine as this rank of a job, before a run begins there.
 
     Args:
         config: of the run, or what is wrong with it, which rank 0 reports.
@@ -64,7 +64,7 @@ def check_rank(config: Config | ValueError, limit_s: float) -> int:
 
 @contextmanager
 def _time_to_join(launch: Launch, limit_s: float) -> Iterator[None]:
-    """Ends this process with exit code 1 if other ranks do not join it in time, and says so.
+    """End this process with exit code 1 if other ranks do not join it in time, and say so.
 
     MPI starts inside an import that lets no other Python thread run, hence the child.
     """
@@ -101,7 +101,7 @@ def _describe_wait(launch: Launch, pid: int, limit_s: float) -> str:
 
 
 def _follow(peer: Peer, launch: Launch) -> int:
-    """Any other rank: does what rank 0 asks for until it says stop; returns the exit code."""
+    """Do what rank 0 asks for until it says stop; return the exit code."""
     probes: Probes | None = None
     while True:
         peer.wait(lambda: bool(peer.inbox))
@@ -119,14 +119,14 @@ def _follow(peer: Peer, launch: Launch) -> int:
 
 
 def _answer(peer: Peer, work: Work) -> None:
-    """Sends what a probe finds; if rank 0 goes on before, it no longer wants to know."""
+    """Send what a probe finds; if rank 0 goes on before, it no longer wants to know."""
     peer.wait(lambda: work.facts is not None or bool(peer.inbox))
     if work.facts is not None:
         peer.tell(0, Tag.RESULT, work.facts)
 
 
 def _lead(config: Config | ValueError, peer: Peer, launch: Launch) -> int:
-    """Rank 0: has everything checked; returns the exit code."""
+    """Have everything checked, as rank 0; return the exit code."""
     if isinstance(config, ValueError):
         for line in str(config).splitlines():
             print(f"fedgmr_hpc: error: {line}", file=sys.stderr)

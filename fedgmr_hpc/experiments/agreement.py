@@ -101,7 +101,7 @@ def compare(
     noise_results: Sequence[Result] = (),
     max_points: float = MAX_POINTS,
 ) -> Agreement:
-    """The agreement of two runs of one configuration and seed.
+    """Return the agreement of two runs of one configuration and seed.
 
     Args:
         noise_results: the virtual run with other seeds, to see the accuracies' difference beside
@@ -142,7 +142,7 @@ def compare(
 
 
 def render_agreement(agreement: Agreement) -> str:
-    """A table with a verdict a line; `-` where the runs have nothing to compare."""
+    """Return a table with a verdict a line; `-` where the runs have nothing to compare."""
     verdicts = {True: "yes", False: "NO", None: "-"}
     rows = [
         [
@@ -175,7 +175,7 @@ def agree(
     noise_paths: Sequence[str | os.PathLike[str]] = (),
     max_points: float = MAX_POINTS,
 ) -> tuple[bool, str]:
-    """Whether two result files agree, and the table; writes `agreement.png` into `out_dir`.
+    """Return whether two result files agree, and the table; write `agreement.png` into `out_dir`.
 
     Raises:
         ValueError: a path is no result file, or `compare` refuses.
@@ -250,7 +250,7 @@ def agree_config(
     out_dir: str | os.PathLike[str],
     max_points: float = MAX_POINTS,
 ) -> tuple[bool, str]:
-    """Runs a configuration on both clocks, on as many ranks, and compares the two as `agree` does.
+    """Run a configuration on both clocks, on as many ranks, and compare the two as `agree` does.
 
     Raises:
         ValueError: the configuration is wrong, or the runs are not comparable.

@@ -62,11 +62,11 @@ class Growth:
         return middles
 
     def optima(self) -> list[float | None]:
-        """[I] density with the largest mean g over seeds; None where no run gets through."""
+        """Return [I] density with the largest mean g over seeds; None where no run gets through."""
         return self._best_of(self.rates.mean(axis=1))
 
     def optima_of_seed(self, index: int) -> list[float | None]:
-        """[I] density with the largest g in one seed's runs."""
+        """Return [I] density with the largest g in one seed's runs."""
         return self._best_of(self.rates[:, index])
 
     def _best_of(self, rates: Values) -> list[float | None]:
@@ -75,13 +75,13 @@ class Growth:
         return [self.densities[d] if k else None for d, k in zip(best, known, strict=True)]
 
     def num_agreeing(self) -> list[int]:
-        """[I] seeds whose own optimum is the optimum of the means."""
+        """Return [I] seeds whose own optimum is the optimum of the means."""
         own = [self.optima_of_seed(index) for index in range(len(self.seeds))]
         return [sum(o[i] == best for o in own) for i, best in enumerate(self.optima())]
 
 
 def series_of(result: Result) -> Series:
-    """A run's series.
+    """Return a run's series.
 
     Raises:
         ValueError: its clients have more than one density.
@@ -123,7 +123,7 @@ def reach_times_s(times_s: Values, accuracy: Values, levels: Values) -> Values:
 
 
 def growth_rates(times_s: Values, accuracy: Values, edges: Values) -> Values:
-    """[I] mean d accuracy / d time of a smoothed series [E] inside each interval."""
+    """Return [I] mean d accuracy / d time of a smoothed series [E] inside each interval."""
     reached_s = reach_times_s(times_s, accuracy, edges)
     with np.errstate(invalid="ignore"):
         spent_s = np.diff(reached_s)  # NaN where both ends are out of reach
@@ -145,7 +145,7 @@ def accuracy_edges(smooth: Sequence[Values], num: int) -> tuple[Values, float]:
 def measure_growth(
     series: Sequence[Series], num_intervals: int = NUM_INTERVALS, window: int = WINDOW
 ) -> Growth:
-    """The growth rates of runs with every density for every seed.
+    """Return the growth rates of runs with every density for every seed.
 
     Raises:
         ValueError: fewer than two densities, or a density and seed with no run or several.
@@ -187,6 +187,6 @@ def rank_trend(optima: Sequence[float | None]) -> float:
 
 
 def is_monotone(optima: Sequence[float | None]) -> bool:
-    """Whether no optimum is below the one of the interval before."""
+    """Return whether no optimum is below the one of the interval before."""
     known = [each for each in optima if each is not None]
     return all(b >= a for a, b in zip(known, known[1:], strict=False))

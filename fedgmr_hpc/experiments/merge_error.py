@@ -60,7 +60,7 @@ class Start:
 
 
 def assignments(num_clients: int) -> dict[str, tuple[float, ...]]:
-    """The densities [C] of every assignment, by its name."""
+    """Return the densities [C] of every assignment, by its name."""
     found = {f"uniform {density:g}": (density,) * num_clients for density in UNIFORM}
     for level in LEVELS:
         shares = ClientsConfig(count=num_clients, level=level).bandwidth_shares()
@@ -72,7 +72,7 @@ def assignments(num_clients: int) -> dict[str, tuple[float, ...]]:
 
 
 def error_rows(uploads: Uploads, seed: int, round_: int) -> list[ErrorRow]:
-    """The error of every assignment under every rule."""
+    """Return a row for every assignment and rule."""
     rows = []
     for name, densities in assignments(len(uploads.values)).items():
         mean, bound = sum(densities) / len(densities), bound_term(uploads, densities)
@@ -94,7 +94,7 @@ def ladder_steps(shares: Sequence[float]) -> list[tuple[int, int]]:
 def mismatch_rows(
     uploads: Uploads, shares: Sequence[float], seed: int, round_: int
 ) -> list[MismatchRow]:
-    """What uploads in flight add to the error, for every step of the shares' ladder."""
+    """Return what uploads in flight add to the error, for every step of the shares' ladder."""
     rows = []
     for start, num in ladder_steps(shares):
         rungs = sorted({*shares, 1.0})
@@ -110,7 +110,7 @@ def mismatch_rows(
 
 
 def measure(starts: Iterator[Start]) -> tuple[list[ErrorRow], list[MismatchRow]]:
-    """All rows of all starts; says on stderr how far it is."""
+    """Return all rows of all starts; report progress on stderr."""
     errors: list[ErrorRow] = []
     mismatches: list[MismatchRow] = []
     for start in starts:
@@ -146,7 +146,7 @@ def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]
 def _take_list(
     words: Sequence[str], key: str, default: Sequence[int]
 ) -> tuple[list[Any], list[str]]:
-    """The values of a key that may take a list, and the other words."""
+    """Return the values of a key that may take a list, and the other words."""
     own = [word for word in words if word.partition("=")[0] == key]
     others = [word for word in words if word not in own]
     if len(own) > 1:

@@ -73,17 +73,17 @@ class Uploads:
         return distance(self.whole, self.base)
 
     def old_entry(self, client: int, density: float) -> BufferEntry:
-        """The part of an upload that the old mask of a density keeps."""
+        """Return the part of an upload that the old mask of a density keeps."""
         natural = self.new.unpack(self.values[client])
         count = self.old.counts[self.old.level(density)]
         return _entry(client, *repack(self.old.pack(natural)[:count], None, self.old, self.new))
 
     def new_entry(self, client: int, density: float) -> BufferEntry:
-        """The part of an upload that the new mask of a density keeps."""
+        """Return the part of an upload that the new mask of a density keeps."""
         return _entry(client, self.values[client][: self.new.counts[self.new.level(density)]], None)
 
     def masked(self, densities: Sequence[float]) -> list[BufferEntry]:
-        """[C] what the new masks keep."""
+        """Return [C] what the new masks keep."""
         return [self.new_entry(client, density) for client, density in enumerate(densities)]
 
     def mixed(
@@ -193,7 +193,7 @@ class UploadMeasurement:
     def _next_version(
         self, weights: Floats, masks: MaskSet, shares: Sequence[float], round_: int
     ) -> Floats:
-        """A mask-aware merge of everybody's sub-model."""
+        """Return a mask-aware merge of everybody's sub-model."""
         entries = []
         for client, share in enumerate(shares):
             values, dense = self._train(weights, masks, share, client, round_)
@@ -211,7 +211,7 @@ class UploadMeasurement:
     def _train(
         self, weights: Floats, masks: MaskSet, density: float, client: int, round_: int
     ) -> tuple[Floats, Floats]:
-        """A client's trained sub-model (values [K] packed, dense [D])."""
+        """Return a client's trained sub-model (values [K] packed, dense [D])."""
         level = masks.level(density)
         train, count = self.config.train, masks.counts[level]
         at = None if masks.perm is None else torch.from_numpy(masks.perm[:count].astype(np.int64))

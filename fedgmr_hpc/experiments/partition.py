@@ -57,7 +57,7 @@ class Holdings:
 
 
 def make_holdings(config: Config, data: FederatedData) -> Holdings:
-    """The holdings of a configuration's clients."""
+    """Return the holdings of a configuration's clients."""
     train, parts = data.dataset.train, data.train_parts
     if data.dataset.is_text:
         counts = np.array([[train.y[part].sum()] for part in parts])
@@ -112,7 +112,7 @@ def random_distance(counts: Longs) -> float:
 
 
 def describe_holdings(held: Holdings) -> str:
-    """The table, at most 30 rows, and lines on sizes and skew."""
+    """Return the table, at most 30 rows, and lines on sizes and skew."""
     size = -(-held.num_clients // MAX_ROWS)
     everybody, is_mean = np.arange(held.num_clients), size > 1
     blocks = [everybody[start : start + size] for start in range(0, held.num_clients, size)]
@@ -150,7 +150,7 @@ def _row(held: Holdings, block: Longs, is_mean: bool) -> list[str]:
 
 
 def _columns(held: Holdings) -> list[Longs]:
-    """[C] each, in the order of the header."""
+    """Return [C] each, in the order of the header."""
     if held.is_text:
         return [held.groups, held.num_train, held.num_validation, held.counts[:, 0]]
     groups = [held.counts[:, group].sum(axis=1) for group in _class_groups(held)]

@@ -41,12 +41,12 @@ def karp_flatt(speedup: float, q: float) -> float:
 
 
 def amdahl(serial_frac: float, q: float) -> float:
-    """Speed-up of a fixed problem of which a part is serial."""
+    """Return the speed-up of a fixed problem of which a part is serial."""
     return 1 / (serial_frac + (1 - serial_frac) / q)
 
 
 def gustafson(serial_frac: float, q: float) -> float:
-    """Scaled speed-up of a problem that grows with q."""
+    """Return the scaled speed-up of a problem that grows with q."""
     return q - serial_frac * (q - 1)
 
 
@@ -59,7 +59,7 @@ def fit_amdahl(qs: Sequence[float], speedups: Sequence[float]) -> float:
 
 
 def fit_gustafson(qs: Sequence[float], speedups: Sequence[float]) -> float:
-    """Serial fraction by least squares of q - S = s (q - 1); NaN without any q above 1."""
+    """Return the serial fraction by least squares of q - S = s (q - 1); NaN without any q above 1."""
     many = np.asarray(qs, float)
     return _slope(many - 1, many - np.asarray(speedups, float))
 
@@ -125,7 +125,7 @@ class System:
 
 
 def stations(system: System, num_workers: int) -> dict[str, float]:
-    """D of each station of the module's table: seconds per client-round over its copies."""
+    """Return D of each station of the module's table: seconds per client-round over its copies."""
     d, r = system.demand, system.rates
     cores = num_workers if system.num_cores is None else min(num_workers, system.num_cores)
     return {
@@ -156,7 +156,7 @@ class Bound:
 
 
 def throughput_bound(system: System, num_workers: int, num_clients: int) -> Bound:
-    """The asymptotic bound of the closed network; `cycle` means that clients are too few."""
+    """Return the asymptotic bound of the closed network; `cycle` means that clients are too few."""
     name, demand_s = max(stations(system, num_workers).items(), key=lambda item: item[1])
     limits = [(1 / demand_s if demand_s else math.inf, name)]
     limits.append((num_clients / cycle_s(system), "cycle"))
@@ -180,7 +180,7 @@ class Saturation:
 
 
 def saturation(system: System, clients_per_rank: float) -> Saturation:
-    """The server's limit for ranks with cores and links of their own."""
+    """Return the server's limit for ranks with cores and links of their own."""
     alone = stations(replace(system, num_cores=None), 1)
     station = max(SERVER_STATIONS, key=lambda name: alone[name])
     busiest_s = max(alone[name] for name in alone if name not in SERVER_STATIONS)
@@ -191,7 +191,7 @@ def saturation(system: System, clients_per_rank: float) -> Saturation:
 
 
 def with_aggregators(system: System, fan_in: int) -> System:
-    """A level of aggregators between ranks and server: it meets one update in `fan_in`."""
+    """Return the system with a level of aggregators before the server, which meets one update in `fan_in`."""
     d = system.demand
     return replace(
         system,
@@ -205,20 +205,20 @@ def with_aggregators(system: System, fan_in: int) -> System:
 
 
 def with_smaller_frames(system: System, factor: float) -> System:
-    """Frames of `factor` times the bytes; the server's time for one is taken to stay."""
+    """Return the system with frames of `factor` times the bytes; the server's time for one is taken to stay."""
     d = system.demand
     return replace(system, demand=replace(d, **{n: factor * getattr(d, n) for n in BY_BYTES}))
 
 
 def with_more_steps(system: System, factor: float) -> System:
-    """`factor` times the local steps E of a client-round."""
+    """Return the system with `factor` times the local steps E of a client-round."""
     d = system.demand
     more_s = (factor - 1) * d.train_s
     return replace(system, demand=replace(d, core_s=d.core_s + more_s, delay_s=factor * d.delay_s))
 
 
 def variants(system: System) -> dict[str, System]:
-    """What would move the server's limit, by name; the system itself first."""
+    """Return what would move the server's limit, by name; the system itself first."""
     return {
         "as measured": system,
         "aggregators, 8 ranks each": with_aggregators(system, 8),

@@ -188,7 +188,7 @@ def check_plan(plan: Plan, folder: Path) -> None:
 
 
 def run_plan(plan: Plan, folder: Path) -> bool:
-    """Runs what is missing: all points once, then once more, so that slow drifts of the machine
+    """Run what is missing: all points once, then once more, so that slow drifts of the machine
     meet all alike. Whether all are there: a signal ends the run under way, and the study.
 
     Raises:

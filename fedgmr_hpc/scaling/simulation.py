@@ -48,7 +48,7 @@ class _Link:
     stamp: int = 0
 
     def add(self, client: int, now_s: float) -> None:
-        """Begins a transfer."""
+        """Begin a transfer."""
         if self.waiting:
             self.progress_s += (now_s - self.now_s) / len(self.waiting)
         self.now_s = now_s
@@ -56,12 +56,12 @@ class _Link:
         self.stamp += 1
 
     def next_end_s(self) -> float:
-        """When the first transfer is through, if nothing changes before."""
+        """Return when the first transfer is through, if nothing changes before."""
         left_s = self.waiting[0][0] - self.progress_s
         return self.now_s + max(left_s, 0.0) * len(self.waiting)
 
     def finish(self, now_s: float) -> Iterator[int]:
-        """The clients whose transfers are through now, at `next_end_s`."""
+        """Yield the clients whose transfers are through now, at `next_end_s`."""
         self.now_s, self.progress_s = now_s, self.waiting[0][0]
         self.stamp += 1
         while self.waiting and self.waiting[0][0] <= self.progress_s:
@@ -92,7 +92,7 @@ class _Job:
         self.ends: list[float] = []
 
     def run(self, num_ends: int) -> list[float]:
-        """The times at which the server was done with the first `num_ends` client-rounds."""
+        """Return the times at which the server was done with the first `num_ends` client-rounds."""
         for client in range(self.num_clients):
             self._plan(0.0, client)
         while len(self.ends) < num_ends:
@@ -142,7 +142,7 @@ class _Job:
             self._plan(now_s, client)
 
     def _compute(self, client: int, now_s: float) -> float:
-        """When a client has trained."""
+        """Return when a client has trained."""
         d, is_placed = self.system.demand, self.system.is_placed
         rank = client % self.num_workers if is_placed else 0  # of a heap, the first that is free
         end_s = self._work(max(self.rank_cores[rank], now_s), d.core_s)
@@ -164,7 +164,7 @@ class _Job:
                 self._plan(self.server_core + self.system.demand.round_s, each)
 
     def _work(self, ready_s: float, work_s: float) -> float:
-        """The end of work that needs one of the machine's cores."""
+        """Return the end of work that needs one of the machine's cores."""
         if self.cores is None:
             return ready_s + work_s
         end_s = max(ready_s, self.cores[0]) + work_s
@@ -175,7 +175,7 @@ class _Job:
 def simulate(
     system: System, num_workers: int, num_clients: int, num_rounds: int = NUM_ROUNDS
 ) -> Simulated:
-    """Lets the clients do `num_rounds` client-rounds each on average.
+    """Let the clients do `num_rounds` client-rounds each on average.
 
     Args:
         num_workers: client ranks; a placed client c lives on rank c mod `num_workers`.

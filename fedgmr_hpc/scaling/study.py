@@ -23,7 +23,7 @@ def scale(
     warmup_rounds: int,
     out: Path,
 ) -> int:
-    """Runs what a study lacks and prints its report; returns the exit code.
+    """Run what a study lacks and print its report; return the exit code.
 
     Raises:
         ValueError: what is asked for is wrong.
@@ -39,7 +39,7 @@ def scale(
 
 
 def report(folder: Path) -> str:
-    """Writes the report of a study's folder again; returns what to say on the terminal.
+    """Write the report of a study's folder again; return what to say on the terminal.
 
     Raises:
         ValueError: the folder holds no complete study.

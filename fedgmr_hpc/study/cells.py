@@ -83,7 +83,7 @@ class Tuning:
 
 
 def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
-    """Every cell, resolved and checked: the trials, then the others in the file's order.
+    """Return every cell, resolved and checked: the trials, then the others in the file's order.
 
     Raises:
         ValueError: one line for each different mistake, with how many cells have it.
@@ -111,7 +111,7 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
 
 
 def label_sets(study: StudyFile) -> list[Labels]:
-    """The varied keys and values of every cell: matrix, then `cells`, without `exclude`."""
+    """Return the varied keys and values of every cell: matrix, then `cells`, without `exclude`."""
     found: dict[str, Labels] = {}
     for block in [study.matrix, *study.cells]:
         lists = [v if isinstance(v, list) else [v] for v in block.values()]
@@ -123,7 +123,7 @@ def label_sets(study: StudyFile) -> list[Labels]:
 
 
 def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether `labels` has every wanted value; a list allows any of its values."""
+    """Return whether `labels` has every wanted value; a list allows any of its values."""
     return all(
         key in labels and labels[key] in (value if isinstance(value, list) else [value])
         for key, value in wanted.items()
@@ -131,7 +131,7 @@ def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def find_row(cells: Sequence[Cell], row: Row, key: str) -> str:
-    """The one row that a method's name, a row's label or some of its values stand for.
+    """Return the one row that a method's name, a row's label or some of its values stand for.
 
     Raises:
         ValueError: none fits, or several do.
@@ -150,7 +150,7 @@ def _fitting(cells: Sequence[Cell], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def digest_of(config: Config) -> str:
-    """Ten hexadecimal digits of the configuration's identity."""
+    """Return ten hexadecimal digits of the configuration's identity."""
     return _digest(identity(config))
 
 
@@ -170,7 +170,7 @@ def label_of(labels: Labels, keys: Sequence[str]) -> str:
 
 
 def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Cell:
-    """The cell of `labels`: open where more than one combination of tuned values is to be tried."""
+    """Return the cell of `labels`, untuned where several combinations of values are tried."""
     plain = _make_run(study, labels, overrides)
     found = flat(plain.config.model_dump(mode="json"))
     combinations = study.combinations([key for key in study.tune if is_used(key, found)])
@@ -198,7 +198,7 @@ def _make_run(
     values: Labels | None = None,
     trial_seed: int | None = None,
 ) -> Cell:
-    """A run of `labels` with tuned `values`; with a seed of its own where it is a trial."""
+    """Return a run of `labels` with tuned `values`; with a seed of its own where it is a trial."""
     is_trial, own = trial_seed is not None, dict(values or {})
     if is_trial:
         labels = {key: value for key, value in labels.items() if key != "seed"}
@@ -225,7 +225,7 @@ def _words(values: Labels) -> list[str]:
 def _bounded(
     study: StudyFile, config: Config, layers: Sequence[Sequence[str]], is_trial: bool
 ) -> Config:
-    """A run that ends once all is known that is compared, unless the study says when it ends."""
+    """Return a run that ends once all that is compared is known, or when the study says."""
     if not is_trial and any("run.max_time_s" in leaves(words) for words in layers):
         return config
     end_s = study.end_s(study.tuned_at_s() if is_trial else study.compared_until_s(), config)
@@ -236,7 +236,7 @@ def _bounded(
 
 
 def _named(labels: Labels, study: StudyFile, config: Config) -> Labels:
-    """Labels whose method says what else was made different from its row."""
+    """Return labels whose method says what else differs from its row."""
     if "method" not in labels:
         return labels
     return {**labels, "method": method_label(config, but={*labels, *study.tune})}
@@ -288,7 +288,7 @@ def _counted(line: str, names: Sequence[str]) -> str:
 
 
 def _named_rows(study: StudyFile) -> Iterator[tuple[str, Row]]:
-    """Where the study names a row."""
+    """Yield each key where the study names a row, with that row."""
     if study.reference is not None:
         yield "reference", study.reference
     for index, claim in enumerate(study.claims):

@@ -72,7 +72,7 @@ class Comparison:
 
 
 def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResult:
-    """The finding on a claim.
+    """Return the finding on a claim.
 
     Args:
         runs: the finished runs of the study.
@@ -95,14 +95,14 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
 
 
 def decide(interval: tuple[float, float] | None) -> Verdict:
-    """The verdict of a 95 % interval of a value that the claim wants above zero."""
+    """Return the verdict of a 95 % interval of a value that the claim wants above zero."""
     if interval is None or interval[0] <= 0 <= interval[1]:
         return "INCONCLUSIVE"
     return "SUPPORTED" if interval[0] > 0 else "NOT SUPPORTED"
 
 
 def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:
-    """One value for every pair that has one, in the order of the runs; see the module docstring."""
+    """Return one value for every pair that has one; see the module docstring."""
     runs = _inside(claim, runs)
     measure = {
         "difference": _difference,
@@ -117,7 +117,7 @@ def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:
 
 
 def _inside(claim: Comparison, runs: Sequence[Run]) -> list[Run]:
-    """The runs under the conditions of the claim."""
+    """Return the runs under the conditions of the claim."""
     return [run for run in runs if matches(run.labels, claim.spec.where)]
 
 
@@ -130,7 +130,7 @@ def _difference(claim: Comparison, a: Run, b: Run) -> float:
 
 
 def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
-    """log2 of how many times longer `b` takes; NaN where neither gets there."""
+    """Return log2 of how many times longer `b` takes; NaN where neither reaches the target."""
     assert isinstance(claim.spec, TimeRatioClaim)
     target = claim.spec.target
     times = [run.cost_to("times_s", target, claim.last) for run in (a, b)]
@@ -171,7 +171,7 @@ def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, f
 
 
 def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:
-    """The runs of `a` that end far under their best, in words; empty for none."""
+    """Return the runs of `a` that end far under their best, in words; empty for none."""
     if not isinstance(claim.spec, StabilityClaim):
         return ""
     allowed = claim.spec.max_drop

@@ -43,14 +43,14 @@ class Submission:
     max_parallel: int
 
     def names(self) -> list[str]:
-        """The names of its jobs, cell by cell, as Slurm has them; none where it was cut short."""
+        """Return Slurm's names of its jobs, cell by cell; none where it was cut short."""
         ids = [path.name.partition("_")[0] for path in self.folder.glob("[0-9]*_submission.sh")]
         if not ids or len(self.digests) == 1:
             return ids
         return [f"{ids[0]}_{index}" for index in range(len(self.digests))]
 
     def log_of(self, name: str) -> Path:
-        """What a job prints."""
+        """Return the file of what a job prints."""
         return self.folder / f"{name}_0_log.out"
 
 
@@ -83,18 +83,18 @@ class CellJob:
 
 
 def jobs_dir(cells_dir: Path) -> Path:
-    """The folder of all submissions of cells."""
+    """Return the folder of all submissions of cells."""
     return cells_dir / ".jobs"
 
 
 def next_folder(cells_dir: Path, ahead: int = 0) -> Path:
-    """The folder of the next submission, or of one so many further on."""
+    """Return the folder of the next submission, or of one so many further on."""
     numbers = [int(path.name) for path in jobs_dir(cells_dir).glob("[0-9]*")]
     return jobs_dir(cells_dir) / f"{max(numbers, default=0) + 1 + ahead:04d}"
 
 
 def write_submission(submission: Submission) -> None:
-    """Notes what is about to be submitted, in a new folder."""
+    """Record what is about to be submitted, in a new folder."""
     jobs = submission.folder.parent
     jobs.mkdir(parents=True, exist_ok=True)
     jobs.chmod(0o700)
@@ -104,7 +104,7 @@ def write_submission(submission: Submission) -> None:
 
 
 def lock_pickles(folder: Path) -> None:
-    """Leaves the pickles of a submission to this user alone: who writes them says what jobs run.
+    """Let only this user read and write the pickles of a submission, since jobs run them.
 
     Not by this process's umask, which Slurm hands on to the job, and so to its results.
     """
@@ -113,7 +113,7 @@ def lock_pickles(folder: Path) -> None:
 
 
 def most_tasks() -> int:
-    """How many tasks an array may have here; Slurm's own limit where the cluster does not say."""
+    """Return how many tasks an array may have here, by default Slurm's own limit."""
     try:
         shown = "\n".join(_ask(list(SETTINGS)))
     except ValueError:
@@ -123,7 +123,7 @@ def most_tasks() -> int:
 
 
 def read_submissions(cells_dir: Path) -> list[Submission]:
-    """All submissions, the oldest first."""
+    """Return all submissions, the oldest first."""
     found = []
     for path in sorted(jobs_dir(cells_dir).glob("[0-9]*/cells.json")):
         content = json.loads(path.read_text())
@@ -132,7 +132,7 @@ def read_submissions(cells_dir: Path) -> list[Submission]:
 
 
 def read_jobs(cells_dir: Path) -> dict[str, CellJob]:
-    """The last job of every cell that was submitted, by the cell's digest.
+    """Return the last job of every cell that was submitted, by the cell's digest.
 
     Raises:
         ValueError: something was submitted, and the queue can't be asked; says why.
@@ -161,7 +161,7 @@ def read_jobs(cells_dir: Path) -> dict[str, CellJob]:
 
 
 def with_job(state: CellState, job: CellJob | None) -> CellState:
-    """A cell's state as its files say, and what its last job adds to that.
+    """Return a cell's state as its files say, and what its last job adds to that.
 
     A lock may be seen on the job's own machine only; so a job in the queue outweighs the files.
     """
@@ -177,7 +177,7 @@ def with_job(state: CellState, job: CellJob | None) -> CellState:
 
 
 def _index(name: str) -> int:
-    """A job's place in its array: 3 of 17_3, 0 of 17."""
+    """Return a job's place in its array: 3 of 17_3, 0 of 17."""
     return int(name.partition("_")[2] or 0)
 
 
@@ -185,7 +185,7 @@ _Found = dict[str, tuple[str, str, str]]  # job name -> word, nodes, reason
 
 
 def _read_queue() -> dict[Path, _Found]:
-    """This user's jobs by the folder of what was submitted."""
+    """Return this user's jobs by the folder of what was submitted."""
     found: dict[Path, _Found] = {}
     for line in _ask([*QUEUE, f"--user={getpass.getuser()}"]):
         name, word, nodes, reason, command = line.split("|", 4)
@@ -194,7 +194,7 @@ def _read_queue() -> dict[Path, _Found]:
 
 
 def _read_accounts(names: Sequence[str]) -> _Found:
-    """Jobs that have left the queue; none where Slurm keeps no accounts."""
+    """Return jobs that have left the queue; none where Slurm keeps no accounts."""
     ids = sorted({name.partition("_")[0] for name in names})
     try:
         lines = _ask([*ACCOUNTS, f"--jobs={','.join(ids)}"])
@@ -205,7 +205,7 @@ def _read_accounts(names: Sequence[str]) -> _Found:
 
 
 def _ask(command: list[str]) -> list[str]:
-    """The lines that a Slurm command prints."""
+    """Return the lines that a Slurm command prints."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     except FileNotFoundError:
@@ -219,6 +219,6 @@ def _ask(command: list[str]) -> list[str]:
 
 
 def _last_words(log: Path) -> str:
-    """What Slurm wrote into the log of a job that it killed."""
+    """Return what Slurm wrote into the log of a job that it killed."""
     said = _KILLED.findall(log.read_text(errors="replace")) if log.exists() else []
     return str(said[-1]) if said else ""

@@ -48,27 +48,27 @@ class Run:
         return float(np.diff(self.times_s).max()) if len(self.times_s) > 1 else np.nan
 
     def accuracy_at(self, at_s: float, last: int, of: str = "test") -> float:
-        """Test accuracy at `at_s`, or that of another field; NaN where the run ended more than an
+        """Return the test accuracy at `at_s`, or that of another field; NaN where the run ended more than an
         evaluation before it.
         """
         values = getattr(self, of)
         return mean_last(self.times_s, values, at_s, last) if self.covers(at_s) else np.nan
 
     def validation_at(self, at_s: float, last: int) -> float:
-        """Validation accuracy at `at_s`, as `accuracy_at`."""
+        """Return the validation accuracy at `at_s`, as `accuracy_at` does."""
         return self.accuracy_at(at_s, last, "val")
 
     def covers(self, at_s: float) -> bool:
-        """Whether the next evaluation would have come after `at_s`."""
+        """Return whether the next evaluation would have come after `at_s`."""
         return len(self.times_s) > 1 and bool(self.times_s[-1] + self.resolution_s >= at_s)
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
-        """`times_s`, `bytes` or `client_steps` until `target`; infinite where it is not reached."""
+        """Return `times_s`, `bytes` or `client_steps` until `target`; infinite if never."""
         return cost_to_reach(self.test, getattr(self, cost), target, last)
 
 
 def measure(cell: Cell, result: Result) -> Run:
-    """The series of a cell's result."""
+    """Return the series of a cell's result."""
     evaluations, merges = scored(result), result.merges
     known = np.isfinite(evaluations["test_accuracy"])
     refreshes = result.evaluations
@@ -99,7 +99,7 @@ def measure(cell: Cell, result: Result) -> Run:
 
 
 def _client_steps(result: Result, times_s: Values) -> Values:
-    """Local steps of the updates that had arrived at each time: samples over the batch."""
+    """Return local steps of the updates that had arrived at each time: samples over the batch."""
     batch = int(result.config["train"]["batch"])
     order = np.argsort(result.updates["now_s"], kind="stable")
     steps = np.cumsum(result.updates["num_samples"][order] / batch)
@@ -108,22 +108,22 @@ def _client_steps(result: Result, times_s: Values) -> Values:
 
 
 def rows_of(runs: Sequence[Run]) -> list[str]:
-    """The rows, in order of appearance."""
+    """Return the rows, in order of appearance."""
     return list(dict.fromkeys(run.row for run in runs))
 
 
 def columns_of(runs: Sequence[Run]) -> list[str]:
-    """The columns, in order of appearance."""
+    """Return the columns, in order of appearance."""
     return list(dict.fromkeys(run.column for run in runs))
 
 
 def select_runs(runs: Sequence[Run], row: str, column: str | None = None) -> list[Run]:
-    """The runs of a row, in one column or in all."""
+    """Return the runs of a row, in one column or in all."""
     return [run for run in runs if run.row == row and column in (None, run.column)]
 
 
 def pairs(runs: Sequence[Run], a: str, b: str) -> list[tuple[Run, Run]]:
-    """Runs of rows `a` and `b` with the same column and seed."""
+    """Run of rows `a` and `b` with the same column and seed."""
     second = {(run.column, run.seed): run for run in select_runs(runs, b)}
     return [
         (run, second[run.column, run.seed])

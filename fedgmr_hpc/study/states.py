@@ -165,7 +165,7 @@ def _progress(cell: Cell, result: Result | None) -> float:
 
 
 def progress_of(cell: Cell, num_rounds: int, now_s: float) -> float:
-    """`_progress` of a run at a round and a virtual time."""
+    """Return the share that is done at a round and a virtual time."""
     run = cell.config.run
     parts = [num_rounds / run.max_rounds]
     if run.max_time_s is not None:

@@ -88,7 +88,7 @@ class Plan:
         return {**self._settings(f"{self.name}-report"), "additional_parameters": asked}
 
     def for_sbatch(self) -> dict[str, str]:
-        """Options of the site that sbatch reads from its environment, before those in the text."""
+        """Return the site's options that sbatch reads from its environment."""
         return {key: text for key, text in self.variables.items() if key.startswith("SBATCH_")}
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Plan:
 def make_plan(
     folder: StudyFolder, cells: Sequence[Cell], arguments: argparse.Namespace, number: int = 0
 ) -> Plan:
-    """What is submitted for `cells` as the array `number` of several, with the command's options.
+    """Return the plan for `cells` as array `number` of several, with the command's options.
 
     Raises:
         ValueError: wrong options, or no job scripts.
@@ -139,7 +139,7 @@ def make_plan(
 
 
 def render_scripts(plans: Sequence[Plan], job: str = "JOB") -> list[str]:
-    """What sbatch is given for the cells and for the report, with ids that `job` stands for."""
+    """Return the batch scripts of the arrays and of the report, with `job` for their ids."""
     ids = [job if len(plans) == 1 else f"{job}{number}" for number in range(1, len(plans) + 1)]
     texts = []
     for number, plan in enumerate(plans):
@@ -155,17 +155,17 @@ def _afterany(jobs: Sequence[str]) -> str:
 
 
 def nodes_for(site: Site, num_ranks: int) -> int:
-    """Nodes of a cell: enough for a GPU a client rank where the site has GPUs, else one."""
+    """Return nodes of a cell: enough for a GPU a client rank where the site has GPUs, else one."""
     return math.ceil(num_clients(num_ranks) / (site.gpus_per_node or num_ranks))
 
 
 def num_clients(num_ranks: int) -> int:
-    """Ranks that train: all but the server, unless one is both."""
+    """Return ranks that train: all but the server, unless one is both."""
     return max(1, num_ranks - 1)
 
 
 def _own_venv(site: Site) -> dict[str, str]:
-    """This Python for the jobs, unless the site or the user names one."""
+    """Return this Python for the jobs, unless the site or the user names one."""
     is_named = site.venv is not None or "FEDGMR_VENV" in os.environ
     has_own = not is_named and Path(sys.prefix, "bin/python").exists()
     return {"FEDGMR_VENV": sys.prefix} if has_own else {}

@@ -59,7 +59,7 @@ SKIPPED = (*ENDED, *ACTIVE)
 
 
 def main(folder: StudyFolder, arguments: argparse.Namespace) -> int:
-    """Submits, shows or runs here what nobody has done or has in hand; returns the exit code.
+    """Submit, show or run here what is neither done nor queued nor running; return the exit code.
 
     Raises:
         ValueError: wrong options, no Slurm, or it does not take the jobs.
@@ -94,12 +94,12 @@ def main(folder: StudyFolder, arguments: argparse.Namespace) -> int:
 
 
 def split_cells(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
-    """`cells` in order, in as few parts of at most `most` as will do; none of none."""
+    """Split `cells`, in order, into as few parts of at most `most` as possible."""
     return [cells[start : start + most] for start in range(0, len(cells), most)]
 
 
 def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
-    """The ids of the jobs that have trials in hand."""
+    """Return the ids of the jobs that have trials in hand."""
     names = [
         job.name.partition("_")[0]
         for cell, state in states
@@ -129,7 +129,7 @@ def _check_slurm() -> None:
 
 
 def _describe(folder: StudyFolder, states: States, num_todo: int) -> str:
-    """How many cells there are, and which are left alone, and why."""
+    """Return how many cells there are, and which are left alone, and why."""
     found = count_states([state for _, state in states])
     alone = [
         f"  left alone: {cell.name}: {state.status}{state.job and ', ' + state.job}"
@@ -141,7 +141,7 @@ def _describe(folder: StudyFolder, states: States, num_todo: int) -> str:
 
 
 def _submit_all(folder: StudyFolder, plans: Sequence[Plan]) -> int:
-    """Submits the arrays, each after those before it, and their report.
+    """Submit the arrays, each after those before it, and their report.
 
     Raises:
         ValueError: Slurm does not take them; says why, and what it has taken.
@@ -158,7 +158,7 @@ def _submit_all(folder: StudyFolder, plans: Sequence[Plan]) -> int:
 
 
 def _submit_cells(plan: Plan) -> str:
-    """Submits the cells' array; returns its id."""
+    """Submit the cells' array; returns its id."""
     tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
     digests = tuple(cell.digest for cell in plan.cells)
     write_submission(Submission(plan.folder, digests, plan.max_parallel))
@@ -175,7 +175,7 @@ def _submit_cells(plan: Plan) -> str:
 
 
 def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> str:
-    """Submits an array, or a job where there is one task; returns its id."""
+    """Submit an array, or a job where there is one task; returns its id."""
     executor = SlurmExecutor(folder, python=PYTHON)
     executor.update_parameters(**settings)
     try:
@@ -188,7 +188,7 @@ def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> 
 
 
 def _run_here(folder: StudyFolder, plans: Sequence[Plan]) -> int:
-    """Runs the same tasks on this machine, `max_parallel` at a time, then the report."""
+    """Run the same tasks on this machine, `max_parallel` at a time, then the report."""
     os.environ.update(plans[0].variables)
     print(f"meanwhile: {folder.command('status')}", flush=True)
     for plan in plans:
@@ -207,7 +207,7 @@ def _run_cells_here(plan: Plan) -> None:
 
 
 def _run_locally(folder: Path, tasks: Sequence[Any], max_parallel: int) -> None:
-    """Runs `tasks` by submitit.
+    """Run `tasks` by submitit.
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM, once the jobs were asked to end.
@@ -232,7 +232,7 @@ def _run_locally(folder: Path, tasks: Sequence[Any], max_parallel: int) -> None:
 
 
 def _end(jobs: Sequence[Job[Any]]) -> None:
-    """Tells local jobs to checkpoint and end, again and again, since some may just begin."""
+    """Ask local jobs to checkpoint and end, again and again, since some may just begin."""
     end_s = time.monotonic() + GRACE_S
     while (left := [job for job in jobs if not job.done()]) and time.monotonic() < end_s:
         for job in left:
