@@ -80,7 +80,7 @@ def _active_sum(config: Config, values: Sequence[float]) -> float:
 
 
 def needed_rates(config: Config, num_ranks: int) -> dict[int, tuple[float, float]]:
-    """Return real bytes per second (to, from) that the clients of each rank may ask for on the wall clock.
+    """Return bytes per second (to, from) that each rank's clients may need on the wall clock.
 
     Nominal rates of their tiers, `links.trace` aside; a client is no faster than the server's link.
     """

@@ -103,7 +103,7 @@ def _room(folder: Path, limit: str, usage: str) -> Iterator[int]:
 
 
 def slurm_left_s(env: Mapping[str, str]) -> float | None:
-    """Return the wall time until Slurm ends this job; None outside a job, or where it has no limit."""
+    """Return the wall time until Slurm ends this job; None outside a job or without a limit."""
     job, end_s = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_END_TIME", "")
     if job is None:
         return None

@@ -91,7 +91,7 @@ class Probes:
         return facts
 
     def read_data(self) -> Facts:
-        """Open the data as a run does, which fills the cache; return its digest and the partition's."""
+        """Open the data as a run does, which fills the cache; return facts with their digest."""
         self.data = FederatedData(self.config) if self.rank else check_inputs(self.config)
         cache = Path(self.config.data.cache).expanduser()
         dataset = self.data.dataset

@@ -59,7 +59,7 @@ def fit_amdahl(qs: Sequence[float], speedups: Sequence[float]) -> float:
 
 
 def fit_gustafson(qs: Sequence[float], speedups: Sequence[float]) -> float:
-    """Return the serial fraction by least squares of q - S = s (q - 1); NaN without any q above 1."""
+    """Return the serial fraction by least squares of q - S = s (q - 1); NaN if no q exceeds 1."""
     many = np.asarray(qs, float)
     return _slope(many - 1, many - np.asarray(speedups, float))
 
@@ -191,7 +191,7 @@ def saturation(system: System, clients_per_rank: float) -> Saturation:
 
 
 def with_aggregators(system: System, fan_in: int) -> System:
-    """Return the system with a level of aggregators before the server, which meets one update in `fan_in`."""
+    """Return the system with aggregators before the server, which gets one update in `fan_in`."""
     d = system.demand
     return replace(
         system,
@@ -205,7 +205,7 @@ def with_aggregators(system: System, fan_in: int) -> System:
 
 
 def with_smaller_frames(system: System, factor: float) -> System:
-    """Return the system with frames of `factor` times the bytes; the server's time for one is taken to stay."""
+    """Return the system with frames of `factor` times the bytes, served in the same time."""
     d = system.demand
     return replace(system, demand=replace(d, **{n: factor * getattr(d, n) for n in BY_BYTES}))
 

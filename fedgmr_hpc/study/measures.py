@@ -48,8 +48,9 @@ class Run:
         return float(np.diff(self.times_s).max()) if len(self.times_s) > 1 else np.nan
 
     def accuracy_at(self, at_s: float, last: int, of: str = "test") -> float:
-        """Return the test accuracy at `at_s`, or that of another field; NaN where the run ended more than an
-        evaluation before it.
+        """Return the test accuracy at `at_s`, or that of another field.
+
+        It is NaN where the run ended more than an evaluation before.
         """
         values = getattr(self, of)
         return mean_last(self.times_s, values, at_s, last) if self.covers(at_s) else np.nan
