@@ -191,7 +191,7 @@ def agree(
 
 @styled
 def plot_agreement(virtual: Result, wall: Result, path: str | os.PathLike[str]) -> None:
-    """Arrival times against each other, round times and staleness side by side, as a PNG.
+    """Draw arrival times against each other, round times and staleness side by side, as a PNG.
 
     Raises:
         OSError: `path` cannot be written.

@@ -101,7 +101,7 @@ def series_of(result: Result) -> Series:
 
 
 def centred_mean(values: Values, window: int) -> Values:
-    """[E] mean of each value and (window - 1) / 2 on either side; shorter, but centred, at ends."""
+    """Return [E] means of each value and (window - 1) / 2 on either side, fewer at the ends."""
     half = (window - 1) // 2
     reach = [min(i, len(values) - 1 - i, half) for i in range(len(values))]
     means = [values[i - r : i + r + 1].mean() for i, r in enumerate(reach)]
@@ -109,7 +109,7 @@ def centred_mean(values: Values, window: int) -> Values:
 
 
 def reach_times_s(times_s: Values, accuracy: Values, levels: Values) -> Values:
-    """[levels] time at which `accuracy` [E] first reaches each; interpolated, infinite if never."""
+    """Return when `accuracy` [E] first reaches each level: interpolated, infinite if never."""
     best = np.maximum.accumulate(accuracy)
     after = np.searchsorted(best, levels)
     reached = np.full(len(levels), np.inf)
@@ -133,8 +133,11 @@ def growth_rates(times_s: Values, accuracy: Values, edges: Values) -> Values:
 
 
 def accuracy_edges(smooth: Sequence[Values], num: int) -> tuple[Values, float]:
-    """Edges [num + 1], and the end of their axis, for smoothed accuracies: from where all runs have
-    started to the best, each interval shorter than the last by the same factor."""
+    """Return edges [num + 1] for smoothed accuracies, and the end of their axis.
+
+    They go from where all runs have started to the best accuracy; each interval is shorter than the
+    last by the same factor.
+    """
     start = max(float(each[0]) for each in smooth)
     best = max(float(each.max()) for each in smooth)
     left = LEFT_FRAC * (best - start)

@@ -58,7 +58,7 @@ def _mark_optima(axes: Axes, growth: Growth) -> None:
 
 
 def _scale_accuracy(axes: Axes, growth: Growth) -> None:
-    """The axis -ln(a - accuracy): as wide as what is left of the way to the best accuracy."""
+    """Scale the axis as -ln(a - accuracy): as wide as what is left to the best accuracy."""
     end = 100 * growth.end
 
     def forward(accuracy: Values) -> Values:

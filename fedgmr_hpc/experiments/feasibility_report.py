@@ -26,7 +26,7 @@ from fedgmr_hpc.storage.reader import Result, read_result
 
 
 def interval_table(growth: Growth, command: str = "") -> Table:
-    """The optimum of every accuracy interval, with g of all densities."""
+    """Tabulate the optimum of every accuracy interval, with g of all densities."""
     best, agreeing = growth.optima(), growth.num_agreeing()
     heads = ["accuracy %", "optimal density", "seeds agree"]
     heads += [f"g at {density:g}" for density in growth.densities]
@@ -60,7 +60,7 @@ def _records(growth: Growth, i: int) -> list[dict[str, float]]:
 
 
 def optimum_table(growth: Growth) -> Table:
-    """The paper's Table 7: neighbouring intervals with one optimal density are joined."""
+    """Tabulate the paper's Table 7: neighbouring intervals with one optimal density are joined."""
     best, agreeing = growth.optima(), growth.num_agreeing()
     rows: list[list[str]] = []
     begin = 0
@@ -76,7 +76,7 @@ def optimum_table(growth: Growth) -> Table:
 
 
 def verdict(growth: Growth) -> str:
-    """Whether the optimal density rises with accuracy, over seeds and in each of them."""
+    """Say whether the optimal density rises with accuracy, over seeds and in each of them."""
     by_seed = [growth.optima_of_seed(index) for index in range(len(growth.seeds))]
     summary = summarize([rank_trend(optima) for optima in by_seed])
     assert summary is not None
@@ -126,7 +126,7 @@ def feasibility_report(
 
 
 def _title(results: Sequence[Result]) -> str:
-    """What the runs have in common.
+    """Say what the runs have in common.
 
     Raises:
         ValueError: they are of several data sets or models.
@@ -141,7 +141,7 @@ def _title(results: Sequence[Result]) -> str:
 
 
 def report_files(paths: Sequence[str], out_dir: str | os.PathLike[str]) -> str:
-    """`feasibility_report` of result files.
+    """Write the `feasibility_report` of result files.
 
     Raises:
         ValueError: a path is no result, or the results do not fit together.
@@ -151,7 +151,7 @@ def report_files(paths: Sequence[str], out_dir: str | os.PathLike[str]) -> str:
 
 
 def _shorten(paths: Sequence[str]) -> str:
-    """The paths, or what a shell makes them of where they are all results of a folder."""
+    """Return the paths, or what a shell makes them of where they are all results of a folder."""
     folder = Path(paths[0]).parent if paths else Path()
     is_all = sorted(map(Path, paths)) == sorted(folder.glob("*.h5"))
     return f"{folder}/*.h5" if is_all and len(paths) > 1 else " ".join(paths)

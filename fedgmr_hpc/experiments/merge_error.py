@@ -84,8 +84,10 @@ def error_rows(uploads: Uploads, seed: int, round_: int) -> list[ErrorRow]:
 
 
 def ladder_steps(shares: Sequence[float]) -> list[tuple[int, int]]:
-    """(rungs raised before, rungs raised now) for every refresh that the shares' ladder allows; one
-    that raises nothing only changes masks."""
+    """Return (rungs raised before, rungs raised now) of every refresh that the ladder allows.
+
+    A refresh that raises nothing changes masks alone.
+    """
     rungs = sorted({*shares, 1.0})
     most = len(rungs) - 1 - rungs.index(min(shares))
     return [(start, num) for start in range(most) for num in range(most - start + 1)]
@@ -127,7 +129,7 @@ def measure(starts: Iterator[Start]) -> tuple[list[ErrorRow], list[MismatchRow]]
 
 
 def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]:
-    """The finished runs, or the ends of new ones; `seed` and `run.max_rounds` may be lists."""
+    """Yield finished runs, or the ends of new ones; `seed` and `run.max_rounds` may be lists."""
     if sources and all(source.endswith(".h5") for source in sources):
         yield from (_read_start(source, overrides) for source in sources)
         return

@@ -63,13 +63,13 @@ class Uploads:
 
     @cached_property
     def whole(self) -> Floats:
-        """[P] W_full, the same for all rules."""
+        """Return [P] W_full, the same for all rules."""
         entries = [_entry(client, values, None) for client, values in enumerate(self.values)]
         return merge_equal(self.base, entries, "mask_aware")
 
     @cached_property
     def change(self) -> float:
-        """|W_full - W_0|."""
+        """Return |W_full - W_0|."""
         return distance(self.whole, self.base)
 
     def old_entry(self, client: int, density: float) -> BufferEntry:
@@ -114,7 +114,7 @@ def distance(a: Floats, b: Floats) -> float:
 
 
 def relative_error(uploads: Uploads, entries: Sequence[BufferEntry], rule: MergeRule) -> float:
-    """e of these masked uploads; see the module.
+    """Return e of these masked uploads; see the module.
 
     Raises:
         ValueError: local training has changed nothing.

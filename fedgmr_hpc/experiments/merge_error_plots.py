@@ -23,7 +23,7 @@ TITLES = {"mask_aware": "mask-aware (MA)", "gradient": "gradient (GA)", "average
 
 @styled
 def plot_errors(rows: Sequence[ErrorRow]) -> Figure:
-    """One panel a rule: every measured e, by training rounds, and the fitted power law."""
+    """Draw every measured e, by training rounds, and the fitted power laws, a panel a rule."""
     rules = list(dict.fromkeys(row.rule for row in rows))
     figure, panels = new_figure(len(rules), size=(4.4 * len(rules), 4.6))
     for axes, rule in zip(panels, rules, strict=True):
@@ -54,7 +54,7 @@ def _plot_points(axes: Axes, rows: Sequence[ErrorRow]) -> None:
 
 
 def _plot_laws(axes: Axes, rows: Sequence[ErrorRow]) -> None:
-    """The fitted powers of the mean density p, and of what is missing of it."""
+    """Draw the fitted powers of the mean density p, and of what is missing of it."""
     largest = max(row.mean_density for row in rows if row.error > 0)
     grid = np.geomspace(min(row.mean_density for row in rows), largest, 80)
     for (name, pair), style in zip(LAWS.items(), ("-", "--"), strict=True):
@@ -65,7 +65,7 @@ def _plot_laws(axes: Axes, rows: Sequence[ErrorRow]) -> None:
 
 
 def _scale_errors(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers."""
+    """Set a logarithmic axis with plain numbers."""
     axes.set_yscale("log")
     ticks = [mantissa * 10.0**exponent for exponent in range(-4, 5) for mantissa in (1, 2, 5)]
     axes.yaxis.set_major_locator(FixedLocator(ticks))
@@ -75,7 +75,7 @@ def _scale_errors(axes: Axes) -> None:
 
 @styled
 def plot_mismatches(rows: Sequence[MismatchRow]) -> Figure:
-    """One panel a rule: added error against the increase of the mean density at one refresh."""
+    """Draw added error against the increase of the mean density at one refresh, a panel a rule."""
     rules = list(dict.fromkeys(row.rule for row in rows))
     figure, panels = new_figure(len(rules), size=(4.4 * len(rules), 4.6))
     for axes, rule in zip(panels, rules, strict=True):
@@ -90,7 +90,7 @@ def plot_mismatches(rows: Sequence[MismatchRow]) -> Figure:
 
 
 def _plot_mismatch(axes: Axes, rows: Sequence[MismatchRow], index: int, name: str) -> None:
-    """Every step of the ladder: mean over models, and its range."""
+    """Draw every step of the ladder: mean over models, and its range."""
     steps: dict[tuple[int, int], list[MismatchRow]] = {}
     for row in rows:
         steps.setdefault((row.start_rungs, row.num_rungs), []).append(row)

@@ -52,8 +52,10 @@ class MismatchRow:
 
 
 def fit_power(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """(a, b, R squared of the logarithms) of y = a x^b by least squares on logarithms; zeros are
-    left out. NaN for fewer than two different x."""
+    """Fit y = a x^b by least squares on logarithms; return (a, b, R squared of the logarithms).
+
+    Zeros are left out; NaN for fewer than two different x.
+    """
     known = [(u, v) for u, v in zip(x, y, strict=True) if u > 0 and v > 0]
     if len({u for u, _ in known}) < 2:
         return float("nan"), float("nan"), float("nan")
@@ -68,7 +70,7 @@ Pair = Callable[[ErrorRow], tuple[float, float]]
 
 
 def seed_correlations(rows: Sequence[ErrorRow], pair: Pair) -> list[float]:
-    """[S] rank correlation of two measures over assignments, mean over a seed's models."""
+    """Return [S] rank correlation of two measures over assignments, mean over a seed's models."""
     found = []
     for seed in _distinct(row.seed for row in rows):
         own = [row for row in rows if row.seed == seed]
@@ -87,7 +89,7 @@ def _rules(rows: Sequence[ErrorRow] | Sequence[MismatchRow]) -> list[str]:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Mean of [S] and its bootstrap interval, where there are several."""
+    """Show the mean of [S] and its bootstrap interval, where there are several."""
     summary = summarize(values)
     if summary is None:
         return "-"
@@ -99,7 +101,7 @@ def with_interval(values: Sequence[float]) -> str:
 def make_tables(
     errors: Sequence[ErrorRow], mismatches: Sequence[MismatchRow], command: str
 ) -> list[Table]:
-    """Laws, errors by assignment, and mismatch by increase."""
+    """Tabulate laws, errors by assignment, and mismatch by increase."""
     return [
         _law_table(errors),
         _error_table(errors, command),
@@ -108,17 +110,17 @@ def make_tables(
 
 
 def density_and_error(row: ErrorRow) -> tuple[float, float]:
-    """What the claim relates."""
+    """Return what the claim relates."""
     return row.mean_density, row.error
 
 
 def bound_and_error(row: ErrorRow) -> tuple[float, float]:
-    """What the bound relates."""
+    """Return what the bound relates."""
     return row.bound, row.error
 
 
 def missing_and_error(row: ErrorRow) -> tuple[float, float]:
-    """Error against what is missing of the density."""
+    """Return error against what is missing of the density."""
     return 1 - row.mean_density, row.error
 
 
@@ -149,7 +151,7 @@ def _law_table(errors: Sequence[ErrorRow]) -> Table:
 
 
 def _groups(rows: Sequence[ErrorRow]) -> dict[str, list[ErrorRow]]:
-    """All assignments, those with one density or several ones, and those of each round."""
+    """Group all assignments, those with one density or several ones, and those of each round."""
     uniform = [row for row in rows if row.assignment.startswith("uniform")]
     ladder = [row for row in rows if row not in uniform]
     rounds = _distinct(row.round for row in rows)
@@ -202,8 +204,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def mismatch_correlations(rows: Sequence[MismatchRow]) -> list[float]:
-    """[S] rank correlation of the increase of the mean density and the added error, mean over a
-    seed's models and shares in flight."""
+    """Return [S] rank correlations of the increase of the mean density and the added error.
+
+    Each is the mean over a seed's models and shares in flight.
+    """
     found = []
     for seed in _distinct(row.seed for row in rows):
         groups: dict[tuple[int, float], list[tuple[float, float]]] = {}
@@ -217,7 +221,7 @@ def mismatch_correlations(rows: Sequence[MismatchRow]) -> list[float]:
 
 
 def falling_steps(rows: Sequence[ErrorRow]) -> tuple[int, int]:
-    """(steps of one rung up the ladder that make e smaller, all steps)."""
+    """Return (steps of one rung up the ladder that make e smaller, all steps)."""
     ladders: dict[tuple[int, int, str, str], list[float]] = {}
     for row in sorted(rows, key=lambda row: row.assignment):
         level, _, num = row.assignment.partition(" +")
@@ -228,7 +232,7 @@ def falling_steps(rows: Sequence[ErrorRow]) -> tuple[int, int]:
 
 
 def verdicts(errors: Sequence[ErrorRow], mismatches: Sequence[MismatchRow]) -> list[str]:
-    """What the rows say about the claims, a line each, with figures."""
+    """Say what the rows mean for the claims, a line each, with figures."""
     lines = []
     for rule in _rules(errors):
         own = [row for row in errors if row.rule == rule]
@@ -253,8 +257,7 @@ def verdicts(errors: Sequence[ErrorRow], mismatches: Sequence[MismatchRow]) -> l
 
 
 def _slow_and_fast(rows: Sequence[MismatchRow]) -> tuple[float, float, float]:
-    """The added error of the worst single rung on the way up, the sum of all single rungs, and the
-    added error of all rungs at once."""
+    """Return the added error of the worst single rung, of all single rungs, of all at once."""
     most = max(row.num_rungs for row in rows)
     single = [
         _mean(r.extra for r in rows if (r.start_rungs, r.num_rungs) == (start, 1))

@@ -92,15 +92,17 @@ def _name(config: Config) -> str:
 
 
 def mean_distance(counts: Longs) -> float:
-    """Mean over clients of the total variation distance, 0 to 1, of a client's classes to all's."""
+    """Return the total variation distance, 0 to 1, of a client's classes to all's; the mean."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     whole = counts.sum(axis=0) / counts.sum()
     return float(np.abs(shares - whole).sum(axis=1).mean() / 2)
 
 
 def random_distance(counts: Longs) -> float:
-    """The same distance after all samples are dealt anew at random, to clients of the same sizes:
-    what small clients have without any skew."""
+    """Return the same distance after all samples are dealt at random to clients of the same sizes.
+
+    It is what small clients have without any skew.
+    """
     labels = np.repeat(np.arange(counts.shape[1]), counts.sum(axis=0))
     owner = np.repeat(np.arange(len(counts)), counts.sum(axis=1))
     dealt = np.zeros_like(counts)
@@ -194,7 +196,7 @@ def _skew_line(held: Holdings) -> str:
 
 @styled
 def plot_holdings(held: Holdings) -> Figure:
-    """Clients by classes as a heat map, with sizes and shares beside it; of sentences, bars."""
+    """Draw clients by classes as a heat map beside sizes and shares; for sentences, bars."""
     return _plot_sentences(held) if held.is_text else _plot_classes(held)
 
 
@@ -229,7 +231,7 @@ def _plot_classes(held: Holdings) -> Figure:
 
 
 def _merge_rows(counts: Longs) -> tuple[Doubles, int]:
-    """[R,L] means of equally many neighbours, so that no row is thinner than a line of pixels."""
+    """Return [R,L] means of equally many neighbours: no row is thinner than a line of pixels."""
     num_merged = -(-len(counts) // MAX_LINES)
     starts = np.arange(0, len(counts), num_merged)
     sizes = np.diff(starts, append=len(counts))
@@ -237,7 +239,7 @@ def _merge_rows(counts: Longs) -> tuple[Doubles, int]:
 
 
 def _colours() -> Colormap:
-    """Light to dark; the lightest is far enough from white, which stands for nothing at all."""
+    """Return light to dark colours; the lightest differs from white, which stands for none."""
     return ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, 1, 256)))
 
 
@@ -249,7 +251,7 @@ def _write_numbers(axes: Axes, counts: Doubles) -> None:
 
 
 def _plot_by_client(axes: Axes, values: NDArray[Any], label: str, colour: str) -> None:
-    """Horizontal bars without gaps, which stay readable for a thousand clients."""
+    """Draw horizontal bars without gaps, which stay readable for a thousand clients."""
     edges = np.arange(len(values) + 1) - 0.5
     axes.stairs(values, edges, orientation="horizontal", fill=True, color=colour)
     axes.set_xlabel(label)
@@ -258,7 +260,7 @@ def _plot_by_client(axes: Axes, values: NDArray[Any], label: str, colour: str) -
 
 
 def _mark_whole(axes: Axes) -> None:
-    """Ticks at whole numbers only: clients and classes are numbered."""
+    """Put ticks at whole numbers only: clients and classes are numbered."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(10, integer=True))
 
@@ -283,7 +285,7 @@ def _plot_sentences(held: Holdings) -> Figure:
 
 
 def report_partition(config: Config, out: str | Path) -> str:
-    """Table and lines of a configuration's partition; writes its picture to the folder `out`."""
+    """Describe the partition of a configuration; write its picture to the folder `out`."""
     held = make_holdings(config, FederatedData(config))
     data = config.data
     name = f"partition-{data.name}-{data.partition}-c{held.num_clients}-s{config.seed}.png"

@@ -1,4 +1,4 @@
-"""Lines that ranks print: in one piece each, and never a reason to stop."""
+"""Lines that ranks print: each in one piece, and never a reason to stop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 
 def say(text: str) -> None:
-    """Prints in one piece, since ranks share the terminal; a reader that has left, or a full disk
-    where the output goes, stops nothing."""
+    """Print `text` in one piece, since ranks share the terminal.
+
+    A reader that has left, or a full disk where the output goes, stops nothing.
+    """
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -20,7 +22,7 @@ def say(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """A line on stderr for each of `text`, where anybody reads them."""
+    """Write each line of `text` to stderr, if it can still be written."""
     with suppress(OSError):
         for line in text.splitlines():
             sys.stderr.write(f"fedgmr_hpc: error: {line}\n")
@@ -28,7 +30,7 @@ def print_error(text: str) -> None:
 
 
 def own_python() -> str:
-    """What to type for this Python: `python` where that is it, else its path."""
+    """Return what to type for this Python: `python` where that finds it, else its path."""
     found = shutil.which("python")
     if found is not None and Path(found).parent == Path(sys.executable).parent:
         return "python"  # not where they only lead to the same: a venv's is a link

@@ -19,8 +19,9 @@ LOSS_FACTOR = 2.0  # of the loss of a model to which all classes are equally lik
 
 
 def describe_chance(result: Result) -> str:
-    """What is wrong with a run whose last validation accuracy is at chance, that of a blind guess
-    or of its untrained model, and whose loss is huge; "" for any other.
+    """Say what is wrong with a run that ended as a guess with a huge loss; "" for any other.
+
+    A guess is the validation accuracy of a blind guess, or of the run's untrained model.
     """
     config = result.config
     kind = KINDS.get(config.get("data", {}).get("name", ""))
@@ -42,12 +43,12 @@ def describe_chance(result: Result) -> str:
 
 
 def _blind_loss(kind: str | None, num_classes: int) -> float:
-    """The loss of logits that are all 0 (models/losses.py)."""
+    """Return the loss of logits that are all 0 (models/losses.py)."""
     return math.log(2) if kind == "bce" else math.log(num_classes)
 
 
 def _untrained(result: Result) -> float:
-    """The validation accuracy of the initial model, 0 where it is not known."""
+    """Return the validation accuracy of the initial model, 0 where it is not known."""
     evaluations = result.evaluations
     first: Values = evaluations["val_accuracy"][evaluations["version"] == 0]
     return float(np.nan_to_num(first[0])) if len(first) else 0.0

@@ -73,7 +73,7 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 def _tables(result: Result) -> dict[str, Columns]:
-    """The tables that have rows, columns in the schema's order."""
+    """Return the tables that have rows, columns in the schema's order."""
     found: dict[str, Columns] = {}
     for table, row_type in {**TABLES, "ranks": RankRow}.items():
         columns = getattr(result, table)

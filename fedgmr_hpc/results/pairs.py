@@ -29,7 +29,7 @@ MAX_OVERRUN_FRAC = 0.05
 
 
 def refuse(virtual: Result, wall: Result, noise_results: Sequence[Result]) -> None:
-    """Lets only runs through that can be compared.
+    """Refuse runs that cannot be compared.
 
     Raises:
         ValueError: a run is not finished, on the wrong clock or shorter than 2 rounds, the
@@ -73,12 +73,12 @@ def _refuse_differing(a: Result, b: Result, may_differ: Collection[str]) -> None
 
 
 def overrun_frac(wall: Result) -> float:
-    """The share of the client-steps that took longer than they may; 0 where it is not recorded."""
+    """Return the share of client-steps that took longer than they may; 0 if not recorded."""
     return float(np.mean(wall.updates.get("wall_overrun", 0)))
 
 
 def matched(virtual: Columns, wall: Columns) -> tuple[Values, Values]:
-    """Rows [A] of each run, the k-th update of a client in one beside its k-th in the other."""
+    """Return rows [A] of each run: a client's k-th update in one beside its k-th in the other."""
     left, right = _numbered(virtual["client"]), _numbered(wall["client"])
     rows = [(row, right[key]) for key, row in left.items() if key in right]
     first, second = np.array(rows, dtype=int).reshape(-1, 2).T
@@ -86,7 +86,7 @@ def matched(virtual: Columns, wall: Columns) -> tuple[Values, Values]:
 
 
 def _numbered(clients: Values) -> dict[tuple[int, int], int]:
-    """The row of every (client, number of its update)."""
+    """Return the row of every (client, number of its update)."""
     seen: Counter[int] = Counter()
     rows = {}
     for row, client in enumerate(clients.tolist()):
@@ -96,9 +96,10 @@ def _numbered(clients: Values) -> dict[tuple[int, int], int]:
 
 
 def order_correlations(virtual: Result, wall: Result) -> tuple[float, float]:
-    """Rank correlation of the matched arrivals' times: over the whole run, and the mean over the
-    virtual run's rounds, each taken alone. The first is near 1 whatever happens inside the rounds;
-    NaN where nothing has an order.
+    """Return rank correlations of the matched arrivals' times, NaN where nothing has an order.
+
+    The first is over the whole run, near 1 whatever happens inside the rounds; the second is the
+    mean over the virtual run's rounds, each taken alone.
     """
     left, right = matched(virtual.updates, wall.updates)
     a, b = virtual.updates["now_s"][left], wall.updates["now_s"][right]
@@ -111,14 +112,14 @@ def order_correlations(virtual: Result, wall: Result) -> tuple[float, float]:
 
 
 def _merge_rounds(run: Result) -> Values:
-    """[U] the round in which each update was first merged, -1 for none."""
+    """Return [U] the round in which each update was first merged, -1 for none."""
     versions = run.updates["version"]
     rows = np.searchsorted(run.merges["version"], versions)
     return np.where(versions > 0, run.merges["round"][rows], -1)
 
 
 def round_times(virtual: Result, wall: Result) -> tuple[Values, Values]:
-    """[R] seconds of each round in both runs; the first begins at 0."""
+    """Return [R] seconds of each round in both runs; the first begins at 0."""
     num_rounds = min(run.merges["round"][-1] for run in (virtual, wall))
     numbers = np.arange(1, num_rounds + 1)
     first, second = (
@@ -129,8 +130,9 @@ def round_times(virtual: Result, wall: Result) -> tuple[Values, Values]:
 
 
 def staleness_shares(virtual: Result, wall: Result) -> Values:
-    """[2, S] for each run, the share of the merged updates whose version at their first merge was
-    0, 1, ... above their base version; a fresh update has 1.
+    """Return [2, S] shares of each run's merged updates by staleness at their first merge.
+
+    Staleness is the version less the base version: a fresh update has 1.
     """
     ages = [merged_ages(run) for run in (virtual, wall)]
     size = max(int(age.max()) for age in ages) + 1
@@ -138,8 +140,9 @@ def staleness_shares(virtual: Result, wall: Result) -> Values:
 
 
 def bytes_error(virtual: Columns, wall: Columns) -> float:
-    """The relative difference of the mean bytes of an update at equal density: the largest over
-    densities that both runs have and directions, NaN where they share none.
+    """Return the relative difference of the mean bytes of an update at equal density.
+
+    It is the largest over directions and the densities that both runs have; NaN without any.
     """
     (left, left_bytes), (right, right_bytes) = _mean_bytes(virtual), _mean_bytes(wall)
     _, i, j = np.intersect1d(left, right, return_indices=True)
@@ -148,12 +151,12 @@ def bytes_error(virtual: Columns, wall: Columns) -> float:
 
 
 def _mean_bytes(updates: Columns) -> tuple[Values, Values]:
-    """The densities [D] and the mean bytes of an update up and down at each, [2, D]."""
+    """Return the densities [D] and the mean bytes of an update up and down at each, [2, D]."""
     densities, place = np.unique(updates["density"], return_inverse=True)
     sums = [np.bincount(place, updates[name]) for name in ("up_bytes", "down_bytes")]
     return densities, np.array(sums) / np.bincount(place)
 
 
 def final_accuracy(run: Result) -> float:
-    """On the test set, 0 to 1, mean of the last 3 evaluations."""
+    """Return the accuracy on the test set, 0 to 1, mean of the last 3 evaluations."""
     return float(run.evaluations["test_accuracy"][-3:].mean())

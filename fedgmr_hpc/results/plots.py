@@ -40,13 +40,13 @@ def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
         _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
         marker = "o" if len(scored(result)["version"]) <= MAX_MARKED else ""
         _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
-    styles = [key("black", "test"), key("black", "validation", "--")]
+    styles = [key("0.4", "test"), key("0.4", "validation", "--")]
     _finish_plot(figure, [*_run_keys(colours, names), *styles])
     return figure
 
 
 def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: Any) -> None:
-    """The finite values of one accuracy, in percent."""
+    """Draw the finite values of one accuracy, in percent."""
     evaluations = scored(result)
     known = np.isfinite(evaluations[name])
     times, values = evaluations["now_s"] / unit_s, evaluations[name]
@@ -63,7 +63,7 @@ def plot_submodels(results: Sequence[Result], names: Sequence[str]) -> Figure:
 
 
 def _plot_classes(result: Result) -> Figure:
-    """One line a density, dark where it is small."""
+    """Draw one line a density, dark where it is small."""
     figure, axes, unit_s = _time_axes([result])
     axes.set_ylabel("test accuracy of sub-models (%)")
     rows, keys = result.submodels, []
@@ -79,7 +79,7 @@ def _plot_classes(result: Result) -> Figure:
 
 
 def _plot_ends(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """One line a run; methods that give everybody the whole model have a point."""
+    """Draw one line a run; methods that give everybody the whole model have a point."""
     figure, (axes,) = new_figure(1, size=SIZE)
     colours = colours_of(len(results))
     for colour, result in zip(colours, results, strict=True):
@@ -116,7 +116,7 @@ def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
 
 
 def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
-    """One thin step line a client, darkest for the smallest density at the start."""
+    """Draw one thin step line a client, darkest for the smallest density at the start."""
     times = result.merges["now_s"] / unit_s
     for density in result.merges["density"].T if len(times) else ():
         shade = shade_of(float(density[0]))
@@ -124,7 +124,7 @@ def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
 
 
 def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
-    """An empty plot over time, and the seconds of its time unit."""
+    """Make an empty plot over time; return it with the seconds of its time unit."""
     longest_s = max((end_s(result, "now_s") for result in results), default=0.0)
     unit_s, unit = next(
         (seconds, name)

@@ -17,15 +17,18 @@ Values = NDArray[Any]
 
 
 def scored(result: Result) -> Columns:
-    """The evaluations that curves and comparisons are made of: looks at equal times where the run
-    has them (`eval.every_s`), else those of its refreshes, which come with its rounds.
+    """Return the evaluations that curves and comparisons are made of.
+
+    These are the looks at equal times where the run has them (`eval.every_s`), else the evaluations
+    at its refreshes.
     """
     return result.looks if len(result.looks.get("version", ())) else result.evaluations
 
 
 def own_accuracies(result: Result, versions: Values) -> tuple[Values, Values]:
-    """[E] test accuracy of the clients' own sub-models, each cut as for its class, at each version:
-    the mean over all clients, and that of the worst class. NaN where a version was not cut.
+    """Return [E] test accuracies of the clients' own sub-models: mean and worst class.
+
+    Each sub-model is cut as for its class of clients; NaN where a version was not cut.
     """
     rows = result.submodels
     if not len(rows.get("version", ())):
@@ -42,7 +45,7 @@ def own_accuracies(result: Result, versions: Values) -> tuple[Values, Values]:
 
 
 def mean_density(result: Result) -> tuple[Values, Values]:
-    """Times in s and mean densities, [N], from the initial model on where it was evaluated."""
+    """Return times in s and mean densities, [N], from the initial model on if it was evaluated."""
     times, means = result.merges["now_s"], result.merges["density"].mean(axis=1)
     initial = result.evaluations["version"] == 0
     before = [result.evaluations[name][initial][:1] for name in ("now_s", "mean_density")]
@@ -50,14 +53,12 @@ def mean_density(result: Result) -> tuple[Values, Values]:
 
 
 def end_s(result: Result, name: str) -> float:
-    """The latest time in column `name`."""
+    """Return the latest time in column `name`."""
     columns = [result.merges[name], result.evaluations[name]]
     return max((float(column[-1]) for column in columns if len(column)), default=0.0)
 
 
 def merged_ages(result: Result) -> Values:
-    """[M] staleness of the merged updates, when they were first merged: versions since the one that
-    they began with; a fresh one has 1.
-    """
+    """Return [M] staleness of the merged updates when they were first merged; a fresh one has 1."""
     version, base = result.updates["version"], result.updates["base_version"]
     return (version - base)[version > 0]

@@ -70,7 +70,7 @@ LEGEND = (
 
 
 def report_results(words: Sequence[str], out: str | os.PathLike[str] | None) -> str:
-    """The tables of the runs that words name: files, patterns, or folders of them.
+    """Return the tables of the runs that words name: files, patterns, or folders of them.
 
     Args:
         words: as `find_files` takes them.
@@ -87,9 +87,10 @@ def report_results(words: Sequence[str], out: str | os.PathLike[str] | None) -> 
 
 
 def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
-    """The tables of all runs as text; writes `accuracy_vs_time.png`, `density_vs_time.png` and,
-    where sub-models were scored, `submodel_accuracy.png`. A file that cannot be read is left out,
-    with a line that says why.
+    """Render the tables of all runs and draw their figures into `out_dir`.
+
+    The figures are `accuracy_vs_time.png`, `density_vs_time.png` and, where sub-models were scored,
+    `submodel_accuracy.png`. A file that cannot be read is left out, with a line that says why.
 
     Raises:
         ValueError: no path is a result file.
@@ -114,7 +115,7 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
 
 
 def _read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Result], list[str]]:
-    """The runs that can be read, and what is wrong with the other files."""
+    """Return the runs that can be read, and what is wrong with the other files."""
     results, wrong = [], []
     for path in paths:
         try:
@@ -127,7 +128,7 @@ def _read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Result], li
 
 
 def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> list[Path]:
-    """Accuracy and density over time, and the accuracy of sub-models where that was scored."""
+    """Draw accuracy and density over time, and the accuracy of sub-models if it was scored."""
     from fedgmr_hpc.results import plots  # a summary needs no matplotlib
 
     legends = [_legend(*run) for run in zip(names, results, strict=True)]
@@ -145,7 +146,7 @@ def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path)
 
 
 def render_summary(result: Result) -> str:
-    """The end of a run: what it reached, what it cost, where it is, what to type next."""
+    """Summarize the end of a run: what it reached, what it cost, where it is, what to type next."""
     config, merges = result.config, result.merges
     up, down = _moved(result)
     test, last_test, val = _accuracies(result)
@@ -177,7 +178,7 @@ def _run_names(results: Sequence[Result]) -> list[str]:
 
 
 def _legend(name: str, result: Result) -> str:
-    """A run's name, and its method where that is no row of the table."""
+    """Return a run's name, and its method where that is no row of the table."""
     label = method_label(result.config)
     return name if label == result.config.get("method", "-") else f"{name}: {label}"
 
@@ -203,7 +204,7 @@ def _run_cells(name: str, result: Result) -> list[str]:
 
 
 def _course(name: str, result: Result) -> str:
-    """About `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
+    """Render about `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
     evaluations = scored(result)
     num_rows = len(evaluations["version"])
     head = "\n".join(filter(None, [f"{name}: {result.status}", _overruns(result)]))
@@ -228,7 +229,7 @@ def _course(name: str, result: Result) -> str:
 
 
 def _time_spent(name: str, result: Result) -> str:
-    """The breakdown by rank of the timeline beside a result file, or what is wrong with it."""
+    """Render the breakdown of the timeline beside a result file, or what is wrong with it."""
     try:
         ranks = read_timeline(timeline_path(result.path))
     except ValueError as error:
@@ -246,7 +247,7 @@ def render_breakdown(seconds: Mapping[int, Mapping[str, float]]) -> str:
 
 
 def _moved(result: Result) -> tuple[Values, Values]:
-    """Cumulative MB on the server's link, sent (up) and received (down), [N + 1], from 0 on."""
+    """Return cumulative MB that the server sent (up) and received (down), [N + 1], from 0 on."""
     up, down = (
         np.concatenate([[0.0], result.merges[name] / 1e6])
         for name in ("server_up_bytes", "server_down_bytes")
@@ -264,13 +265,13 @@ def _density_course(result: Result) -> str:
 
 
 def _staleness(result: Result) -> str:
-    """Of the merged updates, when they were first merged; a fresh one has 1."""
+    """Describe the staleness of updates when they were first merged; a fresh one has 1."""
     ages = merged_ages(result)
     return f"mean {ages.mean():.2f}, max {ages.max()} versions" if ages.size else "-"
 
 
 def _accuracies(result: Result) -> list[str]:
-    """Last test accuracy, mean of its last ones, last validation accuracy, in percent."""
+    """Return the last test accuracy, the mean of its last ones, the last validation accuracy."""
     val = result.evaluations["val_accuracy"]
     test = result.evaluations["test_accuracy"]
     kept = [test[np.isfinite(test)][-1:], _last_tests(result), val[np.isfinite(val)][-1:]]
@@ -278,7 +279,7 @@ def _accuracies(result: Result) -> list[str]:
 
 
 def _last_tests(result: Result) -> Values:
-    """The last test accuracies, at most 3, of models that were trained if there are any."""
+    """Return the last test accuracies, at most 3, of models that were trained if there are any."""
     evaluations = scored(result)
     test = evaluations["test_accuracy"]
     is_known = np.isfinite(test)
@@ -287,7 +288,7 @@ def _last_tests(result: Result) -> Values:
 
 
 def _own_submodels(result: Result) -> str:
-    """The last test accuracy of the clients' own sub-models, "" where none was scored."""
+    """Describe the last test accuracy of the clients' own sub-models, "" where none was scored."""
     cut = result.submodels["version"][-1:]
     if not len(cut):
         return ""
@@ -301,7 +302,7 @@ def _clock(result: Result) -> str:
 
 
 def _overruns(result: Result) -> str:
-    """How many client-steps took longer than the wall clock gives them, "" if none."""
+    """Describe how many client-steps took longer than the wall clock gives them, "" if none."""
     share = overrun_frac(result) if len(result.updates["client"]) else 0.0
     if not share:
         return ""
@@ -316,7 +317,7 @@ def _timeline(result: Result) -> str:
 
 
 def _count(column: Values) -> int:
-    """The last value of a counter, 0 before the first row."""
+    """Return the last value of a counter, 0 before the first row."""
     return int(column[-1]) if len(column) else 0
 
 

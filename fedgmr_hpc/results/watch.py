@@ -63,7 +63,7 @@ class Look:
 
 
 def look(path: Path) -> Look:
-    """Reads the last rows of a run; a file that cannot be read is a state, too."""
+    """Read the last rows of a run; a file that cannot be read is a state, too."""
     try:
         return _read(path)
     except (*DAMAGE, ValueError) as error:
@@ -94,14 +94,14 @@ def _tail(dataset: Any, num_rows: int) -> Any:
 
 
 def _last(dataset: Any, num_rows: int) -> float:
-    """The last known value."""
+    """Return the last known value."""
     known = _tail(dataset, num_rows)
     known = known[np.isfinite(known)]
     return float(known[-1]) if len(known) else math.nan
 
 
 def find_files(words: Sequence[str]) -> list[Path]:
-    """The files that words stand for now.
+    """Return the files that words stand for now.
 
     Raises:
         ValueError: a word names nothing, and is no pattern.
@@ -121,7 +121,7 @@ def find_files(words: Sequence[str]) -> list[Path]:
 
 
 def render(looks: Sequence[Look], max_rows: int | None = None) -> str:
-    """The table and a line of counts; running ones come first, and where rows must be cut."""
+    """Render the table and a line of counts; running ones come first and are cut last."""
     ranked = sorted(looks, key=lambda run: (_rank(run), str(run.path)))
     shown = ranked[:max_rows]
     counts = Counter(_word(run) for run in looks)
@@ -143,7 +143,7 @@ def _rank(run: Look) -> int:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Stems, or paths where two stems are the same."""
+    """Return stems, or paths where two stems are the same."""
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
 
@@ -173,13 +173,13 @@ def _cells(name: str, run: Look) -> list[str]:
 
 
 def progress_frac(last: Mapping[str, float], limits: Mapping[str, Any]) -> float:
-    """How much of the rounds or of the virtual time is done, at most 1."""
+    """Return how much of the rounds or of the virtual time is done, at most 1."""
     pairs = ((last["round"], limits.get("max_rounds")), (last["now_s"], limits.get("max_time_s")))
     return min(1.0, max((at / limit for at, limit in pairs if limit), default=0.0))
 
 
 def left_s(merges: Mapping[str, Any], limits: Mapping[str, Any], age_s: float) -> float:
-    """Wall time to the limit that comes first, NaN while the pace is unknown.
+    """Return wall time to the limit that comes first, NaN while the pace is unknown.
 
     Args:
         merges: columns [N] of `MERGE_COLUMNS`.
@@ -197,7 +197,7 @@ def left_s(merges: Mapping[str, Any], limits: Mapping[str, Any], age_s: float) -
 
 
 def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | None = None) -> int:
-    """Shows the runs until they end or Ctrl-C; returns exit code 0.
+    """Show the runs until they end or Ctrl-C; return exit code 0.
 
     Raises:
         ValueError: a word names nothing.

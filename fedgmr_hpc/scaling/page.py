@@ -48,7 +48,7 @@ def write_report(scaling: Scaling, folder: Path) -> str:
 
 
 def title(scaling: Scaling) -> str:
-    """What was varied in which configuration."""
+    """Say what was varied in which configuration."""
     config = scaling.points[0].runs[0].config
     kinds = {"strong": "Strong scaling", "weak": "Weak scaling"}
     kind = kinds.get(scaling.plan.kind, f"Sweep of {scaling.plan.kind}")
@@ -58,7 +58,7 @@ def title(scaling: Scaling) -> str:
 
 
 def headlines(scaling: Scaling) -> list[str]:
-    """What a reader must know first."""
+    """Say what a reader must know first."""
     plan, last = scaling.plan, scaling.points[-1]
     limit = scaling.simulations[0].saturation
     lines = [
@@ -92,7 +92,7 @@ def _place(scaling: Scaling) -> str:
 
 
 def _warnings(scaling: Scaling) -> list[str]:
-    """What limits the worth of the numbers."""
+    """Say what limits the worth of the numbers."""
     lines: list[str] = []
     mixed = [p.runs[0].num_ranks for p in scaling.points if _share_cores(p.identities)]
     if mixed:
@@ -119,6 +119,6 @@ def _warnings(scaling: Scaling) -> list[str]:
 
 
 def _share_cores(identities: Sequence[RankIdentity]) -> bool:
-    """Whether two ranks of a host may run on the same core."""
+    """Tell whether two ranks of a host may run on the same core."""
     cores = [(each.host, core) for each in identities for core in each.cores.split()]
     return len(set(cores)) < len(cores)

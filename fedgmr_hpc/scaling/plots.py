@@ -25,7 +25,7 @@ MAX_BARS = 40
 
 @styled
 def draw_speedup(scaling: Scaling) -> Figure:
-    """Rate and speed-up with the ideal, the fit and the prediction; efficiency beside them."""
+    """Draw rate and speed-up with the ideal, the fit and the prediction; efficiency beside them."""
     figure, (rates, effects) = new_figure(2)
     xs = [p.point.value if _is_sweep(scaling) else p.runs[0].num_workers for p in scaling.points]
     measured = [p.rounds_per_s for p in scaling.points]
@@ -53,7 +53,7 @@ def draw_speedup(scaling: Scaling) -> Figure:
 
 
 def _laws(axes: Axes, scaling: Scaling, first: float, rate: float) -> None:
-    """The ideal and the fitted law, through the first point."""
+    """Draw the ideal and the fitted law, through the first point."""
     qs = np.geomspace(1, max(1.0, scaling.points[-1].q), 60)
     axes.plot(first * qs, rate * qs, color="0.7", linewidth=1.2, label="ideal")
     for name, law, serial_frac in (
@@ -67,7 +67,7 @@ def _laws(axes: Axes, scaling: Scaling, first: float, rate: float) -> None:
 
 
 def _relative_rates(scaling: Scaling) -> list[list[float]]:
-    """Every run's rate over that of the first point's run of the same turn."""
+    """Return every run's rate over that of the first point's run of the same turn."""
     base = [run.rounds_per_s for run in scaling.points[0].runs]
     return [
         [run.rounds_per_s / first for run, first in zip(point.runs, base, strict=True)]
@@ -78,7 +78,7 @@ def _relative_rates(scaling: Scaling) -> list[list[float]]:
 def _errors(
     axes: Axes, xs: Sequence[float], summaries: Sequence[Summary], runs: Sequence[Sequence[float]]
 ) -> None:
-    """Means with their intervals, which may leave the picture, and a dot a run."""
+    """Draw means with their intervals, which may leave the picture, and a dot a run."""
     means = np.array([s.mean for s in summaries])
     ends = np.array([s.widest or (s.mean, s.mean) for s in summaries]).T
     axes.errorbar(
@@ -93,7 +93,7 @@ def _errors(
 
 @styled
 def draw_split(scaling: Scaling) -> Figure:
-    """A bar a rank: what it did in the measured time, of every point's first run."""
+    """Draw a bar a rank: what it did in the measured time, of every point's first run."""
     bars = [(p, rank) for p in scaling.points for rank in sorted(p.runs[0].split)]
     shown = bars[:MAX_BARS]
     figure, (axes,) = new_figure(1, size=(max(6.5, 0.3 * len(shown) + 2), 4.6))
@@ -114,7 +114,7 @@ def draw_split(scaling: Scaling) -> Figure:
 
 
 def _places(bars: Sequence[tuple[PointSummary, int]]) -> tuple[list[float], list[str]]:
-    """Where bars stand, with a gap between points, and their labels."""
+    """Return where bars stand, with a gap between points, and their labels."""
     places, labels, place = [], [], 0.0
     for index, (point, rank) in enumerate(bars):
         place += 1.0 if index and bars[index - 1][0] is point else 2.0
@@ -134,7 +134,7 @@ def _bar(axes: Axes, place: float, point: PointSummary, rank: int) -> None:
 
 @styled
 def draw_memory(scaling: Scaling) -> Figure:
-    """Resident memory: the server and the largest client rank."""
+    """Draw resident memory: the server and the largest client rank."""
     figure, (axes,) = new_figure(1)
     xs = [p.point.value if _is_sweep(scaling) else p.runs[0].num_workers for p in scaling.points]
     lines = {
@@ -153,7 +153,7 @@ def draw_memory(scaling: Scaling) -> Figure:
 
 @styled
 def draw_limit(scaling: Scaling) -> Figure:
-    """Simulated rates of up to thousands of ranks; a ring marks each server's saturation."""
+    """Draw simulated rates of up to thousands of ranks; a ring marks each server's saturation."""
     figure, (axes,) = new_figure(1, size=(8.5, 4.4))
     for index, each in enumerate(scaling.simulations):
         colour = COLOURS[index % len(COLOURS)]

@@ -23,7 +23,7 @@ VALUE_HEADS = {
 
 
 def make_tables(scaling: Scaling) -> list[Table]:
-    """All tables of the report, in its order."""
+    """Return all tables of the report, in its order."""
     return [
         speedup_table(scaling),
         split_table(scaling),
@@ -35,7 +35,7 @@ def make_tables(scaling: Scaling) -> list[Table]:
 
 
 def speedup_table(scaling: Scaling) -> Table:
-    """Rates, speed-ups and efficiencies, measured and predicted."""
+    """Tabulate rates, speed-ups and efficiencies, measured and predicted."""
     heads = [VALUE_HEADS[scaling.plan.kind], "client ranks", "clients", "client-rounds/s"]
     heads += ["speed-up", "efficiency", "Karp-Flatt", "predicted /s", "measured/predicted"]
     is_sweep = scaling.plan.kind not in ("strong", "weak")
@@ -70,7 +70,7 @@ def _speedup_row(point: PointSummary, is_sweep: bool) -> list[str]:
 
 
 def _spread(summary: Summary, form: str) -> str:
-    """The mean and, for several values, its interval."""
+    """Return the mean and, for several values, its interval."""
     mean, interval = form.format(summary.mean), summary.widest
     if interval is None:
         return mean
@@ -87,7 +87,10 @@ def _records(point: PointSummary) -> list[dict[str, float]]:
 
 
 def mean_split(point: PointSummary, ranks: Sequence[int]) -> dict[str, float]:
-    """Share of the measured time in each part, mean over ranks and repeats; parts may overlap."""
+    """Return the share of the measured time in each part, mean over ranks and repeats.
+
+    Parts may overlap.
+    """
     return {
         part: fmean(run.split[rank][part] / run.seconds for run in point.runs for rank in ranks)
         for part in PARTS
@@ -95,7 +98,7 @@ def mean_split(point: PointSummary, ranks: Sequence[int]) -> dict[str, float]:
 
 
 def split_table(scaling: Scaling) -> Table:
-    """Where the time of server and client ranks goes."""
+    """Tabulate where the time of server and client ranks goes."""
     rows = []
     for point in scaling.points:
         workers = range(1, point.runs[0].num_ranks)
@@ -119,7 +122,7 @@ def split_table(scaling: Scaling) -> Table:
 
 
 def memory_table(scaling: Scaling) -> Table:
-    """Resident memory of the ranks."""
+    """Tabulate the resident memory of the ranks."""
     heads = [VALUE_HEADS[scaling.plan.kind], "server at the end", "server's most"]
     heads += ["client rank, mean", "client rank, most", "all ranks"]
     rows = []
@@ -133,12 +136,12 @@ def memory_table(scaling: Scaling) -> Table:
             fmean(sum(run.rss_bytes.values()) for run in point.runs),
         ]
         rows.append([f"{point.point.value:g}", *(f"{value / 1e6:.0f}" for value in values)])
-    notes = ["Resident, 1 MB is 10^6 bytes; libraries that ranks share count in each of them."]
+    notes = ["Resident; 1 MB is 10^6 bytes. Libraries that ranks share count in each of them."]
     return Table("memory", "Memory (MB)", heads, rows, notes)
 
 
 def demand_table(scaling: Scaling) -> Table:
-    """What a client-round takes, which the prediction starts from."""
+    """Tabulate what a client-round takes, which the prediction starts from."""
     heads = [VALUE_HEADS[scaling.plan.kind], "client core (ms)", "of it training (ms)"]
     heads += ["server core (ms)", "down (kB)", "up (kB)", "server sends (kB)", "takes in (kB)"]
     rows = [[f"{p.point.value:g}", *_demand_cells([r.demand for r in p.runs])]
@@ -160,7 +163,7 @@ def _demand_cells(demands: Sequence[Demand]) -> list[str]:
 
 
 def limit_table(scaling: Scaling) -> Table:
-    """Where the server saturates, and what would lift that."""
+    """Tabulate where the server saturates, and what would lift that."""
     heads = ["server", "busy all the time from ranks", "at most client-rounds/s", "by"]
     shown = [s for s in scaling.simulations if s.num_ranks]
     largest = shown[0].num_ranks[-1]
@@ -191,7 +194,7 @@ def _rate(value: float) -> str:
 
 
 def rank_table(scaling: Scaling) -> Table:
-    """Threads and cores of every rank, from what it printed."""
+    """Tabulate threads and cores of every rank, from what it printed."""
     heads = [VALUE_HEADS[scaling.plan.kind], "rank", "host", "device", "threads", "cores"]
     rows = [
         [f"{p.point.value:g}", str(i.rank), i.host, i.device, str(i.num_threads), i.cores]

@@ -50,7 +50,7 @@ COURSES = (
            "times_s", "own_worst", "virtual time (s)", "worst class's accuracy (%)",
            y_factor=100.0),
     Course("density_vs_time", "Mean density over virtual time", "density_times_s", "densities",
-           "virtual time (s)", "mean density", is_step=True),
+           "virtual time (s)", "mean density (fraction of weights)", is_step=True),
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def band(xs: Sequence[Values], ys: Sequence[Values], is_step: bool) -> tuple[Val
 
 
 def _held(grid: Values, x: Values, y: Values) -> Values:
-    """The value that holds at each grid point, from its step on."""
+    """Return the value that holds at each grid point, from its step on."""
     return y[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)]
 
 
@@ -111,7 +111,7 @@ def _draw_part(
 
 
 def _draw_line(axes: Axes, runs: Sequence[Run], course: Course, style: tuple[str, Any]) -> None:
-    """The mean over seeds and, for several seeds, their range."""
+    """Draw the mean over seeds and, for several seeds, their range."""
     xs = [getattr(run, course.x) * course.x_factor for run in runs]
     ys = [getattr(run, course.y) * course.y_factor for run in runs]
     known = [i for i, x in enumerate(xs) if len(x)]

@@ -80,7 +80,7 @@ def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
 def _tables(
     study: StudyFile, cells: Sequence[Cell], runs: Sequence[Run], scale: Scale
 ) -> list[Table]:
-    """Every table of the runs that the study compares."""
+    """Make every table of the runs that the study compares."""
     findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
     tables = [
         claims_table(findings, runs, scale.command) if findings else None,
@@ -96,7 +96,7 @@ def _tables(
 def _findings(
     study: StudyFile, spec: ClaimSpec, cells: Sequence[Cell], runs: Sequence[Run]
 ) -> list[ClaimResult]:
-    """One finding for each opponent of a claim."""
+    """Judge a claim against each of its opponents."""
     a = find_row(cells, spec.a, "claims")
     of_all = spec.full_model()
     full = None if of_all is None else find_row(cells, of_all, "claims")
@@ -108,7 +108,7 @@ def _findings(
 
 
 def _num_planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> int:
-    """How many pairs the study's cells make for a claim."""
+    """Return how many pairs the study's cells make for a claim."""
     places = [
         {(c.column, c.seed) for c in cells if c.row == row and matches(c.labels, spec.where)}
         for row in (a, b)
@@ -119,12 +119,12 @@ def _num_planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> int:
 def _head(
     study: StudyFile, states: Sequence[tuple[Cell, CellState]], runs: Sequence[Run], scale: Scale
 ) -> list[str]:
-    """What a reader must know first: how many cells, which are not there, and why."""
+    """Say what a reader must know first: how many cells, which are not there, and why."""
     trials = [state.status in ENDED for cell, state in states if cell.is_trial]
     of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
     lines = [
         f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
-        f"{scale.when}, of virtual time, on the test set, which decides nothing while a run runs."
+        f"{scale.when}, of virtual time, on the test set, which decides nothing during a run."
     ]
     lines += [
         f"Not in the tables: {cell.name} ({state.status}{': ' * bool(state.error)}{state.error})"
@@ -143,7 +143,7 @@ def _head(
 
 
 def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table:
-    """Where every cell comes from."""
+    """Tabulate where every cell comes from."""
     heads = ["cell", "state", "seed", "rounds", "virtual s", "wall s", *FROM_RESULT]
     rows = [[cell.name, state.status, str(cell.seed), *_origin(state)] for cell, state in states]
     return Table(

@@ -43,7 +43,7 @@ class Scale:
 
 
 def accuracy_table(runs: Sequence[Run], scale: Scale) -> Table:
-    """Test accuracy at the comparison time."""
+    """Tabulate the test accuracy at the comparison time."""
 
     def summary(row: str, column: str) -> Summary | None:
         cells = select_runs(runs, row, column)
@@ -66,7 +66,7 @@ OWN = {
 
 
 def own_tables(runs: Sequence[Run], scale: Scale) -> list[Table]:
-    """Accuracy of the clients' own sub-models at the comparison time; none where none is scored."""
+    """Tabulate the accuracy of the clients' own sub-models; no table where none was scored."""
     if not any(np.isfinite(run.own_mean).any() for run in runs):
         return []
     return [_own_table(runs, scale, of, *words) for of, words in OWN.items()]
@@ -93,7 +93,7 @@ def _own_table(runs: Sequence[Run], scale: Scale, of: str, name: str, whose: str
 
 
 def difference_table(runs: Sequence[Run], scale: Scale) -> Table | None:
-    """Paired differences to the reference row; None without one or without its runs."""
+    """Tabulate paired differences to the reference row; None without one or its runs."""
     reference = scale.reference
     if reference is None or reference not in rows_of(runs):
         return None
@@ -119,7 +119,7 @@ def difference_table(runs: Sequence[Run], scale: Scale) -> Table | None:
 
 
 def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
-    """Time, bytes and client-steps to the targets; None without targets."""
+    """Tabulate time, bytes and client-steps to the targets; None without targets."""
     if not scale.targets:
         return None
     heads = ["condition", "method", "n"]
@@ -201,7 +201,7 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
 
 
 def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], command: str) -> Table:
-    """The verdicts, with their figures, of `runs`."""
+    """Tabulate the verdicts, with their figures, of `runs`."""
     rows = [
         [
             f.name,
@@ -231,7 +231,7 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], command: 
 
 
 def select_column(runs: Sequence[Run], column: str) -> list[Run]:
-    """The runs of one condition."""
+    """Return the runs of one condition."""
     return [run for run in runs if run.column == column]
 
 
@@ -294,7 +294,7 @@ def _plus_minus(value: tuple[float, float] | None) -> str:
 
 
 def _resolutions(runs: Sequence[Run]) -> dict[float, list[str]]:
-    """The rows by the longest time between two evaluations in any of their runs, ascending."""
+    """Return the rows by the longest time between two evaluations in any of their runs."""
     steps: dict[float, list[str]] = {}
     for row in rows_of(runs):
         known = [run.resolution_s for run in select_runs(runs, row)]
@@ -304,7 +304,7 @@ def _resolutions(runs: Sequence[Run]) -> dict[float, list[str]]:
 
 
 def _resolution_note(steps: Mapping[float, Sequence[str]]) -> str:
-    """How well times to an accuracy are known."""
+    """Describe how well times to an accuracy are known."""
     if len(steps) == 1:
         step_s = next(iter(steps))
         return f"Evaluated every {step_s:g} s in every run: times are at most that much too late."

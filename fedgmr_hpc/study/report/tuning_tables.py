@@ -15,7 +15,7 @@ from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_ro
 def tuning_tables(
     study: StudyFile, cells: Sequence[Cell], states: States, command: str
 ) -> list[Table]:
-    """Choices and costs; none where nothing is tuned."""
+    """Tabulate what was chosen and what that took; no table where nothing is tuned."""
     spent = spent_by_row(states)
     if not spent:
         return []
@@ -40,8 +40,8 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
         notes=[
             "Chosen for every method and condition on validation accuracy alone: the mean of the "
             f"last {study.last} evaluations, over trials of their own (seed {seeds}), which are in "
-            "no other table or figure. At an end: a key's least or greatest value was chosen, so "
-            "that values beyond it may be better."
+            "no other table or figure. At the edge: a key's least or greatest value was chosen; "
+            "values beyond it may be better."
         ],
         num_seeds=f"{len(study.tune_seeds)} ({seeds})",
         command=command,
@@ -64,21 +64,21 @@ def _label(values: Labels) -> str:
 
 
 def _mark(score: Score, scores: Sequence[Score]) -> str:
-    """Whether values were chosen, and which of them are the least or greatest that were tried."""
+    """Say whether values were chosen, and which of them lie at the edge of what was tried."""
     if not score.is_chosen:
         return ""
     place = (score.row, score.column)
     tried = [other.values for other in scores if (other.row, other.column) == place]
-    ends = [
+    edges = [
         _label({key: value})
         for key, value in score.values.items()
         if _is_end(value, [values[key] for values in tried])
     ]
-    return f"yes, at an end: {', '.join(ends)}" if ends else "yes"
+    return f"yes, at the edge: {', '.join(edges)}" if edges else "yes"
 
 
 def _is_end(value: Any, tried: Sequence[Any]) -> bool:
-    """Whether a number is the least or greatest of several."""
+    """Tell whether a number is the least or greatest of several."""
     if not all(isinstance(each, int | float) for each in tried):
         return False
     return value in (min(tried), max(tried)) and min(tried) < max(tried)
@@ -102,7 +102,7 @@ def _costs(spent: Mapping[str, Spent], command: str) -> Table:
 
 
 def _budget(trials: Mapping[str, int]) -> str:
-    """Whether all rows had the same number of trials."""
+    """Say whether all rows had the same number of trials."""
     if len(set(trials.values())) == 1:
         return f"Every method had the same budget: {next(iter(trials.values()))} trials."
     most = max(trials.values())

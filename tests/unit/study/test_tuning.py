@@ -175,7 +175,7 @@ def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
         assert (run.seed, run.row, run.column) == (cell.seed, cell.row, cell.column)
         assert run.pending_digest == cell.digest != run.digest and run.tuning is None
     tables = tuning_tables(load_study(STUDY)[0], cells, states_of(cells, values), "redo")
-    at_end = "yes, at an end: learning rate 0.9"
+    at_end = "yes, at the edge: learning rate 0.9"
     assert ["high", "fedgmr", "learning rate 0.9", "80.50", at_end] in tables[0].rows
     assert ["high", "fedavg", "learning rate 0.3", "80.50", "yes"] in tables[0].rows
     assert sum(bool(row[-1]) for row in tables[0].rows) == 4
