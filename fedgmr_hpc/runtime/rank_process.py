@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from fedgmr_hpc.transport.ranks import (
     make_identity,
     take_slice,
 )
-from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt
+from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt_on_term
 
 Report = Callable[[Experiment, Result], int]  # tells a person how a run ended: the exit code
 
@@ -67,7 +66,7 @@ def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], rep
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input.
     """
-    signal.signal(signal.SIGTERM, interrupt)  # what schedulers send before they kill
+    interrupt_on_term()
     try:
         recorded = read_result(path)
         config = replayed_config(recorded, sources, overrides)

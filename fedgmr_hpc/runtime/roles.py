@@ -49,7 +49,7 @@ def lead(
     report: Callable[[Experiment, Result], int],
     resumes: bool = False,
 ) -> int:
-    """Rank 0 of several: prepares the run, hands the others its configuration, serves, reports.
+    """Run rank 0 of several: prepare the run, hand out its configuration, serve, report.
 
     Args:
         report: tells a person how the run has ended; returns the exit code.
@@ -94,7 +94,7 @@ def _try_prepare(
 
 
 def _begin(is_replay: bool) -> None:
-    """The run begins; unless it has no checkpoints, Ctrl-C asks for one."""
+    """Begin the run: from now on Ctrl-C asks for a checkpoint, except of a replay."""
     if not is_replay:
         STOP_REQUEST.install_ctrl_c()
 
@@ -177,7 +177,7 @@ def run_alone(
     report: Callable[[Experiment, Result], int],
     resumes: bool = False,
 ) -> int:
-    """Server and clients in one process."""
+    """Run server and clients in one process; return the exit code."""
     experiment = _try_prepare(config, recorded, resumes)
     if isinstance(experiment, int):
         return experiment

@@ -137,22 +137,22 @@ def _prefix_of(path: Path) -> str:
     return path.name.rstrip("0123456789")
 
 
-def claim(results: Path, record: Record, is_told_to_end: Callable[[], bool]) -> Owner:
+def claim(results: Path, record: Record, should_stop: Callable[[], bool]) -> Owner:
     """Make `record` the owner of a run's files, waiting for a sign of life of one before it.
 
     Args:
         results: the result file, whose folder is there.
-        is_told_to_end: asked while waiting.
+        should_stop: asked while waiting.
 
     Raises:
         ValueError: another process is the owner; says which, and what to do.
-        RunError: told to end while waiting.
+        RunError: a signal has asked this process to stop while it waited.
         OSError: no record can be made.
     """
     text = json.dumps(asdict(record))
     while True:
         others = find_owners(results.parent, owner_prefix(results))
-        if others and not _is_gone(others[-1], record, is_told_to_end):
+        if others and not _is_gone(others[-1], record, should_stop):
             raise ValueError(
                 f"results.path: {results} is being written by {others[-1]}; wait for it or end it, "
                 f"or, if it is known to be dead, remove {others[-1].path}"
@@ -235,7 +235,7 @@ def _make_without_links(path: Path, text: str) -> bool:
     return True
 
 
-def _is_gone(found: Found, own: Record, is_told_to_end: Callable[[], bool]) -> bool:
+def _is_gone(found: Found, own: Record, should_stop: Callable[[], bool]) -> bool:
     """Return whether an owner writes no more, if need be by waiting for what it does."""
     then = found.record
     if then is not None and own.job and then.job == own.job and then.restart != own.restart:
@@ -246,15 +246,15 @@ def _is_gone(found: Found, own: Record, is_told_to_end: Callable[[], bool]) -> b
         left_s = STALE_S - (now.stat().st_mtime - found.touched_s)
     if left_s <= 0:
         return True
-    log.warning("%s may be alive: waits up to %.0f s for a sign of it", found, left_s)
-    return _stays_silent(found, time.monotonic() + left_s, is_told_to_end)
+    log.warning("%s may be alive: waiting up to %.0f s for a sign of life", found, left_s)
+    return _stays_silent(found, time.monotonic() + left_s, should_stop)
 
 
-def _stays_silent(found: Found, deadline_s: float, is_told_to_end: Callable[[], bool]) -> bool:
+def _stays_silent(found: Found, deadline_s: float, should_stop: Callable[[], bool]) -> bool:
     while time.monotonic() < deadline_s:
         time.sleep(LOOK_S)
-        if is_told_to_end():
-            raise RunError(f"told to end while waiting for a sign of {found}")
+        if should_stop():
+            raise RunError(f"stopped by a signal while waiting for a sign of life of {found}")
         now = _read(found.path, found.epoch)
         if now != found:
             return now is None

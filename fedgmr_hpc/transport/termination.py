@@ -97,6 +97,11 @@ def interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt("terminated")
 
 
+def interrupt_on_term() -> None:
+    """Handle TERM, which schedulers send before they kill, as Ctrl-C from now on."""
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 @contextmanager
 def handling(number: int, handler: Any) -> Iterator[None]:
     """Give a signal another handler for a while."""

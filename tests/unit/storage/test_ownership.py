@@ -142,9 +142,9 @@ def test_a_record_that_cannot_be_understood_counts_as_long_as_it_is_touched(resu
         assert owner.path.name == "run.owner-5"
 
 
-def test_waiting_ends_when_told_to(results: Path) -> None:
+def test_waiting_ends_when_a_signal_asks_for_it(results: Path) -> None:
     leave(results, ELSEWHERE)
-    with pytest.raises(RunError, match="told to end while waiting for a sign of run cc"):
+    with pytest.raises(RunError, match="while waiting for a sign of life of run cc"):
         claim(results, SELF, lambda: True)
 
 
