@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from fedgmr_hpc.cli.parser import Parser, suggest
@@ -75,6 +78,28 @@ def add_ranks(parser: Parser, default: int | None = None, least: int = 1, about:
     text = about or "number of ranks, the server included"
     shown = f"{text} (default: {default})" if default else text
     parser.add_argument("--ranks", type=at_least(least), default=default, metavar="N", help=shown)
+
+
+def add_json(parser: Parser) -> None:
+    """Adds `--json`: one JSON document on stdout, and nothing else there."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+@contextmanager
+def stdout_to_stderr(redirects: bool) -> Iterator[None]:
+    """Sends what is printed meanwhile to stderr, also by processes that are started meanwhile."""
+    if not redirects:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def sources_of(arguments: argparse.Namespace) -> list[str]:

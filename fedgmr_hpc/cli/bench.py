@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from fedgmr_hpc.cli.arguments import Verbs, add_ranks, add_verb, one_of
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    add_json,
+    add_ranks,
+    add_verb,
+    one_of,
+    stdout_to_stderr,
+)
 
 BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory")
 DESCRIPTION = """\
@@ -20,7 +28,8 @@ repeats, and states the ceiling that it is measured against in the same run:
   clients  many clients, few take part      only those that take part
   memory   rank 0 over many rounds          a flat line
 
-The last line is JSON. The exit code is 1 where a row is outside its bound.
+The last line is JSON, with --json the only one. The exit code is 1 where a
+row is outside its bound.
 """
 EPILOG = """\
 examples:
@@ -44,10 +53,17 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few repeats, as a smoke test")
     add_ranks(parser, default=3, least=2)
+    add_json(parser)
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Runs a benchmark; 1 where a row is outside what it is allowed."""
-    from fedgmr_hpc.bench.benchmarks import run_bench
+    from fedgmr_hpc.bench.benchmarks import as_record, measure, run_bench
 
-    return run_bench(arguments.what, quick=arguments.quick, ranks=arguments.ranks)
+    how = {"quick": arguments.quick, "ranks": arguments.ranks}
+    if not arguments.json:
+        return run_bench(arguments.what, **how)
+    with stdout_to_stderr(True):
+        found = measure(arguments.what, **how)
+    print(json.dumps(as_record(arguments.what, arguments.quick, found)))
+    return 1 if found.num_outside else 0

@@ -17,8 +17,8 @@ examples:
   %(prog)s femnist data.root=/data > run.yaml
 """
 KEYS = """\
-List the configuration keys with their defaults and meanings: all of them, or
-those whose name or meaning has TEXT in it.
+List the configuration keys with their defaults and meanings: all of them,
+those of a section, or those whose name or meaning has TEXT in it.
 """
 KEYS_EPILOG = """\
 examples:

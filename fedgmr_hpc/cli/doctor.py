@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fedgmr_hpc.cli.arguments import Verbs, above_zero, add_configuration, add_verb, try_load
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    above_zero,
+    add_configuration,
+    add_json,
+    add_verb,
+    try_load,
+)
 
 LIMIT_S = 60.0
 DESCRIPTION = """\
@@ -49,6 +56,7 @@ def add_to(verbs: Verbs) -> None:
         metavar="S",
         help="longest silence of a rank, in seconds (default: %(default)g)",
     )
+    add_json(parser)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -56,4 +64,4 @@ def doctor(arguments: argparse.Namespace) -> int:
     config = try_load(arguments)
     from fedgmr_hpc.doctor.rank import check_rank
 
-    return check_rank(config, arguments.limit)
+    return check_rank(config, arguments.limit, arguments.json)

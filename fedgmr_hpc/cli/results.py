@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from fedgmr_hpc.cli.arguments import Verbs, add_actions, add_verb, one_of
+from fedgmr_hpc.cli.arguments import Verbs, add_actions, add_json, add_verb, one_of
 
 FORMATS = ("csv", "jsonl", "parquet", "tensorboard")
 DESCRIPTION = "Check and export result files.\n"
@@ -31,14 +32,17 @@ Write the tables of result files in a form that other programs read:
   parquet      RUN/TABLE.parquet (needs pyarrow)
   tensorboard  RUN/events.out.tfevents... (needs tensorboardX)
 
-Configuration and provenance are in RUN/run.json. Files are not overwritten.
-With --partial what is left of a damaged file is written; the status in
-RUN/run.json says what is lost.
+Configuration and provenance are in RUN/run.json. With --join the runs share
+one file a table, TABLE.csv, whose first column `run` tells them apart, and
+runs.json. Files are not overwritten.
+
+With --partial, damaged files and those of killed runs give the rows before
+the first damaged one; the status in run.json says what is missing.
 """
 EXPORT_EPILOG = """\
 examples:
   %(prog)s run.h5 --format csv --out tables
-  %(prog)s results/*.h5 --format parquet --out tables
+  %(prog)s results/*.h5 --join --format parquet --out tables
 """
 
 
@@ -62,6 +66,7 @@ def add_to(verbs: Verbs) -> None:
         call=verify,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="a result file")
+    add_json(parser)
     parser = add_verb(
         actions,
         "export",
@@ -80,8 +85,12 @@ def add_to(verbs: Verbs) -> None:
         help=", ".join(FORMATS),
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-    about = "export what is left of damaged files instead of refusing them"
-    parser.add_argument("--partial", action="store_true", help=about)
+    parser.add_argument(
+        "--join", action="store_true", help="write one file a table for all runs together"
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="take what can be read of damaged files"
+    )
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -90,6 +99,12 @@ def verify(arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.results.verify import verify as findings_of
 
     findings = {file: findings_of(file) for file in arguments.files}
+    if arguments.json:
+        files = [
+            {"file": f, "sound": not found, "findings": found} for f, found in findings.items()
+        ]
+        print(json.dumps({"files": files}, indent=1))
+        return 1 if any(findings.values()) else 0
     for file, lines in findings.items():
         print("\n".join(lines) if lines else f"results {file}: sound{remark(file)}")
     return 1 if any(findings.values()) else 0
@@ -97,9 +112,9 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Writes tables and prints where they are."""
-    from fedgmr_hpc.results.export import export as export_file
+    from fedgmr_hpc.results.export import export as export_files
 
-    for file in arguments.files:
-        written = export_file(file, arguments.format, arguments.out, partial=arguments.partial)
-        print("\n".join(map(str, written)))
+    how = {"join": arguments.join, "partial": arguments.partial}
+    for path in export_files(arguments.files, arguments.format, arguments.out, **how):
+        print(path)
     return 0

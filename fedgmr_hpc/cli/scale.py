@@ -11,6 +11,7 @@ from fedgmr_hpc.cli.arguments import (
     Verbs,
     add_actions,
     add_configuration,
+    add_json,
     add_out,
     add_verb,
     at_least,
@@ -18,6 +19,7 @@ from fedgmr_hpc.cli.arguments import (
     one_of,
     overrides_of,
     sources_of,
+    stdout_to_stderr,
 )
 
 SWEEPS = ("clients-per-rank", "density", "bandwidth")
@@ -98,6 +100,7 @@ def add_to(verbs: Verbs) -> None:
         call=report,
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a scaling study")
+    add_json(parser)
 
 
 def _add_options(parser: Parser) -> None:
@@ -120,6 +123,7 @@ def _add_options(parser: Parser) -> None:
         help="first rounds that are left out of all rates (default: 3)",
     )
     add_out(parser, None, "folder of runs and report", "results/scaling-KIND-TIME")
+    add_json(parser)
 
 
 def _add_sweep(parser: Parser) -> None:
@@ -139,25 +143,23 @@ def _add_sweep(parser: Parser) -> None:
 def scale(arguments: argparse.Namespace) -> int:
     """Runs what a scaling study lacks, and reports."""
     overrides, sources = overrides_of(arguments), sources_of(arguments)
+    from fedgmr_hpc.scaling.study import report as write_report
     from fedgmr_hpc.scaling.study import scale as run_scaling
 
     kind = arguments.sweep if arguments.kind == "sweep" else arguments.kind
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return run_scaling(
-        kind,
-        sources,
-        overrides,
-        arguments.ranks,
-        arguments.values,
-        arguments.repeats,
-        arguments.warmup,
-        Path(arguments.out or f"results/scaling-{kind}-{stamp}"),
-    )
+    out = Path(arguments.out or f"results/scaling-{kind}-{stamp}")
+    numbers = (arguments.ranks, arguments.values, arguments.repeats, arguments.warmup)
+    with stdout_to_stderr(arguments.json):
+        code = run_scaling(kind, sources, overrides, *numbers, out)
+    if code == 0:
+        print(write_report(out, arguments.json))
+    return code
 
 
 def report(arguments: argparse.Namespace) -> int:
     """Writes a report again, and prints it."""
-    from fedgmr_hpc.scaling.study import report as write_again
+    from fedgmr_hpc.scaling.study import report as write_report
 
-    print(write_again(Path(arguments.folder)))
+    print(write_report(Path(arguments.folder), arguments.json))
     return 0

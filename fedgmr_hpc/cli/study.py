@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from fedgmr_hpc.cli.arguments import (
     Parser,
     Verbs,
     add_actions,
+    add_json,
     add_out,
     add_ranks,
     add_verb,
@@ -95,6 +97,7 @@ def add_to(verbs: Verbs) -> None:
         call=status,
     )
     _add_study(parser)
+    add_json(parser)
     parser = add_verb(
         actions,
         "report",
@@ -180,9 +183,10 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     """Prints the state of a study."""
-    from fedgmr_hpc.study.folder import render_status
+    from fedgmr_hpc.study.folder import render_status, status_record
 
-    print(render_status(_open(arguments, reuses_overrides=True)))
+    folder = _open(arguments, reuses_overrides=True)
+    print(json.dumps(status_record(folder), indent=1) if arguments.json else render_status(folder))
     return 0
 
 

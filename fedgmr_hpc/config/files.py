@@ -7,6 +7,7 @@ prints the reference of the keys.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,21 +108,30 @@ def render_config(config: Config) -> str:
     return dump(config.model_dump(mode="json"))
 
 
-def describe_keys(prefix: str = "") -> str:
-    """Return the reference: every key, or those below `prefix`, with default, values and meaning.
+def describe_keys(text: str = "") -> str:
+    """Return the reference of keys with default, values and meaning.
+
+    Args:
+        text: A key or a section, for all that is in it; else what to look for in names and, as
+            whole words, in meanings. Empty for every key.
 
     Raises:
-        ValueError: no key has that prefix.
+        ValueError: Nothing is found.
     """
-    lines = []
-    for key, default, allowed, about in _walk_fields(Config, ""):
-        if not f"{key}.".startswith(f"{prefix}." if prefix else ""):
-            continue
-        lines.append(f"{key} = {dump(default, flow=True).split(chr(10))[0]}")
-        lines.append(f"    {about}" + (f" [{allowed}]" if allowed else ""))
-    if not lines:
-        raise ValueError(unknown_key(prefix, Config.model_fields, dotted_keys(Config)))
-    return "\n".join(lines)
+    fields = list(_walk_fields(Config, ""))
+    found = [field for field in fields if not text or f"{field[0]}.".startswith(f"{text}.")]
+    if not found:
+        word = re.compile(rf"\b{re.escape(text)}\b", re.IGNORECASE)
+        named = [field for field in fields if text.lower() in field[0]]
+        found = named + [field for field in fields if field not in named and word.search(field[3])]
+    if not found:
+        raise ValueError(unknown_key(text, Config.model_fields, dotted_keys(Config)))
+    return "\n".join(line for field in found for line in _describe_field(*field))
+
+
+def _describe_field(key: str, default: Any, allowed: str, about: str) -> Iterator[str]:
+    yield f"{key} = {dump(default, flow=True).split(chr(10))[0]}"
+    yield f"    {about}" + (f" [{allowed}]" if allowed else "")
 
 
 def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, str, str]]:

@@ -32,12 +32,13 @@ from fedgmr_hpc.transport.ping import Peer
 from fedgmr_hpc.transport.ranks import Launch, detect_launch, take_slice
 
 
-def check_rank(config: Config | ValueError, limit_s: float) -> int:
+def check_rank(config: Config | ValueError, limit_s: float, as_json: bool = False) -> int:
     """Check a machine as this rank of a job, before a run begins there.
 
     Args:
         config: of the run, or what is wrong with it, which rank 0 reports.
         limit_s: the longest silence of a rank, and the longest time of a check that only looks.
+        as_json: print one JSON document on rank 0 instead of lines.
 
     Returns:
         The exit code, the same on every rank: 0 where nothing failed, 1 where something did, 2 for
@@ -58,7 +59,7 @@ def check_rank(config: Config | ValueError, limit_s: float) -> int:
         transport = make_transport(kind, launch, device) or make_inproc(1)[0]
     peer = Peer(transport, limit_s)
     peer.tell(0, Tag.HELLO, {"host": socket.gethostname(), "pid": os.getpid()})
-    part = _follow if transport.rank else partial(_lead, config)
+    part = _follow if transport.rank else partial(_lead, config, as_json)
     return guard(transport, lambda: part(peer, launch))
 
 
@@ -125,7 +126,7 @@ def _answer(peer: Peer, work: Work) -> None:
         peer.tell(0, Tag.RESULT, work.facts)
 
 
-def _lead(config: Config | ValueError, peer: Peer, launch: Launch) -> int:
+def _lead(config: Config | ValueError, as_json: bool, peer: Peer, launch: Launch) -> int:
     """Have everything checked, as rank 0; return the exit code."""
     if isinstance(config, ValueError):
         for line in str(config).splitlines():
@@ -135,7 +136,7 @@ def _lead(config: Config | ValueError, peer: Peer, launch: Launch) -> int:
         hello = {"host": socket.gethostname(), "config": config.model_dump(mode="json")}
         for rank in peer.others:
             peer.tell(rank, Tag.HELLO, hello)
-        code = Checkup(config, peer, Probes(config, 0, launch)).run()
+        code = Checkup(config, peer, Probes(config, 0, launch)).run(as_json)
     for rank in peer.others:
         peer.tell(rank, Tag.STOP, {"code": code})
     return code

@@ -6,10 +6,11 @@
     parquet      RUN/TABLE.parquet, per-client columns as lists    pyarrow
     tensorboard  RUN/events.out.tfevents...                        tensorboardX
 
-Each but the last adds RUN/run.json: status, configuration, provenance. In CSV a per-client column
-becomes one column a client, `density_0`, `density_1`, ...; in JSON NaN is null. A TensorBoard
-scalar's step is the version, of looks at equal times the whole second of that time, and its time
-the wall clock. Existing files are not overwritten.
+Each but the last adds RUN/run.json: status, configuration, provenance. Joined, all runs share one
+file a table, OUT/TABLE.csv, with a first column `run`, and OUT/runs.json. In CSV a per-client
+column becomes one column a client, `density_0`, `density_1`, ...; in JSON NaN is null. A
+TensorBoard scalar's step is the version, of looks at equal times the whole second of that time, and
+its time the wall clock. Existing files are not overwritten.
 
 Shapes: N rows of a table, C clients.
 """
@@ -17,11 +18,12 @@ Shapes: N rows of a table, C clients.
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,29 +42,58 @@ SCALARS = {
 
 
 def export(
-    path: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
     form: str,
     out: str | os.PathLike[str],
     *,
+    join: bool = False,
     partial: bool = False,
 ) -> list[Path]:
-    """Write the tables of a result file under `out`, in a folder named after it.
+    """Write the tables of result files for other programs.
 
     Args:
-        form: csv, jsonl, parquet or tensorboard.
-        partial: write what is left of a damaged file instead of refusing it.
+        paths: result files.
+        form: `csv`, `jsonl`, `parquet` or `tensorboard`.
+        out: a folder.
+        join: one file a table for all runs together, with a column `run`.
+        partial: write what is left of damaged files instead of refusing them.
 
     Returns:
-        The files written.
+        What was written.
 
     Raises:
         ValueError: an unknown form, a missing package, an unreadable file, or files that exist.
         OSError: `out` cannot be written.
     """
     if form not in FORMS:
-        raise ValueError(f"--format: got {form}, allowed: {', '.join(FORMS)}")
-    result = read_result(path, partial=partial)
-    return FORMS[form](result, _fresh_folder(Path(out) / Path(path).stem))
+        raise ValueError(f"--format must be one of {', '.join(FORMS)} (got {form})")
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        again = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"FILE must have another name than the others (got {again} again)")
+    results = (read_result(path, partial=partial) for path in paths)
+    if join:
+        return _export_joined(dict(zip(names, results, strict=True)), form, Path(out))
+    return [
+        written
+        for name, result in zip(names, results, strict=True)
+        for written in FORMS[form](result, _fresh_folder(Path(out) / name))
+    ]
+
+
+def _export_joined(runs: Mapping[str, Result], form: str, folder: Path) -> list[Path]:
+    if form not in TABLE_FORMS:
+        allowed = ", ".join(TABLE_FORMS)
+        raise ValueError(f"--format must be one of {allowed} when --join is given (got {form})")
+    parts: dict[str, list[Columns]] = {}
+    for name, result in runs.items():
+        for table, columns in _tables(result).items():
+            num_rows = len(next(iter(columns.values())))
+            parts.setdefault(table, []).append({"run": np.full(num_rows, name), **columns})
+    _fresh_folder(folder)
+    written = [TABLE_FORMS[form](each, folder / f"{table}.{form}") for table, each in parts.items()]
+    records = {name: _run_record(result) for name, result in runs.items()}
+    return [*written, _write_json(records, folder / "runs.json")]
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -83,16 +114,27 @@ def _tables(result: Result) -> dict[str, Columns]:
     return found
 
 
-def _csv(result: Result, folder: Path) -> list[Path]:
-    paths = []
-    for table, columns in _tables(result).items():
-        flat = dict(_one_a_client(columns))
-        paths.append(folder / f"{table}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(flat)
-            writer.writerows(zip(*(values.tolist() for values in flat.values()), strict=True))
-    return [*paths, _write_run(result, folder)]
+def _export_tables(form: str, result: Result, folder: Path) -> list[Path]:
+    """One file a table, and the run's own."""
+    tables = _tables(result)
+    written = [
+        TABLE_FORMS[form]([columns], folder / f"{table}.{form}")
+        for table, columns in tables.items()
+    ]
+    return [*written, _write_json(_run_record(result), folder / "run.json")]
+
+
+def _csv(parts: Sequence[Columns], path: Path) -> Path:
+    """The rows of all parts; what a part lacks is left empty."""
+    flat = [dict(_one_a_client(columns)) for columns in parts]
+    heads = list(dict.fromkeys(name for columns in flat for name in columns))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, heads, lineterminator="\n")
+        writer.writeheader()
+        for columns in flat:
+            rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+            writer.writerows(dict(zip(columns, row, strict=True)) for row in rows)
+    return path
 
 
 def _one_a_client(columns: Columns) -> Iterator[tuple[str, Any]]:
@@ -103,14 +145,12 @@ def _one_a_client(columns: Columns) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}_{client}", values[:, client]) for client in range(len(values.T)))
 
 
-def _jsonl(result: Result, folder: Path) -> list[Path]:
-    paths = []
-    for table, columns in _tables(result).items():
-        paths.append(folder / f"{table}.jsonl")
-        with paths[-1].open("w", encoding="utf-8") as file:
+def _jsonl(parts: Sequence[Columns], path: Path) -> Path:
+    with path.open("w", encoding="utf-8") as file:
+        for columns in parts:
             for row in zip(*(values.tolist() for values in columns.values()), strict=True):
                 file.write(json.dumps(dict(zip(columns, map(_finite, row), strict=True))) + "\n")
-    return [*paths, _write_run(result, folder)]
+    return path
 
 
 def _finite(value: Any) -> Any:
@@ -119,14 +159,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _parquet(result: Result, folder: Path) -> list[Path]:
+def _parquet(parts: Sequence[Columns], path: Path) -> Path:
     arrow, parquet = _package("pyarrow"), _package("pyarrow.parquet")
-    paths = []
-    for table, columns in _tables(result).items():
-        arrays = {n: v if v.ndim == 1 else list(v) for n, v in columns.items()}
-        paths.append(folder / f"{table}.parquet")
-        parquet.write_table(arrow.table(arrays), paths[-1])
-    return [*paths, _write_run(result, folder)]
+    tables = [
+        arrow.table({n: v if v.ndim == 1 else list(v) for n, v in columns.items()})
+        for columns in parts
+    ]
+    parquet.write_table(arrow.concat_tables(tables, promote_options="default"), path)
+    return path
 
 
 def _tensorboard(result: Result, folder: Path) -> list[Path]:
@@ -158,21 +198,26 @@ def _package(name: str) -> Any:
         raise ValueError(f"--format: needs {package}, which is missing: {EXTRA}") from None
 
 
-def _write_run(result: Result, folder: Path) -> Path:
-    path = folder / "run.json"
-    content = {
+def _run_record(result: Result) -> dict[str, Any]:
+    return {
         "status": result.status,
         "config": result.config,
         "provenance": result.provenance,
         "layout": json.loads(result.layout_json or "null"),
     }
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> Path:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-FORMS: dict[str, Callable[[Result, Path], list[Path]]] = {
+TABLE_FORMS: dict[str, Callable[[Sequence[Columns], Path], Path]] = {
     "csv": _csv,
     "jsonl": _jsonl,
     "parquet": _parquet,
+}
+FORMS: dict[str, Callable[[Result, Path], list[Path]]] = {
+    **{form: functools.partial(_export_tables, form) for form in TABLE_FORMS},
     "tensorboard": _tensorboard,
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.scaling.analysis import analyse
+from fedgmr_hpc.scaling.analysis import PointSummary, Scaling, analyse
 from fedgmr_hpc.scaling.page import write_report
 from fedgmr_hpc.scaling.runs import Kind, Plan, check_plan, make_points, read_plan, run_plan
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
@@ -23,7 +26,7 @@ def scale(
     warmup_rounds: int,
     out: Path,
 ) -> int:
-    """Run what a study lacks and print its report; return the exit code.
+    """Run what a study lacks; return the exit code: 0 complete, 75 ended by a signal.
 
     Raises:
         ValueError: what is asked for is wrong.
@@ -32,16 +35,49 @@ def scale(
     points = make_points(kind, load_config(sources, overrides), ranks, values)
     plan = Plan(kind, tuple(sources), tuple(overrides), repeats, warmup_rounds, num_cores(), points)
     check_plan(plan, out)
-    if not run_plan(plan, out):
-        return EXIT_CHECKPOINTED
-    print(report(out))
-    return 0
+    return 0 if run_plan(plan, out) else EXIT_CHECKPOINTED
 
 
-def report(folder: Path) -> str:
-    """Write the report of a study's folder again; return what to say on the terminal.
+def report(folder: Path, as_json: bool = False) -> str:
+    """Write the report of a study's folder; return the tables as text, or a JSON document.
 
     Raises:
         ValueError: the folder holds no complete study.
     """
-    return write_report(analyse(read_plan(folder), folder), folder)
+    scaling = analyse(read_plan(folder), folder)
+    text = write_report(scaling, folder)
+    return json.dumps(scaling_record(scaling), indent=1) if as_json else text
+
+
+def scaling_record(scaling: Scaling) -> dict[str, Any]:
+    """The measured points and the predicted limit of the server; None where there is no number."""
+    limit = scaling.simulations[0].saturation
+    return {
+        "kind": scaling.plan.kind,
+        "configurations": list(scaling.plan.sources),
+        "overrides": list(scaling.plan.overrides),
+        "repeats": scaling.plan.repeats,
+        "points": [_point_record(point) for point in scaling.points],
+        "amdahl_serial_frac": _finite(scaling.amdahl_frac),
+        "gustafson_serial_frac": _finite(scaling.gustafson_frac),
+        "saturation_workers": _finite(limit.num_workers),
+        "saturation_rounds_per_s": _finite(limit.rounds_per_s),
+        "saturated_by": limit.station,
+    }
+
+
+def _point_record(point: PointSummary) -> dict[str, Any]:
+    return {
+        "name": point.point.name,
+        "ranks": point.point.num_ranks,
+        "value": point.point.value,
+        "client_rounds_per_s": _finite(point.rounds_per_s.mean),
+        "speedup": _finite(point.speedup.mean),
+        "efficiency": _finite(point.efficiency.mean),
+        "predicted_client_rounds_per_s": _finite(point.predicted_per_s),
+        "bound_by": point.bound_by,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.yaml_file import dump, parse
@@ -182,10 +184,7 @@ def render_status(folder: StudyFolder) -> str:
     states, jobs, unknown = states_with_jobs(folder)
     rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
     table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
-    active = [(cell, state) for cell, state in states if state.status in ACTIVE and state.job]
-    limits = [job.max_parallel for cell, _ in active if (job := job_of(jobs, cell))]
-    max_parallel = max(limits, default=0) or folder.max_parallel(folder.study.ranks)
-    left_s = eta_s(active or states, states, max_parallel)
+    left_s = _left_s(folder, states, jobs)
     is_over = all(s.status in ENDED for _, s in states)
     eta = "" if is_over else f"; time left {describe_s(left_s)}"
     what = " once they all run" if any(s.status == "queued" for _, s in states) else ""
@@ -193,6 +192,45 @@ def render_status(folder: StudyFolder) -> str:
     return (
         f"{table}\n{count_states([s for _, s in states])} of {len(states)} cells{eta}{what}{note}"
     )
+
+
+def status_record(folder: StudyFolder) -> dict[str, Any]:
+    """What `render_status` shows, for programs; None where a number is not known."""
+    states, jobs, unknown = states_with_jobs(folder)
+    return {
+        "study": folder.study.title,
+        "counts": dict(Counter(state.status for _, state in states)),
+        "time_left_s": _finite(_left_s(folder, states, jobs)),
+        "queue_error": unknown or None,
+        "cells": [_cell_record(cell, state) for cell, state in states],
+    }
+
+
+def _cell_record(cell: Cell, state: CellState) -> dict[str, Any]:
+    result = state.result
+    scores = result.evaluations["val_accuracy"] if result is not None else []
+    return {
+        "name": cell.name,
+        "state": state.status,
+        "progress_frac": state.progress_frac,
+        "val_accuracy": _finite(scores[-1]) if len(scores) else None,
+        "virtual_s": _finite(end_s(result, "now_s")) if result is not None else None,
+        "wall_s": _finite(end_s(result, "wall_s")) if result is not None else None,
+        "job": state.job or None,
+        "error": state.error or None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _left_s(folder: StudyFolder, states: States, jobs: Mapping[str, CellJob]) -> float:
+    """Wall seconds until what is active is done, or all where nothing is; NaN without a pace."""
+    active = [(cell, state) for cell, state in states if state.status in ACTIVE and state.job]
+    limits = [job.max_parallel for cell, _ in active if (job := job_of(jobs, cell))]
+    max_parallel = max(limits, default=0) or folder.max_parallel(folder.study.ranks)
+    return eta_s(active or states, states, max_parallel)
 
 
 def count_states(states: Sequence[CellState]) -> str:

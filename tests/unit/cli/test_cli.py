@@ -46,6 +46,17 @@ def test_keys_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith("    ") and len(line) > 20 for line in lines[1::2])
 
 
+def test_keys_finds_sections_names_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run_verb(capsys, "keys", "wire")
+    assert all(line.startswith(("wire.", "    ")) for line in out.splitlines())
+    _, out, _ = run_verb(capsys, "keys", "patience")
+    assert out.startswith("restoration.patience = 5\n")
+    _, out, _ = run_verb(capsys, "keys", "plateau")  # a word of meanings, of no name
+    assert "restoration.patience = 5\n" in out
+    code, out, err = run_verb(capsys, "keys", "restoration.patence")
+    assert (code, out) == (2, "") and "did you mean 'restoration.patience'?" in err
+
+
 def test_prepare_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run_verb(capsys, "prepare", "cifar10", "--root", str(tmp_path))
     assert code == 2

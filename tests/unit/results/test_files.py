@@ -260,7 +260,8 @@ def test_what_is_left_of_a_damaged_file_is_exported_where_asked_for(
 
 def test_csv_and_jsonl_hold_every_row(tmp_path: Path) -> None:
     source = write_run(tmp_path / "run.h5")
-    written = export(source, "csv", tmp_path / "csv") + export(source, "jsonl", tmp_path / "lines")
+    written = export([source], "csv", tmp_path / "csv")
+    export([source], "jsonl", tmp_path / "lines")
     assert tmp_path / "csv" / "run" / "merges.csv" in written
     with (tmp_path / "csv/run/merges.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -277,14 +278,44 @@ def test_csv_and_jsonl_hold_every_row(tmp_path: Path) -> None:
     )
     assert json.loads((tmp_path / "csv/run/run.json").read_text())["config"]["seed"] == 7
     with pytest.raises(ValueError, match="has files already"):
-        export(source, "csv", tmp_path / "csv")
-    with pytest.raises(ValueError, match=r"--format: got xml, allowed: csv, jsonl, parquet, tens"):
-        export(source, "xml", tmp_path / "xml")
+        export([source], "csv", tmp_path / "csv")
+    with pytest.raises(ValueError, match=r"--format must be one of csv, jsonl, parquet, tens"):
+        export([source], "xml", tmp_path / "xml")
+
+
+def test_joined_runs_share_one_file_a_table(tmp_path: Path) -> None:
+    sources = [write_run(tmp_path / "a.h5"), write_run(tmp_path / "b.h5")]
+    written = export(sources, "csv", tmp_path / "csv", join=True)
+    assert {path.parent for path in written} == {tmp_path / "csv"}
+    with (tmp_path / "csv" / "merges.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["version"]) for row in rows] == [
+        *(("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"))
+    ]
+    assert json.loads((tmp_path / "csv" / "runs.json").read_text())["b"]["config"]["seed"] == 7
+    export(sources, "jsonl", tmp_path / "lines", join=True)
+    lines = (tmp_path / "lines" / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["run"] for line in lines] == ["a", "b"]
+    with pytest.raises(ValueError, match="csv, jsonl, parquet when --join is given"):
+        export(sources, "tensorboard", tmp_path / "board", join=True)
+    with pytest.raises(ValueError, match=r"named once for each run \(got a again\)"):
+        export([*sources, sources[0]], "csv", tmp_path / "twice", join=True)
+
+
+def test_what_can_be_read_of_a_damaged_file_is_exported(tmp_path: Path) -> None:
+    source = write_run(tmp_path / "run.h5")
+    with source.open("r+b") as file:
+        file.truncate(source.stat().st_size - 2000)
+    with pytest.raises(ValueError):
+        export([source], "csv", tmp_path / "whole")
+    export([source], "csv", tmp_path / "csv", salvages=True)
+    record = json.loads((tmp_path / "csv" / "run" / "run.json").read_text())
+    assert record["config"]["seed"] == 7 and record["status"] != "finished"
 
 
 def test_parquet_keeps_types_and_lists(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `export`")
-    export(write_run(tmp_path / "run.h5"), "parquet", tmp_path / "out")
+    export([write_run(tmp_path / "run.h5")], "parquet", tmp_path / "out")
     merges = parquet.read_table(tmp_path / "out/run/merges.parquet").to_pydict()
     assert merges["version"] == [1, 2] and merges["up_bytes"][1] == [20, 40, 140]
     events = parquet.read_table(tmp_path / "out/run/events.parquet").to_pydict()
@@ -293,14 +324,14 @@ def test_parquet_keeps_types_and_lists(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_one_event_file_a_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="needs the extra `export`")
-    (path,) = export(write_run(tmp_path / "run.h5"), "tensorboard", tmp_path / "out")
+    (path,) = export([write_run(tmp_path / "run.h5")], "tensorboard", tmp_path / "out")
     assert path.parent == tmp_path / "out" / "run" and b"evaluations/val_acc" in path.read_bytes()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"needs pyarrow, which is missing: pip install"):
-        export(write_run(tmp_path / "run.h5"), "parquet", tmp_path / "out")
+        export([write_run(tmp_path / "run.h5")], "parquet", tmp_path / "out")
 
 
 @pytest.mark.parametrize("words", [("verify",), ("mend", "a.h5"), ("export", "a.h5", "--out", "x")])
