@@ -30,6 +30,7 @@ from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import prefixed, validate
 from fedgmr_hpc.config.yaml_file import dump, read_mapping
+from fedgmr_hpc.reporting.tables import as_text
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}
 AXES = (*CHOICES, "transmission", "train")  # a word; what a row may leave out
@@ -180,15 +181,9 @@ def render_methods() -> tuple[str, list[str]]:
     heads = ("method", *AXES)
     methods, wrong = _readable(load_method, method_names())
     rows = [_cells(method) for method in methods]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-        for cells in (heads, *rows)
-    ]
     wrappers, wrong_wrappers = _readable(_describe_wrapper, wrapper_names())
-    rule = "-" * max(map(len, lines))
     closing = ["", "laid over any row, as in heterofl+aux+gmr:", *wrappers]
-    text = "\n".join([lines[0], rule, *lines[1:], *closing])
+    text = "\n".join([as_text(heads, rows), *closing])
     return text, list(dict.fromkeys(wrong + wrong_wrappers))  # a base's mistakes come with each row
 
 

@@ -25,7 +25,8 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.partition import class_counts
 from fedgmr_hpc.reporting.figures import COLOURS, SMALL, new_figure, save, styled
-from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.tables import Table, as_text
 
 Longs = NDArray[np.int64]
 Doubles = NDArray[np.float64]
@@ -115,13 +116,23 @@ def random_distance(counts: Longs) -> float:
 
 def describe_holdings(held: Holdings) -> str:
     """Return the table, at most 30 rows, and lines on sizes and skew."""
+    table = as_text(_header(held), _rows(held), _total(held))
+    return "\n".join([held.name, "", table, "", *_lines(held)])
+
+
+def _rows(held: Holdings) -> list[list[str]]:
+    """Return a row for each client, or the means over equally many clients."""
     size = -(-held.num_clients // MAX_ROWS)
     everybody, is_mean = np.arange(held.num_clients), size > 1
     blocks = [everybody[start : start + size] for start in range(0, held.num_clients, size)]
-    rows = [_row(held, block, is_mean) for block in blocks]
+    return [_row(held, block, is_mean) for block in blocks]
+
+
+def _lines(held: Holdings) -> list[str]:
+    """Say what the rows are, how sizes vary and how skewed the classes are."""
+    is_mean = held.num_clients > MAX_ROWS
     note = ["rows are means over the clients they name"] if is_mean else []
-    table = as_text(_header(held), rows, _total(held))
-    return "\n".join([held.name, "", table, "", *note, _sizes_line(held), _skew_line(held)])
+    return [*note, _sizes_line(held), _skew_line(held)]
 
 
 def _header(held: Holdings) -> list[str]:
@@ -285,9 +296,13 @@ def _plot_sentences(held: Holdings) -> Figure:
 
 
 def report_partition(config: Config, out: str | Path) -> str:
-    """Describe the partition of a configuration; write its picture to the folder `out`."""
+    """Describe the partition of a configuration; write its picture and page to `out`."""
     held = make_holdings(config, FederatedData(config))
     data = config.data
-    name = f"partition-{data.name}-{data.partition}-c{held.num_clients}-s{config.seed}.png"
-    path = save(plot_holdings(held), Path(out) / name)
-    return f"{describe_holdings(held)}\npicture: {path}"
+    stem = f"partition-{data.name}-{data.partition}-c{held.num_clients}-s{config.seed}"
+    path = save(plot_holdings(held), Path(out) / f"{stem}.png")
+    rows = [*_rows(held), _total(held)]
+    table = Table("partition", "What each client holds", _header(held), rows, _lines(held))
+    picture = Picture("Who holds how much of what", path)
+    page = write_page(Page(held.name, parts=[table, picture]), Path(out), stem)
+    return f"{describe_holdings(held)}\npicture: {path}\nreport: {page}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgmr_hpc.reporting import templates
-from fedgmr_hpc.reporting.tables import Table, as_html, as_markdown
+from fedgmr_hpc.reporting.tables import Table, as_markdown, numeric_columns
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ def page_html(page: Page) -> str:
     """Return a page as one self-contained HTML file."""
     tables = {part.name: as_html(part) for part in page.parts if isinstance(part, Table)}
     return templates.render("page.html", page=page, tables=tables)
+
+
+def as_html(table: Table) -> str:
+    """Write a section with the table, its notes and its command."""
+    numeric = numeric_columns(len(table.heads), table.rows)
+    return templates.render("table.html", table=table, numeric=numeric)
 
 
 def page_markdown(page: Page, folder: Path) -> str:

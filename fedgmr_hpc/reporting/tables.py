@@ -1,4 +1,4 @@
-"""One table, written as text, Markdown, CSV, LaTeX or HTML.
+"""One table, written as text, Markdown, CSV or LaTeX; pages.py writes it as HTML.
 
     table = Table("speed", "Rate by ranks", ["ranks", "rounds/s"], [["2", "1.9"], ["3", "2.8"]])
     print(as_text(table.heads, table.rows))
@@ -16,8 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from fedgmr_hpc.reporting import templates
 
 Cells = Sequence[str]
 
@@ -147,12 +145,6 @@ def _latex_row(cells: Cells) -> str:
 
 def _comments(table: Table) -> list[str]:
     return [line for line in (table.title, *table.footer, table.command) if line]
-
-
-def as_html(table: Table) -> str:
-    """Write a section with the table, its notes and its command."""
-    numeric = numeric_columns(len(table.heads), table.rows)
-    return templates.render("table.html", table=table, numeric=numeric)
 
 
 def write_tables(tables: Iterable[Table], folder: Path, latex: bool = True) -> None:

@@ -111,6 +111,8 @@ def test_the_verb_prints_the_table_and_writes_the_picture(tmp_path, capsys):
     out = capsys.readouterr().out
     assert code == 0
     assert out.startswith("digits, shards(2 a client), 4 clients, seed 0\n")
-    (picture,) = (tmp_path / "o").iterdir()
-    assert picture.name == "partition-digits-shards-c4-s0.png"
+    stem = tmp_path / "o" / "partition-digits-shards-c4-s0"
+    picture, page = stem.with_suffix(".png"), stem.with_suffix(".html")
+    assert set((tmp_path / "o").iterdir()) == {picture, page, stem.with_suffix(".md")}
+    assert "<td>total</td>" in page.read_text()
     assert picture.read_bytes()[:4] == b"\x89PNG" and str(picture) in out

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from fedgmr_hpc.reporting.pages import as_html
 from fedgmr_hpc.reporting.tables import (
     Table,
     as_csv,
-    as_html,
     as_latex,
     as_markdown,
     as_text,
