@@ -34,11 +34,19 @@ HERE = {"codec": measure_codec, "merge": measure_merge, "mask": measure_refresh}
 ON_RANKS = ("round", "links", "server")
 
 
-def run_bench(what: str, *, quick: bool, ranks: int) -> int:
-    """Run one benchmark and print its table; return 1 where a row is outside its bound, else 0."""
+def run_bench(what: str, *, quick: bool, ranks: int, as_json: bool = False) -> int:
+    """Run one benchmark and print its table, then one JSON line.
+
+    Args:
+        as_json: Print the JSON line alone.
+
+    Returns:
+        The exit code: 1 where a row is outside its bound.
+    """
     found = measure(what, quick=quick, ranks=ranks)
     columns = list(found.rows[0])
-    print(as_text(columns, [[_cell(row[column]) for column in columns] for row in found.rows]))
+    if not as_json:
+        print(as_text(columns, [[_cell(row[column]) for column in columns] for row in found.rows]))
     print(json.dumps(as_record(what, quick, found)))
     return 1 if found.num_outside else 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.doctor import estimate
-from fedgmr_hpc.doctor.estimate import Pace
+from fedgmr_hpc.doctor.estimate import RankSpeed
 from fedgmr_hpc.doctor.findings import Answers, Finding, State, judge_errors, megabytes, name_ranks
 from fedgmr_hpc.doctor.probes import NO_DATA
 from fedgmr_hpc.models import Layout
@@ -41,7 +41,7 @@ def judge_time(
     if failed := judge_errors("time", answers, places):
         return failed
     paces = {
-        rank: Pace(tuple(facts["densities"]), tuple(facts["train_s"]), facts["sample_s"])
+        rank: RankSpeed(tuple(facts["densities"]), tuple(facts["train_s"]), facts["sample_s"])
         for rank, facts in answers.items()
     }
     facts = next(iter(answers.values()))
@@ -70,7 +70,7 @@ def judge_time(
     return Finding("time", "warn", "; ".join([*texts, text]), "; ".join(advice))
 
 
-def _slow_steps(paces: Mapping[int, Pace], places: Answers) -> list[tuple[str, str]]:
+def _slow_steps(paces: Mapping[int, RankSpeed], places: Answers) -> list[tuple[str, str]]:
     usual_s = median_low(pace.train_s[1] for pace in paces.values())
     slow = {
         r: p.train_s[1] / usual_s for r, p in paces.items() if p.train_s[1] > SLOW_STEP * usual_s
@@ -93,7 +93,7 @@ def _short_limit(run_s: float, left_s: float | None) -> list[tuple[str, str]]:
 
 
 def _short_scale(
-    config: Config, paces: Mapping[int, Pace], num_ranks: int
+    config: Config, paces: Mapping[int, RankSpeed], num_ranks: int
 ) -> list[tuple[str, str]]:
     if config.clock == "virtual":
         return []

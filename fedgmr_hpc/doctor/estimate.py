@@ -37,7 +37,7 @@ FILE_BYTES = 1 << 20  # of a result file without rows: chunks are written whole
 
 
 @dataclass(frozen=True)
-class Pace:
+class RankSpeed:
     """What a rank measured alone. `train_s`: a client's local training at `densities`."""
 
     densities: tuple[float, float]  # lowest, highest
@@ -131,7 +131,7 @@ def num_looks(config: Config, rounds: int, least_round_s: float) -> int:
 
 def compute_s(
     config: Config,
-    paces: Sequence[Pace],
+    paces: Sequence[RankSpeed],
     rounds: int,
     num_samples: int,
     num_scored: int,
@@ -161,7 +161,7 @@ def whole_run_s(config: Config, computing_s: float, rounds: int, least_round_s: 
     return max(computing_s, rounds * least_round_s * config.time_scale)
 
 
-def least_time_scale(config: Config, paces: Mapping[int, Pace], num_ranks: int) -> float:
+def least_time_scale(config: Config, paces: Mapping[int, RankSpeed], num_ranks: int) -> float:
     """Below it client-steps overrun on the wall clock: a rank trains its clients in turn."""
     if not config.links.compute_s:
         return math.inf

@@ -16,7 +16,7 @@ from fedgmr_hpc.config.errors import TransportTimeout
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.doctor import budget, estimate, findings
 from fedgmr_hpc.doctor.checkup import as_spans, render, render_sum
-from fedgmr_hpc.doctor.estimate import Pace
+from fedgmr_hpc.doctor.estimate import RankSpeed
 from fedgmr_hpc.doctor.findings import Finding
 from fedgmr_hpc.doctor.host_facts import file_system, free_memory_bytes, slurm_left_s
 from fedgmr_hpc.models import make_layout
@@ -261,7 +261,7 @@ LAYOUT = make_layout("digits_cnn")
 
 def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
     config = load_config("digits", [*WORDS, "run.interval_rounds=50"])
-    pace = Pace((0.05, 1.0), (0.1, 0.2), 1e-3)
+    pace = RankSpeed((0.05, 1.0), (0.1, 0.2), 1e-3)
     # 100 rounds x 4 clients x 0.2 s, 3 refreshes x (1000 + 4 x 100) samples x 1 ms, on two ranks
     assert estimate.compute_s(config, [pace, pace], 100, 1000, 100) == pytest.approx(
         (80 + 4.2) / 2 / 0.75
@@ -426,7 +426,7 @@ def test_missing_data_and_a_place_without_folders_fail(
     code = main(["doctor", "--config", "femnist", *words])
     out = capsys.readouterr().out
     assert code == 1, out
-    assert "data     FAIL  data.root: got" in out and "prepare femnist" in out
+    assert "data     FAIL  data.root must " in out and "prepare femnist" in out
     assert f"results  FAIL  cannot write in {tmp_path}/file: " in out
     assert "time     warn  not measured" in out and "2 failed" in out
 
