@@ -42,7 +42,7 @@ the first damaged one; the status in run.json says what is missing.
 EXPORT_EPILOG = """\
 examples:
   %(prog)s run.h5 --format csv --out tables
-  %(prog)s results/*.h5 --join --format parquet --out tables
+  %(prog)s results/*.h5 --join --format csv --out all
 """
 
 
