@@ -10,7 +10,7 @@ import pytest
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.methods import method_names
-from fedgmr_hpc.config.schema import LEVELS, RUNGS, ClientsConfig, LinksConfig
+from fedgmr_hpc.config.sections import LEVELS, RUNGS, ClientsConfig, LinksConfig
 from fedgmr_hpc.models import make_layout
 
 PAGE = Path(__file__).parents[2] / "docs" / "method.md"
