@@ -185,7 +185,7 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
                 worker.data.train_batches(client, index * config.train.steps, config.train.steps),
                 training.loss,
                 learning_rate=config.train.learning_rate,
-                choices=training.choices,
+                sgd=training.sgd,
             )
             spent_s += (time.perf_counter() - began_s) * (index > 0)  # the first round warms up
     transport.send(0, Tag.RESULT, json.dumps(spent_s / rounds).encode())

@@ -38,6 +38,7 @@ from fedgmr_hpc.storage.hdf5_file import open_for_reading
 from fedgmr_hpc.storage.process import own_cores, resident_bytes
 from fedgmr_hpc.storage.rows import CheckpointRow
 from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.training.process_settings import keep_large_blocks
 from fedgmr_hpc.transport.joining import hidden_devices_note
@@ -137,11 +138,13 @@ class Probes:
         train = _Trial(training, masks, weights, client)
         train.run(ends[0])  # first calls
         train_s = [train.measure(density) for density in ends]
-        training.eval_net.flat.copy_(torch.from_numpy(weights))
+        evaluator = VersionEvaluator(config, self.data, self.device)
+        evaluator.net.flat.copy_(torch.from_numpy(weights))
+        num_samples = min(config.eval.chunk, self.data.pool_size("test"))
         return {
             "densities": ends,
             "train_s": train_s,
-            "sample_s": _time_sample(training, min(config.eval.chunk, self.data.pool_size("test"))),
+            "sample_s": _time_sample(evaluator, num_samples),
             "num_samples": sum(map(self.data.pool_size, _scored_pools(training))),
             "num_scored": self.data.pool_size("score"),
         }
@@ -201,11 +204,11 @@ def _scored_pools(training: LocalTraining) -> tuple[Pool, ...]:
     return ("validation", "test", *norms)
 
 
-def _time_sample(training: LocalTraining, num: int) -> float:
+def _time_sample(evaluator: VersionEvaluator, num: int) -> float:
     """Return the seconds of one of `num` test samples; the first time pays for first calls."""
     for _ in range(2):
         began_s = time.perf_counter()
-        training.evaluate("test", 0, num)
+        evaluator.evaluate("test", 0, num)
         took_s = time.perf_counter() - began_s
     return took_s / num
 

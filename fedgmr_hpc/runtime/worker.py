@@ -34,8 +34,9 @@ from fedgmr_hpc.runtime.provenance import rank_software
 from fedgmr_hpc.runtime.timeline import Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.storage.process import resident_bytes
+from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
-from fedgmr_hpc.training.masked import SubModel
+from fedgmr_hpc.training.masked import MaskedModel
 from fedgmr_hpc.training.sgd import Trained
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.error_feedback import ErrorFeedback
@@ -110,6 +111,7 @@ class Worker:
         self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
         self.device = device
         self.training = LocalTraining(config, data, device)
+        self.evaluator = VersionEvaluator(config, data, device)
         self.num_prunable = self.training.layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
         self.feedback = ErrorFeedback(self.num_prunable)
@@ -174,11 +176,11 @@ class Worker:
 
     def _hold_for_evaluation(self, frame: Frame) -> None:
         self.eval_version = frame.base_version
-        self.training.hold(torch.from_numpy(frame.values), torch.from_numpy(frame.dense))
+        self.evaluator.load_version(torch.from_numpy(frame.values), torch.from_numpy(frame.dense))
 
     def _hold_ladder(self, payload: memoryview) -> None:
         self.stage = "decode"
-        self.training.hold_ladder(read_masks(unpack_tree(payload)))
+        self.evaluator.load_ladder(read_masks(unpack_tree(payload)))
 
     def _train(self, task: Assignment) -> None:
         parts = self.answer(task, self.received, self.transport.poll)
@@ -232,7 +234,7 @@ class Worker:
         """[K] summed squared gradients, empty unless they were asked for."""
         if trained.grad_squares is None:
             return np.empty(0, np.float32)
-        assert isinstance(self.training.sub_model, SubModel)
+        assert isinstance(self.training.sub_model, MaskedModel)
         squares: Floats = self.training.sub_model.entries(trained.grad_squares)[0].numpy()
         return squares
 
@@ -254,10 +256,10 @@ class Worker:
             norms: [S] the statistics from now on; None if they are here or there are none.
         """
         if pool == "norms":
-            return {"norms": self.training.measure(start, stop, level).tolist()}
+            return {"norms": self.evaluator.measure_statistics(start, stop, level).tolist()}
         if norms is not None:
-            self.training.hold_statistics(torch.tensor(norms), level)
-        correct, loss_sum = self.training.evaluate(pool, start, stop, level)
+            self.evaluator.load_statistics(torch.tensor(norms), level)
+        correct, loss_sum = self.evaluator.evaluate(pool, start, stop, level)
         return {"correct": correct, "loss_sum": loss_sum}
 
     def _tell_time(self) -> None:

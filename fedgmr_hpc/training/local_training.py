@@ -1,6 +1,9 @@
-"""A rank's local training: the run's model, cut as its method's row says.
+"""Train clients' sub-models on one rank, one client after the other.
 
-Shapes: P prunable entries, K kept entries, D dense entries.
+Any rank can train any client: the sub-model comes with the assignment, and batches, dropout and
+drawn widths are functions of the seed, the client and its step.
+
+Shapes: P prunable entries, K kept entries, D dense entries, C classes.
 """
 
 from __future__ import annotations
@@ -9,166 +12,93 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import (
-    FlatNet,
-    Layout,
     count_hits,
-    has_norms,
     hide_classes,
     loss_function,
     num_outputs,
     run_layout,
     soft_loss,
 )
-from fedgmr_hpc.training.masked import GatedBias, SubModel
-from fedgmr_hpc.training.narrow import SlicedModel, SoftLoss
-from fedgmr_hpc.training.process_settings import compute_repeatably
-from fedgmr_hpc.training.sgd import Loss, Net, SgdChoices, Trained, evaluate, measure_statistics
-
-
-def gated_biases(layout: Layout) -> list[GatedBias]:
-    """The biases that count only while one of their unit's weights is kept."""
-    return [
-        GatedBias(entry.span, layout[entry.gated_by].span, entry.size)
-        for entry in layout.entries
-        if entry.gated_by is not None
-    ]
-
-
-def make_sub_model(config: Config, device: str = "cpu") -> SubModel | SlicedModel:
-    """What trains the sub-models of this run's kind."""
-    model, kind = config.model.name, config.submodel.kind
-    layout, choices = run_layout(config), config.submodel
-    if kind in WIDTH_KINDS:
-        make_net = partial(_narrow_net, config, device)
-        axes = [entry.axes for entry in layout.entries]
-        return SlicedModel(make_net, axes, layout.num_prunable)
-    spans = [entry.span for entry in layout.entries if entry.prunable]
-    return SubModel(
-        FlatNet(model, device, kind, batch_norm=config.train.batch_norm),
-        layout.num_prunable,
-        gated_biases(layout) if choices.gate_biases else (),
-        through_threshold=spans if kind == "magnitude" else (),
-        surrogate=choices.surrogate,
-    )
-
-
-def _narrow_net(config: Config, device: str, density: float) -> FlatNet:
-    model, choices = config.model.name, config.submodel
-    scaler = choices.scaler and has_norms(model)
-    return FlatNet(model, device, choices.kind, density, scaler, config.train.batch_norm)
+from fedgmr_hpc.training.narrow import SoftLoss
+from fedgmr_hpc.training.process_settings import prepare_device
+from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
+from fedgmr_hpc.training.sub_models import make_sub_model
 
 
 class LocalTraining:
-    """Trains clients' sub-models one after the other, and evaluates models.
+    """Trains and scores clients' sub-models.
+
+    Args:
+        config: the run's configuration.
+        data: the clients' samples.
+        device: where training takes place.
 
     Attributes:
-        layout: of the flat vector [P + D].
-        sub_model: the one loaded last.
-        eval_net: the whole model, for the server's evaluations.
-        cut_model: a version cut to a level of the ladder, likewise; made when first needed.
+        layout: of the flat vector [P + D] of the whole model.
+        sub_model: the sub-model that was loaded last.
+        loss: the run's loss, before classes are hidden.
+        hits: counts correct answers.
+        sgd: the optimiser's settings but for the learning rate, which comes with an assignment.
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
-        if torch.device(device).type == "cuda":
-            compute_repeatably()
+        prepare_device(device)
         self.config, self.data = config, data
         self.layout = run_layout(config)
         self.sub_model = make_sub_model(config, device)
-        self.eval_net = FlatNet(
-            config.model.name, device, config.submodel.kind, batch_norm=config.train.batch_norm
-        )
-        self.cut_model: SubModel | SlicedModel | None = None
-        self._held: tuple[torch.Tensor, torch.Tensor] | None = None  # [P], [D] of the version
-        self._ladder: MaskSet | None = None
-        self._level: int | None = None  # to which `cut_model` is cut
-        self._statistics: dict[int | None, torch.Tensor] = {}  # [S] of the version, by level
-        self._device = device
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
         train = config.train
-        self.choices = SgdChoices(train.momentum, train.weight_decay, train.clip_norm)
+        self.sgd = SgdConfig(train.momentum, train.weight_decay, train.clip_norm)
+        self._device = device
 
     def train(
         self,
         task: Assignment,
-        values: torch.Tensor,
-        dense: torch.Tensor,
-        positions: torch.Tensor | None,
+        values: Tensor,
+        dense: Tensor,
+        positions: Tensor | None,
         after_step: Callable[[], None] = lambda: None,
     ) -> Trained:
-        """Loads and trains one client's sub-model.
+        """Load one client's sub-model and train it.
 
         Args:
-            values: [K] kept entries, at `positions` or, without them, all in natural order.
+            task: the client, its sub-model and its first local step.
+            values: [K] kept entries.
             dense: [D] dense part.
+            positions: [K] natural positions of `values`; None if `values` are in natural order.
+            after_step: called after every local step, so that the caller can serve its links.
+
+        Returns:
+            The mean loss, and what else the sub-model's score needs.
         """
         model, train = self.sub_model, self.config.train
         model.load(values, dense, positions, mask_id=task.mask_id, density=task.density)
-        model.net.generator.manual_seed(self._draw_seed(task))
-        loss, towards = self._losses(task.client)
+        model.net.generator.manual_seed(self._draw_dropout_seed(task))
+        loss, teacher_loss = self._make_losses(task.client)
         return model.train(
             self.data.train_batches(task.client, task.first_step, train.steps),
             loss,
             learning_rate=task.learning_rate,
-            choices=self.choices,
+            sgd=self.sgd,
             after_step=after_step,
-            **self._of_kind(task, towards),
+            **self._extra_arguments(task, teacher_loss),
         )
 
-    def _losses(self, client: int) -> tuple[Loss, SoftLoss]:
-        """What a client trains by: the loss towards labels, and that towards a teacher."""
-        kind, absent = self.config.train.loss, self._absent_classes(client)
-
-        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return loss_function(kind, hide_classes(logits, absent), labels)
-
-        def towards(
-            logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
-        ) -> torch.Tensor:
-            seen = hide_classes(logits, absent), hide_classes(teacher, absent)
-            return soft_loss(kind, *seen, labels)
-
-        return loss, towards
-
-    def _absent_classes(self, client: int) -> torch.Tensor | None:
-        """[C] of which classes a client has no sample to train on, None if that is no matter."""
-        if not self.config.train.masked_loss or self.data.dataset.is_text:
-            return None
-        absent = torch.ones(num_outputs(self.config.model.name), dtype=torch.bool)
-        absent[torch.from_numpy(self.data.held_classes(client))] = False
-        return absent.to(self._device)
-
-    def _draw_seed(self, task: Assignment) -> int:
-        rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)
-        return int(rng.integers(2**62))
-
-    def _of_kind(self, task: Assignment, towards: SoftLoss) -> dict[str, Any]:
-        """What only some kinds of sub-model take."""
-        choices = self.config.submodel
-        if choices.score == "g":
-            return {"sum_grad_squares": True}
-        if choices.kind != "ordered_dropout":
-            return {}
-        rates = sorted({r for r in choices.width_rates if r <= task.density} | {task.density})
-        rng = make_rng(self.config.seed, "width", task.client, task.first_step)
-        drawn = rng.integers(len(rates), size=self.config.train.steps)
-        densities = [rates[index] for index in drawn]
-        is_taught = self.config.train.distillation
-        return {"densities": densities, "soft_loss": towards if is_taught else None}
-
     def score(self, task: Assignment) -> float:
-        """Validation accuracy of the sub-model that the task has trained, on the subset that scores
-        clients. Static batch norms take their statistics from the batches of the task."""
+        """Return the validation accuracy of the sub-model just trained.
+
+        It is measured on the subset that scores all clients. Static batch norms take their
+        statistics from the batches that the client has just trained on.
+        """
         size, steps = self.data.pool_size("score"), self.config.train.steps
         batches = self.data.pool_batches("score", 0, size)
         with self.sub_model.in_use() as net:
@@ -178,66 +108,42 @@ class LocalTraining:
             hits, _ = evaluate(net, batches, self.loss, self.hits)
         return hits / self.data.num_scored("score")
 
-    def hold(self, values: torch.Tensor, dense: torch.Tensor) -> None:
-        """Takes a version to be evaluated.
+    def _make_losses(self, client: int) -> tuple[Loss, SoftLoss]:
+        """Return a client's loss towards labels and its loss towards a teacher."""
+        kind, absent = self.config.train.loss, self._absent_classes(client)
 
-        Args:
-            values: [P] in natural order; not written to as long as the version is held.
-            dense: [D], likewise.
-        """
-        num_prunable = self.layout.num_prunable
-        self.eval_net.flat[:num_prunable].copy_(values)
-        self.eval_net.flat[num_prunable:].copy_(dense)
-        self._statistics.clear()
-        if self.config.eval.submodels:
-            self._held, self._level = (values, dense), None
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            return loss_function(kind, hide_classes(logits, absent), labels)
 
-    def hold_ladder(self, ladder: MaskSet) -> None:
-        """Takes the masks to which versions are cut from now on."""
-        self._ladder, self._level = ladder, None
+        def teacher_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+            seen = hide_classes(logits, absent), hide_classes(teacher, absent)
+            return soft_loss(kind, *seen, labels)
 
-    def measure(self, start: int, stop: int, level: int | None = None) -> torch.Tensor:
-        """[S] statistics of the static batch norms of the version held, as the samples [start,
-        stop) of the pool `norms` give them.
+        return loss, teacher_loss
 
-        Args:
-            level: of the ladder, to which the version is cut; None for the whole model.
-        """
-        batches = self.data.pool_batches("norms", start, stop)
-        return measure_statistics(self._net_of(level), batches)
+    def _absent_classes(self, client: int) -> Tensor | None:
+        """Mark the classes [C] of which a client has no training sample; None to hide no class."""
+        if not self.config.train.masked_loss or self.data.dataset.is_text:
+            return None
+        absent = torch.ones(num_outputs(self.config.model.name), dtype=torch.bool)
+        absent[torch.from_numpy(self.data.held_classes(client))] = False
+        return absent.to(self._device)
 
-    def hold_statistics(self, statistics: torch.Tensor, level: int | None = None) -> None:
-        """Takes statistics [S] with which the version held is to be evaluated."""
-        self._statistics[level] = statistics
+    def _draw_dropout_seed(self, task: Assignment) -> int:
+        rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)
+        return int(rng.integers(2**62))
 
-    def evaluate(
-        self, pool: Any, start: int, stop: int, level: int | None = None
-    ) -> tuple[int, float]:
-        """Hits and summed loss of the version held on the samples [start, stop) of a pool.
-
-        Args:
-            level: of the ladder, to which the version is cut; None for the whole model.
-        """
-        net = self._net_of(level)
-        if level in self._statistics:
-            net.statistics.copy_(self._statistics[level])
-        return evaluate(net, self.data.pool_batches(pool, start, stop), self.loss, self.hits)
-
-    def _net_of(self, level: int | None) -> Net:
-        return self.eval_net if level is None else self._cut_net(level)
-
-    def _cut_net(self, level: int) -> Net:
-        """What a client that is sent a level of the version held computes with before it trains:
-        a masked model without the biases of units that are cut off, or a narrower network.
-        """
-        if self.cut_model is None:
-            self.cut_model = make_sub_model(self.config, self._device)
-        if level != self._level:
-            assert self._held is not None and self._ladder is not None
-            (values, dense), masks = self._held, self._ladder
-            assert masks.perm is not None  # else nothing is cut
-            at = torch.from_numpy(masks.perm[: masks.counts[level]].astype(np.int64))
-            density = masks.densities[level]
-            self.cut_model.load(values[at], dense, at, mask_id=masks.mask_id, density=density)
-            self._level = level
-        return self.cut_model.net
+    def _extra_arguments(self, task: Assignment, teacher_loss: SoftLoss) -> dict[str, Any]:
+        """Return the arguments of `train` that only some kinds of sub-model have."""
+        submodel = self.config.submodel
+        if submodel.score == "g":
+            return {"sum_grad_squares": True}
+        if submodel.kind != "ordered_dropout":
+            return {}
+        # FjORD draws the width of each step among those up to the client's own
+        rates = sorted({r for r in submodel.width_rates if r <= task.density} | {task.density})
+        rng = make_rng(self.config.seed, "width", task.client, task.first_step)
+        drawn = rng.integers(len(rates), size=self.config.train.steps)
+        densities = [rates[index] for index in drawn]
+        distils = self.config.train.distillation
+        return {"densities": densities, "soft_loss": teacher_loss if distils else None}

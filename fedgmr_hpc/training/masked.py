@@ -24,11 +24,11 @@ from torch import Tensor
 
 from fedgmr_hpc.training.sgd import (
     Batch,
-    Done,
+    LocalSgd,
     Loss,
     Net,
-    SgdChoices,
-    Step,
+    SgdConfig,
+    StepLosses,
     Trained,
     on_device,
     to_host,
@@ -45,7 +45,7 @@ class GatedBias:
     units: int
 
 
-class SubModel:
+class MaskedModel:
     """Loads a client's sub-model into a net, trains it, and hands its entries back.
 
     Args:
@@ -148,7 +148,7 @@ class SubModel:
         loss: Loss,
         *,
         learning_rate: float,
-        choices: SgdChoices,
+        sgd: SgdConfig,
         sum_grad_squares: bool = False,
         after_step: Callable[[], None] = lambda: None,
     ) -> Trained:
@@ -159,12 +159,12 @@ class SubModel:
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
             self._threshold = Threshold(self.net, self.mask, self.spans, self.surrogate)
-        step = Step(self.net, loss, learning_rate, choices, self.mask, squares, self._threshold)
-        done = Done()
+        step = LocalSgd(self.net, loss, learning_rate, sgd, self.mask, squares, self._threshold)
+        losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):
-            done.add(step, batch)
+            losses.add(step, batch)
             after_step()
-        return done.trained(squares)
+        return losses.trained(squares)
 
     @contextmanager
     def in_use(self) -> Iterator[Net]:

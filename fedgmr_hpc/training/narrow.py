@@ -21,11 +21,11 @@ from torch import Tensor
 from fedgmr_hpc.fl.widths import Axis, inner_entries
 from fedgmr_hpc.training.sgd import (
     Batch,
-    Done,
+    LocalSgd,
     Loss,
     Net,
-    SgdChoices,
-    Step,
+    SgdConfig,
+    StepLosses,
     Trained,
     differentiate,
     on_device,
@@ -36,7 +36,7 @@ MAX_NETS = 32  # kept at a time; balancing makes new densities at every refresh
 SoftLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, teacher's logits, labels -> losses
 
 
-class SlicedModel:
+class NarrowModel:
     """Loads a client's narrower network, trains it, and hands its entries back.
 
     Args:
@@ -113,7 +113,7 @@ class SlicedModel:
         loss: Loss,
         *,
         learning_rate: float,
-        choices: SgdChoices,
+        sgd: SgdConfig,
         after_step: Callable[[], None] = lambda: None,
         densities: Sequence[float] = (),
         soft_loss: SoftLoss | None = None,
@@ -127,14 +127,14 @@ class SlicedModel:
         """
         if densities:
             widths = iter(densities)
-            step: Step = OrderedStep(self, loss, learning_rate, choices, widths, soft_loss)
+            step: LocalSgd = OrderedDropoutSgd(self, loss, learning_rate, sgd, widths, soft_loss)
         else:
-            step = Step(self.net, loss, learning_rate, choices)
-        done = Done()
+            step = LocalSgd(self.net, loss, learning_rate, sgd)
+        losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):
-            done.add(step, batch)
+            losses.add(step, batch)
             after_step()
-        return done.trained()
+        return losses.trained()
 
     def inner(self, density: float) -> tuple[Net, Tensor]:
         """The network of a density below that of the loaded one, filled with what that has there
@@ -164,24 +164,24 @@ class SlicedModel:
         return values, to_host(self.net.flat[self._num_kept :].clone())
 
 
-class OrderedStep(Step):
+class OrderedDropoutSgd(LocalSgd):
     """Steps of a loaded sub-model, each with the gradient of a part of it (ordered dropout).
 
     Args:
         densities: of the part, step after step.
-        soft_loss: self-distillation, see `SlicedModel.train`.
+        soft_loss: self-distillation, see `NarrowModel.train`.
     """
 
     def __init__(
         self,
-        model: SlicedModel,
+        model: NarrowModel,
         loss: Loss,
         learning_rate: float,
-        choices: SgdChoices,
+        sgd: SgdConfig,
         densities: Iterator[float],
         soft_loss: SoftLoss | None = None,
     ) -> None:
-        super().__init__(model.net, loss, learning_rate, choices)
+        super().__init__(model.net, loss, learning_rate, sgd)
         self.model, self.densities, self.soft_loss = model, densities, soft_loss
 
     def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""What a process that trains or serves asks of CUDA and of the C library."""
+"""Settings of CUDA and of the C library for a process that trains or serves."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import torch
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
+def prepare_device(device: str) -> None:
+    """Make a device compute repeatably before anything is computed on it."""
+    if torch.device(device).type == "cuda":
+        compute_repeatably()
+
+
 def compute_repeatably() -> None:
-    """Makes CUDA devices add in one order and multiply in full fp32, so that the same training
+    """Make CUDA devices add in one order and multiply in full fp32, so that the same training
     gives the same bits however often it runs, on any GPU of one model.
 
     Left to themselves, cuDNN and cuBLAS choose algorithms that add in the order in which threads
@@ -26,7 +32,7 @@ def compute_repeatably() -> None:
 
 
 def return_large_blocks() -> None:
-    """Makes the C library give freed model-sized blocks back at once: for a server's memory.
+    """Make the C library give freed model-sized blocks back at once: for a server's memory.
 
     glibc moves its threshold up to the size of what is freed, after which a few long-lived arrays
     pin many times their size.
@@ -35,7 +41,7 @@ def return_large_blocks() -> None:
 
 
 def keep_large_blocks() -> None:
-    """Makes the C library keep freed model-sized blocks: for a worker's speed.
+    """Make the C library keep freed model-sized blocks: for a worker's speed.
 
     Every local step allocates gradients as large as the model; fresh pages for each of them cost a
     tenth of the step.
@@ -45,7 +51,7 @@ def keep_large_blocks() -> None:
 
 
 def _set_malloc(parameter: int, value: int) -> None:
-    """glibc's `mallopt`; other C libraries are left alone."""
+    """Call glibc's `mallopt`; other C libraries are left alone."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(parameter, value)

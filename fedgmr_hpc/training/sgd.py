@@ -43,7 +43,7 @@ class Net(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SgdChoices:
+class SgdConfig:
     """Local SGD; `momentum` is heavy-ball without dampening, `clip_norm` the greatest norm of the
     gradient of all parameters together (None for no limit), before weight decay is added."""
 
@@ -61,7 +61,7 @@ class Trained:
     grad_squares: Tensor | None  # [P + D], on the net's device
 
 
-class Step:
+class LocalSgd:
     """The local SGD steps of one dispatch.
 
     It is made when the net holds what the client was sent and lives until the client's last step,
@@ -79,15 +79,15 @@ class Step:
         net: Net,
         loss: Loss,
         learning_rate: float,
-        choices: SgdChoices,
+        sgd: SgdConfig,
         mask: Tensor | None = None,
         squares: Tensor | None = None,
         threshold: Threshold | None = None,
     ) -> None:
         self.net, self.loss, self.threshold = net, loss, threshold
-        self.learning_rate, self.choices = learning_rate, choices
+        self.learning_rate, self.sgd = learning_rate, sgd
         self.parameters = net.trainable()
-        momentum = torch.zeros_like(net.flat) if choices.momentum else None
+        momentum = torch.zeros_like(net.flat) if sgd.momentum else None
         self.masks, self.momenta, self.squares = (
             [*([None] * len(self.parameters) if flat is None else net.split(flat))]
             for flat in (mask, momentum, squares)
@@ -121,7 +121,7 @@ class Step:
 
     def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """The gradients, shortened together where those that count are longer than allowed."""
-        limit = self.choices.clip_norm
+        limit = self.sgd.clip_norm
         if limit is None:
             return gradients
         kept = map(_masked, gradients, self.masks)
@@ -136,10 +136,10 @@ class Step:
         mask: Tensor | None,
         momentum: Tensor | None,
     ) -> None:
-        if self.choices.weight_decay:
-            gradient = gradient.add(parameter, alpha=self.choices.weight_decay)
+        if self.sgd.weight_decay:
+            gradient = gradient.add(parameter, alpha=self.sgd.weight_decay)
         if momentum is not None:
-            gradient = momentum.mul_(self.choices.momentum).add_(gradient)
+            gradient = momentum.mul_(self.sgd.momentum).add_(gradient)
         if mask is None:
             parameter.add_(gradient, alpha=-self.learning_rate)
         else:
@@ -160,14 +160,14 @@ def differentiate(
     return torch.autograd.grad(mean, net.trainable()), mean.detach(), logits.detach()
 
 
-class Done:
+class StepLosses:
     """Losses and sizes of the steps so far; losses are read off the device at the end."""
 
     def __init__(self) -> None:
         self.means: list[Tensor] = []
         self.counts: list[int] = []
 
-    def add(self, step: Step, batch: Batch) -> None:
+    def add(self, step: LocalSgd, batch: Batch) -> None:
         """Makes one more step."""
         self.means.append(step.run(batch))
         self.counts.append(len(batch[1]))

@@ -52,13 +52,13 @@ def break_stage(stage: str) -> None:
         is_update = lambda self, dest, tag, *parts: tag == Tag.UPDATE  # noqa: E731
         MpiTransport.send = broken(MpiTransport.send, is_update)  # type: ignore[method-assign]
     elif stage == "train":
-        training.SubModel.train = broken(training.SubModel.train)  # type: ignore[method-assign]
+        training.MaskedModel.train = broken(training.MaskedModel.train)  # type: ignore[method-assign]
     elif stage == "silence":
-        training.SubModel.train = lambda *a, **k: time.sleep(600)  # type: ignore[method-assign]
+        training.MaskedModel.train = lambda *a, **k: time.sleep(600)  # type: ignore[method-assign]
     elif stage == "nan":
-        training.SubModel.entries = not_finite(training.SubModel.entries)  # type: ignore
+        training.MaskedModel.entries = not_finite(training.MaskedModel.entries)  # type: ignore
     elif stage == "death":
-        training.SubModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
+        training.MaskedModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
     else:
         places = {
             "decode": (worker, "decode_frame"),

@@ -245,9 +245,9 @@ class LiveWorker(Worker):
             iter([batch] * 2),
             training.loss,
             learning_rate=train.learning_rate,
-            choices=training.choices,
+            sgd=training.sgd,
         )
-        evaluate(training.eval_net, [batch], training.loss, training.hits)
+        evaluate(self.evaluator.net, [batch], training.loss, training.hits)
         training.sub_model.load(torch.zeros(size), dense, None, mask_id=-1)
 
     def _train_on(

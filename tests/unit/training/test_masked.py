@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function, make_layout
-from fedgmr_hpc.training.masked import GatedBias, SubModel
-from fedgmr_hpc.training.sgd import SgdChoices, evaluate
+from fedgmr_hpc.training.masked import GatedBias, MaskedModel
+from fedgmr_hpc.training.sgd import SgdConfig, evaluate
 
 DEVICES = [
     "cpu",
@@ -80,17 +80,17 @@ def ones(steps: int):
 def train_one(
     steps: int, learning_rate=0.1, w=1.0, momentum=0.0, decay=0.0, clip_norm=None, **more
 ):
-    sub_model = SubModel(OneWeight(), 1, [])
+    sub_model = MaskedModel(OneWeight(), 1, [])
     sub_model.load(torch.tensor([w]), torch.zeros(0), None)
-    choices = SgdChoices(momentum, decay, clip_norm)
+    sgd = SgdConfig(momentum, decay, clip_norm)
     trained = sub_model.train(
-        ones(steps), half_square, learning_rate=learning_rate, choices=choices, **more
+        ones(steps), half_square, learning_rate=learning_rate, sgd=sgd, **more
     )
     return float(sub_model.net.flat), trained
 
 
-def load_two(positions, values, bias=(5.0, 7.0), device="cpu") -> SubModel:
-    sub_model = SubModel(TwoUnits(device), 4, GATED)
+def load_two(positions, values, bias=(5.0, 7.0), device="cpu") -> MaskedModel:
+    sub_model = MaskedModel(TwoUnits(device), 4, GATED)
     at = None if positions is None else torch.tensor(positions)
     sub_model.load(torch.tensor(values), torch.tensor(bias), at)
     return sub_model
@@ -109,12 +109,12 @@ def targets_two(steps: int, seed=0):
         yield torch.rand(3, 2, generator=generator), torch.rand(3, 2, generator=generator)
 
 
-def train_two(sub_model: SubModel, steps=4, learning_rate=0.1, **choices):
+def train_two(sub_model: MaskedModel, steps=4, learning_rate=0.1, **choices):
     return sub_model.train(
         targets_two(steps),
         sum_square,
         learning_rate=learning_rate,
-        choices=SgdChoices(**choices),
+        sgd=SgdConfig(**choices),
         sum_grad_squares=True,
     )
 
@@ -168,20 +168,20 @@ def test_sgd_literals(choices, after):
 
 
 def test_momentum_is_reset_on_receipt():
-    sub_model = SubModel(OneWeight(), 1, [])
+    sub_model = MaskedModel(OneWeight(), 1, [])
     found = []
     for _ in range(2):
         sub_model.load(torch.tensor([1.0]), torch.zeros(0), None)
-        sub_model.train(ones(2), half_square, learning_rate=0.1, choices=SgdChoices(0.9))
+        sub_model.train(ones(2), half_square, learning_rate=0.1, sgd=SgdConfig(0.9))
         found.append(float(sub_model.net.flat))
     assert found == pytest.approx([0.72, 0.72], rel=1e-6)
 
 
 def test_gradients_are_the_mean_over_the_batch_and_losses_weigh_samples():
-    sub_model = SubModel(OneWeight(), 1, [])
+    sub_model = MaskedModel(OneWeight(), 1, [])
     sub_model.load(torch.tensor([2.0]), torch.zeros(0), None)
     batches = iter([(torch.tensor([1.0, 3.0]), torch.zeros(2)), (torch.ones(1), torch.zeros(1))])
-    trained = sub_model.train(batches, half_square, learning_rate=0.1, choices=SgdChoices())
+    trained = sub_model.train(batches, half_square, learning_rate=0.1, sgd=SgdConfig())
     # gradient 2 (1 + 9) / 2 = 10: w = 1; then 1: w = .9; losses (2 + 18) / 2 and .5
     assert float(sub_model.net.flat) == pytest.approx(0.9, rel=1e-6)
     assert trained.num_samples == 3
@@ -223,7 +223,7 @@ def test_density_one_is_the_dense_parent_bit_for_bit(as_positions, choices):
     gated = [
         GatedBias(e.span, layout[e.gated_by].span, e.size) for e in layout.entries if e.gated_by
     ]
-    sub_model, positions = SubModel(net, size, gated), None
+    sub_model, positions = MaskedModel(net, size, gated), None
     if as_positions:
         generator = torch.Generator().manual_seed(1)
         positions = torch.randperm(size, generator=generator)
@@ -233,7 +233,7 @@ def test_density_one_is_the_dense_parent_bit_for_bit(as_positions, choices):
         iter(batches),
         lambda logits, labels: loss_function("cross_entropy", logits, labels),
         learning_rate=0.1,
-        choices=SgdChoices(**choices),
+        sgd=SgdConfig(**choices),
     )
     parent.flat.copy_(flat)
     optimiser = torch.optim.SGD(parent.trainable(), 0.1, foreach=False, **choices)
@@ -292,9 +292,9 @@ def test_loading_again_forgets_the_last_mask():
 def test_a_net_that_served_other_clients_is_as_good_as_new(served):
     """Masks of three refreshes, of any size up to everything, one after the other on one net."""
     orders = ((0, 1, 2, 3), (3, 1, 0, 2), (2, 0, 3, 1))
-    used = SubModel(TwoUnits(), 4, GATED)
+    used = MaskedModel(TwoUnits(), 4, GATED)
     for mask_id, count in served:
-        fresh = SubModel(TwoUnits(), 4, GATED)
+        fresh = MaskedModel(TwoUnits(), 4, GATED)
         for sub_model in (used, fresh):
             positions = torch.tensor(orders[mask_id][:count], dtype=torch.int64)
             values = torch.arange(1.0, count + 1)
@@ -324,7 +324,7 @@ def test_entries_are_copies(positions):
 
 def test_loading_leaves_what_it_was_given():
     values, dense = torch.ones(2), torch.tensor([5.0, 7])
-    sub_model = SubModel(TwoUnits(), 4, GATED)
+    sub_model = MaskedModel(TwoUnits(), 4, GATED)
     sub_model.load(values, dense, torch.tensor([0, 1]))
     train_two(sub_model)
     assert (values.tolist(), dense.tolist()) == ([1, 1], [5, 7])
@@ -400,7 +400,7 @@ def test_entries_of_a_device_are_pinned(device):
 
 def test_positions_move_to_the_device_once_per_mask():
     """The meta device takes the place of one: positions for it must be moved, nothing is worked."""
-    sub_model = SubModel(TwoUnits("meta"), 4, GATED)
+    sub_model = MaskedModel(TwoUnits("meta"), 4, GATED)
     natural = torch.tensor([3, 2, 1, 0])
 
     def load(mask_id: int) -> Tensor:

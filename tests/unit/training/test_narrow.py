@@ -23,9 +23,10 @@ from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.fl.widths import Axis, kept_units
 from fedgmr_hpc.models import loss_function, make_layout
 from fedgmr_hpc.training import narrow as sliced
-from fedgmr_hpc.training.local_training import LocalTraining, make_sub_model
-from fedgmr_hpc.training.narrow import MAX_NETS, OrderedStep, SlicedModel
-from fedgmr_hpc.training.sgd import SgdChoices
+from fedgmr_hpc.training.local_training import LocalTraining
+from fedgmr_hpc.training.narrow import MAX_NETS, NarrowModel, OrderedDropoutSgd
+from fedgmr_hpc.training.sgd import SgdConfig
+from fedgmr_hpc.training.sub_models import make_sub_model
 
 HIDDEN, INPUTS, OUTPUTS = Axis(4), Axis(3, cut="whole"), Axis(2, cut="whole")
 TENSORS = [(HIDDEN, INPUTS), (HIDDEN,), (OUTPUTS, HIDDEN), (OUTPUTS,)]
@@ -67,8 +68,8 @@ def square(outputs: Tensor, targets: Tensor) -> Tensor:
     return ((outputs - targets) ** 2).sum(1)
 
 
-def make_model() -> SlicedModel:
-    return SlicedModel(Narrow, TENSORS, NUM_PRUNABLE)
+def make_model() -> NarrowModel:
+    return NarrowModel(Narrow, TENSORS, NUM_PRUNABLE)
 
 
 def random_batches(steps: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -146,7 +147,7 @@ def test_nets_of_past_densities_are_not_kept_forever():
         alive.add(net)
         return net
 
-    model = SlicedModel(make_net, TENSORS, NUM_PRUNABLE)
+    model = NarrowModel(make_net, TENSORS, NUM_PRUNABLE)
     for step in range(3 * MAX_NETS):
         density = 0.5 + step / 2000  # 3 of 4 units
         model.load(torch.zeros(18), torch.zeros(2), None, mask_id=step, density=density)
@@ -217,7 +218,7 @@ def test_a_narrower_step_is_a_step_of_torchs_sgd_on_the_whole_network(densities,
         iter(batches),
         square,
         learning_rate=0.05,
-        choices=SgdChoices(**choices),
+        sgd=SgdConfig(**choices),
         densities=densities,
     )
     units = [NUM_UNITS[density] for density in densities]
@@ -236,8 +237,8 @@ def test_narrower_steps_of_a_narrow_client_are_steps_of_its_network():
     is_kept = width_masks(LAYERS, [0.5625, 1.0], offset=0, mask_id=1).positions(0).astype(np.int64)
     model = make_model()
     model.load(flat[is_kept], flat[24:], torch.from_numpy(is_kept), mask_id=1, density=0.5625)
-    choices = SgdChoices(momentum=0.9)
-    model.train(iter(batches), square, learning_rate=0.05, choices=choices,
+    sgd = SgdConfig(momentum=0.9)
+    model.train(iter(batches), square, learning_rate=0.05, sgd=sgd,
                 densities=(0.25, 0.5625, 0.0625))  # fmt: skip
     expected, _ = train_with_torch(flat, batches, [2, 3, 1], 0.05, 0.9, held=3)
     values, dense = model.entries()
@@ -249,7 +250,7 @@ def test_what_a_narrower_step_leaves_out_keeps_every_bit_without_momentum_and_de
     flat = random_weights(26)
     model = make_model()
     model.load(flat[:24], flat[24:], None)
-    model.train(iter(random_batches(3)), square, learning_rate=0.1, choices=SgdChoices(),
+    model.train(iter(random_batches(3)), square, learning_rate=0.1, sgd=SgdConfig(),
                 densities=(0.25,) * 3)  # fmt: skip
     left_out = [*range(6, 12), 14, 15, 18, 19, 22, 23]
     moved = [place for place in range(26) if place not in left_out]
@@ -272,13 +273,13 @@ def test_momentum_outside_a_narrower_step_goes_on():
             whole = super().split(flat)
             return [whole[1]] if hasattr(self, "parameters") else whole
 
-    model = SlicedModel(Biases, TENSORS, NUM_PRUNABLE)
+    model = NarrowModel(Biases, TENSORS, NUM_PRUNABLE)
     model.load(torch.zeros(24), torch.zeros(2), None)
     model.train(
         iter([(torch.zeros(1, 3), torch.zeros(1))] * 3),
         lambda outputs, targets: outputs,
         learning_rate=1.0,
-        choices=SgdChoices(momentum=0.5),
+        sgd=SgdConfig(momentum=0.5),
         densities=(1.0, 0.25, 1.0),
     )
     # units 0, 1: velocities 1, 1.5, 1.75; units 2, 3: 1, 0.5, 1.25
@@ -296,7 +297,7 @@ def test_self_distillation_adds_the_widest_networks_loss_and_teaches_the_part(de
         iter(batches),
         square,
         learning_rate=0.05,
-        choices=SgdChoices(0.9, 0.1),
+        sgd=SgdConfig(0.9, 0.1),
         densities=densities,
         soft_loss=lambda outputs, teacher, _: square(outputs, teacher),
     )
@@ -309,7 +310,7 @@ def test_self_distillation_adds_the_widest_networks_loss_and_teaches_the_part(de
 def test_a_pull_towards_the_weights_sent_has_one_anchor_a_dispatch(monkeypatch):
     """FedProx as a step that keeps what it finds when it is made."""
 
-    class Pulled(OrderedStep):
+    class Pulled(OrderedDropoutSgd):
         def __init__(self, *args):
             super().__init__(*args)
             self.anchors = [parameter.detach().clone() for parameter in self.parameters]
@@ -319,11 +320,11 @@ def test_a_pull_towards_the_weights_sent_has_one_anchor_a_dispatch(monkeypatch):
             rows = zip(own, self.parameters, self.anchors, strict=True)
             return [g + 0.5 * (w.detach() - anchor) for g, w, anchor in rows], mean
 
-    monkeypatch.setattr(sliced, "OrderedStep", Pulled)
+    monkeypatch.setattr(sliced, "OrderedDropoutSgd", Pulled)
     flat, batches = random_weights(26), random_batches(3)
     model = make_model()
     model.load(flat[:24], flat[24:], None)
-    model.train(iter(batches), square, learning_rate=0.1, choices=SgdChoices(),
+    model.train(iter(batches), square, learning_rate=0.1, sgd=SgdConfig(),
                 densities=(0.25, 1.0, 0.0625))  # fmt: skip
     leaf = flat.clone().requires_grad_()
     for (images, targets), units in zip(batches, (2, 4, 1), strict=True):
@@ -339,8 +340,8 @@ def test_momentum_is_reset_on_receipt():
     found = []
     for _ in range(2):
         model.load(random_weights(24), torch.zeros(2), None)
-        choices = SgdChoices(momentum=0.9)
-        model.train(iter(batches), square, learning_rate=0.1, choices=choices,
+        sgd = SgdConfig(momentum=0.9)
+        model.train(iter(batches), square, learning_rate=0.1, sgd=sgd,
                     densities=(0.25, 1.0))  # fmt: skip
         found.append(torch.cat(model.entries()))
     assert torch.equal(*found)
@@ -350,7 +351,7 @@ def test_every_step_of_any_width_serves_the_links():
     calls = []
     model = make_model()
     model.load(random_weights(24), torch.zeros(2), None)
-    model.train(iter(random_batches(3)), square, learning_rate=0.1, choices=SgdChoices(),
+    model.train(iter(random_batches(3)), square, learning_rate=0.1, sgd=SgdConfig(),
                 densities=(0.25, 1.0, 0.25), after_step=lambda: calls.append(1))  # fmt: skip
     assert len(calls) == 3
 
@@ -358,7 +359,7 @@ def test_every_step_of_any_width_serves_the_links():
 # --- the run's models
 
 
-def dropout_run(model: SlicedModel, seed: int, density: float, densities=()) -> Tensor:
+def dropout_run(model: NarrowModel, seed: int, density: float, densities=()) -> Tensor:
     """Two steps of a client on the transformer, whose dropout is drawn from `seed`."""
     count = make_layout("transformer", "ordered_dropout", density).num_prunable
     model.load(random_weights(count) / 50, torch.zeros(10_000), None, mask_id=1, density=density)
@@ -369,7 +370,7 @@ def dropout_run(model: SlicedModel, seed: int, density: float, densities=()) -> 
         batches,
         lambda logits, labels: loss_function("cross_entropy", logits, labels),
         learning_rate=0.1,
-        choices=SgdChoices(),
+        sgd=SgdConfig(),
         densities=densities,
     )
     return model.entries()[0]
@@ -406,7 +407,7 @@ def fjord() -> LocalTraining:
 def drawn(training: LocalTraining, density: float, client: int = 0, first_step: int = 0):
     """Densities of the steps that a client would make."""
     task = Assignment(client, 0, 1, 0, density, 0, first_step, 0.1, False)
-    return training._of_kind(task, None)["densities"]
+    return training._extra_arguments(task, None)["densities"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fedgmr_hpc.models import FlatNet, initial_weights, make_layout, run_layout,
 from fedgmr_hpc.models.layers import Forward
 from fedgmr_hpc.results.verify import verify
 from fedgmr_hpc.training.chunks import Evaluation, Part
+from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.training.sgd import evaluate, measure_statistics
 
@@ -77,14 +78,14 @@ def test_statistics_do_not_depend_on_who_measures_which_chunk() -> None:
     assert len(starts) == 5  # 120 samples, a tenth of each client's for validation, whole batches
     found = []
     for num_ranks in (1, 2, 4):
-        ranks = [LocalTraining(config, data) for _ in range(num_ranks)]
+        ranks = [VersionEvaluator(config, data) for _ in range(num_ranks)]
         for rank in ranks:
-            rank.hold(weights[:num], weights[num:])
+            rank.load_version(weights[:num], weights[num:])
         chunks = dict.fromkeys(starts)
         evaluation = Evaluation(1, (), {Part("norms"): chunks}, waiting={None: []})
         for index, start in enumerate(reversed(starts)):
             rank = ranks[index % num_ranks]
-            chunks[start] = rank.measure(start, start + 20).tolist()
+            chunks[start] = rank.measure_statistics(start, start + 20).tolist()
         evaluation.finish_norms(None)
         found.append(evaluation.statistics[None].tobytes())
     assert len(set(found)) == 1

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function
-from fedgmr_hpc.training.masked import SubModel
-from fedgmr_hpc.training.sgd import SgdChoices
+from fedgmr_hpc.training.masked import MaskedModel
+from fedgmr_hpc.training.sgd import SgdConfig
 from fedgmr_hpc.training.threshold import Threshold
 
 SPANS = (slice(0, 4), slice(4, 6))
@@ -42,11 +42,11 @@ def identity(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def train(weights, kept, slopes=(1.0,) * 7, steps=1, learning_rate=1.0, **choices):
     """(entries kept, what the forward passes saw) of a client that holds `kept`."""
-    model = SubModel(Linear(), 6, [], through_threshold=SPANS)
+    model = MaskedModel(Linear(), 6, [], through_threshold=SPANS)
     whole = torch.tensor(weights)
     model.load(whole[:6][kept], whole[6:], torch.tensor(kept), mask_id=1)
     batches = iter([(torch.tensor([slopes]), torch.zeros(1))] * steps)
-    model.train(batches, identity, learning_rate=learning_rate, choices=SgdChoices(**choices))
+    model.train(batches, identity, learning_rate=learning_rate, sgd=SgdConfig(**choices))
     return model.net.flat.tolist(), model.net.seen
 
 
@@ -152,7 +152,7 @@ def test_a_tensor_of_zeros_stays_zero():
 def digits_run(through_threshold, positions, mask_id=1) -> Tensor:
     net = FlatNet("digits_cnn", kind="magnitude")
     num_prunable = net.layout.num_prunable
-    model = SubModel(net, num_prunable, [], through_threshold)
+    model = MaskedModel(net, num_prunable, [], through_threshold)
     flat = torch.from_numpy(initial_weights("digits_cnn", 0, "magnitude"))
     values = flat[:num_prunable] if positions is None else flat[positions]
     model.load(values, flat[num_prunable:], positions, mask_id=mask_id)
@@ -160,7 +160,7 @@ def digits_run(through_threshold, positions, mask_id=1) -> Tensor:
     images = torch.rand(8, 1, 8, 8, generator=generator)
     batches = iter([(images, torch.arange(8))] * 4)
     model.train(batches, lambda x, y: loss_function("cross_entropy", x, y), learning_rate=0.1,
-                choices=SgdChoices(momentum=0.9, weight_decay=1e-3))  # fmt: skip
+                sgd=SgdConfig(momentum=0.9, weight_decay=1e-3))  # fmt: skip
     return model.net.flat.clone()
 
 
@@ -185,13 +185,13 @@ def test_a_partial_model_trains_otherwise_with_a_threshold_than_without():
 @pytest.mark.parametrize("mask_id", [1, 2])
 def test_each_receipt_makes_its_own_thresholds(mask_id):
     """The same mask with other weights has other thresholds."""
-    model = SubModel(Linear(), 6, [], through_threshold=SPANS)
+    model = MaskedModel(Linear(), 6, [], through_threshold=SPANS)
     found = []
     for scale in (1.0, 10.0):
         kept = torch.tensor([0, 1, 4])
         model.load(scale * torch.tensor([2.0, 1.0, 1.0]), torch.zeros(1), kept, mask_id=mask_id)
         batches = iter([(torch.ones(1, 7), torch.zeros(1))])
-        model.train(batches, identity, learning_rate=0.01, choices=SgdChoices())
+        model.train(batches, identity, learning_rate=0.01, sgd=SgdConfig())
         found.append([scale * 2 - float(model.net.flat[0]), scale - float(model.net.flat[1])])
     # factors depend on |w| / theta alone: 1 + 2 x 2 / 3^2 and 1.5
     assert found[0] == pytest.approx([0.01 * (1 + 4 / 9), 0.015], rel=1e-3)
@@ -199,11 +199,11 @@ def test_each_receipt_makes_its_own_thresholds(mask_id):
 
 
 def test_a_client_uses_its_model_without_what_fell_below_the_threshold():
-    model = SubModel(Linear(), 6, [], through_threshold=SPANS)
+    model = MaskedModel(Linear(), 6, [], through_threshold=SPANS)
     kept = torch.tensor([0, 1, 4])
     model.load(torch.tensor([2.0, 1.0, 1.0]), torch.zeros(1), kept)
     batches = iter([(torch.ones(1, 7), torch.zeros(1))])
-    model.train(batches, identity, learning_rate=0.01, choices=SgdChoices())
+    model.train(batches, identity, learning_rate=0.01, sgd=SgdConfig())
     trained = model.net.flat.clone()  # 1 - 0.015 is below its threshold of 1 now
     with model.in_use() as net:
         assert net.flat[1] == 0.0 and net.flat[0] == trained[0] > 1.0
