@@ -1,18 +1,19 @@
-"""Real and stand-in data sets, and who holds which sample.
+"""Data sets, real and synthetic, and which client holds which sample.
 
-`layouts` finds official files, `formats`, `imagenet` and `stackoverflow` read them, `cache` keeps
-them decoded and memory-mapped, `datasets` hands out normalised batches, changed at random by
-`augment`, `preparation` tells what is there, `partition` deals samples to clients.
+`registry` lists the data sets, one module each (`source` says what such a module provides). Their
+files are decoded once into a `cache` of checksummed `splits`; `untrusted` guards the readers.
+`datasets` opens a data set and hands out normalised batches, changed at random by `augment`;
+`partition` deals samples to clients, and `federated` brings both together for a run.
 """
 
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
-from fedgmr_hpc.data.datasets import DATASET_NAMES, Dataset, load_dataset
-from fedgmr_hpc.data.formats import Split
-from fedgmr_hpc.data.layouts import describe_missing
+from fedgmr_hpc.data.datasets import Dataset, load_dataset, prepare
 from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
-from fedgmr_hpc.data.preparation import prepare
+from fedgmr_hpc.data.registry import DATASET_NAMES, DATASETS, describe_missing
+from fedgmr_hpc.data.splits import Split
 
 __all__ = [
+    "DATASETS",
     "DATASET_NAMES",
     "Dataset",
     "Split",

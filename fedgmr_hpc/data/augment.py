@@ -1,7 +1,9 @@
-"""Random changes of training images, each a function of the given stream alone.
+"""Random augmentation of training images, a function of the given stream alone.
 
-CIFAR-10 is cropped and mirrored, ImageNet-100 cropped at random sizes and mirrored (FedGMR
-experiments, data section). Shapes: B batch, C channels, H height, W width; images are bytes.
+CIFAR-10 is shifted and mirrored, ImageNet-100 cropped at random sizes and mirrored
+(docs/method.md#data-sets).
+
+Shapes: B batch, C channels, H height, W width; images are bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fedgmr_hpc.data.formats import Bytes
+from fedgmr_hpc.data.splits import Bytes
 
 CROP_PAD = 4
 AREA_FRAC = (0.08, 1.0)
@@ -22,7 +24,7 @@ NUM_TRIES = 10
 
 
 def augment_images(x: Bytes, rng: np.random.Generator) -> Bytes:
-    """Each image of [B,C,H,W] moved by up to 4 pixels over a zero border, half of them mirrored."""
+    """Shift each image of [B, C, H, W] by up to 4 pixels over zeros, and mirror half of them."""
     num, channels, height, width = x.shape
     pad = CROP_PAD
     wide = np.zeros((num, channels, height + 2 * pad, width + 2 * pad), np.uint8)
@@ -36,10 +38,10 @@ def augment_images(x: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def crop_and_resize(x: Bytes, rng: np.random.Generator) -> Bytes:
-    """Of each image of [B,C,H,W] a random box, enlarged to [H,W], half of them mirrored.
+    """Crop a random box from each image of [B, C, H, W], enlarge it to [H, W], mirror half of them.
 
-    Boxes have 0.08 to 1 of the area and 3/4 to 4/3 of the sides' ratio. As crops are never larger
-    than the result, plain bilinear interpolation needs no smoothing.
+    Boxes have 0.08 to 1 of the area, and width over height is between 3/4 and 4/3. Since boxes are
+    never larger than the result, plain bilinear interpolation needs no smoothing.
     """
     num, _, height, width = x.shape
     boxes = _draw_boxes(num, height, width, rng)
@@ -53,7 +55,10 @@ def crop_and_resize(x: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def _draw_boxes(num: int, height: int, width: int, rng: np.random.Generator) -> list[list[int]]:
-    """[B,4] top, left, rows, columns: the first of ten tries that fits, else the whole image."""
+    """Draw boxes [B, 4]: top, left, rows and columns.
+
+    Of ten boxes drawn for each image the first that fits is taken, else the whole image.
+    """
     area = height * width * rng.uniform(*AREA_FRAC, (NUM_TRIES, num))
     ratio = np.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), (NUM_TRIES, num)))
     rows, columns = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))

@@ -1,8 +1,8 @@
-"""What ranks need of the data: clients' batches, the validation pool, its subset, the test set.
+"""The data of a run: clients' batches, the pools that versions are scored on, the test set.
 
-Everything is a function of the configuration, so any rank can serve any client. Validation is cut
-from every client's own part after partitioning; the pool of all of them drives decisions, the test
-set is only reported.
+Everything is a function of the configuration, so that any rank can serve any client. Validation
+samples are cut from every client's own part after partitioning; together they drive all decisions,
+while the test set is only reported.
 
 Shapes: B batch, V validation samples, T test samples.
 """
@@ -21,8 +21,8 @@ from fedgmr_hpc.config.messages import listed, must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
-from fedgmr_hpc.data.formats import Split
 from fedgmr_hpc.data.partition import LABELLED_KINDS, batch_indices, cut_validation, make_partition
+from fedgmr_hpc.data.splits import Split
 from fedgmr_hpc.models import FlatNet, accepts, has_batch_norms
 
 Pool = Literal["validation", "score", "test", "norms"]
@@ -31,11 +31,26 @@ Pool = Literal["validation", "score", "test", "norms"]
 class FederatedData:
     """The partitioned data set of a run.
 
+    The pools are: `validation`, all clients' validation samples; `score`, its seeded subset that
+    scores sub-models; `test`; and `norms`, training samples that give static batch norms their
+    statistics.
+
     Args:
-        checks_all: whether the whole data cache is read and checked now (cache.py).
+        config: the run's configuration.
+        checks_all: check every row of the data cache now, not only the rows that are read later.
+
+    Attributes:
+        dataset: the samples.
+        train_parts: [C] training samples of each client.
+        validation_parts: [C] validation samples of each client.
 
     Raises:
-        ValueError: files are missing or damaged, the model does not fit, or clients get too little.
+        ValueError: files are missing or damaged, the model does not fit, or there are too few
+            samples for so many clients.
+
+    Example:
+        >>> data = FederatedData(load_config(None, ["data.name=digits"]))
+        >>> images, classes = next(data.train_batches(client=0, first_step=0, steps=1))
     """
 
     def __init__(self, config: Config, *, checks_all: bool = True) -> None:
@@ -77,7 +92,7 @@ class FederatedData:
             self._try_one_sample()
 
     def _sizes_of_one(self) -> list[str]:
-        """Keys by which batches that normalise themselves have a single sample."""
+        """Return the keys by which batches that are normalised by themselves have one sample."""
         train, scored = self.config.train, self.config.eval
         sizes: dict[str, int | None] = {"train.batch": train.batch}
         if train.batch_norm == "static":
@@ -85,7 +100,10 @@ class FederatedData:
         return [key for key, size in sizes.items() if size == 1]
 
     def _try_one_sample(self) -> None:
-        """Batch normalisation needs two values of a channel: samples, or pixels of one sample."""
+        """Refuse batches of one sample if a batch norm would see a single value per channel.
+
+        Whether it does depends on the model's strides, so one pass over zeros tells.
+        """
         model, shape = self.config.model.name, self.dataset.input_shape
         try:
             FlatNet(model)(torch.zeros(1, *shape), training=True)
@@ -97,7 +115,7 @@ class FederatedData:
 
     def _check_partition(self) -> None:
         kind = self.config.data.partition
-        if kind == "group" and not self.dataset.kind.has_groups:
+        if kind == "group" and not self.dataset.traits.has_groups:
             raise self._wrong_partition(
                 ("iid", "dirichlet", "shards"), "its samples belong to no writer or user"
             )
@@ -119,8 +137,11 @@ class FederatedData:
         return pools | {"norms": self._norm_samples()}
 
     def _norm_samples(self) -> NDArray[np.int64]:
-        """Clients' training samples that give static batch norms their statistics, in an order that
-        mixes clients: whole batches of `eval.chunk`, or one smaller batch."""
+        """Draw the training samples that give static batch norms their statistics.
+
+        Their order mixes the clients. There are whole batches of `eval.chunk`, or one smaller one:
+        the statistics are a mean over batches, in which a small last batch would count too much.
+        """
         choices, samples = self.config.eval, np.concatenate(self.train_parts)
         order = make_rng(self.config.seed, "norm_samples").permutation(samples)
         num = min(choices.norm_samples or len(order), len(order))
@@ -128,32 +149,39 @@ class FederatedData:
 
     @property
     def fingerprint(self) -> str:
-        """xxh3 of all samples, labels and groups, in 16 hex digits."""
+        """The xxh3 of all samples, labels and groups, as 16 hex digits."""
         return self.dataset.fingerprint
 
     @property
     def top_k(self) -> int:
-        """An answer counts as right if it is among the model's so many best guesses."""
+        """How many of the model's best guesses may contain the answer."""
         return self.dataset.top_k
 
     def pool_size(self, pool: Pool) -> int:
-        """Samples in a pool."""
+        """Count the samples in a pool."""
         return len(self._pools[pool])
 
     def num_scored(self, pool: Pool) -> int:
-        """What loss and accuracy of a pool are over: its samples, or its scored target tokens."""
+        """Count what loss and accuracy of a pool average over: samples, or scored target tokens."""
         return self.dataset.num_scored(self._split(pool), self._pools[pool])
 
     def held_classes(self, client: int) -> NDArray[np.int64]:
-        """The classes of a client's training samples, ascending."""
+        """Return the classes of a client's training samples, ascending."""
         part = self.train_parts[client]
         return np.unique(self.dataset.labels(self.dataset.train, part))
 
     def train_batches(
         self, client: int, first_step: int, steps: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """A client's batches of some local steps: images float32 [B,C,H,W] and classes int64 [B],
-        or tokens and their successors int64 [B,T], -1 where a successor is not scored.
+        """Yield a client's batches of some local steps.
+
+        Batches are images float32 [B, C, H, W] and classes int64 [B], or tokens and their
+        successors int64 [B, T], -1 where a successor is not scored.
+
+        Args:
+            client: whose samples they are.
+            first_step: number of the first local step since the run began.
+            steps: how many batches.
         """
         part, config = self.train_parts[client], self.config
         for step in range(first_step, first_step + steps):
@@ -166,7 +194,7 @@ class FederatedData:
             yield self._batch(self.dataset.train, part[inside], rng)
 
     def pool_batches(self, pool: Pool, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Samples [start, stop) of a pool in pieces of `eval.chunk`."""
+        """Yield the samples [start, stop) of a pool in batches of `eval.chunk`."""
         split = self._split(pool)
         chunk = self.config.eval.chunk
         for at in range(start, stop, chunk):

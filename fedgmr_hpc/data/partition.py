@@ -1,10 +1,11 @@
-"""Which client holds which sample, which of them validate, and in what order batches come.
+"""Which client holds which sample, which samples validate, and in what order batches come.
 
-Everything here is a pure function of the configuration and the seed (FedGMR experiments, data
-section): IID cuts one permutation in equal slices; `group` deals consecutive writers; `dirichlet`
-cuts every class by its own Dirichlet draw, then gives the smallest share to client 0; `shards` cuts
-the samples sorted by label in equal shards and deals them out (McMahan et al., 2017). The paper has
+Everything here is a pure function of the configuration and the seed (docs/method.md#partitions):
+`iid` cuts one permutation into equal slices; `group` deals consecutive writers; `dirichlet` cuts
+every class by its own Dirichlet draw and can then sort the clients by size; `shards` cuts the
+samples, sorted by label, into equal shards and deals them out (McMahan et al., 2017). The paper has
 no validation split; here each client holds some of its samples back.
+
 Shapes: C clients, N samples, G writers, S shards, B batch.
 """
 
@@ -26,7 +27,7 @@ KINDS = ("iid", "group", "dirichlet", "shards")
 LABELLED_KINDS = ("dirichlet", "shards")  # these need a class of every sample
 MIN_SAMPLES = 2  # one to train on, one to validate with
 MAX_DRAWS = 100
-MAX_MOVED_FRAC = 0.02  # of all samples, to fill up clients that the last draw left too poor
+MAX_MOVED_FRAC = 0.02  # of all samples, moved to clients that the last draw left short
 CACHED_EPOCHS = 256  # of all clients a rank hosts
 
 
@@ -41,10 +42,26 @@ def make_partition(
     sort_by_size: bool,
     seed: int,
 ) -> list[Longs]:
-    """[C] disjoint arrays of sample numbers, at least two each; only `dirichlet` uses `alpha`.
+    """Deal samples to clients.
 
-    With very many clients no Dirichlet draw gives everybody two samples; then those who lack some
-    take them from the richest, up to 2 % of all samples.
+    With very many clients no Dirichlet draw gives everybody two samples; clients that lack some
+    then take them from those with the most, up to 2 % of all samples.
+
+    Args:
+        kind: `data.partition`.
+        y: [N] classes.
+        group: [N] writers or users; used by `group` only.
+        num_clients: C.
+        alpha: concentration of the Dirichlet draws; used by `dirichlet` only.
+        shards_per_client: used by `shards` only.
+        sort_by_size: whether client 0 gets the smallest part; used by `dirichlet` only.
+        seed: of the run.
+
+    Returns:
+        [C] disjoint arrays of sample numbers, at least two in each.
+
+    Raises:
+        ValueError: there are too few samples or writers for so many clients.
     """
     if kind not in KINDS:
         raise ValueError(unknown_choice("data.partition", kind, KINDS))
@@ -96,7 +113,7 @@ def _cut_iid(num_samples: int, num_clients: int, seed: int) -> list[Longs]:
 
 
 def _deal_shards(y: Longs, num_clients: int, shards_per_client: int, seed: int) -> list[Longs]:
-    """Shards of the samples in label order; they are equal, or differ by one sample."""
+    """Deal shards of the samples in label order; their sizes differ by one sample at most."""
     num_shards, most = num_clients * shards_per_client, len(y) // num_clients
     if num_shards > len(y):
         raise ValueError(
@@ -116,14 +133,14 @@ def _deal_shards(y: Longs, num_clients: int, shards_per_client: int, seed: int) 
 
 
 def _cut_groups(group: NDArray[np.int32], num_clients: int) -> list[Longs]:
-    """floor(G/C) consecutive writers each; the last client also takes the remaining ones."""
+    """Give floor(G / C) consecutive writers to each client, and the remainder to the last one."""
     writers, rank = np.unique(group, return_inverse=True)
     owner = np.minimum(rank // (len(writers) // num_clients), num_clients - 1)
     return _split_by_owner(np.arange(len(group)), owner, num_clients)
 
 
 def _split_by_owner(samples: Longs, owner: Longs, num_clients: int) -> list[Longs]:
-    """[C] the samples of each owner, in the order given."""
+    """Return the samples of each owner [C], in the order given."""
     ends = np.bincount(owner, minlength=num_clients).cumsum()
     return np.split(samples[np.argsort(owner, kind="stable")], ends[:-1])
 
@@ -149,7 +166,10 @@ def _draw_dirichlet(
 def _draw_counts(
     class_sizes: Longs, num_clients: int, alpha: float, rng: np.random.Generator
 ) -> Longs:
-    """[classes, C] samples of each class, cut at the rounded-down cumulative shares."""
+    """Count each client's samples of each class [classes, C].
+
+    Classes are cut at the rounded-down cumulative shares, so that no sample is lost.
+    """
     counts = np.empty((len(class_sizes), num_clients), np.int64)
     for row, size in zip(counts, class_sizes, strict=True):
         share = rng.dirichlet(np.full(num_clients, alpha))
@@ -159,7 +179,12 @@ def _draw_counts(
 
 
 def _fill_up(counts: Longs, *, most: int) -> Longs:
-    """Moves single samples from the richest clients to those below two, unless over `most` move."""
+    """Move single samples from the largest clients to those below two.
+
+    Args:
+        counts: [classes, C] samples of each class.
+        most: samples that may move; if more had to, `counts` is returned as it is.
+    """
     sizes = counts.sum(axis=0)
     poor = np.repeat(np.arange(len(sizes)), np.maximum(MIN_SAMPLES - sizes, 0))
     if len(poor) > most:
@@ -176,12 +201,21 @@ def _fill_up(counts: Longs, *, most: int) -> Longs:
 def cut_validation(
     parts: Sequence[Longs], *, frac: float, seed: int
 ) -> tuple[list[Longs], list[Longs]]:
-    """(train, validation) of each client: ceil(frac n) validate, but one sample always trains."""
+    """Hold some of each client's samples back for validation.
+
+    Args:
+        parts: [C] samples of each client.
+        frac: share of each part, rounded up; one sample always remains for training.
+        seed: of the run.
+
+    Returns:
+        The training samples [C] and the validation samples [C] of each client, ascending.
+    """
     if not 0 <= frac < 1:
         raise ValueError(must_be("data.validation_frac", "at least 0 and less than 1", frac))
     train, val = [], []
     for client, part in enumerate(parts):
-        # rounded first: 0.1 * 70 is a little above 7
+        # rounded first, because 0.1 * 70 is a little above 7
         num_val = min(math.ceil(round(frac * len(part), 9)), len(part) - 1)
         order = make_rng(seed, "validation", client).permutation(len(part))
         val.append(part[np.sort(order[:num_val])])
@@ -190,9 +224,17 @@ def cut_validation(
 
 
 def batch_indices(num_samples: int, *, batch: int, step: int, seed: int, client: int) -> Longs:
-    """[B] positions of local step `step`: an endless row of permutations, one per local epoch.
+    """Return the positions [B] of one local step in an endless sequence of permutations.
 
-    Nothing is remembered between calls, so any rank can make any step of any client.
+    There is one permutation per local epoch. Nothing is remembered between calls, so that any rank
+    can take any step of any client.
+
+    Args:
+        num_samples: training samples of the client.
+        batch: B.
+        step: number of the local step since the run began.
+        seed: of the run.
+        client: whose samples they are.
     """
     if num_samples < 1 or batch < 1:
         found = f"{num_samples} and {batch}"
@@ -214,5 +256,5 @@ def _epoch_order(num_samples: int, seed: int, client: int, epoch: int) -> Longs:
 
 
 def class_counts(parts: Sequence[Longs], y: Longs, num_classes: int) -> Longs:
-    """[C, classes] samples of each class a client holds."""
+    """Count the samples of each class that each client holds [C, classes]."""
     return np.stack([np.bincount(y[part], minlength=num_classes) for part in parts])

@@ -1,46 +1,33 @@
-"""Data that needs no files: scikit-learn's real digits, and stand-ins that are NOT real data.
+"""Stand-ins for FEMNIST and CIFAR-10 that need no files. They are NOT real data.
 
-The stand-ins have the shapes, counts and classes of FEMNIST and CIFAR-10, so that speed, memory and
+They have the shapes, sample counts and classes of the real data sets, so that speed, memory and
 bytes can be measured without a download. Each class is a smooth random template; a sample is its
-template, shifted by up to two pixels, half buried in uniform noise. They can be learnt, but an
-accuracy reached on them says nothing about the real data set. Shapes: N samples, C channels.
+template, shifted by up to two pixels and half buried in uniform noise. Models can learn them, but
+an accuracy reached on them says nothing about the real data set.
+
+Shapes: N samples, C channels, H height, W width.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.data.formats import Bytes, Split
+from fedgmr_hpc.config.sections import DataConfig
+from fedgmr_hpc.data import cifar10, femnist
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.splits import Bytes, Split, Splits
 
 NUM_WRITERS = 193  # of the 5 % LEAF sample the paper uses
 SHIFTS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
-DIGITS_STEP = 1001  # keeps the stream apart from the attempts of make_partition
-DIGITS_TEST_FRAC = 0.2
-CHUNK = 4096
-
-
-def read_digits() -> tuple[Split, Split]:
-    """1,797 real handwritten digits, 8x8 pixels of 0..16, split 80/20 within each class."""
-    # slow to import and optional, so only to fill the cache
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
-
-    digits = load_digits()
-    x = digits.images.astype(np.uint8)[:, None]
-    y = digits.target.astype(np.int64)
-    is_test = np.zeros(len(y), dtype=bool)
-    for label in range(10):
-        own = np.flatnonzero(y == label)
-        rng = make_rng(0, "partition", client=label, step=DIGITS_STEP)
-        is_test[rng.permutation(own)[: round(DIGITS_TEST_FRAC * len(own))]] = True
-    group = np.zeros(len(y), np.int32)
-    train, test = (Split(x[part], y[part], group[part]) for part in (~is_test, is_test))
-    return train, test
+CHUNK = 4096  # samples drawn at a time
 
 
 def _make_templates(rng: np.random.Generator, num_classes: int, shape: tuple[int, ...]) -> Bytes:
-    """[classes,shifts,C,H,W] coarse random pictures, enlarged four times, at every shift."""
+    """Draw coarse pictures [classes, shifts, C, H, W], enlarged four times, at every shift."""
     channels, height, width = shape
     coarse = rng.integers(0, 256, (num_classes, channels, height // 4, width // 4), dtype=np.uint8)
     fine = coarse.repeat(4, axis=2).repeat(4, axis=3)
@@ -48,7 +35,7 @@ def _make_templates(rng: np.random.Generator, num_classes: int, shape: tuple[int
 
 
 def _deal_writers(rng: np.random.Generator, num_samples: int) -> NDArray[np.int32]:
-    """[N] writers in blocks of unequal size, as LEAF orders them."""
+    """Return the writer [N] of each sample, in blocks of unequal size as LEAF orders them."""
     share = rng.uniform(0.5, 1.5, NUM_WRITERS).cumsum()
     ends = np.floor(share / share[-1] * num_samples)
     return np.searchsorted(ends, np.arange(num_samples), side="right").astype(np.int32)
@@ -59,7 +46,7 @@ def _draw_split(
 ) -> Split:
     rng = make_rng(seed, "synthetic", step=step)
     y = rng.integers(0, len(templates), num_samples)
-    if writers:  # each writer has a habit: a fixed shift
+    if writers:  # a writer's habit is one fixed shift
         group = _deal_writers(rng, num_samples)
         shift = group.astype(np.int64) % len(SHIFTS)
     else:
@@ -81,9 +68,46 @@ def make_synthetic(
     num_test: int,
     writers: bool,
     seed: int,
-) -> tuple[Split, Split]:
-    """A stand-in of the given shape: templates shared by train and test, noise fresh per sample."""
+) -> Splits:
+    """Draw a stand-in; both splits share the templates, every sample has its own noise.
+
+    Args:
+        num_classes: number of templates.
+        shape: [C, H, W] of an image, height and width divisible by four.
+        num_train: training samples.
+        num_test: test samples.
+        writers: whether samples belong to writers, each with a shift of its own.
+        seed: fixes the stand-in.
+    """
     templates = _make_templates(make_rng(seed, "synthetic"), num_classes, shape)
     train = _draw_split(templates, num_train, writers=writers, seed=seed, step=1)
     test = _draw_split(templates, num_test, writers=writers, seed=seed, step=2)
     return train, test
+
+
+def _plan(
+    data: DataConfig, files: Files, seed: int, *, traits: Traits, sizes: tuple[int, int]
+) -> Plan:
+    limits = zip(sizes, (data.max_train, data.max_test), strict=True)
+    num_train, num_test = (min(full, limit or full) for full, limit in limits)
+    return plan_build(
+        data.name,
+        traits,
+        [data.name, num_train, num_test, seed],
+        make_synthetic,
+        num_classes=traits.num_classes,
+        shape=traits.input_shape,
+        num_train=num_train,
+        num_test=num_test,
+        writers=traits.has_groups,
+        seed=seed,
+    )
+
+
+def _stand_in(name: str, traits: Traits, sizes: tuple[int, int]) -> DatasetSource:
+    """Return the source of a stand-in with these numbers of training and test samples."""
+    return DatasetSource(name, traits, partial(_plan, traits=traits, sizes=sizes))
+
+
+SYNTHETIC_FEMNIST = _stand_in("synthetic_femnist", femnist.TRAITS, (35_948, 4_090))
+SYNTHETIC_CIFAR10 = _stand_in("synthetic_cifar10", cifar10.TRAITS, (50_000, 10_000))

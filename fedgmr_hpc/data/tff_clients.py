@@ -1,10 +1,10 @@
-"""The clients of a TensorFlow Federated file, read in a child process: isolation.py says why.
+"""Read the clients of a TensorFlow Federated file, in a child process: untrusted.py says why.
 
     python -m fedgmr_hpc.data.tff_clients PARENT FILE CLIENTS SENTENCES WORDS
 
-A file is taken at its word only: links that lead elsewhere, in the file or out of it, external
-storage and virtual data sets are refused, as are filters that HDF5 would have to load and chunks
-that no list of sentences needs.
+Only what the file itself holds is read: links to other places, in the file or outside, external
+storage and virtual data sets are refused, as are filters that HDF5 would have to load, and chunks
+larger than any list of sentences needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import h5py  # type: ignore[import-untyped]
 
-from fedgmr_hpc.data.isolation import serve_parent
+from fedgmr_hpc.data.untrusted import serve_parent
 from fedgmr_hpc.storage.hdf5_file import own_member
 
 BUILT_IN_FILTERS = range(1, 7)  # deflate, shuffle, fletcher32, szip, nbit, scaleoffset
@@ -28,10 +28,16 @@ Client = tuple[str, list[str]]
 
 
 def read_clients(path: str, max_clients: int, max_lines: int, max_words: int) -> Iterator[Client]:
-    """(name, first sentences) of the first clients by id; words stand between single spaces.
+    """Yield the name and the first sentences of the first clients by id.
+
+    Args:
+        path: the file.
+        max_clients: clients to read.
+        max_lines: sentences to read of each.
+        max_words: words to keep of a sentence; they are joined by single spaces.
 
     Raises:
-        ValueError: something is not as TFF writes it; says what.
+        ValueError: something is not as TFF writes it; the message says what.
         OSError, RuntimeError, KeyError: HDF5 cannot read it.
     """
     with h5py.File(path, "r") as file:

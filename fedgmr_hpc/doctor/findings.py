@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median, median_low
 from typing import Any, Literal
 
-from fedgmr_hpc.data.room import HOME_BYTES
+from fedgmr_hpc.data.cache import HOME_BYTES
 from fedgmr_hpc.reporting.words import count_of
 
 State = Literal["ok", "warn", "FAIL"]

@@ -23,9 +23,10 @@ import xxhash
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.data.datasets import SUBSET_SEED, plan_dataset
+from fedgmr_hpc.data.cache import is_default
+from fedgmr_hpc.data.datasets import SUBSET_SEED
 from fedgmr_hpc.data.federated import FederatedData, Pool
-from fedgmr_hpc.data.room import is_default
+from fedgmr_hpc.data.registry import plan_dataset
 from fedgmr_hpc.doctor.estimate import first_densities, highest_densities
 from fedgmr_hpc.doctor.host_facts import file_system, free_memory_bytes, mpi_is_cuda_aware, try_lock
 from fedgmr_hpc.fl.masking import Masking

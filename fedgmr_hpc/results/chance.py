@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from fedgmr_hpc.data.datasets import KINDS
+from fedgmr_hpc.data.registry import DATASETS
 from fedgmr_hpc.results.series import Values
 from fedgmr_hpc.storage.reader import Result
 
@@ -24,14 +24,15 @@ def describe_chance(result: Result) -> str:
     A guess is the validation accuracy of a blind guess, or of the run's untrained model.
     """
     config = result.config
-    kind = KINDS.get(config.get("data", {}).get("name", ""))
+    source = DATASETS.get(config.get("data", {}).get("name", ""))
     scores, losses = (result.evaluations[name] for name in ("val_accuracy", "val_loss"))
     known = np.isfinite(scores)
-    if kind is None or not known.any():
+    if source is None or not known.any():
         return ""
     score, loss = float(scores[known][-1]), float(losses[known][-1])
-    guess = kind.top_k / kind.num_classes
-    blind_loss = _blind_loss(config.get("train", {}).get("loss"), kind.num_classes)
+    traits = source.traits
+    guess = traits.top_k / traits.num_classes
+    blind_loss = _blind_loss(config.get("train", {}).get("loss"), traits.num_classes)
     if score > max(CHANCE_FACTOR * guess, _untrained(result)) or loss <= LOSS_FACTOR * blind_loss:
         return ""
     rate = config.get("train", {}).get("learning_rate", "-")

@@ -1,7 +1,7 @@
-"""What of a version is to be scored, in pieces of samples that any rank may take.
+"""The evaluation of a version, in chunks of samples that any rank may take.
 
-A model with static batch norms is scored once a part of the pool `norms` has given it their
-statistics, the mean over that part's chunks in their order: the same bits on any ranks.
+A model with static batch norms is scored after its statistics were measured on the pool `norms`;
+they are the mean over the chunks in a fixed order, so they have the same bits on any ranks.
 
 Shapes: S statistics of static batch norms.
 """
@@ -22,7 +22,12 @@ Found = tuple[int, float] | list[float]  # (correct, summed loss), or of `norms`
 
 
 class Part(NamedTuple):
-    """What of a version is scored, the whole of it or a level of the ladder, on which samples."""
+    """One pool of samples, on which the whole model or one level of the ladder is scored.
+
+    Attributes:
+        pool: the samples.
+        level: of the ladder; None for the whole model.
+    """
 
     pool: Pool
     level: int | None = None
@@ -30,29 +35,30 @@ class Part(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """One version's evaluation under way, in chunks that any rank may take.
-
-    `chunks[part][start]` is what was found in the chunk at `start`, None while it is missing.
-    `ladder` has the masks of its levels.
+    """A version's evaluation under way.
 
     Attributes:
+        version: its number.
+        payload: the version's frame, kept until every rank has it.
+        chunks: result of each chunk by part and first sample, None while it is missing.
+        ladder: masks of the levels; None if only the whole model is scored.
         statistics: [S] by level, once they are measured.
         waiting: by level, parts (and whether they are awaited) until its statistics are measured.
     """
 
     version: int
-    payload: tuple[memoryview, ...]  # the version's frame, until every rank has it
+    payload: tuple[memoryview, ...]
     chunks: dict[Part, dict[int, Found | None]]
     ladder: MaskSet | None = None
     statistics: dict[int | None, Floats] = field(default_factory=dict)
     waiting: dict[int | None, list[tuple[Part, bool]]] = field(default_factory=dict)
 
     def is_done(self, part: Part) -> bool:
-        """Whether every chunk of the part is in."""
+        """Tell whether every chunk of the part has its result."""
         return all(result is not None for result in self.chunks[part].values())
 
     def sums(self, part: Part) -> tuple[int, float]:
-        """(correct, summed loss) over a finished part, in chunk order."""
+        """Return correct answers and summed loss of a finished part, added in chunk order."""
         correct, loss_sum = 0, 0.0
         for result in self.chunks[part].values():
             assert isinstance(result, tuple)
@@ -60,7 +66,11 @@ class Evaluation:
         return correct, loss_sum
 
     def finish_norms(self, level: int | None) -> list[tuple[Part, bool]]:
-        """Keeps the statistics of a level, all of whose chunks are in; the parts that waited."""
+        """Average the statistics of a level, all of whose chunks are in.
+
+        Returns:
+            The parts that waited for them, and whether each is awaited.
+        """
         found = self.chunks[Part("norms", level)].values()
         self.statistics[level] = mean_statistics([torch.tensor(each) for each in found]).numpy()
         return self.waiting.pop(level)

@@ -1,13 +1,15 @@
 """Masked sub-models on flat weights, trained in place (docs/method.md#local-training).
 
-A client's sub-model is the flat vector with zeros outside its mask; masked steps keep them at zero
-(width methods train a narrower network instead, see sliced.py).
-A gated bias (FedGMR's) counts only if one of its unit's incoming weights is kept: else it is held
-at zero while training and returns unchanged. A mask of everything takes exactly the dense parent's
-path.
+A client's sub-model is the flat vector with zeros outside its mask, and masked steps keep them at
+zero. (Width methods train a narrower network instead, see narrow.py.) A gated bias counts only if
+one of its unit's incoming weights is kept; otherwise it is held at zero while training and returns
+unchanged. A mask that keeps everything takes exactly the path of the dense model, to the same bits.
 
-With `through_threshold` gradients pass through the threshold that cut the mask (FIARSE, see
+With `through_threshold`, gradients pass through the threshold that cut the mask (FIARSE, see
 threshold.py).
+
+The masks of one refresh are nested, so (mask id, K) identifies one: what follows from a mask alone
+is computed once per mask and forgotten at the next refresh.
 
 Shapes: P prunable entries, K kept, D dense entries, B batch.
 """
@@ -38,7 +40,13 @@ from fedgmr_hpc.training.threshold import Threshold
 
 @dataclass(frozen=True, slots=True)
 class GatedBias:
-    """A bias and the prunable weight [units, ...] that gates it, as spans of the flat vector."""
+    """A bias that counts only while a weight of its unit is kept.
+
+    Attributes:
+        bias: its span in the flat vector.
+        weight: span of the prunable weight [units, ...] that gates it.
+        units: output units of the layer.
+    """
 
     bias: slice
     weight: slice
@@ -46,12 +54,18 @@ class GatedBias:
 
 
 class MaskedModel:
-    """Loads a client's sub-model into a net, trains it, and hands its entries back.
+    """A client's masked sub-model: loads it into a network, trains it, and returns its entries.
 
     Args:
+        net: the whole network.
+        num_prunable: P.
+        gated: biases that count only while a weight of their unit is kept.
         through_threshold: spans of the prunable tensors, if gradients pass through the threshold
-            of each.
-        surrogate: whether those of kept weights change on the way.
+            of each; empty otherwise.
+        surrogate: whether the threshold changes the gradients of kept weights.
+
+    Attributes:
+        mask: [P + D] of 0 and 1; None for everything.
     """
 
     def __init__(
@@ -64,7 +78,7 @@ class MaskedModel:
     ) -> None:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
         self.spans, self.surrogate = tuple(through_threshold), surrogate
-        self.mask: Tensor | None = None  # [P + D] of 0 and 1, None for everything
+        self.mask: Tensor | None = None
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
         self._loaded: tuple[int, int] | None = None  # (mask id, K) of the loaded entries
@@ -84,14 +98,14 @@ class MaskedModel:
         mask_id: int = 0,
         density: float = 1.0,
     ) -> None:
-        """Sets the net to a sub-model, wherever the arguments lie.
+        """Set the network to a sub-model; the arguments may lie on any device.
 
         Args:
             values: [K] kept entries.
             dense: [D] dense part.
-            positions: int64 [K] natural positions of `values`, None for all P entries.
-            mask_id: equal ids and K mean equal positions, so what follows from them is kept.
-            density: that the sub-model was cut for; the mask says all about it here.
+            positions: int64 [K] natural positions of `values`; None for all P entries.
+            mask_id: with K it identifies `positions`, so that work on them is not repeated.
+            density: ignored, since the mask says it all; `NarrowModel` needs it.
         """
         prunable = self.net.flat[: self.num_prunable]
         self.net.flat[self.num_prunable :] = dense
@@ -100,6 +114,7 @@ class MaskedModel:
             prunable.copy_(values)
         else:
             positions = self._place(positions, key)
+            # the same mask overwrites all its entries, and outside it there are zeros already
             if key != self._loaded and len(values) < self.num_prunable:
                 _clear(prunable, self._kept)
             prunable.scatter_(0, positions, values.to(prunable.device))
@@ -109,7 +124,7 @@ class MaskedModel:
             self._cut(positions, key)
 
     def _place(self, positions: Tensor, key: tuple[int, int]) -> Tensor:
-        """The positions on the net's device, moved there once per mask."""
+        """Return the positions on the network's device, moving them once per mask."""
         if positions.device == self.net.flat.device:
             return positions
         _keep_mask(self._moved, key)
@@ -118,7 +133,7 @@ class MaskedModel:
         return self._moved[key]
 
     def _cut(self, positions: Tensor, key: tuple[int, int]) -> None:
-        """Sets the mask, and holds back the biases of units that have lost all their weights."""
+        """Set the mask, and hold back the biases of units that have lost all their weights."""
         if self._mask_memory is None:
             self._mask_memory = torch.ones_like(self.net.flat)
         self.mask = self._mask_memory
@@ -134,7 +149,7 @@ class MaskedModel:
             bias[is_dead] = 0.0
 
     def _dead_units(self, key: tuple[int, int]) -> list[Tensor]:
-        """Per gated bias, which units have lost all their weights under the current mask."""
+        """Tell for each gated bias which units have lost all their weights under the mask."""
         assert self.mask is not None
         _keep_mask(self._dead, key)
         if key not in self._dead:
@@ -152,9 +167,16 @@ class MaskedModel:
         sum_grad_squares: bool = False,
         after_step: Callable[[], None] = lambda: None,
     ) -> Trained:
-        """Runs one SGD step per batch; `after_step` lets the caller serve its links in between.
+        """Take one SGD step per batch.
 
-        On a CUDA device steps are only queued while `after_step` runs; losses are read at the end.
+        Args:
+            batches: one for each step.
+            loss: loss of each scored item.
+            learning_rate: of all steps.
+            sgd: the optimiser's other settings.
+            sum_grad_squares: whether to sum squared gradients, for score `g`.
+            after_step: lets the caller serve its links; on a CUDA device steps are only queued by
+                then.
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
@@ -168,7 +190,7 @@ class MaskedModel:
 
     @contextmanager
     def in_use(self) -> Iterator[Net]:
-        """The net as the client uses it: without what has fallen below its threshold."""
+        """Provide the network as the client uses it: without weights below their threshold."""
         if self._threshold is None:
             yield self.net
             return
@@ -179,8 +201,14 @@ class MaskedModel:
             self._threshold.restore(())
 
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sub-model's entries (values [K], dense [D]) of the net or of another flat vector on
-        its device, as copies in host memory.
+        """Copy the sub-model's entries to host memory.
+
+        Args:
+            flat: [P + D] another vector to take them from, on the network's device; None for the
+                network's weights.
+
+        Returns:
+            The values [K] in the order in which they were loaded, and the dense part [D].
         """
         source = self.net.flat if flat is None else flat
         dense = source[self.num_prunable :].clone()
@@ -196,13 +224,14 @@ class MaskedModel:
 
 
 def _keep_mask(kept: dict[tuple[int, int], Any], key: tuple[int, int]) -> None:
-    """Forgets what follows from other masks than that of `key`, (mask id, K)."""
+    """Forget what was kept for other masks than that of `key`, which is (mask id, K)."""
     if any(mask_id != key[0] for mask_id, _ in kept):
         kept.clear()
 
 
 def _clear(entries: Tensor, positions: Tensor | None) -> None:
-    """Zeroes entries of which only those at `positions` (None: any) are not zero."""
+    """Zero all entries, given that only those at `positions` (None: any) are not zero yet."""
+    # filling by index is slower per entry than clearing a contiguous range
     if positions is None or len(positions) > len(entries) // 8:
         entries.zero_()
     else:

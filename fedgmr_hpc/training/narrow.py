@@ -1,10 +1,10 @@
 """Sub-models of the width methods: a narrower network, trained as such.
 
 The entries that a width keeps are, in their natural order, the flat vector of the narrower network,
-so loading is a permutation and costs what the sub-model costs. With ordered dropout each local step
-takes its gradient from a still narrower part, on its own network. It is a step of the client's
-whole sub-model all the same: entries outside the part have gradient zero, so momentum and weight
-decay move them, as `torch.optim.SGD` does in FjORD's code.
+so loading is a permutation and costs what the sub-model weighs. With ordered dropout each local
+step takes its gradient from a still narrower part, which is a network of its own. It remains a step
+of the client's whole sub-model: entries outside the part have gradient zero, so momentum and weight
+decay still move them, as `torch.optim.SGD` does in FjORD's code (docs/method.md#fjord).
 
 Shapes: P prunable entries, K kept, D dense entries.
 """
@@ -32,20 +32,20 @@ from fedgmr_hpc.training.sgd import (
     to_host,
 )
 
-MAX_NETS = 32  # kept at a time; balancing makes new densities at every refresh
+MAX_NETS = 32  # networks kept; the bandwidth balance makes new densities at every refresh
 SoftLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, teacher's logits, labels -> losses
 
 
 class NarrowModel:
-    """Loads a client's narrower network, trains it, and hands its entries back.
+    """A client's narrower network: loads it, trains it, and returns its entries.
 
     Args:
-        make_net: the network of a density, kept for the next time.
+        make_net: builds the network of a density, which is kept for later use.
         tensors: axes of every tensor of the whole network, in the order of its flat vector.
         num_prunable: P.
 
     Attributes:
-        net: the network loaded last.
+        net: the network that was loaded last.
         density: its density.
     """
 
@@ -73,13 +73,14 @@ class NarrowModel:
         mask_id: int = 0,
         density: float = 1.0,
     ) -> None:
-        """Sets the network of this density to a sub-model, wherever the arguments lie.
+        """Set the network of a density to a sub-model; the arguments may lie on any device.
 
         Args:
             values: [K] kept entries.
             dense: [D] dense part.
-            positions: int64 [K] natural positions of `values`, None if they ascend.
-            mask_id: equal ids and K mean equal positions.
+            positions: int64 [K] natural positions of `values`; None if they ascend.
+            mask_id: with K it identifies `positions`, so that work on them is not repeated.
+            density: which network.
         """
         if len(self._nets) > MAX_NETS:
             self._nets.clear()
@@ -97,11 +98,12 @@ class NarrowModel:
         return self._nets[density]
 
     def _find_order(self, positions: Tensor, mask_id: int) -> Tensor:
-        """[K] which of the values comes first, second, ... by natural position."""
+        """Return which of the values comes first, second, ... by natural position [K]."""
         if any(known != mask_id for known, _ in self._orders):
             self._orders.clear()
         key = (mask_id, len(positions))
         if key not in self._orders:
+            # scatter and compress instead of sorting: linear in P
             rank = torch.full((self.num_prunable,), -1)
             rank[positions] = torch.arange(len(positions))
             self._orders[key] = rank[rank >= 0]
@@ -118,12 +120,19 @@ class NarrowModel:
         densities: Sequence[float] = (),
         soft_loss: SoftLoss | None = None,
     ) -> Trained:
-        """Runs one SGD step per batch; `after_step` lets the caller serve its links in between.
+        """Take one SGD step per batch.
 
         Args:
-            densities: of each step, at most that of the sub-model; empty for that of the sub-model.
-            soft_loss: self-distillation: with it every step trains the whole sub-model by `loss`,
-                and a narrower part by its loss towards what the whole sub-model says.
+            batches: one for each step.
+            loss: loss of each scored item.
+            learning_rate: of all steps.
+            sgd: the optimiser's other settings.
+            after_step: lets the caller serve its links.
+            densities: of the part that each step trains, at most that of the sub-model; empty to
+                train the whole sub-model.
+            soft_loss: loss towards a teacher, for self-distillation: every step then trains the
+                whole sub-model by `loss`, and the part by its loss towards the whole sub-model's
+                answer. None for none.
         """
         if densities:
             widths = iter(densities)
@@ -137,8 +146,11 @@ class NarrowModel:
         return losses.trained()
 
     def inner(self, density: float) -> tuple[Net, Tensor]:
-        """The network of a density below that of the loaded one, filled with what that has there
-        (its random stream, too), and where in the flat vector of the loaded one it lies."""
+        """Return a narrower network, with the weights and the random stream of the loaded one.
+
+        Returns:
+            The network, and its positions in the flat vector of the loaded one.
+        """
         net, at = self._net(density), self._inner_index(density)
         net.flat.copy_(self.net.flat[at])
         net.generator.set_state(self.net.generator.get_state())  # one stream for all widths
@@ -152,11 +164,11 @@ class NarrowModel:
         return self._inner[key]
 
     def in_use(self) -> AbstractContextManager[Net]:
-        """The net as the client uses it."""
+        """Provide the network as the client uses it, which is as it is."""
         return nullcontext(self.net)
 
     def entries(self) -> tuple[Tensor, Tensor]:
-        """The sub-model's entries (values [K], dense [D]) as copies in host memory."""
+        """Copy the sub-model's entries to the host: values [K] as loaded, dense part [D]."""
         kept = to_host(self.net.flat[: self._num_kept].clone())
         values = kept if self._order is None else torch.empty_like(kept)
         if self._order is not None:
@@ -168,8 +180,12 @@ class OrderedDropoutSgd(LocalSgd):
     """Steps of a loaded sub-model, each with the gradient of a part of it (ordered dropout).
 
     Args:
-        densities: of the part, step after step.
-        soft_loss: self-distillation, see `NarrowModel.train`.
+        model: the sub-model.
+        loss: loss of each scored item.
+        learning_rate: of all steps.
+        sgd: the optimiser's other settings.
+        densities: of the part, one for each step.
+        soft_loss: loss towards a teacher, see `NarrowModel.train`.
     """
 
     def __init__(
@@ -185,10 +201,13 @@ class OrderedDropoutSgd(LocalSgd):
         self.model, self.densities, self.soft_loss = model, densities, soft_loss
 
     def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Of the part, zero outside it, or with self-distillation of the whole sub-model and the
-        part together; and the loss on the labels: of the part, or of the whole sub-model."""
+        """Return the gradients of one step and its mean loss on the labels.
+
+        Without distillation they are those of the part, zero outside it; with it, the sum of those
+        of the whole sub-model and of the part, and the loss is that of the whole sub-model.
+        """
         density = next(self.densities)
-        if density == self.model.density:  # what it says of itself is no news to it
+        if density == self.model.density:  # a model learns nothing from its own answer
             return super().gradients(samples, labels)
         if self.soft_loss is None:
             total = torch.zeros_like(self.net.flat)
@@ -203,11 +222,11 @@ class OrderedDropoutSgd(LocalSgd):
     def _add_part(
         self, total: Tensor, density: float, loss: Loss, samples: Tensor, labels: Tensor
     ) -> Tensor:
-        """Adds the part's gradients to those of the sub-model; returns its mean loss."""
+        """Add the part's gradients to those of the sub-model; return the part's mean loss."""
         part, at = self.model.inner(density)
         gradients, mean, _ = differentiate(part, loss, samples, labels)
         self.net.generator.set_state(part.generator.get_state())
-        self.net.flat[at] = part.flat  # its running statistics
+        self.net.flat[at] = part.flat  # takes over the part's running statistics
         total.index_add_(0, at, _joined(part, gradients))
         return mean
 
@@ -217,7 +236,7 @@ def _towards(soft_loss: SoftLoss, teacher: Tensor, logits: Tensor, labels: Tenso
 
 
 def _joined(net: Net, gradients: Sequence[Tensor]) -> Tensor:
-    """[P + D] the gradients of the parameters, zero at running statistics."""
+    """Lay the gradients out as a flat vector [P + D], zero at running statistics."""
     flat = torch.zeros_like(net.flat)
     for part, gradient in zip(net.split(flat), gradients, strict=True):
         part.copy_(gradient)

@@ -1,7 +1,7 @@
 """Local steps and evaluation on a net's flat vector (docs/method.md#local-training).
 
-The net may lie on any torch device: what comes in is moved there, what `to_host` gives lies in host
-memory, and no step waits for the device. On the CPU nothing is copied for that.
+The net may lie on any torch device. Batches are moved there, `to_host` brings results back, and no
+step waits for the device; on the CPU nothing is copied for this.
 
 Deviations from the released code (docs/method.md#deviations, 28 and 29): gradients are masked,
 momentum is reset on receipt, weight decay multiplies the weight, no clipping unless the row asks
@@ -28,9 +28,15 @@ Hits = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> how many scored i
 
 
 class Net(Protocol):
-    """A model whose trainable tensors share memory with one flat vector [P + D]; a pass for
-    training updates tracked running statistics there, and draws from `generator`. Static norms have
-    their statistics [S] apart; `measure` gives those of a batch of samples."""
+    """A model whose trainable tensors share memory with one flat vector.
+
+    A training pass updates tracked running statistics in that vector and draws from `generator`.
+
+    Attributes:
+        flat: [P + D] the model's weights.
+        statistics: [S] of static batch norms, which training leaves alone.
+        generator: random stream of dropout.
+    """
 
     flat: Tensor
     statistics: Tensor
@@ -44,8 +50,14 @@ class Net(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SgdConfig:
-    """Local SGD; `momentum` is heavy-ball without dampening, `clip_norm` the greatest norm of the
-    gradient of all parameters together (None for no limit), before weight decay is added."""
+    """Settings of local SGD, but for the learning rate.
+
+    Attributes:
+        momentum: of the heavy ball, without dampening.
+        weight_decay: factor of the weights that is added to the gradient.
+        clip_norm: greatest norm of the gradient of all parameters together, before weight decay is
+            added; None for no limit.
+    """
 
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -54,24 +66,33 @@ class SgdConfig:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training leaves besides the weights in `net.flat`."""
+    """The outcome of a client's training, besides the weights in `net.flat`.
+
+    Attributes:
+        mean_loss: over all samples of all steps.
+        num_samples: samples of all steps.
+        grad_squares: [P + D] summed squared gradients, on the net's device; None if not wanted.
+    """
 
     mean_loss: float
     num_samples: int
-    grad_squares: Tensor | None  # [P + D], on the net's device
+    grad_squares: Tensor | None
 
 
 class LocalSgd:
     """The local SGD steps of one dispatch.
 
-    It is made when the net holds what the client was sent and lives until the client's last step,
-    so what belongs to the dispatch as a whole (momentum, a pull towards the weights that were sent)
-    is kept here.
+    One instance serves one dispatch, from the weights that the client received to its last step, so
+    momentum starts at zero (docs/method.md#local-training).
 
     Args:
+        net: holds the weights that the client received.
+        loss: loss of each scored item.
+        learning_rate: of all steps.
+        sgd: the optimiser's other settings.
         mask: [P + D] of 0 and 1; only entries at 1 move. None for all.
-        squares: [P + D] sums squared gradients on the mask, None if they are not wanted.
-        threshold: what gradients pass through.
+        squares: [P + D] to which squared gradients on the mask are added; None if not wanted.
+        threshold: what gradients pass through; None for masks without one.
     """
 
     def __init__(
@@ -94,7 +115,7 @@ class LocalSgd:
         )
 
     def run(self, batch: Batch) -> Tensor:
-        """Steps on a batch; returns its mean loss, which is not waited for."""
+        """Take one step; return the batch's mean loss without waiting for the device."""
         gradients, mean = self.gradients(*batch)
         with torch.no_grad():
             self._sum_squares(gradients)
@@ -105,7 +126,7 @@ class LocalSgd:
         return mean
 
     def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Of the mean loss, one for each parameter; and that loss."""
+        """Return the gradients of the mean loss, one per parameter, and that loss."""
         if self.threshold is not None:
             self.threshold.hide()
         gradients, mean, _ = differentiate(self.net, self.loss, samples, labels)
@@ -120,7 +141,7 @@ class LocalSgd:
                 squares.addcmul_(kept, kept)
 
     def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The gradients, shortened together where those that count are longer than allowed."""
+        """Scale all gradients by one factor so that their kept entries stay within the limit."""
         limit = self.sgd.clip_norm
         if limit is None:
             return gradients
@@ -153,27 +174,33 @@ def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:
 def differentiate(
     net: Net, loss: Loss, samples: Tensor, labels: Tensor
 ) -> tuple[Sequence[Tensor], Tensor, Tensor]:
-    """(gradients of the mean loss, one for each parameter; that loss; logits) of a pass for
-    training."""
+    """Differentiate the mean loss of one training pass.
+
+    Returns:
+        The gradients, one per parameter; the mean loss; the logits.
+    """
     logits = net(samples, training=True)
     mean = loss(logits, labels).mean()
     return torch.autograd.grad(mean, net.trainable()), mean.detach(), logits.detach()
 
 
 class StepLosses:
-    """Losses and sizes of the steps so far; losses are read off the device at the end."""
+    """Losses and batch sizes of the steps so far.
+
+    Losses stay on the device until the end: reading one would wait for all queued work.
+    """
 
     def __init__(self) -> None:
         self.means: list[Tensor] = []
         self.counts: list[int] = []
 
     def add(self, step: LocalSgd, batch: Batch) -> None:
-        """Makes one more step."""
+        """Take one more step."""
         self.means.append(step.run(batch))
         self.counts.append(len(batch[1]))
 
     def trained(self, squares: Tensor | None = None) -> Trained:
-        """What training has left."""
+        """Return the outcome of all steps."""
         pairs = zip(torch.stack(self.means).tolist(), self.counts, strict=True)
         num_samples = sum(self.counts)
         return Trained(sum(mean * n for mean, n in pairs) / num_samples, num_samples, squares)
@@ -181,7 +208,7 @@ class StepLosses:
 
 @torch.inference_mode()
 def evaluate(net: Net, batches: Iterable[Batch], loss: Loss, hits: Hits) -> tuple[int, float]:
-    """Hits and summed loss over the batches' scored items."""
+    """Count the hits and sum the loss over the batches' scored items."""
     device = net.flat.device
     num_hits = torch.zeros((), dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -193,25 +220,30 @@ def evaluate(net: Net, batches: Iterable[Batch], loss: Loss, hits: Hits) -> tupl
 
 
 def measure_statistics(net: Net, batches: Iterable[Batch]) -> Tensor:
-    """[S] means over batches, each of which normalises itself, of their means and unbiased
-    variances; float32 in host memory."""
+    """Measure the statistics [S] of static batch norms, as float32 in host memory.
+
+    They are means and unbiased variances, each averaged over batches that normalise themselves.
+    """
     parts = [net.measure(samples) for samples, _ in on_device(batches, net.flat.device)]
     return mean_statistics([to_host(part) for part in parts])
 
 
 def mean_statistics(parts: Sequence[Tensor]) -> Tensor:
-    """[S] mean over batches in their order, summed in double precision."""
+    """Average statistics [S] of batches in their order, in double precision.
+
+    The order is fixed, so the result has the same bits on any number of ranks.
+    """
     return torch.stack(list(parts)).double().mean(0).float()
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device`; those that lie there as they are."""
+    """Move batches to `device`; those that lie there already are not copied."""
     for images, labels in batches:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def to_host(entries: Tensor) -> Tensor:
-    """The entries in host memory: themselves, or from a CUDA device a copy in pinned memory."""
+    """Return entries in host memory, copied from a CUDA device through pinned memory."""
     if entries.device.type != "cuda":
         return entries.cpu()
     host = torch.empty(entries.shape, dtype=entries.dtype, pin_memory=True)

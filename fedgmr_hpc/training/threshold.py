@@ -1,4 +1,4 @@
-"""Gradients through the threshold that cut a mask (docs/method.md#fiarse; Wu et al. 2024).
+"""Gradients through the threshold that cut a mask (docs/method.md#fiarse; Wu et al., 2024).
 
 A sub-model keeps what is at or above theta in size, M(w) = [|w| >= theta], with one theta for each
 tensor of each client: the smallest |w| that its mask keeps. The whole model has no threshold.
@@ -32,6 +32,7 @@ class Threshold:
     """The thresholds of a sub-model that has just been loaded.
 
     Args:
+        net: holds the sub-model.
         mask: [P + D] of 0 and 1.
         spans: of the prunable tensors, the first ones of the flat vector.
         surrogate: whether kept weights' gradients take the derivative of the step into account.
@@ -48,7 +49,7 @@ class Threshold:
 
     @torch.no_grad()
     def hide(self) -> None:
-        """Zeroes what lies below its threshold; the mask's zeros do already."""
+        """Zero the kept weights that lie below their threshold."""
         self.whole.copy_(self.prunable)
         pairs = zip(self.spans, self.thetas, strict=True)
         self.hidden = [self.whole[span].abs() < theta for span, theta in pairs]
@@ -57,7 +58,7 @@ class Threshold:
 
     @torch.no_grad()
     def restore(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Undoes `hide`; returns the gradients with their factors, the dense ones as they are."""
+        """Undo `hide`; return the gradients with their factors, the dense ones unchanged."""
         self.prunable.copy_(self.whole)
         passed = []
         rows = zip(self.spans, self.thetas, self.hidden, gradients, strict=False)
@@ -67,7 +68,7 @@ class Threshold:
         return [*passed, *gradients[len(passed) :]]
 
     def _factor(self, span: slice, theta: Tensor) -> Tensor:
-        """By which the gradients of a tensor's entries change where they are kept."""
+        """Return the factors of the gradients of a tensor's kept entries."""
         if not self.surrogate:
             return torch.ones_like(self.whole[span])
         ratio = theta / self.whole[span].abs()  # at most 1 where kept: no square underflows
@@ -75,6 +76,6 @@ class Threshold:
 
 
 def _smallest(weights: Tensor, mask: Tensor) -> Tensor:
-    """The smallest |w| of the kept entries, at least the smallest positive float."""
+    """Return the smallest |w| of the kept entries, at least the smallest positive float."""
     size = weights.abs().masked_fill(mask == 0, torch.inf)
     return size.min().clamp_min(torch.finfo(size.dtype).tiny)

@@ -24,15 +24,13 @@ from fedgmr_hpc.data import (
     DATASET_NAMES,
     Split,
     augment_images,
-    cache,
     describe_missing,
     load_dataset,
-    ownership,
     prepare,
-    room,
 )
-from fedgmr_hpc.data.cache import Reader, open_or_build
-from fedgmr_hpc.data.digests import fingerprint
+from fedgmr_hpc.data.cache import Reader, build, check_room, open_or_build
+from fedgmr_hpc.data.cache import files as cache_files
+from fedgmr_hpc.data.splits import fingerprint
 
 WHITE, BLACK, GREY = 1.0, 0.0, 0.8
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
@@ -512,7 +510,7 @@ def test_augmentation_is_applied_only_where_the_data_set_has_it(tmp_path, load):
     )
     assert not np.array_equal(plain, moved)
     assert np.array_equal(moved, again)
-    border = -np.array(cifar.kind.mean) / np.array(cifar.kind.std)  # padded before normalising
+    border = -np.array(cifar.traits.mean) / np.array(cifar.traits.std)  # padded before normalising
     assert moved[:, 0].min() == pytest.approx(border[0], abs=1e-6)
     same = digits.images(digits.train, index, make_rng(0, "augment"))
     assert np.array_equal(same, digits.images(digits.train, index))
@@ -544,7 +542,7 @@ def truncate(folder):
 def rewrite_meta(folder, **changes):
     """Another content under a right checksum."""
     path = folder / "meta.json"
-    path.write_text(json.dumps(cache._sealed(json.loads(path.read_text()) | changes)))
+    path.write_text(json.dumps(cache_files.seal(json.loads(path.read_text()) | changes)))
 
 
 def flip(name, at):
@@ -589,7 +587,7 @@ def test_damaged_cache_is_rebuilt_with_a_warning(tmp_path, damage, caplog):
     train, test = open_or_build(folder, lambda: tiny(7))
     assert (train.x.min(), len(test)) == (7, 3)
     (line,) = caplog.messages
-    assert line.startswith(f"data cache {folder}: ") and line.endswith("the data are decoded anew")
+    assert line.startswith(f"data cache {folder}: ") and line.endswith("decoding the data again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny-1", "tiny-1.lock"]
 
 
@@ -603,7 +601,7 @@ DAMAGES = (
 def test_no_cache_that_is_damaged_anywhere_is_read_as_data(tmp_path, monkeypatch):
     """Flipped, zeroed and cut at random places: what is opened is what was decoded, every time."""
     folder, made, rng = tmp_path / "tiny-1", tiny_random(), np.random.default_rng(0)
-    monkeypatch.setattr(cache, "_sync", lambda folder: None)  # for speed
+    monkeypatch.setattr(cache_files, "_sync", lambda folder: None)  # for speed
     whole = fingerprint(*open_or_build(folder, lambda: made))
     rebuilt = []
     for number in range(99):
@@ -640,8 +638,8 @@ def test_a_sample_that_is_damaged_during_a_run_is_not_trained_on(tmp_path):
 def test_the_cache_of_another_user_is_refused_unless_named(tmp_path, monkeypatch):
     folder = tmp_path / "tiny-1"
     open_or_build(folder, tiny)
-    monkeypatch.setattr(ownership.os, "getuid", lambda: os.stat(folder).st_uid + 1)
-    monkeypatch.setattr(ownership, "ROOT", -1)  # tests may run as root
+    monkeypatch.setattr(cache_files.os, "getuid", lambda: os.stat(folder).st_uid + 1)
+    monkeypatch.setattr(cache_files, "ROOT", -1)  # tests may run as root
     name = pwd.getpwuid(os.stat(folder).st_uid).pw_name
     with pytest.raises(ValueError, match=rf"data\.cache must .*: its tiny-1 belongs to {name}, "):
         open_or_build(folder, tiny)
@@ -691,7 +689,7 @@ RANK = """
 import sys, time
 from pathlib import Path
 from fedgmr_hpc.data.cache import Reader, open_or_build
-from fedgmr_hpc.data.digests import fingerprint
+from fedgmr_hpc.data.splits import fingerprint
 from fedgmr_hpc.data.synthetic import make_synthetic
 folder, log, start = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 def build():
@@ -740,11 +738,11 @@ def test_without_file_locks_the_first_rename_wins(tmp_path, monkeypatch):
 
     def slower_rank():
         with monkeypatch.context() as patch:
-            patch.setattr(cache.os, "getpid", lambda: -1)
+            patch.setattr(build.os, "getpid", lambda: -1)
             open_or_build(tmp_path / "tiny-1", lambda: tiny(5))
         return tiny(6)
 
-    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(build.fcntl, "flock", no_locks)
     train, _ = open_or_build(tmp_path / "tiny-1", slower_rank)
     assert train.x.max() == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny-1", "tiny-1.lock"]
@@ -793,7 +791,7 @@ def test_real_cifar(load):
     assert np.bincount(data.test.y).tolist() == [1_000] * 10
     assert data.train.y[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile
     mean = data.train.x.mean(axis=(0, 2, 3)) / 255
-    assert mean == pytest.approx(data.kind.mean, abs=1e-3)
+    assert mean == pytest.approx(data.traits.mean, abs=1e-3)
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
@@ -803,13 +801,13 @@ def test_every_name_of_the_configuration_is_a_data_set():
 def test_a_job_fills_no_home_folder_that_nobody_has_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (home := tmp_path / ".cache" / "fedgmr_hpc").mkdir(parents=True)
-    for name in room.JOBS:
+    for name in build.JOB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10**12))
-    room.check_room(home, 11 * 10**9)  # at a desk it is the user's own choice
+    check_room(home, 11 * 10**9)  # at a desk it is the user's own choice
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     said = r"^data.cache must be set to a folder when a job caches 11.0 GB .*/.cache/fedgmr_hpc"
     with pytest.raises(ValueError, match=said):
-        room.check_room(home, 11 * 10**9)
-    room.check_room(home, 10**8)
-    room.check_room(tmp_path, 11 * 10**9)
+        check_room(home, 11 * 10**9)
+    check_room(home, 10**8)
+    check_room(tmp_path, 11 * 10**9)

@@ -11,10 +11,9 @@ from PIL import Image
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig, TrainConfig
-from fedgmr_hpc.data import augment, cache, crop_and_resize, imagenet, load_dataset, prepare
-from fedgmr_hpc.data.cache import open_or_fill
+from fedgmr_hpc.data import augment, crop_and_resize, imagenet, load_dataset, prepare
+from fedgmr_hpc.data.cache import Meter, build, open_or_fill
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.data.meter import Meter
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (0, 20, 230)
 REAL = os.environ.get("FEDGMR_DATA")
@@ -295,7 +294,7 @@ def test_without_file_locks_ranks_do_not_share_a_folder(tmp_path, load, monkeypa
     def no_locks(handle, operation):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(build.fcntl, "flock", no_locks)
     count_decoded(monkeypatch, fail_at=3)
     with pytest.raises(KeyboardInterrupt):
         load()
@@ -434,4 +433,4 @@ def test_real_imagenet(tmp_path):
     assert np.bincount(whole.train.labels).tolist() == [130] * 100
     assert np.bincount(whole.test.labels).tolist() == [30] * 100
     mean = data.train.x.mean(axis=(0, 2, 3)) / 255
-    assert mean == pytest.approx(data.kind.mean, abs=0.03)
+    assert mean == pytest.approx(data.traits.mean, abs=0.03)

@@ -1,7 +1,7 @@
-"""Samples that are decoded one after the other into a cache's array, with a checksum each.
+"""Append samples to a cache's array as they are decoded, with a checksum each.
 
-Both files are as long as what is done: a build that was interrupted goes on behind the last row
-that is whole and has its checksum.
+The length of both files says how much is done: a build that was interrupted continues after the
+last row that is complete and passes its checksum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgmr_hpc.data.digests import first_wrong, row_sums
+from fedgmr_hpc.data.splits import first_mismatch, row_checksums
 
 
 class _Growing:
-    """An .npy file whose header says how many rows it will have in the end."""
+    """An .npy file whose header states the number of rows it will finally have."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
@@ -48,13 +48,15 @@ class _Growing:
 
 
 class RowFile:
-    """`{part}_x.npy` and `{part}_sums.npy` of a folder, appended to. A context manager.
+    """Appends to `{part}_x.npy` and `{part}_sums.npy` of a folder; a context manager.
 
     Args:
-        shape: of all rows [N,...], which are bytes.
+        folder: private folder of the cache under construction.
+        part: "train" or "test".
+        shape: of all rows [N, ...], which are bytes.
 
     Attributes:
-        done: rows that are there.
+        done: rows that are already there and intact.
     """
 
     def __init__(self, folder: Path, part: str, shape: tuple[int, ...]) -> None:
@@ -65,9 +67,9 @@ class RowFile:
         self.done = self._keep_whole()
 
     def _keep_whole(self) -> int:
-        """Cuts off what is torn, damaged, or without its checksum."""
+        """Cut off what is torn, damaged, or lacks its checksum; return the rows that remain."""
         whole = min(each.num_rows() for each in self._both)
-        wrong = first_wrong(*(each.rows(whole) for each in self._both))
+        wrong = first_mismatch(*(each.rows(whole) for each in self._both))
         done = whole if wrong is None else wrong
         for each in self._both:
             each.cut(done)
@@ -78,12 +80,12 @@ class RowFile:
         return self
 
     def append(self, row: NDArray[np.uint8]) -> None:
-        """One more row."""
+        """Append one row."""
         self._x.write(np.ascontiguousarray(row).data)
-        self._sums.write(row_sums(row[None]).astype("<u8").tobytes())
+        self._sums.write(row_checksums(row[None]).astype("<u8").tobytes())
 
     def flush(self) -> None:
-        """Brings the rows to the files, then their checksums."""
+        """Write the rows to their file, then the checksums: a row without one is decoded again."""
         self._x.flush()
         self._sums.flush()
 

@@ -11,17 +11,16 @@ import h5py
 import numpy as np
 import pytest
 
-from fedgmr_hpc.data import isolation
-from fedgmr_hpc.data.foreign import BadFile, reading
-from fedgmr_hpc.data.isolation import read_in_child
+from fedgmr_hpc.data import untrusted
 from fedgmr_hpc.data.tff_clients import read_clients
+from fedgmr_hpc.data.untrusted import BadFile, read_in_child, reading
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.schema import REQUIRED
 
 CHILD = """
 import os, sys, time
-from fedgmr_hpc.data import isolation
-isolation.CPU_S = 1
+from fedgmr_hpc.data import untrusted
+untrusted.CPU_S = 1
 
 def work(path, kind):
     yield [path, kind, "PMI_RANK" in os.environ]
@@ -39,7 +38,7 @@ def work(path, kind):
         time.sleep(600)
 
 parent, path, kind = sys.argv[1:]
-isolation.serve_parent(int(parent), lambda: work(path, kind))
+untrusted.serve_parent(int(parent), lambda: work(path, kind))
 """
 
 
@@ -70,7 +69,7 @@ def test_every_end_of_a_child_is_one_line_with_the_name_of_the_file(ask, monkeyp
     values = ask(kind)
     assert next(values)[1] == kind
     if kind == "silent":
-        monkeypatch.setattr(isolation, "SILENCE_S", 1.5)
+        monkeypatch.setattr(untrusted, "SILENCE_S", 1.5)
     with pytest.raises(BadFile) as error:
         next(values)
     assert str(error.value) == f"/f.h5: {found}, expected a thing"
@@ -84,7 +83,7 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_child_dies_with_its_parent(ask, tmp_path, number):
     program = (
-        "from pathlib import Path; from fedgmr_hpc.data.isolation import read_in_child\n"
+        "from pathlib import Path; from fedgmr_hpc.data.untrusted import read_in_child\n"
         "for value in read_in_child('child_of_test', Path('/f'), ['silent'], ''):\n"
         "    print(value, flush=True)\n"
     )

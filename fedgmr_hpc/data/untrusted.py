@@ -1,10 +1,15 @@
-"""Foreign files that a C library reads are read in a child process, which may be killed.
+"""Read files that others made: every failure becomes one line that names the file.
 
-A damaged or hostile HDF5 file can keep the library busy for ever, or crash it, where no Python
-handler is heard. So a child of our own interpreter reads it and says what it found, a JSON value a
-line. Between two lines it has `CPU_S` of processor time, which the kernel holds it to, so a slow
-disk costs nothing, and the parent waits `SILENCE_S` at most. It has `MEMORY_BYTES` of memory, knows
-nothing of MPI, and dies with its parent. Numbers and words come back, nothing that is ever run.
+A damaged file makes a parser raise nearly anything: RecursionError for JSON a thousand brackets
+deep, MemoryError for a length field of garbage, OverflowError, errors of zlib or struct. `reading`
+turns all of them into `BadFile`.
+
+Files that a C library reads (HDF5) are read in a child process. A damaged or hostile file can keep
+the library busy for ever or crash it, beyond the reach of any Python handler. The child writes what
+it finds as one JSON value a line. Between two lines it may use `CPU_S` of processor time, enforced
+by the kernel, so that waiting for a slow disk is free; the parent waits at most `SILENCE_S`. The
+child has `MEMORY_BYTES` of memory, knows nothing of MPI, and ends with its parent. Only numbers and
+strings come back, nothing that is ever executed.
 """
 
 from __future__ import annotations
@@ -22,24 +27,68 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from fedgmr_hpc.data.foreign import brief, refuse
-
-CPU_S = 10  # a line is a user's sentences: some milliseconds
-SILENCE_S = 300.0  # a file may first have to come from a tape
+MESSAGE_CHARS = 300
+CPU_S = 10  # a line holds one user's sentences, which take milliseconds
+SILENCE_S = 300.0  # a file may first have to be staged from tape
 MEMORY_BYTES = 2 << 30
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = re.compile(r"(PMI|PMIX|OMPI|OPAL|PRTE|MPI|MPICH|MPIR|MV2|HYDRA|HYDI|I_MPI|PALS)_")
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def read_in_child(module: str, path: Path, words: Iterable[str], expected: str) -> Iterator[Any]:
-    """What `python -m module PARENT path words...` says of a file that should be `expected`.
+class BadFile(ValueError):
+    """A file is refused; the message is one line that begins with the file's path."""
+
+
+def refuse(path: Path | str, found: str, expected: str) -> NoReturn:
+    """Refuse a file, saying what was found in it and what was expected."""
+    raise BadFile(f"{path}: {found}, expected {expected}")
+
+
+@contextmanager
+def reading(path: Path | str, expected: str) -> Iterator[None]:
+    """Guard the code that reads one file.
+
+    Args:
+        path: the file.
+        expected: what the file should have been.
 
     Raises:
-        BadFile: the child refuses the file, is too slow over it, or crashes.
+        BadFile: anything went wrong, including a file that cannot be opened.
+
+    Example:
+        with reading(path, "a LEAF shard"):
+            shard = json.loads(path.read_text())
+    """
+    try:
+        yield
+    except BadFile:
+        raise
+    except Exception as error:
+        raise BadFile(f"{path}: cannot be read ({brief(error)}), expected {expected}") from None
+
+
+def brief(error: BaseException) -> str:
+    """Return an exception's message as one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}..."
+
+
+def read_in_child(module: str, path: Path, words: Iterable[str], expected: str) -> Iterator[Any]:
+    """Yield what `python -m MODULE PARENT PATH WORDS...` reports about a file.
+
+    Args:
+        module: the reader, whose main block calls `serve_parent`.
+        path: the file.
+        words: further arguments of the reader.
+        expected: what the file should be.
+
+    Raises:
+        BadFile: the child refuses the file, takes too long, or crashes.
     """
     command = [sys.executable, "-m", module, str(os.getpid()), str(path.absolute()), *words]
     with (
@@ -66,14 +115,17 @@ def read_in_child(module: str, path: Path, words: Iterable[str], expected: str) 
 
 
 def _own_environment() -> dict[str, str]:
-    """This one without what launchers tell their ranks, and with this package first."""
+    """Return the environment without variables of MPI launchers, and with this package first.
+
+    A child that saw the launcher's variables would take itself for a rank.
+    """
     kept = {key: value for key, value in os.environ.items() if not LAUNCHER.match(key)}
     paths = filter(None, (str(PACKAGE_ROOT), kept.get("PYTHONPATH")))
     return kept | {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _messages(child: subprocess.Popen[bytes]) -> Iterator[tuple[str, Any]]:
-    """The lines of a child until it has no more; one that is silent for too long is ended."""
+    """Yield the lines of a child until its end; end a child that is silent for too long."""
     assert child.stdout is not None
     pipe, poll, left = child.stdout.fileno(), select.poll(), b""
     poll.register(pipe, select.POLLIN)
@@ -87,7 +139,7 @@ def _messages(child: subprocess.Popen[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _describe_end(code: int, errors: IO[bytes]) -> str:
-    """Why a child has ended before it was done."""
+    """Say why a child ended before it was done."""
     if code == -signal.SIGXCPU:
         return f"its reader was busy for {CPU_S} s and got nowhere: damaged or hostile"
     if code == -signal.SIGALRM:
@@ -99,9 +151,12 @@ def _describe_end(code: int, errors: IO[bytes]) -> str:
 
 
 def serve_parent(parent: int, read: Callable[[], Iterable[Any]]) -> None:
-    """The child's side: says what `read` yields, within the limits.
+    """Report what `read` yields to the parent, within the limits; the child's side.
 
-    `read` refuses a file by a ValueError without the file's name; what else it raises becomes one.
+    Args:
+        parent: process id of the parent.
+        read: the reader; it refuses a file by a ValueError without the file's name, and anything
+            else that it raises is reported as a file that cannot be read.
     """
     _die_with(parent)
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
@@ -125,15 +180,15 @@ def _say(kind: str, value: Any) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Ends this process when its parent ends, however that happens (Linux)."""
+    """End this process when its parent ends, however that happens (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:  # it was faster
+        if os.getppid() != parent:  # the parent had ended before the call
             sys.exit(1)
 
 
 def _allow_time() -> None:
-    """From now on `CPU_S`, after which the kernel ends this process."""
+    """Allow `CPU_S` from now on, after which the kernel ends this process."""
     _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_S)
 
 
