@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.storage.hdf5_file import UNREADABLE, describe_error, open_for_reading
 from fedgmr_hpc.storage.reader import Result, doubt, read_result, refuse_cut
@@ -79,7 +80,7 @@ def _group_structure(group: Any) -> Iterator[str]:
         return  # no result file, as the reader says
     formats = [name.encode() for name in (FORMAT, UNGUARDED_FORMAT)]
     if group.attrs.get("format") not in formats:
-        yield f"@format: got {group.attrs.get('format')!r}, allowed: {FORMAT.encode()!r}"
+        yield must_be("@format", repr(FORMAT.encode()), group.attrs.get("format"))
     status = group["status"][()].decode()
     committed = dict(zip(TABLES, group["committed"][...].tolist(), strict=False))
     for table, row_type in {**TABLES, "ranks": RankRow}.items():
@@ -162,7 +163,7 @@ def _merges(result: Result) -> Iterator[str]:
 def _first_unequal(what: str, found: Any, wanted: Any) -> Iterator[str]:
     if (unequal := found != wanted).any():
         row = _first(unequal)
-        yield f"{what} is {found[row]} in row {row}, allowed: {wanted[row]}"
+        yield must_be(f"{what} in row {row}", str(wanted[row]), found[row])
 
 
 def _first(wrong: Any) -> int:

@@ -21,6 +21,7 @@ import xxhash
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import REPLAYED, identity, marks
+from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.events import Closed, Delivered, Evaluated, Event, Lost, Resumed
 from fedgmr_hpc.network.links import Arrival, Broadcast, WindowEnd
@@ -52,7 +53,7 @@ class EventLog:
             return self.link(EVALUATED, event.now_s, event.now_s, -1)
         if isinstance(event, Lost):
             if len(event.clients) != 1:
-                raise ValueError(f"Lost.clients: got {event.clients}, allowed: one client an event")
+                raise ValueError(must("Lost.clients", "have one client an event", event.clients))
             return self.link(LOST, event.now_s, event.now_s, event.clients[0])
         if isinstance(event, Resumed):
             return self.link(RESUMED, event.now_s, event.now_s, -1)
@@ -144,7 +145,8 @@ def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequenc
     wrong = [word for word in overrides if word.partition("=")[0] not in allowed]
     if sources or wrong:
         got = " ".join([f"--config {source}" for source in sources] + wrong)
-        raise ValueError(f"--replay: got {got}, allowed: only {', '.join(allowed)}")
+        need = f"have no --config, and set nothing but {', '.join(allowed)}"
+        raise ValueError(must("a replay", need, found=got))
     stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
     return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}"], overrides)
 

@@ -20,6 +20,7 @@ import torch
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.reporting.console import print_error, say
@@ -80,7 +81,7 @@ def _try_prepare(
         if isinstance(config, ValueError):
             raise config
         if resumes and config.results.path is None:
-            raise ValueError("results.path: got none, needed with --resume: the result file")
+            raise ValueError(must_be("results.path", "the result file", None, when="resuming"))
         experiment = prepare_experiment(config, recorded, resumes)
     except (ValueError, OSError, RunError) as error:
         print_error(str(error))

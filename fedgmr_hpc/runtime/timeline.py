@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import Stage
+from fedgmr_hpc.config.messages import must_be, unknown_choice
 
 SpanName = Literal[Stage, "queue", "throttle", "density"]
 Spans = NDArray[np.void]  # [S] of SPAN
@@ -68,7 +69,7 @@ _OFF = nullcontext()
 
 def _code(name: str) -> int:
     if name not in CODES:
-        raise ValueError(f"span {name!r}, allowed: {', '.join(NAMES)}")
+        raise ValueError(unknown_choice("a span", name, NAMES))
     return CODES[name]
 
 
@@ -185,7 +186,8 @@ def estimate_offset(samples: Iterable[tuple[float, float, float]]) -> ClockOffse
     """
     trips = [(received - sent, sent, remote) for sent, remote, received in samples]
     if not trips or not all(trip_s >= 0.0 for trip_s, _, _ in trips):
-        raise ValueError(f"{len(trips)} round trips, allowed: one or more that last 0 s or more")
+        need = "one or more, each of 0 s or more"
+        raise ValueError(must_be("round trips", need, len(trips)))
     trip_s, sent_s, remote_s = min(trips)
     return ClockOffset(remote_s, remote_s - (sent_s + trip_s / 2), trip_s / 2)
 

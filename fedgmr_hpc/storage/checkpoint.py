@@ -36,6 +36,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.storage.run_files import older, unfinished_checkpoint, unfinished_checkpoints
 
 EXIT_CHECKPOINTED = 75  # of all ranks: the run's state is on disk, and wants to be resumed
@@ -72,7 +73,7 @@ def _split(value: Any, name: str, arrays: list[tuple[str, Array]]) -> Any:
     """`value` without its arrays, which go to `arrays` with their place in the tree."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
-            raise TypeError(f"{name}: got an array of {value.dtype}, allowed: numbers")
+            raise TypeError(must_be(f"array {name}", "of numbers", found=str(value.dtype)))
         little = value.dtype.newbyteorder("<")
         arrays.append((name, np.ascontiguousarray(value, little)))
         return {_KEY: len(arrays) - 1}
@@ -191,7 +192,8 @@ def _read_header(file: BinaryIO, num_bytes: int, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}: damaged: it does not begin as a checkpoint does")
     _, version, length, digest = _PREFIX.unpack(prefix)
     if version != FORMAT_VERSION:
-        raise ValueError(f"{name}: got format version {version}, allowed: {FORMAT_VERSION}")
+        line = must_be("its format version", str(FORMAT_VERSION), version)
+        raise ValueError(f"{name}: {line}")
     if _PREFIX.size + length > num_bytes:
         raise ValueError(f"{name}: damaged: it ends inside its header")
     header = file.read(length)

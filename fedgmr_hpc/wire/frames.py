@@ -45,6 +45,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import WireError
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.records import Floats, Ints, shared_fields
 from fedgmr_hpc.fl.updates import UpdateHeader
 from fedgmr_hpc.transport.contract import as_bytes
@@ -243,7 +244,7 @@ def _read_header(view: memoryview) -> _Header:
         raise _damaged(f"{len(view)} bytes are shorter than the header of {HEADER.size}")
     header = _Header._make(HEADER.unpack_from(view))
     if header.magic != MAGIC:
-        raise _damaged(f"magic: got {header.magic!r}, allowed {MAGIC!r}")
+        raise _damaged(must_be("magic", repr(MAGIC), found=repr(header.magic)))
     _check_code("format version", header.version, (FORMAT_VERSION,))
     _check_code("kind", header.kind, _KINDS)
     _check_code("codec", header.codec, _CODECS)
@@ -254,9 +255,9 @@ def _read_header(view: memoryview) -> _Header:
     return header
 
 
-def _check_code(name: str, got: int, allowed: tuple[int, ...] | range) -> None:
-    if got not in allowed:
-        raise _damaged(f"{name}: got {got}, allowed {[int(code) for code in allowed]}")
+def _check_code(name: str, got: int, codes: tuple[int, ...] | range) -> None:
+    if got not in codes:
+        raise _damaged(must_be(name, f"one of {[int(code) for code in codes]}", got))
 
 
 def _check_lengths(header: _Header, num_bytes: int) -> None:
@@ -278,12 +279,13 @@ def _check_arrays(frame: Frame) -> None:
     arrays = {"values": frame.values, "dense": frame.dense, "extra": frame.extra}
     for name, array in arrays.items():
         if array.dtype != np.float32 or array.ndim != 1:
-            raise ValueError(f"{name}: got {array.dtype} {array.shape}, allowed float32 [length]")
+            found = f"{array.dtype} {list(array.shape)}"
+            raise ValueError(must_be(name, "float32 [length]", found=found))
     num_values = len(frame.values)
     if len(frame.extra) not in (0, num_values):
-        raise ValueError(f"extra: got length {len(frame.extra)}, allowed 0 or {num_values}")
+        raise ValueError(must("extra", f"have 0 or {num_values} entries", len(frame.extra)))
     if frame.positions is not None and len(frame.positions) != num_values:
-        raise ValueError(f"positions: got {len(frame.positions)}, allowed {num_values}")
+        raise ValueError(must("positions", f"have {num_values} entries", len(frame.positions)))
 
 
 def _split(body: NDArray[np.uint8], header: _Header) -> list[NDArray[np.uint8]]:

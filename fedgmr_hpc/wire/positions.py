@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.errors import WireError
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.records import Ints
 
 MAX_ENTRIES = 2**31 - 1  # positions are int32
@@ -100,7 +101,7 @@ def _gaps(positions: Ints, n: int) -> Ints:
     """
     if positions.dtype != np.int32 or positions.ndim != 1 or not 0 <= n <= MAX_ENTRIES:
         got = f"{positions.dtype} {positions.shape} of n = {n}"
-        raise ValueError(f"positions: got {got}, allowed int32 [K] of n <= {MAX_ENTRIES}")
+        raise ValueError(must_be("positions", f"int32 [K] of n <= {MAX_ENTRIES}", found=got))
     gaps = np.empty_like(positions)
     if len(positions):
         gaps[0] = positions[0]

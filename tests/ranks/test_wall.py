@@ -143,7 +143,7 @@ def test_a_log_of_another_configuration_is_refused(recorded: Result, tmp_path: P
 
 def test_a_replay_takes_no_other_configuration(recorded: Result) -> None:
     ended = run_job(1, "--replay", str(recorded.path), "seed=1", launcher="none")
-    assert ended.code == 2 and len(ended.errors) == 1 and "--replay: got seed=1" in ended.errors[0]
+    assert ended.code == 2 and len(ended.errors) == 1 and "(got seed=1)" in ended.errors[0]
 
 
 def check_refused(log: Path, launcher: str, where: str) -> None:

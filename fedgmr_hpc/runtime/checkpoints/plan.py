@@ -28,6 +28,7 @@ from typing import Any
 
 from fedgmr_hpc.config.axes import Mark
 from fedgmr_hpc.config.identity import CELL, RESUMED, differences
+from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.storage.checkpoint import (
     Tree,
@@ -160,7 +161,9 @@ def _check_config(
     saved: Mapping[str, Any], config: Config, of: str | Path, counting: tuple[Mark, ...]
 ) -> None:
     different = differences(saved, config, counting).items()
-    wrong = [f"{key}: got {now!r}, allowed with {of}: {then!r}" for key, (then, now) in different]
+    wrong = [
+        must_be(key, shown(then), now, when=f"continuing {of}") for key, (then, now) in different
+    ]
     if wrong:
         raise ValueError("\n".join(wrong))
 
@@ -173,10 +176,8 @@ def check_data(then: str | None, now: str | None, config: Config, of: Path) -> N
     """
     if None not in (then, now) and then != now:
         root = config.data.root
-        raise ValueError(
-            f"data.root: got {root!r}, whose data have the fingerprint {now}, allowed with {of}: "
-            f"data with {then}"
-        )
+        need, because = f"hold data with fingerprint {then}", f"its data have {now}"
+        raise ValueError(must("data.root", need, root, when=f"continuing {of}", because=because))
 
 
 def adopt_checkpoint(results: Path, file: Path) -> Tree:

@@ -104,7 +104,7 @@ def test_a_whole_run_is_sound_and_so_is_a_followed_one(whole: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("place", "value", "finding"),
     [
-        ("merges/num_merged", 7, "updates: count of a merge is 2 in row 3, allowed: 7"),
+        ("merges/num_merged", 7, "updates: count of a merge in row 3 must be 7 (got 2)"),
         ("merges/version", 9, "merges/version: not 1 to 12 without a gap"),
         ("merges/up_bytes", 0, "merges/up_bytes: falls in row 3"),
         ("events/now_s", 99.0, "events: row 3 of "),

@@ -59,9 +59,12 @@ def test_names_are_fixed():
     )
     for enabled in (True, False):
         tracer: Any = Tracer(enabled)
-        with pytest.raises(ValueError, match="span 'trian', allowed: receive, decode"):
+        with pytest.raises(
+            ValueError,
+            match=".* .got 'trian'.; did you mean 'train'",
+        ):
             tracer.span("trian")
-        with pytest.raises(ValueError, match="allowed"):
+        with pytest.raises(ValueError, match="a span must be"):
             tracer.add("trian", 0.0, 1.0)
 
 
@@ -133,7 +136,7 @@ def test_offset_comes_from_the_shortest_round_trip():
 
 @pytest.mark.parametrize("samples", [[], [(2.0, 5.0, 1.0)], [(0.0, 0.0, float("nan"))]])
 def test_impossible_round_trips_are_refused(samples):
-    with pytest.raises(ValueError, match="round trips, allowed"):
+    with pytest.raises(ValueError, match="round trips must be one or more"):
         estimate_offset(samples)
 
 

@@ -76,7 +76,7 @@ def test_a_tree_comes_back_with_its_types_and_bits(tmp_path: Path) -> None:
 
 
 def test_what_a_file_cannot_hold_is_named() -> None:
-    with pytest.raises(TypeError, match="/a/0: got an array of <U1"):
+    with pytest.raises(TypeError, match="array .*/a/0 must be of numbers .got <U1"):
         pack_tree({"a": [np.array(["x"])]})
     with pytest.raises(TypeError, match="set"):
         pack_tree({"a": {1, 2}})
@@ -98,7 +98,7 @@ def test_a_flip_of_any_byte_is_found(tmp_path: Path) -> None:
     ("at", "text"),
     [
         (0, "does not begin as a checkpoint does"),
-        (8, "got format version 0, allowed: 1"),
+        (8, r"its format version must be 1 \(got 0"),
         (18, "ends inside its header"),
         (20, "its header fails the checksum"),
         (HEAD_BYTES + 3, "its header fails the checksum"),
@@ -387,8 +387,8 @@ def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path
     with pytest.raises(ValueError) as wrong:
         plan_resume(path, config, "bb22")
     assert str(wrong.value) == (
-        "data.root: got '/there', whose data have the fingerprint bb22, "
-        f"allowed with {where}: data with aa11"
+        f"data.root must hold data with fingerprint aa11 when continuing {where} (got '/there'): "
+        "its data have bb22"
     )
     write_checkpoint(where, {**saved, "num_rows": num_rows})  # from before there were any
     assert plan_resume(path, config, "bb22").checkpoint
@@ -444,23 +444,23 @@ def test_a_start_names_every_key_that_may_not_differ(tmp_path: Path) -> None:
     save(path, {"seed": 1, "links": {"merge_s": 0.25}}, write_results(path))
     with pytest.raises(ValueError) as wrong:
         plan_resume(path, make_config({"run": {"max_rounds": 9}}))
-    where = f"allowed with the checkpoint {tmp_path / 'run.ckpt'}"
+    where = f"when continuing the checkpoint {tmp_path / 'run.ckpt'}"
     assert str(wrong.value).splitlines() == [
-        f"links.merge_s: got 0.5, {where}: 0.25",
-        f"seed: got 0, {where}: 1",
+        f"links.merge_s must be 0.25 {where} (got 0.5)",
+        f"seed must be 1 {where} (got 0)",
     ]
 
 
 @pytest.mark.parametrize(
     ("status", "values", "named"),
     [
-        ("finished", {"seed": 1}, "seed: got 1, allowed with {}, which is finished: 0"),
+        ("finished", {"seed": 1}, "seed must be 0 when continuing {}, which is finished (got 1)"),
         (
             "finished",
             {"run": {"max_rounds": 900}},
-            "run.max_rounds: got 900, allowed with {}, which is finished: 500",
+            "run.max_rounds must be 500 when continuing {}, which is finished (got 900)",
         ),
-        ("failed: interrupted", {"seed": 1}, "seed: got 1, allowed with {}: 0"),
+        ("failed: interrupted", {"seed": 1}, "seed must be 0 when continuing {} (got 1)"),
     ],
 )
 def test_a_file_of_another_configuration_is_never_taken_for_this_one(

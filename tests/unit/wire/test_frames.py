@@ -322,11 +322,11 @@ def test_a_decoded_frame_is_encoded_as_the_same_bytes(dtype):
 @pytest.mark.parametrize(
     ("at", "data", "message"),
     [
-        (0, b"HDF5", "magic: got b'HDF5'"),
-        (4, b"\x02", r"format version: got 2, allowed \[1\]"),
-        (5, b"\x04", r"kind: got 4, allowed \[1, 2, 3\]"),
-        (6, b"\x05", "codec: got 5"),
-        (7, b"\x04", "dtype: got 4"),
+        (0, b"HDF5", "magic must be .* .got b'HDF5'"),
+        (4, b"\x02", r"format version must be one of \[1\] \(got 2"),
+        (5, b"\x04", r"kind must be one of \[1, 2, 3\] \(got 4"),
+        (6, b"\x05", "codec must be .*got 5"),
+        (7, b"\x04", "dtype must be .*got 4"),
         (7, b"\x03", "contradict"),  # int8 would need eight bytes
         (7, b"\x01", "contradict"),  # fp16 would need half the bytes
         (28, b"\x04", "contradict"),  # K = 4 of three values
@@ -377,11 +377,11 @@ def test_positions_out_of_order_are_refused(positions):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(values=np.zeros(3)), "values: got float64"),
-        (dict(dense=np.zeros((2, 2), np.float32)), "dense: got float32"),
-        (dict(extra=np.zeros(2, np.float32)), "extra: got length 2, allowed 0 or 3"),
-        (dict(positions=np.array([1], np.int32)), "positions: got 1, allowed 3"),
-        (dict(positions=np.array([1, 2, 3])), "positions: got int64"),
+        (dict(values=np.zeros(3)), "values must be float32 .*got float64"),
+        (dict(dense=np.zeros((2, 2), np.float32)), "dense must be .*got float32"),
+        (dict(extra=np.zeros(2, np.float32)), "extra must have 0 or 3 entries .got 2"),
+        (dict(positions=np.array([1], np.int32)), "positions must have 3 entries .got 1"),
+        (dict(positions=np.array([1, 2, 3])), "positions must be .*got int64"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(changed, message):
