@@ -1,8 +1,8 @@
 """The models and the flat view of their weights.
 
 A model is a description of layers (`layers`, `convnets`, `resnet`, `transformer`), found by name in
-`registry`. Its tensors live in one flat vector (`layout`), from which `flatnet` computes. `losses`
-scores the outcome.
+`registry`. Its tensors are views of one flat vector (`layout`), with which `flat_net` computes.
+`losses` has the losses and the hits.
 """
 
 from fedgmr_hpc.models.convnets import TABLES, Layer

@@ -32,9 +32,20 @@ Bound = Literal["fan_in", "relu_in", "relu_out"] | float
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One row of a model table. `pool` halves the image after the layer; `bound` of the weights'
-    uniform start: `fan_in` is 1/sqrt(fan_in), `relu_in`/`relu_out` Kaiming for ReLU, or a number a
-    for Kaiming fan-in with that leaky slope."""
+    """One row of a model table.
+
+    Attributes:
+        name: of the layer.
+        kind: convolution or linear layer.
+        inputs: input channels or units.
+        outputs: output channels or units.
+        kernel: side of the convolution's window.
+        pool: whether the image is halved after the layer.
+        prunable: whether masks may cut its weights.
+        bound: of the weights' uniform start: `fan_in` is 1/sqrt(fan_in), `relu_in` and `relu_out`
+            are Kaiming for ReLU, a number is the leaky slope of Kaiming fan-in.
+        cost: kappa of one weight.
+    """
 
     name: str
     kind: Literal["conv", "linear"]
@@ -119,7 +130,7 @@ TABLES: dict[str, tuple[tuple[int, int, int], tuple[Layer, ...]]] = {
 
 
 def convnet_layers(table: tuple[Layer, ...]) -> tuple[LayerSpec, ...]:
-    """The layers of a table, each with the axes of the one before it."""
+    """Build the layers of a table, each with the axes of the one before it."""
     specs, channels = [], Axis(table[0].inputs, cut="whole")
     for row in table:
         specs.append(_layer(row, channels, is_last=row is table[-1]))
@@ -154,7 +165,7 @@ def _start(row: Layer) -> Start:
 
 
 def convnet_logits(table: tuple[Layer, ...], net: Forward, images: Tensor) -> Tensor:
-    """Logits [B, classes] of images [B, channels, H, W]."""
+    """Compute the logits [B, classes] of images [B, channels, H, W]."""
     x, last = channels_last(images), table[-1]
     for row in table:
         if row.kind == "conv":

@@ -63,27 +63,36 @@ class FlatNet:
         self._training = Forward(self.tensors, True, *common, norms)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Views of a flat vector [P + D], shaped as and in the order of `trainable()`."""
+        """Return views of a flat vector [P + D], shaped and ordered as `trainable()`."""
         return [flat[e.span].view(e.shape) for e in self.layout.trainable]
 
     def trainable(self) -> list[nn.Parameter]:
-        """The parameters in layout order; they share memory with `flat`."""
+        """Return the parameters in layout order; they share memory with `flat`."""
         return [tensor for tensor in self.tensors.values() if isinstance(tensor, nn.Parameter)]
 
     def __call__(self, images: Tensor, training: bool = False) -> Tensor:
-        """Logits [B, classes] of images [B, channels, height, width], or [B, T, vocabulary] of
-        int64 tokens [B, T] in their place.
+        """Compute logits.
 
         Args:
+            images: [B, channels, height, width], or int64 tokens [B, T] in their place.
             training: use dropout and batch statistics, and update tracked running ones.
+
+        Returns:
+            Logits [B, classes], or [B, T, vocabulary] for tokens.
         """
         return self._logits(self._training if training else self._evaluating, images)
 
     @torch.inference_mode()
     def measure(self, images: Tensor) -> Tensor:
-        """Sets the statistics of static batch norms to those of one batch, which is normalised by
-        them on its way; a copy of them [S], means and unbiased variances."""
-        self.statistics.zero_()  # of which nothing is left, unless it is not finite
+        """Set the statistics of static batch norms to those of one batch.
+
+        Every norm normalises the batch by its own statistics, as later layers will see it.
+
+        Returns:
+            A copy of the statistics [S]: means and unbiased variances.
+        """
+        # momentum 1 replaces them, but 0 times a value that is not finite would stay
+        self.statistics.zero_()
         self._logits(self._measuring, images)
         return self.statistics.clone()
 
@@ -94,7 +103,7 @@ def _view(flat: Tensor, entry: Entry) -> Tensor:
 
 
 def _kept_shares(model: str, density: float) -> dict[str, float]:
-    """Kept share of the output units of each layer that loses some."""
+    """Return the kept share of output units of each layer that loses some."""
     outputs = {layer.name: layer.out for layer in architecture(model).layers}
     shares = {name: kept_units(out, density) / out.units for name, out in outputs.items()}
     return {name: share for name, share in shares.items() if share < 1}

@@ -1,4 +1,4 @@
-"""The models by name, and what follows from a name: layout, initial weights, fitting data.
+"""The models by name, and what follows from a name: layout, initial weights, data that fit.
 
 Parameter counts, prunable layers and initial bounds: docs/method.md#models.
 
@@ -36,10 +36,10 @@ class Architecture:
 
     Attributes:
         input_shape: of one sample: [channels, height, width], or the most tokens [T].
-        logits: of a pass and a batch of samples.
-        misfit: says what is wrong with samples of a shape, None if nothing is.
-        has_relative_scores: whether importance counts relative to a layer's mean: a transformer's
-            embeddings start about a hundred times as large as its encoders' weights.
+        logits: computes logits from the layers' tensors and a batch of samples.
+        misfit: says what is wrong with samples of a shape; None if nothing is.
+        has_relative_scores: whether importance is relative to a layer's mean, as it must be where
+            embeddings start about a hundred times as large as the encoders' weights.
     """
 
     input_shape: tuple[int, ...]
@@ -69,10 +69,10 @@ MODELS: dict[str, Architecture] = {
 
 
 def architecture(model: str) -> Architecture:
-    """The model of this name.
+    """Return the model of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such model.
     """
     if model not in MODELS:
         raise ValueError(unknown_choice("model.name", model, MODELS))
@@ -85,7 +85,7 @@ def make_layout(
     density: float = 1.0,
     batch_norm: BatchNorm = "tracked",
 ) -> Layout:
-    """The flat layout of a model, or with a width kind of its narrower network of a density.
+    """Return the flat layout of a model, or of its narrower network of a width kind.
 
     Raises:
         ValueError: an unknown model or kind, or no network of that kind has that density.
@@ -94,38 +94,38 @@ def make_layout(
 
 
 def run_layout(config: Config) -> Layout:
-    """The flat layout of a run's whole model."""
+    """Return the flat layout of a run's whole model."""
     return make_layout(config.model.name, config.submodel.kind, batch_norm=config.train.batch_norm)
 
 
 def run_weights(config: Config) -> Floats:
-    """The initial flat vector [P + D] of a run's whole model."""
+    """Return the initial flat vector [P + D] of a run's whole model."""
     choices = config.submodel.kind, config.train.batch_norm
     return initial_weights(config.model.name, config.seed, *choices)
 
 
 def has_norms(model: str) -> bool:
-    """Whether a model has normalisation layers."""
+    """Tell whether a model has normalisation layers."""
     return any("norm" in layer.name for layer in architecture(model).layers)
 
 
 def has_batch_norms(model: str) -> bool:
-    """Whether a model has norms with running statistics."""
+    """Tell whether a model has norms with running statistics."""
     return any(not t.trainable for layer in architecture(model).layers for t in layer.tensors)
 
 
 def input_shape(model: str) -> tuple[int, ...]:
-    """[channels, height, width] of the model's images, or the most tokens [T] it takes."""
+    """Return [channels, height, width] of a model's images, or the most tokens [T] it takes."""
     return architecture(model).input_shape
 
 
 def num_outputs(model: str) -> int:
-    """Classes, or tokens, the model tells apart."""
+    """Return how many classes or tokens a model tells apart."""
     return architecture(model).layers[-1].out.units
 
 
 def accepts(model: str, input_shape: tuple[int, ...], num_classes: int) -> str | None:
-    """What is wrong if a data set does not fit the model, None if it does.
+    """Say why a data set does not fit a model; None if it does.
 
     Args:
         input_shape: of its samples: [channels, height, width] of images, [T] of token sequences.
@@ -142,7 +142,10 @@ def accepts(model: str, input_shape: tuple[int, ...], num_classes: int) -> str |
 def initial_weights(
     model: str, seed: int, kind: Kind = "importance", batch_norm: BatchNorm = "tracked"
 ) -> Floats:
-    """The initial flat vector [P + D], float32; each tensor's values follow from the seed alone."""
+    """Draw the initial flat vector [P + D], float32.
+
+    Each layer has a random stream of its own, so its values depend on the seed alone.
+    """
     layout = make_layout(model, kind, batch_norm=batch_norm)
     flat = np.empty(layout.num_weights + layout.num_statistics, np.float32)
     for index, layer in enumerate(architecture(model).layers):

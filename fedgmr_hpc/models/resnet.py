@@ -47,7 +47,7 @@ BLOCK_COSTS = (  # kappa of both convolutions of each block
 
 
 def resnet18_layers() -> tuple[LayerSpec, ...]:
-    """The layers in forward order; a block's shortcut follows its convolutions."""
+    """Build the layers in forward order; a block's shortcut follows its convolutions."""
     image = Axis(INPUT_SHAPE[0], cut="whole")
     streams = [Axis(channels) for channels in STAGE_CHANNELS]
     layers = [*_conv_and_norm("conv1", "norm1", image, streams[0], 7, CONV1_COST)]
@@ -71,7 +71,7 @@ def _block(name: str, into: Axis, out: Axis, costs: tuple[float, float]) -> Iter
 def _conv_and_norm(
     name: str, norm: str, into: Axis, out: Axis, kernel: int, cost: float | None
 ) -> tuple[LayerSpec, LayerSpec]:
-    """A convolution without bias, prunable if it has a cost, and its norm."""
+    """Build a convolution without bias, prunable if it has a cost, and its norm."""
     start = Start("normal", math.sqrt(2 / (out.units * kernel**2)))  # Kaiming fan out
     is_prunable = cost is not None
     filters = conv(
@@ -81,7 +81,7 @@ def _conv_and_norm(
 
 
 def resnet18_logits(net: Forward, images: Tensor) -> Tensor:
-    """Logits [B, 100] of square images [B, 3, H, H], H at least 32."""
+    """Compute the logits [B, 100] of square images [B, 3, H, H], H at least 32."""
     x = net.conv("conv1", channels_last(images), padding=3, stride=2)
     x = F.max_pool2d(F.relu(net.batch_norm("norm1", x)), 3, stride=2, padding=1)
     for stage, block in BLOCKS:
@@ -100,7 +100,7 @@ def _block_output(net: Forward, name: str, x: Tensor, stride: int) -> Tensor:
 
 
 def resnet18_misfit(input_shape: tuple[int, ...]) -> str | None:
-    """What is wrong with images of this shape, None if nothing is."""
+    """Say what is wrong with images of this shape; None if nothing is."""
     channels, height, width = input_shape if len(input_shape) == 3 else (0, 0, 0)
     if channels == INPUT_SHAPE[0] and height == width >= MIN_SIZE:
         return None

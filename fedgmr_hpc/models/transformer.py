@@ -2,7 +2,7 @@
 
 Tokens are numbers of a vocabulary of 10,000, 0 the pad, whose row is an ordinary one; the token
 embedding has one row more. Position t sees tokens up to t and predicts the token that follows.
-Norms stand behind the residual sums. Dropout follows the embedding norm, the attention, the FFN's
+Norms follow the residual sums. Dropout follows the embedding norm, the attention, the FFN's
 GELU and the FFN.
 
 Every layer but the output layer is prunable. Costs kappa are hand-set divisors
@@ -36,7 +36,7 @@ _FFN = Axis(FFN_UNITS)
 
 
 def transformer_layers() -> tuple[LayerSpec, ...]:
-    """The layers in forward order."""
+    """Build the layers in forward order."""
     return (
         embedding("positions", MAX_TOKENS, _STREAM, cost=POSITION_COST),
         embedding("tokens", VOCABULARY + 1, _STREAM, cost=TOKEN_COST),
@@ -59,7 +59,7 @@ def _encoder(name: str) -> Iterator[LayerSpec]:
 
 
 def transformer_logits(net: Forward, tokens: Tensor) -> Tensor:
-    """Logits [B, T, V] of int64 tokens [B, T], T at most 128."""
+    """Compute the logits [B, T, V] of int64 tokens [B, T], T at most 128."""
     positions = net.embedding("positions", torch.arange(tokens.shape[1], device=tokens.device))
     x = net.dropout(net.layer_norm("norm", net.embedding("tokens", tokens) + positions))
     for name in ENCODERS:
@@ -70,25 +70,25 @@ def transformer_logits(net: Forward, tokens: Tensor) -> Tensor:
 
 
 def _attention(net: Forward, name: str, x: Tensor) -> Tensor:
-    """[B, T, d] -> [B, T, d]; each position attends to itself and those before it."""
+    """Apply attention, [B, T, d] -> [B, T, d]; a position sees itself and those before it."""
     q, k, v = (_by_head(net.linear(f"{name}.{part}", x)) for part in "qkv")
     seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return net.linear(f"{name}.o", seen.transpose(1, 2).flatten(2))
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """[B, T, heads x units] -> [B, heads, T, units]."""
+    """Split the heads, [B, T, heads x units] -> [B, heads, T, units]."""
     return x.view(*x.shape[:2], NUM_HEADS, -1).transpose(1, 2)
 
 
 def _ffn(net: Forward, name: str, x: Tensor) -> Tensor:
-    """[B, T, d] -> [B, T, d]."""
+    """Apply the feed-forward network, [B, T, d] -> [B, T, d]."""
     hidden = net.dropout(F.gelu(net.linear(f"{name}.linear1", x)))
     return net.linear(f"{name}.linear2", hidden)
 
 
 def transformer_misfit(input_shape: tuple[int, ...]) -> str | None:
-    """What is wrong with samples of this shape, None if nothing is."""
+    """Say what is wrong with samples of this shape; None if nothing is."""
     if len(input_shape) == 1 and 1 <= input_shape[0] <= MAX_TOKENS:
         return None
     return f"takes sequences of 1 to {MAX_TOKENS} tokens"
