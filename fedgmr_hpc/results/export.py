@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.schema import TABLES, Columns, RankRow, columns_of
 
@@ -98,7 +99,7 @@ def _export_joined(runs: Mapping[str, Result], form: str, folder: Path) -> list[
 
 def _fresh_folder(folder: Path) -> Path:
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"--out: {folder} has files already, allowed: a new or empty folder")
+        raise ValueError(must_be("--out", "a new or empty folder", folder))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import re
+from pathlib import Path
 
 import pytest
 
+import fedgmr_hpc
 from fedgmr_hpc.config import messages
 from fedgmr_hpc.config.messages import (
     did_you_mean,
@@ -87,3 +90,10 @@ def test_a_key_is_suggested_from_its_group_then_by_its_last_name():
     assert unknown_key("run.foo", ["max_rounds", "pin_cores"], keys) == (
         "run.foo is not a key (keys of run: max_rounds, pin_cores)"
     )
+
+
+def test_no_message_of_the_package_has_another_form():
+    old = re.compile(r": got .*allowed|, allowed: |unknown key; ")
+    package = Path(fedgmr_hpc.__file__).parent
+    found = [p.name for p in package.rglob("*.py") if old.search(p.read_text(encoding="utf-8"))]
+    assert found == []

@@ -277,7 +277,7 @@ def test_csv_and_jsonl_hold_every_row(tmp_path: Path) -> None:
         None,
     )
     assert json.loads((tmp_path / "csv/run/run.json").read_text())["config"]["seed"] == 7
-    with pytest.raises(ValueError, match="has files already"):
+    with pytest.raises(ValueError, match="--out must be a new or empty folder"):
         export([source], "csv", tmp_path / "csv")
     with pytest.raises(ValueError, match=r"--format must be one of csv, jsonl, parquet, tens"):
         export([source], "xml", tmp_path / "xml")
