@@ -12,7 +12,7 @@ from typing import Any
 
 import fedgmr_hpc
 
-METHODS = ("fedgmr", "wo_gmr")
+METHODS = ("fedgmr", "heterofl")
 DEFAULTS = ("run.max_rounds=60", "progress=quiet")
 
 

@@ -24,7 +24,7 @@ def _run(script: str, *words: str, folder: Path) -> str:
 
 def test_two_methods_are_compared(tmp_path: Path) -> None:
     printed = _run("compare_methods.py", *SHORT, folder=tmp_path).splitlines()
-    assert [line.split()[0] for line in printed] == ["method", "fedgmr", "wo_gmr"]
+    assert [line.split()[0] for line in printed] == ["method", "fedgmr", "heterofl"]
     assert list(tmp_path.iterdir()) == []
 
 
