@@ -28,8 +28,8 @@ class Parser(argparse.ArgumentParser):
     listing = ""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **settings)
+        own = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        super().__init__(*args, **(own | settings))
 
     def format_help(self) -> str:
         """The text of `--help`."""

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from fedgmr_hpc.cli.arguments import (
-    Parser,
     Verbs,
     add_actions,
     add_configuration,
@@ -21,6 +20,7 @@ from fedgmr_hpc.cli.arguments import (
     sources_of,
     stdout_to_stderr,
 )
+from fedgmr_hpc.cli.parser import Parser
 
 SWEEPS = ("clients-per-rank", "density", "bandwidth")
 DESCRIPTION = """\

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedgmr_hpc.cli.arguments import (
-    Parser,
     Verbs,
     add_actions,
     add_json,
@@ -19,6 +18,7 @@ from fedgmr_hpc.cli.arguments import (
     at_least,
     overrides_of,
 )
+from fedgmr_hpc.cli.parser import Parser
 
 if TYPE_CHECKING:
     from fedgmr_hpc.study.folder import StudyFolder

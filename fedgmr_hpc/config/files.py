@@ -15,14 +15,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.axes import Section
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.messages import must_be, unknown_key, unknown_name
 from fedgmr_hpc.config.methods import load_method, merged
 from fedgmr_hpc.config.overrides import override
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
-from fedgmr_hpc.config.yaml_file import dump, read_mapping
+from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 
 Source = str | Path | Mapping[str, Any]
 

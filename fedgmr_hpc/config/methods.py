@@ -24,12 +24,11 @@ from fedgmr_hpc.config.axes import (
     SubmodelConfig,
     Transmission,
 )
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import prefixed, validate
-from fedgmr_hpc.config.yaml_file import dump, read_mapping
+from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 from fedgmr_hpc.reporting.tables import as_text
 
 CHOICES = {"submodel": "kind", "restoration": "trigger", "aggregation": "rule", "admission": "kind"}

@@ -20,10 +20,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from fedgmr_hpc.config.axes import Count, Section
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.messages import must_be, unknown_name
 from fedgmr_hpc.config.validation import text_like, validate
-from fedgmr_hpc.config.yaml_file import read_mapping
+from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
 
 Name = Annotated[str, text_like(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a shell variable")]
 Limit = Annotated[int, Field(ge=0, strict=True)]

@@ -4,6 +4,9 @@ Plain scalars mean what YAML 1.2 says: numbers are decimal, `true` and `false` a
 values, `null`, `~` and nothing are null; anything else is text, such as 010, 0x10, 1_000, 12:30:00,
 on, no and 2024-05-01. Keys are text, too. Repeated keys and tags are refused, and so is what takes
 more memory than it seems to: deep nesting, and anchors that are repeated too often.
+
+The files that come with the package lie inside it where a wheel was installed, `fedgmr_hpc/configs`
+and `fedgmr_hpc/slurm`, and beside it in a checkout.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import yaml
 
 from fedgmr_hpc.config.messages import must
 
+PACKAGE = Path(__file__).resolve().parent.parent
 MAX_DEPTH = 20
 MAX_COPIES = 10_000  # values that aliases repeat, all together
 _TAG = "tag:yaml.org,2002:"
@@ -171,3 +175,25 @@ def dump(values: Any, flow: bool | None = None) -> str:
     """
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=flow)
     return text
+
+
+def configs_dir() -> Path:
+    """Return the folder of the shipped runs, methods, wrappers, studies and sites."""
+    return _find("configs")
+
+
+def scripts_dir() -> Path:
+    """Return the folder of the job scripts for Slurm.
+
+    Raises:
+        ValueError: The installation has none.
+    """
+    folder = _find("slurm")
+    if not (folder / "common.sh").is_file():
+        raise ValueError(f"job scripts must be at {folder} (install the wheel, or a checkout)")
+    return folder
+
+
+def _find(name: str) -> Path:
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name

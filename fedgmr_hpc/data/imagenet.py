@@ -166,8 +166,8 @@ def _choose_classes(folder: Path, class_list: str | None) -> tuple[str, ...]:
     absent = sorted(set(wanted) - set(found))
     if absent:
         shown = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if absent[3:] else "")
-        need, found = f"name folders of {folder / PARTS[0]}", repr(class_list)
-        raise ValueError(must("data.class_list", need, found=found, because=f"there is no {shown}"))
+        need, named = f"name folders of {folder / PARTS[0]}", repr(class_list)
+        raise ValueError(must("data.class_list", need, found=named, because=f"there is no {shown}"))
     return wanted
 
 

@@ -118,7 +118,7 @@ def feasibility_report(
     growth, out = measure_growth(series), Path(out_dir)
     table = interval_table(growth, command)
     picture = save(plot_feasibility(growth, series), out / "feasibility.png")
-    parts = [optimum_table(growth), table, Picture("Growth rate and accuracy", picture)]
+    parts = (optimum_table(growth), table, Picture("Growth rate and accuracy", picture))
     write_tables([table], out, latex=False)
     page = Page(title, [verdict(growth)], parts=parts)
     write_page(page, out, "feasibility")

@@ -44,7 +44,7 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
-styled = matplotlib.rc_context(STYLE)  # decorates what draws a figure
+styled = matplotlib.rc_context(STYLE)  # type: ignore[arg-type]  # decorates what draws a figure
 
 
 def new_figure(

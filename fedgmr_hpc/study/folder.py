@@ -208,7 +208,7 @@ def status_record(folder: StudyFolder) -> dict[str, Any]:
 
 def _cell_record(cell: Cell, state: CellState) -> dict[str, Any]:
     result = state.result
-    scores = result.evaluations["val_accuracy"] if result is not None else []
+    scores: Any = result.evaluations["val_accuracy"] if result is not None else []
     return {
         "name": cell.name,
         "state": state.status,

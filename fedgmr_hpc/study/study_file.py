@@ -40,12 +40,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from fedgmr_hpc.config.axes import Count, Number, Positive, Section
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.messages import must, must_be, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
-from fedgmr_hpc.config.yaml_file import read_mapping
+from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]

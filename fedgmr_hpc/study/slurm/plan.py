@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.config.install import scripts_dir
 from fedgmr_hpc.config.sites import Site, job_values, load_site
+from fedgmr_hpc.config.yaml_file import scripts_dir
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.folder import StudyFolder, at_least_1
 from fedgmr_hpc.study.job_states import next_folder

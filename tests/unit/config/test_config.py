@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.files import describe_keys, load_config, make_config, render_config
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.methods import method_names
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.yaml_file import configs_dir
 
 METHODS = sorted(path.stem for path in (configs_dir() / "methods").glob("*.yaml"))
 RUNS = sorted(path.stem for path in (configs_dir() / "runs").glob("*.yaml"))

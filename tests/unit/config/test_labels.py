@@ -11,10 +11,10 @@ from fedgmr_hpc import run
 from fedgmr_hpc.config.axes import Section
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import OF_THE_TASK, flat, method_label, method_slug
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.methods import AXES, load_method, method_names
 from fedgmr_hpc.config.rules import USED_WITH
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.yaml_file import configs_dir
 from fedgmr_hpc.results.summary import _legend as legend_of
 from fedgmr_hpc.results.summary import make_report, render_summary
 from fedgmr_hpc.results.watch import look, render

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.sites import Site, load_site, render_exports, site_names
+from fedgmr_hpc.config.yaml_file import configs_dir
 
 
 def write(folder: Path, text: str) -> Path:

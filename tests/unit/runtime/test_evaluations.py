@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import fedgmr_hpc
 from fedgmr_hpc.config.files import make_config
-from fedgmr_hpc.config.install import configs_dir
 from fedgmr_hpc.config.sections import EvalConfig
+from fedgmr_hpc.config.yaml_file import configs_dir
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import full_masks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedgmr_hpc.config.install import configs_dir
+from fedgmr_hpc.config.yaml_file import configs_dir
 from fedgmr_hpc.study import cells as cells_module
 from fedgmr_hpc.study.cells import digest_of, expand, find_row, label_of
 from fedgmr_hpc.study.study_file import load_study
