@@ -106,7 +106,9 @@ class EchoPool(LivePool):
 
 
 def transfer_bytes(rate: float, length_s: float) -> int:
-    """Bytes of a transfer at `rate` MB/s: its length in time, and 1 MB at least if it is long."""
+    """Return bytes of a transfer at `rate` MB/s: its length in time, and 1 MB at least if it is
+    long.
+    """
     num_bytes = int(rate * 1e6 * length_s)
     return max(num_bytes, 1_000_000) if length_s >= LONG_S else num_bytes
 
@@ -155,7 +157,7 @@ def describe(row: TransferRow, rate: float) -> dict[str, Any]:
 
 
 def answer(transport: Transport) -> None:
-    """A client rank: takes dispatches, offers as many bytes, sends what is granted."""
+    """Be a client rank: take dispatches, offer as many bytes, send what is granted."""
     incoming: dict[int, Incoming] = {}
     outgoing: dict[int, Outgoing] = {}
     while (message := transport.recv(TIMEOUT_S)).tag != Tag.STOP:

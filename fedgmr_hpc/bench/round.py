@@ -149,7 +149,7 @@ def time_ceiling(transport: Transport) -> float:
 
 
 def follow(transport: Transport) -> None:
-    """A client rank: the ceiling, the run, the ceiling again."""
+    """Be a client rank: the ceiling, the run, the ceiling again."""
     keep_large_blocks()
     hello = json.loads(bytes(transport.recv(TIMEOUT_S).payload))
     config = make_config(hello["config"])

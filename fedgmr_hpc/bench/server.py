@@ -114,7 +114,7 @@ def bare_rate(transport: Transport, length_s: float) -> float:
 
 
 def bare_answer(transport: Transport) -> None:
-    """A client rank that keeps as many requests under way as it has clients."""
+    """Be a client rank that keeps as many requests under way as it has clients."""
     for _ in range(CLIENTS_PER_RANK):
         transport.send(0, _PING, b"x" * 64)
     while transport.recv(TIMEOUT_S).tag != _STOP:
@@ -173,7 +173,7 @@ def watch(server: Server, waits: list[float], served: Counter[int]) -> None:
 
 
 def answer(transport: Transport) -> None:
-    """A client rank that answers at once: no decoding, no training."""
+    """Be a client rank that answers at once: no decoding, no training."""
     run_id, _ = struct.unpack("<Qq", transport.recv(TIMEOUT_S).payload)
     tasks: dict[int, dict[str, Any]] = {}
     payloads: dict[int, Incoming] = {}
@@ -200,7 +200,7 @@ def answer_evaluation(transport: Transport, message: Message) -> None:
 
 
 def send_update(transport: Transport, content: dict[str, Any], run_id: int) -> None:
-    """The update that answers a dispatch: zeros."""
+    """Return the update that answers a dispatch: zeros."""
     task, number = content["task"], content["number"]
     frame = Frame(
         kind=Kind.UPDATE,

@@ -27,7 +27,7 @@ CONFIG_HELP = (
 def add_verb(
     verbs: Verbs, name: str, *, summary: str, description: str, epilog: str, call: Call | None
 ) -> Parser:
-    """Adds the parser of a verb.
+    """Add the parser of a verb.
 
     Args:
         verbs: what `add_subparsers` returned.
@@ -45,24 +45,24 @@ def add_verb(
 
 
 def add_actions(parser: Parser) -> Verbs:
-    """Makes a verb a group of actions; returns what `add_verb` takes."""
+    """Make a verb a group of actions; return what `add_verb` takes."""
     return parser.add_subparsers(title="actions", metavar="ACTION", parser_class=Parser)
 
 
 def add_configuration(parser: Parser) -> None:
-    """Adds the configuration: files, names and overrides, read by `load`."""
+    """Add the configuration: files, names and overrides, read by `load`."""
     parser.add_argument("words", nargs="*", metavar=CONFIG, help=CONFIG_HELP)
     add_config_option(parser)
 
 
 def add_config_option(parser: Parser) -> None:
-    """Adds `--config`, which names a configuration as the positional words do."""
+    """Add `--config`, which names a configuration as the positional words do."""
     about = "the same as a positional CONFIG; may be repeated"
     parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help=about)
 
 
 def add_out(parser: Parser, default: str | None, about: str, shown: str = "") -> None:
-    """Adds `--out`, a folder.
+    """Add `--out`, a folder.
 
     Args:
         default: the folder that is used without the option; None where the verb works it out.
@@ -74,20 +74,20 @@ def add_out(parser: Parser, default: str | None, about: str, shown: str = "") ->
 
 
 def add_ranks(parser: Parser, default: int | None = None, least: int = 1, about: str = "") -> None:
-    """Adds `--ranks`, the number of processes."""
+    """Add `--ranks`, the number of processes."""
     text = about or "number of ranks, the server included"
     shown = f"{text} (default: {default})" if default else text
     parser.add_argument("--ranks", type=at_least(least), default=default, metavar="N", help=shown)
 
 
 def add_json(parser: Parser) -> None:
-    """Adds `--json`: one JSON document on stdout, and nothing else there."""
+    """Add `--json`: one JSON document on stdout, and nothing else there."""
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
 @contextmanager
 def stdout_to_stderr(redirects: bool) -> Iterator[None]:
-    """Sends what is printed meanwhile to stderr, also by processes that are started meanwhile."""
+    """Send what is printed meanwhile to stderr, also by processes that are started meanwhile."""
     if not redirects:
         yield
         return
@@ -103,12 +103,12 @@ def stdout_to_stderr(redirects: bool) -> Iterator[None]:
 
 
 def sources_of(arguments: argparse.Namespace) -> list[str]:
-    """The configurations of a command line, those of `--config` first."""
+    """Return the configurations of a command line, those of `--config` first."""
     return [*arguments.config, *(word for word in arguments.words if "=" not in word)]
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """The `key=value` words of a command line.
+    """Return the `key=value` words of a command line.
 
     Raises:
         ValueError: a shell has split one at its spaces.
@@ -123,7 +123,7 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The configuration that a command line names and changes.
+    """Return the configuration that a command line names and changes.
 
     Raises:
         ValueError: no such file, or one line for every wrong key or value.
@@ -143,7 +143,7 @@ def try_load(arguments: argparse.Namespace) -> Config | ValueError:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of options: whole numbers from `least` on."""
+    """Return a type of options: whole numbers from `least` on."""
 
     def read(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < least:
@@ -154,7 +154,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def above_zero(text: str) -> float:
-    """A type of options: numbers above zero."""
+    """Return a type of options: numbers above zero."""
     try:
         value = float(text)
     except ValueError:
@@ -165,7 +165,7 @@ def above_zero(text: str) -> float:
 
 
 def numbers(read: Callable[[str], Number]) -> Callable[[str], list[Number]]:
-    """A type of options: numbers with commas between them."""
+    """Return a type of options: numbers with commas between them."""
 
     def read_all(text: str) -> list[Number]:
         try:
@@ -178,7 +178,7 @@ def numbers(read: Callable[[str], Number]) -> Callable[[str], list[Number]]:
 
 
 def one_of(known: Sequence[str]) -> Callable[[str], str]:
-    """A type of options and words: one of the known ones."""
+    """Return a type of options and words: one of the known ones."""
 
     def read(text: str) -> str:
         if text not in known:

@@ -39,7 +39,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     parser = add_verb(
         verbs,
         "bench",

@@ -117,13 +117,13 @@ def _run(parser: Parser, words: Sequence[str]) -> int:
 
 
 def _program() -> str:
-    """What was typed to start this program."""
+    """Return what was typed to start this program."""
     name = Path(sys.argv[0]).name
     return name if name == "fedgmr-hpc" else "python -m fedgmr_hpc"
 
 
 def build_parser(program: str = "python -m fedgmr_hpc") -> Parser:
-    """The parser of the whole command line; building it imports and changes nothing.
+    """Return the parser of the whole command line; building it imports and changes nothing.
 
     Args:
         program: what a user types to start it.
@@ -141,7 +141,7 @@ def build_parser(program: str = "python -m fedgmr_hpc") -> Parser:
 
 
 def _list_verbs(parser: Parser) -> str:
-    """The help of the whole: verbs in groups, each with its summary."""
+    """Return the help of the whole: verbs in groups, each with its summary."""
     known = parser.verbs()
     lines = [f"usage: {parser.prog} VERB [options]", "", DESCRIPTION]
     for group, names in GROUPS.items():

@@ -21,7 +21,7 @@ examples:
 
 
 def add_to(verbs: Verbs, build: Callable[[str], Parser]) -> None:
-    """Adds the verb.
+    """Add the verb.
 
     Args:
         build: makes the parser of the whole command line for a program's name.
@@ -41,7 +41,7 @@ def add_to(verbs: Verbs, build: Callable[[str], Parser]) -> None:
 
 
 def completion(arguments: argparse.Namespace) -> int:
-    """Prints the script for `fedgmr-hpc`."""
+    """Print the script for `fedgmr-hpc`."""
     import shtab
 
     print(shtab.complete(arguments.build("fedgmr-hpc"), arguments.shell))

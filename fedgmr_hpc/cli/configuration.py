@@ -38,7 +38,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     parser = add_verb(
         verbs,
         "check",
@@ -70,7 +70,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Prints a configuration and what it amounts to."""
+    """Print a configuration and what it amounts to."""
     config = load(arguments)
     from fedgmr_hpc.config.files import render_config
     from fedgmr_hpc.doctor.preview import preview_run
@@ -82,7 +82,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def keys(arguments: argparse.Namespace) -> int:
-    """Prints the reference of keys."""
+    """Print the reference of keys."""
     from fedgmr_hpc.config.files import describe_keys
 
     print(describe_keys(arguments.text))
@@ -90,7 +90,7 @@ def keys(arguments: argparse.Namespace) -> int:
 
 
 def methods(arguments: argparse.Namespace) -> int:
-    """Prints the table of methods, or one method."""
+    """Print the table of methods, or one method."""
     from fedgmr_hpc.config.methods import explain_method, render_methods
 
     if arguments.method is not None:

@@ -37,7 +37,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     parser = add_verb(
         verbs,
         "prepare",
@@ -63,7 +63,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Prints what was prepared, or what is missing."""
+    """Print what was prepared, or what is missing."""
     from typing import get_args
 
     from fedgmr_hpc.config.files import load_config
@@ -89,7 +89,7 @@ def _known(name: str, names: tuple[str, ...]) -> str:
 
 
 def partition(arguments: argparse.Namespace) -> int:
-    """Prints the table, and where the picture is."""
+    """Print the table, and where the picture is."""
     config = load(arguments)
     from fedgmr_hpc.experiments.partition import report_partition
 

@@ -39,7 +39,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     parser = add_verb(
         verbs,
         "doctor",
@@ -60,7 +60,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Checks as this rank; returns the exit code, the same on every rank."""
+    """Check as this rank; return the exit code, the same on every rank."""
     config = try_load(arguments)
     from fedgmr_hpc.doctor.rank import check_rank
 

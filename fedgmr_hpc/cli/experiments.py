@@ -63,7 +63,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     _add_agree(verbs)
     parser = add_verb(
         verbs,
@@ -134,7 +134,7 @@ def _add_probe(verbs: Verbs) -> None:
 
 
 def agree(arguments: argparse.Namespace) -> int:
-    """Compares two runs; 1 where they disagree."""
+    """Compare two runs; 1 where they disagree."""
     sources, overrides = sources_of(arguments), overrides_of(arguments)
     from fedgmr_hpc.experiments.agreement import agree as compare_files
     from fedgmr_hpc.experiments.agreement import agree_config
@@ -152,7 +152,7 @@ def agree(arguments: argparse.Namespace) -> int:
 
 
 def feasibility(arguments: argparse.Namespace) -> int:
-    """Writes and prints the report."""
+    """Write and print the report."""
     from fedgmr_hpc.experiments.feasibility_report import report_files
 
     print(report_files(arguments.results, arguments.out))
@@ -160,7 +160,7 @@ def feasibility(arguments: argparse.Namespace) -> int:
 
 
 def probe_error(arguments: argparse.Namespace) -> int:
-    """Measures, writes and prints the tables."""
+    """Measure, write and print the tables."""
     sources, overrides = sources_of(arguments), overrides_of(arguments)
     from fedgmr_hpc.experiments.merge_error import probe_error as measure
 

@@ -50,7 +50,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     parser = add_verb(
         verbs,
         "launch",
@@ -98,7 +98,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    """Repeats a run as this rank."""
+    """Repeat a run as this rank."""
     return _replay(arguments.result, arguments)
 
 
@@ -110,7 +110,7 @@ def _replay(path: str, arguments: argparse.Namespace) -> int:
 
 
 def _report(experiment: Experiment, result: Result) -> int:
-    """Says how a run has ended; returns the exit code."""
+    """Say how a run has ended; return the exit code."""
     from fedgmr_hpc.reporting.console import say
     from fedgmr_hpc.results.summary import render_summary
     from fedgmr_hpc.runtime.replay import check_versions

@@ -28,15 +28,18 @@ class Parser(argparse.ArgumentParser):
     listing = ""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        own = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        own: dict[str, Any] = {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "allow_abbrev": False,
+        }
         super().__init__(*args, **(own | settings))
 
     def format_help(self) -> str:
-        """The text of `--help`."""
+        """Return the text of `--help`."""
         return self.listing or super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Reports a wrong command line.
+        """Report a wrong command line.
 
         Raises:
             UsageError: always.
@@ -46,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(text, f"see: {self.prog} --help")
 
     def verbs(self) -> dict[str, Parser]:
-        """The parsers of its verbs by name; none where it is the parser of a verb itself."""
+        """Return the parsers of its verbs by name; none where it is the parser of a verb itself."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 return dict(action.choices)
@@ -54,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, words: Sequence[str]) -> argparse.Namespace:
-    """Reads a command line; options and positional words may come in any order.
+    """Read a command line; options and positional words may come in any order.
 
     Raises:
         UsageError: an unknown verb or option, a missing word or a wrong value.

@@ -38,7 +38,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verbs."""
+    """Add the verbs."""
     parser = add_verb(
         verbs,
         "report",
@@ -69,7 +69,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Prints the tables, and where the plots are."""
+    """Print the tables, and where the plots are."""
     from fedgmr_hpc.results.summary import report_results
 
     print(report_results(arguments.results, arguments.out))
@@ -77,7 +77,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """Shows the runs until they end or Ctrl-C."""
+    """Show the runs until they end or Ctrl-C."""
     from fedgmr_hpc.results.watch import watch as watch_files
 
     return watch_files(arguments.results, arguments.every, arguments.once)

@@ -47,7 +47,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     group = add_verb(
         verbs,
         "results",
@@ -94,7 +94,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Prints what is wrong with files; 1 where something is."""
+    """Print what is wrong with files; 1 where something is."""
     from fedgmr_hpc.results.verify import remark
     from fedgmr_hpc.results.verify import verify as findings_of
 
@@ -111,7 +111,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Writes tables and prints where they are."""
+    """Write tables and print where they are."""
     from fedgmr_hpc.results.export import export as export_files
 
     how = {"join": arguments.join, "partial": arguments.partial}

@@ -68,7 +68,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     group = add_verb(
         verbs,
         "scale",
@@ -158,7 +158,7 @@ def scale(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes a report again, and prints it."""
+    """Write a report again, and print it."""
     from fedgmr_hpc.scaling.study import report as write_report
 
     print(write_report(Path(arguments.folder), arguments.json))

@@ -19,7 +19,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     parser = add_verb(
         verbs,
         "site",
@@ -34,7 +34,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def site(arguments: argparse.Namespace) -> int:
-    """Prints the lines of a site, or the names of all."""
+    """Print the lines of a site, or the names of all."""
     from fedgmr_hpc.config.sites import load_site, render_exports, site_names
 
     if arguments.site is None:

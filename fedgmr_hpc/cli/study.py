@@ -76,7 +76,7 @@ examples:
 
 
 def add_to(verbs: Verbs) -> None:
-    """Adds the verb."""
+    """Add the verb."""
     group = add_verb(
         verbs,
         "study",
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Submits a study."""
+    """Submit a study."""
     from fedgmr_hpc.study.folder import check_time_limits, open_study
     from fedgmr_hpc.study.slurm.submit import add_site_data
     from fedgmr_hpc.study.slurm.submit import main as submit_study
@@ -182,7 +182,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Prints the state of a study."""
+    """Print the state of a study."""
     from fedgmr_hpc.study.folder import render_status, status_record
 
     folder = _open(arguments, reuses_overrides=True)
@@ -191,7 +191,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Writes the report of a study."""
+    """Write the report of a study."""
     folder = _open(arguments, reuses_overrides=True)
     from fedgmr_hpc.study.report.page import write_report
 

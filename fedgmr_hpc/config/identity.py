@@ -144,7 +144,7 @@ def method_slug(config: Config) -> str:
 
 @cache
 def _row(name: str) -> tuple[Keys, frozenset[str]]:
-    """The method keys of a row, defaults included, and those that it says itself.
+    """Return the method keys of a row, defaults included, and those that it says itself.
 
     Raises:
         ValueError: there is no such row.
@@ -156,13 +156,13 @@ def _row(name: str) -> tuple[Keys, frozenset[str]]:
 
 
 def _is_of_a_row(key: str) -> bool:
-    """Whether it makes up a method: of local training only what rows choose does."""
+    """Return whether it makes up a method: of local training only what rows choose does."""
     axis, _, name = key.partition(".")
     return axis in AXES and (axis != "train" or name in LocalConfig.model_fields)
 
 
 def _text(value: Any) -> str:
-    """A value as it is typed in an override."""
+    """Return a value as it is typed in an override."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):

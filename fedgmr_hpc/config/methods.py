@@ -141,7 +141,9 @@ def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _broken_rules(axes: Mapping[str, Any]) -> list[str]:
-    """The rules that the axes break among themselves, with as many clients as they ask for."""
+    """Return the rules that the axes break among themselves, with as many clients as they ask
+    for.
+    """
     count = axes["admission"].get("count")
     clients = {} if count is None else {"clients": {"count": count}}
     return broken_rules(Config.model_validate({**axes, **clients}))
@@ -157,7 +159,7 @@ def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """What a file of a row or wrapper says, its values checked."""
+    """Return what a file of a row or wrapper says, its values checked."""
     values = read_mapping(configs_dir() / f"{path}.yaml")
     validate(RowFile, values, f"configs/{path}.yaml")
     return values | {"about": [values["about"]]}
@@ -187,7 +189,7 @@ def render_methods() -> tuple[str, list[str]]:
 
 
 def _readable(read: Callable[[str], Read], names: Sequence[str]) -> tuple[list[Read], list[str]]:
-    """What `read` makes of the names, and the lines of its errors."""
+    """Return what `read` makes of the names, and the lines of its errors."""
     found, wrong = [], []
     for name in names:
         try:
@@ -206,7 +208,7 @@ def _cells(method: Method) -> tuple[str, ...]:
 
 
 def _describe(axis: str, values: Any) -> str:
-    """An axis in a few words: its choice, then what else the row sets."""
+    """Return an axis in a few words: its choice, then what else the row sets."""
     if not isinstance(values, Mapping):
         return str(values)
     first = CHOICES.get(axis, "")

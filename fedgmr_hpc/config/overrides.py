@@ -127,7 +127,7 @@ def leaves(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _meet(key: str, other: str) -> bool:
-    """Whether two dotted keys are the same, or one is below the other."""
+    """Return whether two dotted keys are the same, or one is below the other."""
     return f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
@@ -150,7 +150,9 @@ def _parse_yaml(key: str, text: str) -> Any:
 
 
 def _kinds(key: str) -> set[Any]:
-    """The types that a key's value may have: `str` for words, too; none for an unknown key."""
+    """Return the types that a key's value may have: `str` for words, too; none for an unknown
+    key.
+    """
     section: Any = Config
     *parents, last = key.split(".")
     for parent in parents:

@@ -18,7 +18,7 @@ def fields_of(record: Any) -> dict[str, Any]:
 
 
 def shared_fields(record: Any, wanted: type[Any]) -> dict[str, Any]:
-    """Those fields of a dataclass or named tuple that the dataclass `wanted` has, too.
+    """Return those fields of a dataclass or named tuple that the dataclass `wanted` has, too.
 
     Example:
         >>> UpdateRow(**shared_fields(update, UpdateRow), now_s=now_s, ...)

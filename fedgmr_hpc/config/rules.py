@@ -58,7 +58,7 @@ _PERIODS = {
 
 
 def is_used(key: str, values: Mapping[str, Any]) -> bool:
-    """Whether a key has an effect beside the other values of a flat configuration."""
+    """Return whether a key has an effect beside the other values of a flat configuration."""
     if key not in USED_WITH:
         return True
     other, choices = USED_WITH[key]
@@ -157,5 +157,5 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
 
 
 def _get(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key."""
     return reduce(getattr, key.split("."), config)

@@ -92,7 +92,7 @@ def _line(model: type[BaseModel], error: Any) -> str:
 
 
 def _requirement(error: Any) -> str:
-    """What a wrong value must be."""
+    """Return what a wrong value must be."""
     context = error.get("ctx", {})
     if error["type"] == "value_error":
         return str(context["error"])
@@ -114,12 +114,14 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a model by the names that files use."""
+    """Return the fields of a model by the names that files use."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _follow(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
-    """The dotted key of an error's path, which names the members of unions too, and its models."""
+    """Return the dotted key of an error's path, which names the members of unions too, and its
+    models.
+    """
     found, key = [model], []
     for part in path:
         fields = [_fields(each)[part] for each in found if part in _fields(each)]
@@ -135,7 +137,7 @@ def _follow(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, lis
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Every model that an annotation allows: itself, in a list, or in a union."""
+    """Return every model that an annotation allows: itself, in a list, or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
@@ -143,5 +145,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _has_tag(model: type[BaseModel], tag: str | int) -> bool:
-    """Whether a model is the one of a union that has this tag, the value of one of its fields."""
+    """Return whether a model is the one of a union that has this tag, the value of one of its
+    fields.
+    """
     return any(tag in get_args(field.annotation) for field in model.model_fields.values())

@@ -225,7 +225,8 @@ def server_bytes(config: Config, num_weights: int) -> int:
 
 
 def worker_bytes(config: Config, num_weights: int) -> int:
-    """A worker's memory beside the program, the data and training; as much again to cut versions
+    """Return a worker's memory beside the program, the data and training; as much again to cut
+    versions
     to levels: version, positions, network and mask.
     """
     return WORKER_BYTES_PER_WEIGHT * num_weights * (1 + bool(num_levels(config)))

@@ -65,7 +65,8 @@ def judge_silence(check: str, ranks: Iterable[int], places: Answers, limit_s: fl
 
 
 def judge_errors(check: str, answers: Answers, places: Answers, advice: str = "") -> Finding | None:
-    """What went wrong, each error once, with the ranks that have it unless all do; None if nothing
+    """Return what went wrong, each error once, with the ranks that have it unless all do; None if
+    nothing
     did."""
     ranks_of: dict[str, list[int]] = defaultdict(list)
     for rank, facts in answers.items():

@@ -18,7 +18,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def try_lock(folder: Path) -> bool:
-    """Whether files there can be locked as HDF5 locks them; OSError where they cannot be written.
+    """Return whether files there can be locked as HDF5 locks them; OSError where they cannot be
+    written.
 
     Plain calls come before HDF5's: one that hangs lets this process's other threads go on.
     """
@@ -52,7 +53,9 @@ def file_system(folder: Path, mounts: str = "/proc/self/mounts") -> str:
 
 
 def mpi_is_cuda_aware() -> bool | None:
-    """What the MPI library of this process says; None without one, or where it does not say."""
+    """Return what the MPI library of this process says; None without one, or where it does not
+    say.
+    """
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -78,7 +81,9 @@ def free_memory_bytes(root: str = "/") -> int:
 
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """What each limit of this process's cgroups, version 1 or 2, and of their parents leaves."""
+    """Return what each limit of this process's cgroups, version 1 or 2, and of their parents
+    leaves.
+    """
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")

@@ -124,7 +124,8 @@ class Probes:
             }
 
     def time_steps(self) -> Facts:
-        """Seconds of a client's local training at the lowest and the highest density, and of one
+        """Return seconds of a client's local training at the lowest and the highest density, and
+        of one
         sample of an evaluation."""
         if self.data is None:
             raise RunError(NO_DATA)
@@ -215,7 +216,9 @@ def _time_sample(evaluator: VersionEvaluator, num: int) -> float:
 
 
 def digest(data: FederatedData) -> str:
-    """What ranks must agree on: the data's fingerprint, as a result has it, and who holds what."""
+    """Return what ranks must agree on: the data's fingerprint, as a result has it, and who holds
+    what.
+    """
     state = xxhash.xxh3_64()
     for part in (*data.train_parts, *data.validation_parts):
         state.update(np.ascontiguousarray(part).data)
@@ -224,7 +227,7 @@ def digest(data: FederatedData) -> str:
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[Path]:
-    """A folder that is there; what had to be made for it goes again."""
+    """Yield a folder that is there; what had to be made for it goes again."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

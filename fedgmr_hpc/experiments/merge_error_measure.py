@@ -89,7 +89,9 @@ class Uploads:
     def mixed(
         self, densities: Sequence[float], before: Sequence[float], in_flight: frozenset[int]
     ) -> list[BufferEntry]:
-        """[C] what the old masks at the old densities keep for clients in flight, else the new."""
+        """Return [C] what the old masks at the old densities keep for clients in flight, else the
+        new.
+        """
         return [
             self.old_entry(client, before[client])
             if client in in_flight

@@ -78,7 +78,7 @@ class LayerSpec:
 
 
 def fan_in_start(fan_in: int) -> Start:
-    """The default start of weights and biases of convolutions and linear layers."""
+    """Return the default start of weights and biases of convolutions and linear layers."""
     return Start("uniform", 1 / math.sqrt(fan_in))
 
 
@@ -166,7 +166,7 @@ class Forward:
     norms: NormUse = "given"
 
     def conv(self, name: str, x: Tensor, *, padding: int, stride: int = 1) -> Tensor:
-        """[B, I, H, W] -> [B, O, H / stride, W / stride]."""
+        """Return [B, I, H, W] -> [B, O, H / stride, W / stride]."""
         weight, bias = self.tensors[name + ".weight"], self.tensors.get(name + ".bias")
         return self._scaled(name, F.conv2d(x, weight, bias, stride, padding))
 
@@ -185,7 +185,8 @@ class Forward:
         return F.layer_norm(x, weight.shape, weight, bias, NORM_EPSILON)
 
     def batch_norm(self, name: str, x: Tensor) -> Tensor:
-        """[B, O, H, W] normalised per channel by the batch, with its mean and unbiased variance as
+        """Return [B, O, H, W] normalised per channel by the batch, with its mean and unbiased
+        variance as
         running statistics, or by given ones, a negative variance taken as 0.
         """
         weight, bias, mean, variance = (
@@ -212,7 +213,7 @@ class Forward:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images in the layout in which CPUs convolve and pool about twice as fast."""
+    """Return the same images in the layout in which CPUs convolve and pool about twice as fast."""
     batch, channels, height, width = images.shape
     if channels == 1:  # both layouts are the same bytes; only these strides say which is meant
         return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))

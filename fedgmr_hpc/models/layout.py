@@ -101,7 +101,7 @@ class Layout:
         return next(e for e in (*self.entries, *self.statistics) if e.name == name)
 
     def to_json(self) -> str:
-        """What the result file says about the vector [P + D + S]."""
+        """Return what the result file says about the vector [P + D + S]."""
         entries = (*self.entries, *self.statistics)
         rows = [[e.name, list(e.shape), e.offset, e.prunable, e.trainable] for e in entries]
         columns = ["name", "shape", "offset", "prunable", "trainable"]
@@ -111,7 +111,7 @@ class Layout:
 def lay_out(
     layers: Sequence[LayerSpec], kind: Kind, density: float, batch_norm: BatchNorm
 ) -> Layout:
-    """The flat layout of these layers.
+    """Return the flat layout of these layers.
 
     Args:
         kind: how sub-models are cut.

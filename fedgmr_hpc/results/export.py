@@ -116,7 +116,7 @@ def _tables(result: Result) -> dict[str, Columns]:
 
 
 def _export_tables(form: str, result: Result, folder: Path) -> list[Path]:
-    """One file a table, and the run's own."""
+    """Return one file a table, and the run's own."""
     tables = _tables(result)
     written = [
         TABLE_FORMS[form]([columns], folder / f"{table}.{form}")
@@ -126,7 +126,7 @@ def _export_tables(form: str, result: Result, folder: Path) -> list[Path]:
 
 
 def _csv(parts: Sequence[Columns], path: Path) -> Path:
-    """The rows of all parts; what a part lacks is left empty."""
+    """Return the rows of all parts; what a part lacks is left empty."""
     flat = [dict(_one_a_client(columns)) for columns in parts]
     heads = list(dict.fromkeys(name for columns in flat for name in columns))
     with path.open("w", newline="", encoding="utf-8") as file:

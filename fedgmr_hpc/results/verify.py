@@ -38,7 +38,7 @@ NEVER_SHRINK = ("now_s", "round", "server_up_bytes", "server_down_bytes", "up_by
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
-    """All findings in a result file, one line each; empty where it is sound.
+    """Return all findings in a result file, one line each; empty where it is sound.
 
     Raises:
         ValueError: there is no such file.
@@ -54,13 +54,15 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 
 def remark(path: str | os.PathLike[str]) -> str:
-    """What is to be said of a sound file: that it is of the time before there were checksums."""
+    """Return what is to be said of a sound file: that it is of the time before there were
+    checksums.
+    """
     is_guarded = read_result(path).is_guarded
     return "" if is_guarded else ", but without checksums, which its format lacks"
 
 
 def _structure(path: Path) -> list[str]:
-    """Findings in which datasets there are, and how long."""
+    """Find which datasets there are, and how long."""
     refuse_cut(path)
     try:
         with open_for_reading(path) as file:
@@ -70,7 +72,7 @@ def _structure(path: Path) -> list[str]:
 
 
 def _contents(path: Path) -> list[str]:
-    """Findings in what the datasets hold."""
+    """Find faults in what the datasets hold."""
     result = read_result(path)
     return [f"results {path}: {line}" for check in CHECKS for line in check(result)]
 
@@ -91,7 +93,7 @@ def _group_structure(group: Any) -> Iterator[str]:
 
 
 def _lost_blocks(group: Any, committed: dict[str, int]) -> Iterator[str]:
-    """A block is committed before the next one is written, whenever a run is killed."""
+    """Note that a block is committed before the next one is written, whenever a run is killed."""
     for table, num_rows in committed.items():
         stops = group["checksums"][table][:, 0] if table in group["checksums"] else []
         if len(stops) > 1 and num_rows < stops[-2]:
@@ -101,7 +103,9 @@ def _lost_blocks(group: Any, committed: dict[str, int]) -> Iterator[str]:
 def _table_structure(
     group: Any, table: str, row_type: type[Any], committed: int | None, status: str
 ) -> Iterator[str]:
-    """A run that goes on, or was killed, may have begun rows behind the committed ones."""
+    """Check a run that continues or was killed, which may have begun rows behind the committed
+    ones.
+    """
     names = {column.name for column in columns_of(row_type)}
     for name in sorted((names ^ group.keys()) - LATER_COLUMNS.get(table, set())):
         yield f"{table}/{name}: {'missing' if name in names else 'not in the schema'}"

@@ -143,7 +143,7 @@ class Evaluator:
         return pending.evaluation
 
     def merged(self, merged: Merged) -> None:
-        """A version's densities are decided, and its masks are cut."""
+        """Note that a version's densities are decided and its masks are cut."""
         pending = self._newest
         if pending is not None and pending.evaluation.version == merged.version:
             pending.mean_density = float(merged.density.mean())
@@ -190,7 +190,9 @@ class Evaluator:
         return parts
 
     def complete(self, weights: Floats) -> Floats:
-        """[P + D + S] the weights [P + D] of the version evaluated last, with its statistics."""
+        """Return [P + D + S] the weights [P + D] of the version evaluated last, with its
+        statistics.
+        """
         assert self._newest is not None
         statistics = self._newest.evaluation.statistics.get(None, weights[:0])
         return np.concatenate([weights, statistics])
@@ -300,7 +302,9 @@ class Evaluator:
             )
 
     def _level(self, ladder: MaskSet | None, density: float) -> tuple[int | None, int]:
-        """The level of a density, None for the whole model, and how many weights it keeps."""
+        """Return the level of a density, None for the whole model, and how many weights it
+        keeps.
+        """
         if ladder is None:
             return None, self.coordinator.masks.size
         level = ladder.level(density)

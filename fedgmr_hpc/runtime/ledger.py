@@ -120,7 +120,7 @@ class Ledger:
         )
 
     def forget_positions(self) -> None:
-        """Every client has been started anew, and knows no positions."""
+        """Note that every client has been started anew, and knows no positions."""
         self._known = [(-1, -1)] * len(self._known)
 
     def state(self) -> dict[str, Any]:

@@ -162,7 +162,9 @@ def _default_path(config: Config) -> str:
 
 
 def describe_idle_ranks(num_clients: int, num_ranks: int) -> str:
-    """What a run on `num_ranks`, the server's included, wastes; "" where each has a client."""
+    """Return what a run on `num_ranks`, the server's included, wastes; "" where each has a
+    client.
+    """
     num_idle = num_ranks - 1 - num_clients
     if num_idle <= 0:
         return ""

@@ -77,7 +77,7 @@ class Progress:
         server_up_bytes: int,
         server_down_bytes: int,
     ) -> None:
-        """A new version exists at virtual time `now_s`.
+        """Note that a new version exists at virtual time `now_s`.
 
         Args:
             round: rounds completed.
@@ -92,7 +92,7 @@ class Progress:
         self._show(clock_s)
 
     def evaluated(self, row: EvaluationRow) -> None:
-        """The server's model was evaluated."""
+        """Note that the server's model was evaluated."""
         self._accuracy = f"val {_percent(row.val_accuracy)} test {_percent(row.test_accuracy)}"
         course_log.info(
             "evaluation | round %d | version %d | t %.1f s | %s | density %.3f",
@@ -104,7 +104,7 @@ class Progress:
         )
 
     def note(self, text: str) -> None:
-        """One line worth reading, in every place but a silenced terminal."""
+        """Print one line worth reading, in every place but a silenced terminal."""
         log.info(text)
 
     def close(self) -> None:

@@ -27,7 +27,9 @@ SECRETS = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|KEY")  # SLURM_JWT lets its rea
 
 
 def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
-    """What ran where: state of the checkout `root`, versions, machine, job, environment (JSON)."""
+    """Return what ran where: state of the checkout `root`, versions, machine, job, environment
+    (JSON).
+    """
     environment = {
         key: value
         for key, value in sorted(os.environ.items())

@@ -178,7 +178,7 @@ class RankPool:
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task | {"norms": norms}).encode())
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
-        """Every rank has the version's frame."""
+        """Note that every rank has the version's frame."""
         evaluation.payload = ()
 
     def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
@@ -272,7 +272,8 @@ class RankPool:
             self._go_on(evaluation, part.level)
 
     def _go_on(self, evaluation: Evaluation, level: int | None) -> None:
-        """Statistics are measured: queues what waited for them, before all else if a newer version
+        """Note that statistics are measured: queue what waited for them, before all else if a
+        newer version
         is to be evaluated."""
         is_old = evaluation.version < max(self.evaluations)
         for part, is_awaited in evaluation.finish_norms(level):

@@ -55,7 +55,7 @@ def launch_rank(config: Config | ValueError, resumes: bool, report: Report) -> i
 
 
 def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], report: Report) -> int:
-    """Repeats the run of a result file from its event log, as this rank.
+    """Repeat the run of a result file from its event log, as this rank.
 
     Args:
         path: the result file.
@@ -108,7 +108,7 @@ def _run_rank(
 
 
 def print_warning(launch: Launch, text: str) -> None:
-    """A line on stderr, of one rank of each host."""
+    """Print a line on stderr, on one rank of each host."""
     if launch.local_rank == 0:
         sys.stderr.write(f"fedgmr_hpc: warning: {socket.gethostname()}: {text}\n")
         sys.stderr.flush()

@@ -129,10 +129,10 @@ class ReplayClock:
         return self._take(EVALUATED).now_s
 
     def close_at(self, at_s: float) -> None:
-        """The log says when windows close."""
+        """Ignore it: the log says when windows close."""
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
-        """The log says when updates arrive."""
+        """Ignore it: the log says when updates arrive."""
 
 
 def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequence[str]) -> Config:

@@ -53,7 +53,7 @@ def lead(
     """Run rank 0 of several: prepare the run, hand out its configuration, serve, report.
 
     Args:
-        report: tells a person how the run has ended; returns the exit code.
+        report: tells a person how the run has ended; return the exit code.
     """
     experiment = _try_prepare(config, recorded, resumes)
     if isinstance(experiment, int):

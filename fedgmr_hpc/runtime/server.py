@@ -197,7 +197,9 @@ class Server:
         return follow_up
 
     def _forget_in_flight(self, now_s: float) -> None:
-        """What was under way is lost, with the clients' memories; a replay has to wait for it."""
+        """Note that what was under way is lost, with the clients' memories; a replay has to wait
+        for it.
+        """
         self.settle()
         self.pool.updates.clear()
         self.in_flight.clear()
@@ -316,7 +318,9 @@ class Server:
         )
 
     def wall_s(self) -> float:
-        """Wall time since the run began, without that between a checkpoint and its resumption."""
+        """Return wall time since the run began, without that between a checkpoint and its
+        resumption.
+        """
         return time.perf_counter() - self.began_s
 
     @property

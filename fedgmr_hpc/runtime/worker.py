@@ -231,7 +231,7 @@ class Worker:
         )
 
     def _squares(self, trained: Trained) -> Floats:
-        """[K] summed squared gradients, empty unless they were asked for."""
+        """Return [K] summed squared gradients, empty unless they were asked for."""
         if trained.grad_squares is None:
             return np.empty(0, np.float32)
         assert isinstance(self.training.sub_model, MaskedModel)
@@ -250,7 +250,8 @@ class Worker:
     def _look_at(
         self, pool: Pool, start: int, stop: int, level: int | None, norms: list[float] | None
     ) -> dict[str, Any]:
-        """What a chunk of a pool makes of the version held: scores, or the norms' statistics.
+        """Return what a chunk of a pool makes of the version held: scores, or the norms'
+        statistics.
 
         Args:
             norms: [S] the statistics from now on; None if they are here or there are none.

@@ -139,7 +139,9 @@ def stations(system: System, num_workers: int) -> dict[str, float]:
 
 
 def cycle_s(system: System) -> float:
-    """Time of a client-round that meets no queue; the links of a transfer work side by side."""
+    """Return time of a client-round that meets no queue; the links of a transfer work side by
+    side.
+    """
     d, r = system.demand, system.rates
     down_s = max(d.own_down_s, d.down_bytes / r.rank_down, d.server_up_bytes / r.server_up)
     up_s = max(d.own_up_s, d.up_bytes / r.rank_up, d.server_down_bytes / r.server_down)

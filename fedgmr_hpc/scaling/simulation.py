@@ -114,7 +114,7 @@ class _Job:
             heapq.heappush(self.events, event)
 
     def _begin_or_pass(self, client: int, now_s: float) -> None:
-        """A client's next stage begins, or its own link is done with its transfer."""
+        """Note that a client's next stage begins, or its own link is done with its transfer."""
         if self.num_parts[client]:
             self._pass(client, now_s)
         elif self.stages[client] == COMPUTE:
@@ -135,7 +135,7 @@ class _Job:
         self._plan(now_s + self.own_s[way], client)
 
     def _pass(self, client: int, now_s: float) -> None:
-        """One link is done with a client's transfer."""
+        """Note that one link is done with a client's transfer."""
         self.num_parts[client] -= 1
         if not self.num_parts[client]:
             self.stages[client] += 1

@@ -50,7 +50,9 @@ def report(folder: Path, as_json: bool = False) -> str:
 
 
 def scaling_record(scaling: Scaling) -> dict[str, Any]:
-    """The measured points and the predicted limit of the server; None where there is no number."""
+    """Return the measured points and the predicted limit of the server; None where there is no
+    number.
+    """
     limit = scaling.simulations[0].saturation
     return {
         "kind": scaling.plan.kind,

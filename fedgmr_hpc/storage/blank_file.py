@@ -41,7 +41,8 @@ class Sizes(NamedTuple):
 
 
 def open_new(path: Path, locking: str) -> h5py.File:
-    """The file that is to be `path`, still under the name of a part; what a kill left there goes.
+    """Return the file that is to be `path`, still under the name of a part; what a kill left
+    there goes.
 
     Raises:
         OSError: it cannot be made.

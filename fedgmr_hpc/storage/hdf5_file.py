@@ -166,7 +166,7 @@ def num_readable_rows(dataset: h5py.Dataset, num_rows: int, file_bytes: int) -> 
 
 
 def put(group: h5py.Group, name: str, value: Any) -> None:
-    """A new dataset. What is wrong is raised here: h5py drops an error of closing it.
+    """Return a new dataset. What is wrong is raised here: h5py drops an error of closing it.
 
     Raises:
         OSError, RuntimeError: it cannot be written.

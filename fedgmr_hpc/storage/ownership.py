@@ -194,7 +194,8 @@ def _is_newest(path: Path, epoch: int, results: Path) -> bool:
 
 
 def _make(path: Path, text: str) -> bool:
-    """Whether this process has made a new record, which has its content from the first moment on.
+    """Return whether this process has made a new record, which has its content from the first
+    moment on.
 
     Raises:
         OSError: nobody can.
@@ -213,7 +214,7 @@ def _make(path: Path, text: str) -> bool:
 
 @contextmanager
 def _written(path: Path, text: str) -> Iterator[Path]:
-    """A file with a text, for a while, beside `path`."""
+    """Yield a file with a text, for a while, beside `path`."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "w") as file:

@@ -85,7 +85,9 @@ class _PartialReader:
         )
 
     def _unspoilt(self, part: str, columns: Columns) -> Columns:
-        """The rows before the first that fail their checksum, where the file has checksums."""
+        """Return the rows before the first that fail their checksum, where the file has
+        checksums.
+        """
         num_rows = min(len(values) for values in columns.values())
         if not num_rows or not self._has("checksums"):
             return columns

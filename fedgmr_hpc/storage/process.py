@@ -35,7 +35,8 @@ def pin_core(local_rank: int, num_local: int | None) -> None:
 
 
 def own_cores() -> list[int]:
-    """The cores that this process may use, which under a scheduler are fewer than the node has;
+    """Return the cores that this process may use, which under a scheduler are fewer than the node
+    has;
     none where the system does not tell (outside Linux)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -61,7 +62,9 @@ def machine_id() -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process of this machine began, in ticks since the boot; empty where there is none."""
+    """Return when a process of this machine began, in ticks since the boot; empty where there is
+    none.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

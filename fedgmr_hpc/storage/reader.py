@@ -215,7 +215,9 @@ def read_texts(group: h5py.Group) -> Texts:
 def faults(
     group: h5py.Group, parts: Mapping[str, Columns], texts: Texts, status: str, is_ended: bool
 ) -> Iterator[str]:
-    """What fails its checksum, or of a run that has ended lies behind its last committed row."""
+    """Return what fails its checksum, or of a run that has ended lies behind its last committed
+    row.
+    """
     checksums = group["checksums"]
     if texts_xxh3(*texts) != checksums["texts"][()]:
         yield "configuration, layout or provenance fail their checksum"

@@ -55,7 +55,8 @@ def doubt(result: Result) -> str:
 
 
 def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]:
-    """The first rows of each table as `ResultWriter` takes them back; checkpoints are all kept.
+    """Return the first rows of each table as `ResultWriter` takes them back; checkpoints are all
+    kept.
 
     Raises:
         ValueError: a table has fewer, or lacks a column that came later than its file.
@@ -101,7 +102,9 @@ def deterministic_columns(result: Result) -> Columns:
 
 
 def differing_columns(a: Result, b: Result) -> list[str]:
-    """Paths of the deterministic datasets that differ anywhere or in length; NaN equals NaN."""
+    """Return paths of the deterministic datasets that differ anywhere or in length; NaN equals
+    NaN.
+    """
     left, right = deterministic_columns(a), deterministic_columns(b)
     return sorted(
         name

@@ -197,7 +197,8 @@ def _column(name: str, hint: Any) -> Column:
 
 
 def _innermost(hint: Any) -> Any:
-    """The scalar of NDArray[scalar], which is ndarray[shape, dtype[scalar]] or, since numpy 2.5, an
+    """Return the scalar of NDArray[scalar], which is ndarray[shape, dtype[scalar]] or, since
+    numpy 2.5, an
     alias of it."""
     while arguments := get_args(hint):
         hint = arguments[-1]
@@ -221,6 +222,8 @@ def unit_of(path: str) -> str:
 
 
 def meaning_of(path: str) -> str:
-    """What a dataset holds: as its path, its name or its group has it; "" where nothing does."""
+    """Return what a dataset holds: as its path, its name or its group has it; "" where nothing
+    does.
+    """
     group, _, name = path.rpartition("/")
     return next((MEANINGS[key] for key in (path, name, group) if key in MEANINGS), "")

@@ -168,7 +168,9 @@ class ResultWriter:
             self.flush()
 
     def _copied(self, row: Row) -> Row:
-        """The row with its per-client arrays as they are now: their owner goes on changing them."""
+        """Return the row with its per-client arrays as they are now: their owner goes on changing
+        them.
+        """
         columns = self._schema[TABLE_OF[type(row)]]
         own: dict[str, Any] = {
             c.name: self._per_client(row, c.name) for c in columns if c.per_client

@@ -195,7 +195,7 @@ def render_status(folder: StudyFolder) -> str:
 
 
 def status_record(folder: StudyFolder) -> dict[str, Any]:
-    """What `render_status` shows, for programs; None where a number is not known."""
+    """Return what `render_status` shows, for programs; None where a number is not known."""
     states, jobs, unknown = states_with_jobs(folder)
     return {
         "study": folder.study.title,
@@ -226,7 +226,9 @@ def _finite(value: float) -> float | None:
 
 
 def _left_s(folder: StudyFolder, states: States, jobs: Mapping[str, CellJob]) -> float:
-    """Wall seconds until what is active is done, or all where nothing is; NaN without a pace."""
+    """Return wall seconds until what is active is done, or all where nothing is; NaN without a
+    pace.
+    """
     active = [(cell, state) for cell, state in states if state.status in ACTIVE and state.job]
     limits = [job.max_parallel for cell, _ in active if (job := job_of(jobs, cell))]
     max_parallel = max(limits, default=0) or folder.max_parallel(folder.study.ranks)

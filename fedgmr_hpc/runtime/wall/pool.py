@@ -223,7 +223,7 @@ class LivePool(RankPool):
             super()._take(message)
 
     def _deliver(self, cycle: Cycle, message: Message, now_s: float) -> None:
-        """An update is there.
+        """Note that an update is there.
 
         Raises:
             WireError: it is damaged.

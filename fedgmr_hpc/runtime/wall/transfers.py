@@ -64,7 +64,7 @@ class Cycle:
         return self.is_training or self.through_wall_s is not None or self.num_resent > 0
 
     def await_links(self, asked_s: float) -> None:
-        """The present transfer is ready to go; nothing of it has been let through."""
+        """Note that the present transfer is ready to go; nothing of it has been let through."""
         self.asked_s, self.frac, self.done_s, self.through_wall_s = asked_s, 0.0, None, None
 
 

@@ -221,7 +221,7 @@ class LiveWorker(Worker):
         self.jobs.put((kind, next(self.num_jobs), job))
 
     def _labour(self) -> None:
-        """The training thread."""
+        """Run the training thread."""
         while True:
             _, _, job = self.jobs.get()
             if job is None:
@@ -295,7 +295,9 @@ class LiveWorker(Worker):
             self._send_offer(answer)
 
     def _send_offer(self, answer: _Answer) -> None:
-        """A short update comes along; the server holds it until its link would have carried it."""
+        """Take a short update that comes along; the server holds it until its link would have
+        carried it.
+        """
         size = answer.payload.size
         mark = Mark(answer.client, answer.number, int(answer.has_overrun), size)
         short = answer.payload.take(size) if size <= INLINE_BYTES else []

@@ -46,7 +46,7 @@ def write_report(
     out_dir: Path,
     command: Callable[[str], str],
 ) -> str:
-    """Writes the report of the finished cells; return what to say on the terminal.
+    """Write the report of the finished cells; return what to say on the terminal.
 
     Args:
         command: what to type for an action on this study.

@@ -158,7 +158,7 @@ def _submit_all(folder: StudyFolder, plans: Sequence[Plan]) -> int:
 
 
 def _submit_cells(plan: Plan) -> str:
-    """Submit the cells' array; returns its id."""
+    """Submit the cells' array; return its id."""
     tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, plan.scripts) for cell in plan.cells]
     digests = tuple(cell.digest for cell in plan.cells)
     write_submission(Submission(plan.folder, digests, plan.max_parallel))
@@ -175,7 +175,7 @@ def _submit_cells(plan: Plan) -> str:
 
 
 def _submit(folder: Path, settings: Mapping[str, Any], tasks: Sequence[Any]) -> str:
-    """Submit an array, or a job where there is one task; returns its id."""
+    """Submit an array, or a job where there is one task; return its id."""
     executor = SlurmExecutor(folder, python=PYTHON)
     executor.update_parameters(**settings)
     try:
