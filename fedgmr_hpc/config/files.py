@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.axes import Section
-from fedgmr_hpc.config.messages import must_be, unknown_key, unknown_name
+from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
 from fedgmr_hpc.config.methods import load_method, merged
 from fedgmr_hpc.config.overrides import override
 from fedgmr_hpc.config.rules import broken_rules
@@ -124,7 +124,8 @@ def describe_keys(text: str = "") -> str:
         named = [field for field in fields if text.lower() in field[0]]
         found = named + [field for field in fields if field not in named and word.search(field[3])]
     if not found:
-        raise ValueError(unknown_key(text, Config.model_fields, dotted_keys(Config)))
+        near = did_you_mean(text, dotted_keys(Config))
+        raise ValueError(f"no key has {text} in its name or meaning{near}")
     return "\n".join(line for field in found for line in _describe_field(*field))
 
 

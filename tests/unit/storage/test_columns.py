@@ -56,7 +56,7 @@ def test_a_new_column_per_client_goes_wherever_a_run_is_copied(wider: Path) -> N
         writer.finish("finished")
     copies = [read_result(folder / "resumed.h5"), read_result(wider, partial=True)]
     assert [copy.updates["num_merged"].tolist() for copy in copies] == [COUNTS] * 2
-    export(wider, "csv", folder / "out")
+    export([wider], "csv", folder / "out")
     with (folder / "out/run/updates.csv").open() as file:
         assert [row["num_merged_2"] for row in csv.DictReader(file)] == ["3", "6"]
 
@@ -78,7 +78,7 @@ def test_a_file_from_before_a_column_is_read_saved_and_exported_but_not_gone_on_
     partial = read_result(old, partial=True)
     assert partial.status.endswith("; updates without num_merged")
     assert partial.updates["client"].tolist() == [UPDATE.client]
-    export(old, "csv", tmp_path / "out")
+    export([old], "csv", tmp_path / "out")
     assert "num_merged" not in (tmp_path / "out/old/updates.csv").read_text()
     with pytest.raises(ValueError, match="updates lacks num_merged: it is of an older version"):
         kept_rows(read_result(old), {"updates": 1})
