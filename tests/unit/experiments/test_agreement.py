@@ -65,7 +65,7 @@ def with_table(run: Result, table: str, **columns: Any) -> Result:
 
 def test_equal_runs_agree_in_everything() -> None:
     agreement = compare(make(), make("wall"))
-    assert [check.value for check in agreement.checks] == [1, 1, 0, 0, 0, 0, 0]
+    assert [check.value for check in agreement.checks] == pytest.approx([1, 1, 0, 0, 0, 0, 0])
     assert agreement.agrees and all(check.agrees for check in agreement.checks)
     assert (agreement.num_rounds, agreement.num_matched, agreement.num_unmatched) == (3, 6, 0)
 
@@ -92,14 +92,16 @@ def test_equal_times_share_a_rank_and_a_round_without_an_order_is_left_out() -> 
     virtual = make(now_s=(8.0, 8.0, 14.0, 18.0, 24.0, 28.0))
     agreement = compare(virtual, make("wall"))
     assert agreement.order.value == pytest.approx(17 / np.sqrt(17 * 17.5))  # ranks 0.5, 0.5, 2, ...
-    assert agreement.round_order.value == 1.0
+    assert agreement.round_order.value == pytest.approx(1.0)
 
 
 def test_an_update_merged_into_no_version_has_no_round_and_no_staleness() -> None:
     columns = {"version": (1, 1, 2, 0, 3, 3)}
     wall = make("wall", now_s=(4.0, 8.0, 18.0, 14.0, 24.0, 28.0), **columns)
     agreement = compare(make(**columns), wall)
-    assert agreement.round_order.value == 1.0  # round 2, where the order differs, has one update
+    assert agreement.round_order.value == pytest.approx(
+        1.0
+    )  # round 2, where the order differs, has one update
     assert agreement.staleness.value == 0
 
 
