@@ -7,7 +7,7 @@ from fedgmr_hpc.cli.command_line import main as run_verb
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this rank; return its exit code."""
+    """Run this rank; return its exit code."""
     return run_verb(["launch", *(sys.argv[1:] if argv is None else argv)])
 
 

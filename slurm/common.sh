@@ -25,7 +25,7 @@ trap 'echo "job $job: told to end before the ranks were started: needs more time
 
 enter_site() { # modules, Python, one thread a rank, where torch.distributed meets
   [[ -z ${FEDGMR_VENV:-} || -x $FEDGMR_VENV/bin/python ]] ||
-    refuse "FEDGMR_VENV: got $FEDGMR_VENV, allowed: a folder with bin/python"
+    refuse "FEDGMR_VENV must be a folder with bin/python (got $FEDGMR_VENV)"
   set +u # modules' scripts are not written for it
   [[ -z ${FEDGMR_MODULES:-} ]] || declare -F module >/dev/null || source /etc/profile
   for name in ${FEDGMR_MODULES:-}; do module load "$name"; done
@@ -109,7 +109,7 @@ find_data() { # find_data CONFIG WORD...: words=(...): where its files are, for 
   [[ -z $scratch || " $* " == *" data.cache="* ]] || words+=("data.cache=$scratch/fedgmr_hpc")
   [[ " $* " != *" data.root="* ]] || return 0
   [[ -n ${FEDGMR_DATA:-} && -d $FEDGMR_DATA/$folder ]] ||
-    refuse "FEDGMR_DATA: got '${FEDGMR_DATA:-}', allowed: the folder that holds $folder/"
+    refuse "FEDGMR_DATA must be the folder that holds $folder/ (got '${FEDGMR_DATA:-}')"
   words+=("data.root=$FEDGMR_DATA/$folder")
 }
 
@@ -183,7 +183,7 @@ check_results() { # check_results WORD...: files can be made where the results g
   done
   for folder in "$folder" "$(dirname "$flag")"; do
     mkdir -p "$folder" 2>/dev/null && (: >"$folder/.job-$job") 2>/dev/null ||
-      refuse "results.path: got $folder, allowed: a folder that can be written (results)"
+      refuse "results.path must lie in a folder that can be written (got $folder)"
     rm -f "$folder/.job-$job"
   done
 }

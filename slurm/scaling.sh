@@ -18,5 +18,5 @@
 common=${SLURM_SUBMIT_DIR:-.}/slurm/common.sh
 [[ -e $common ]] || { echo "submit from the checkout: there is no $common" >&2; exit 2; }
 source "$common"
-(($# > 1)) || refuse "scaling: got '$*', allowed: KIND CONFIG --ranks 2,3, as for the verb scale"
+(($# > 1)) || refuse "scaling must be given KIND CONFIG --ranks 2,3, as the verb scale (got '$*')"
 run_scale "$@"

@@ -142,9 +142,9 @@ class Checkup:
         return dict(sorted(answers.items()))
 
     def _collect(self, answers: dict[int, Facts]) -> None:
-        letters = self.peer.inbox
-        while letters:
-            message = letters.popleft()
+        inbox = self.peer.inbox
+        while inbox:
+            message = inbox.popleft()
             content = json.loads(bytes(message.payload))
             if message.tag == Tag.HELLO:
                 self.places[message.source] = content

@@ -270,7 +270,7 @@ def judge_results(facts: Mapping[str, Any], locking: str, env_locking: str | Non
     if env_locking is not None:
         text += f"; HDF5_USE_FILE_LOCKING={env_locking} outranks results.locking"
     if facts["exists"]:
-        advice = "launch --resume goes on with it; else name another with results.path"
+        advice = "launch --resume continues it; or name another file with results.path"
         return Finding("results", "warn", f"results.path exists already; {text}", advice)
     return Finding("results", "ok", text)
 

@@ -107,16 +107,16 @@ def _follow(peer: Peer, launch: Launch) -> int:
     while True:
         peer.wait(lambda: bool(peer.inbox))
         message = peer.inbox.popleft()
-        letter = json.loads(bytes(message.payload))
+        order = json.loads(bytes(message.payload))
         if message.tag == Tag.STOP:
-            return int(letter["code"])
+            return int(order["code"])
         if message.tag == Tag.HELLO:
-            peer.server = f"rank 0 on {letter['host']}"
-            probes = Probes(make_config(letter["config"]), peer.rank, launch)
-        elif letter["probe"] == "ping":
-            peer.tell(0, Tag.RESULT, {"trips": peer.ping_all(letter["ranks"])})
+            peer.server = f"rank 0 on {order['host']}"
+            probes = Probes(make_config(order["config"]), peer.rank, launch)
+        elif order["probe"] == "ping":
+            peer.tell(0, Tag.RESULT, {"trips": peer.ping_all(order["ranks"])})
         elif probes is not None:
-            _answer(peer, Work(probes, letter["probe"]))
+            _answer(peer, Work(probes, order["probe"]))
 
 
 def _answer(peer: Peer, work: Work) -> None:

@@ -54,7 +54,7 @@ class Progress:
         self._total_rounds, self._total_s = total_rounds, total_s
         self._start: tuple[float, int, float] | None = None  # wall clock, round, virtual time
         self._accuracy = ""
-        self._state: tuple[int, float, float, int, int] | None = None  # what `update` was told
+        self._state: tuple[int, float, float, int, int] | None = None  # what `update` was given
         self._logged_state: tuple[int, float, float, int, int] | None = None
         self._logged_s = -math.inf
         console = _Console(self._line)
@@ -177,7 +177,7 @@ class _Console(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """The log file. A run goes on without it: what is lost of it is said once, on the console."""
+    """The log file. A run continues without it: what is lost is reported once, on the console."""
 
     _is_lost = False
 

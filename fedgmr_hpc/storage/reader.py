@@ -48,7 +48,7 @@ __all__ = [
     "kept_rows",
     "read_result",
 ]
-UNENDED = (RUNNING, "failed")  # how the status of a run begins that is not at its end
+UNENDED = (RUNNING, "failed")  # how the status of a run begins that has not ended
 DAMAGE = (OSError, RuntimeError, KeyError, UnicodeDecodeError, YamlError)
 
 
@@ -127,7 +127,7 @@ def read_group(path: Path, group: h5py.Group, *, is_ended: bool = False) -> Resu
     """Read a run from an open file.
 
     Args:
-        is_ended: whether the run is at its end, although its status does not say so yet.
+        is_ended: whether the run has ended, although its status does not say so yet.
 
     Raises:
         ValueError: something is missing or fails its checksum; says what.

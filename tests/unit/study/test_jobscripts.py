@@ -97,10 +97,15 @@ def test_where_the_files_are_may_be_said_by_a_word(desk: Path) -> None:
         ("femnist", (), {"SLURM_SUBMIT_DIR": "/"}, "submit from the checkout: there is no /"),
         ("femnist", (), {"SLURM_JOB_ID": ""}, "SLURM_JOB_ID: not set: submit this script with"),
         ("femnist", (), {}, "python: "),
-        ("array", (), {}, "CONFIG: got nothing, allowed: a run of configs/runs, or a file"),
-        ("scaling", ("strong",), {}, "scaling: got 'strong', allowed: KIND CONFIG --ranks 2,3"),
-        ("femnist", (), {"FEDGMR_VENV": "/nope"}, "FEDGMR_VENV: got /nope, allowed: a folder with"),
-        ("femnist", (), {"FEDGMR_DATA": ""}, "FEDGMR_DATA: got '', allowed: the folder that holds"),
+        ("array", (), {}, "CONFIG must be a run of configs/runs, or a file (got nothing)"),
+        ("scaling", ("strong",), {}, "scaling must be given KIND CONFIG --ranks 2,3"),
+        (
+            "femnist",
+            (),
+            {"FEDGMR_VENV": "/nope"},
+            "FEDGMR_VENV must be a folder with bin/python (got /nope)",
+        ),
+        ("femnist", (), {"FEDGMR_DATA": ""}, "FEDGMR_DATA must be the folder that holds"),
         ("cifar10", (), {}, "FEDGMR_DATA: got '"),
         ("scaling", ("weak", "cifar10"), {}, "FEDGMR_DATA: got '"),
     ],
@@ -156,7 +161,9 @@ def test_a_results_folder_that_cannot_be_written_ends_the_job(desk: Path) -> Non
     for words, env in (((), {"FEDGMR_RESULTS": "taken"}), (("results.path=taken/a.h5",), {})):
         code, lines = run(desk, "femnist", *words, FEDGMR_VENV=venv, **env)
         assert (code, len(lines)) == (2, 1), lines
-        assert lines[0].startswith("results.path: got taken, allowed: a folder that can be written")
+        assert lines[0].startswith(
+            "results.path must lie in a folder that can be written (got taken)"
+        )
 
 
 def test_a_large_cache_goes_to_the_node_where_the_site_has_no_scratch(desk: Path) -> None:
