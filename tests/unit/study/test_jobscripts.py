@@ -106,8 +106,8 @@ def test_where_the_files_are_may_be_said_by_a_word(desk: Path) -> None:
             "FEDGMR_VENV must be a folder with bin/python (got /nope)",
         ),
         ("femnist", (), {"FEDGMR_DATA": ""}, "FEDGMR_DATA must be the folder that holds"),
-        ("cifar10", (), {}, "FEDGMR_DATA: got '"),
-        ("scaling", ("weak", "cifar10"), {}, "FEDGMR_DATA: got '"),
+        ("cifar10", (), {}, "FEDGMR_DATA must be the folder that holds "),
+        ("scaling", ("weak", "cifar10"), {}, "FEDGMR_DATA must be the folder that holds "),
     ],
 )
 def test_what_cannot_work_is_one_line_before_anything_is_started(
