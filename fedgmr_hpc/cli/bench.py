@@ -57,7 +57,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Runs a benchmark; 1 where a row is outside what it is allowed."""
+    """Run a benchmark; return 1 where a row is outside its bounds."""
     from fedgmr_hpc.bench.benchmarks import as_record, measure, run_bench
 
     how = {"quick": arguments.quick, "ranks": arguments.ranks}

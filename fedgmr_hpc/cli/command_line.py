@@ -77,7 +77,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line of this process.
+    """Run the command line of this process.
 
     Args:
         argv: the words behind the program's name; None for those of this process.

@@ -78,7 +78,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def launch(arguments: argparse.Namespace) -> int:
-    """Runs this rank.
+    """Run this rank.
 
     Raises:
         ValueError: a wrong configuration, where there is no other rank to tell.

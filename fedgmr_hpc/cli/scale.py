@@ -141,7 +141,7 @@ def _add_sweep(parser: Parser) -> None:
 
 
 def scale(arguments: argparse.Namespace) -> int:
-    """Runs what a scaling study lacks, and reports."""
+    """Run what a scaling study lacks, and report."""
     overrides, sources = overrides_of(arguments), sources_of(arguments)
     from fedgmr_hpc.scaling.study import report as write_report
     from fedgmr_hpc.scaling.study import scale as run_scaling

@@ -159,7 +159,7 @@ def _add_start(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs a study here."""
+    """Run a study here."""
     from fedgmr_hpc.study.folder import check_time_limits
     from fedgmr_hpc.study.local_run import run_study
 

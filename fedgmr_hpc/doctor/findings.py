@@ -153,7 +153,8 @@ def judge_pings(trips: Mapping[tuple[int, int], float | None], places: Answers) 
 
 
 def _slow_answers(trips: Mapping[tuple[int, int], float]) -> list[int]:
-    """Ranks slow with everybody: by the best trip of each, since a slow rank spoils all its own.
+    """Find ranks that are slow with every other: by the best trip of each, since a slow rank
+    spoils all its own.
 
     Two ranks have one trip, which is their median: there only what is slow by any measure shows.
     """

@@ -18,7 +18,7 @@ NOT_SCORED = -1  # the label of a pad
 
 
 def loss_function(kind: Literal["bce", "cross_entropy"], logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss of each scored item [items].
+    """Return the loss of each scored item [items].
 
     Args:
         kind: `bce` on one-hot targets, the mean over classes, or `cross_entropy`.
@@ -42,7 +42,7 @@ def hide_classes(logits: Tensor, absent: Tensor | None) -> Tensor:
 def soft_loss(
     kind: Literal["bce", "cross_entropy"], logits: Tensor, teacher: Tensor, labels: Tensor
 ) -> Tensor:
-    """Loss of each scored item [items] towards what another network says of it.
+    """Return the loss of each scored item [items] towards what another network says of it.
 
     The labels of the loss are replaced by the teacher's probabilities at temperature 1: its softmax
     for `cross_entropy` (Horvath et al. 2021, section 3.3, with alpha = T = 1, but for the teacher's

@@ -94,7 +94,7 @@ class Ledger:
         return end
 
     def _lacking(self, assignment: Assignment) -> range:
-        """Levels of whose positions a client knows nothing."""
+        """Return the levels of whose positions a client knows nothing."""
         mask_id, level = self._known[assignment.client]
         known = level + 1 if mask_id == assignment.mask_id else 0
         return range(known, assignment.level + 1)

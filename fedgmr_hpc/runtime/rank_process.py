@@ -40,7 +40,7 @@ Report = Callable[[Experiment, Result], int]  # tells a person how a run ended: 
 
 
 def launch_rank(config: Config | ValueError, resumes: bool, report: Report) -> int:
-    """Runs this rank of a training.
+    """Run this rank of a training.
 
     Args:
         config: of the run, or what is wrong with it, which rank 0 reports.
