@@ -35,7 +35,7 @@ def leaf_without_y(folder: Path) -> None:
 
 CASES = {
     "unknown method": (["method=fedsgd"], ["there is no method 'fedsgd'; did you mean 'fedgmr'?"]),
-    "density": (["clients.shares=[1.5]"], ["clients.shares.0", "1.5", "at most 1.0"]),
+    "density": (["clients.shares=[1.5]"], ["clients.shares.0", "1.5", "at most 1 "]),
     "no clients": (["clients.count=0"], ["clients.count", "0", "at least 1"]),
     "too many clients": (["clients.count=5000"], ["clients.count", "5000"]),
     "missing folder": (
