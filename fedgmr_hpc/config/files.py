@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.axes import Section
-from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
+from fedgmr_hpc.config.messages import did_you_mean, must, must_be, unknown_name
 from fedgmr_hpc.config.methods import load_method, merged
 from fedgmr_hpc.config.overrides import override
 from fedgmr_hpc.config.rules import broken_rules
@@ -158,4 +158,6 @@ def _find_run(source: str | Path) -> Path:
         return configs_dir() / "runs" / f"{source}.yaml"
     if path.name != str(source) or path.suffix in (".yaml", ".yml"):
         raise ValueError(must_be("--config", "a file that exists", source))
+    if str(source) in dotted_keys(Config):
+        raise ValueError(must(str(source), f"have a value: {source}=VALUE"))
     raise ValueError(unknown_name("run", source, run_names(), or_else="a file"))

@@ -124,7 +124,8 @@ def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
     if resumes:
         return plan_resume(run.path, run.config, run.data.fingerprint)
     if run.path.exists():
-        hint = "; --resume continues it" if has_checkpoint(checkpoint_path(run.path)) else ""
+        can_resume = has_checkpoint(checkpoint_path(run.path))
+        hint = "; name another" + (", or continue it with --resume" if can_resume else "")
         raise ValueError(f"results.path: {run.path} exists and is never overwritten{hint}")
     return None
 

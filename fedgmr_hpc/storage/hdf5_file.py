@@ -225,5 +225,7 @@ def clip_text(text: str, num_bytes: int) -> bytes:
 def describe_error(error: BaseException) -> str:
     """Return the part of an HDF5 message that a user can act on."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "signature not found" in text:
+        return "it is no HDF5 file"
     found = re.search(r"error message = '([^']*)'", text)
     return found.group(1) if found else (text or type(error).__name__).splitlines()[0]

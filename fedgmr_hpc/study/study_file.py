@@ -202,6 +202,8 @@ def find_study(source: str | Path) -> Path:
     for path in (Path(source), named):
         if path.is_file():
             return path
+    if Path(source).name != str(source) or Path(source).suffix in (".yaml", ".yml"):
+        raise ValueError(must_be("STUDY", "a file that exists", str(source)))
     names = sorted(path.stem for path in named.parent.glob("*.yaml"))
     raise ValueError(unknown_name("study", source, names, or_else="a file"))
 
