@@ -12,6 +12,7 @@ import pytest
 from fedgmr_hpc.cli.command_line import build_parser
 from fedgmr_hpc.cli.parser import parse
 from fedgmr_hpc.config.identity import marks
+from fedgmr_hpc.study.study_file import load_study
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [
@@ -49,3 +50,18 @@ def test_a_documented_command_can_be_typed(page: str, command: str) -> None:
 
 def test_commands_are_found_on_the_pages() -> None:
     assert {"README.md", "quickstart.md", "clusters.md"} <= {page for page, _ in _commands()}
+
+
+def test_studies_on_the_pages_are_complete(tmp_path: Path) -> None:
+    blocks = [
+        block
+        for page in PAGES
+        if page.suffix == ".md"
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+        if "\nmatrix:" in block
+    ]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "study.yaml").write_text(block)
+        study, _ = load_study(tmp_path / "study.yaml")
+        assert study.title
