@@ -10,6 +10,7 @@ from typing import Any
 import fedgmr_hpc.launch as launch
 import fedgmr_hpc.runtime.worker as worker
 import fedgmr_hpc.training.local_training as training
+import fedgmr_hpc.training.masked as masked
 from fedgmr_hpc.transport.contract import Tag
 
 BROKEN_RANK, CALLS_BEFORE = 2, 4
@@ -52,13 +53,13 @@ def break_stage(stage: str) -> None:
         is_update = lambda self, dest, tag, *parts: tag == Tag.UPDATE  # noqa: E731
         MpiTransport.send = broken(MpiTransport.send, is_update)  # type: ignore[method-assign]
     elif stage == "train":
-        training.MaskedModel.train = broken(training.MaskedModel.train)  # type: ignore[method-assign]
+        masked.MaskedModel.train = broken(masked.MaskedModel.train)  # type: ignore[method-assign]
     elif stage == "silence":
-        training.MaskedModel.train = lambda *a, **k: time.sleep(600)  # type: ignore[method-assign]
+        masked.MaskedModel.train = lambda *a, **k: time.sleep(600)  # type: ignore[method-assign]
     elif stage == "nan":
-        training.MaskedModel.entries = not_finite(training.MaskedModel.entries)  # type: ignore
+        masked.MaskedModel.entries = not_finite(masked.MaskedModel.entries)  # type: ignore
     elif stage == "death":
-        training.MaskedModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
+        masked.MaskedModel.train = lambda *a, **k: os.kill(os.getpid(), 9)  # type: ignore
     else:
         places = {
             "decode": (worker, "decode_frame"),
