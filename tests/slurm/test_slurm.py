@@ -119,7 +119,10 @@ def test_what_is_refused_is_a_line_and_not_requeued(desk: Desk, tmp_path: Path) 
     site = {"FEDGMR_DATA": "/nope", "SBATCH_MEM_PER_NODE": "1M"}
     no_data = desk.submit("femnist", options=options, **site)
     assert desk.fields(no_data)[0]["MinMemoryNode"] == "1M"
-    said = {elsewhere: "submit from the checkout: ", no_data: "FEDGMR_DATA must be the folder that holds "}
+    said = {
+        elsewhere: "submit from the checkout: ",
+        no_data: "FEDGMR_DATA must be the folder that holds ",
+    }
     for job, text in said.items():
         end = desk.await_end(job)
         log = (tmp_path / f"femnist-{job}.out").read_text()
