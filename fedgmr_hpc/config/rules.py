@@ -95,6 +95,19 @@ def _full_models(config: Config) -> Iterator[str]:
             yield must_be(key, shown(value), _get(config, key), when={"submodel.kind": "full"})
 
 
+def _partition(config: Config) -> Iterator[str]:
+    data, condition = config.data, {"data.partition": config.data.partition}
+    if data.partition != "file":
+        if data.partition_file is not None:
+            yield must_be("data.partition_file", "null", data.partition_file, when=condition)
+        return
+    if data.partition_file is None:
+        yield must_be("data.partition_file", "a CSV file", None, when=condition)
+    if data.max_train is not None:
+        reason = "the file counts all training samples"
+        yield must_be("data.max_train", "null", data.max_train, when=condition, because=reason)
+
+
 def _clients(config: Config) -> Iterator[str]:
     clients = config.clients
     condition = {"clients.count": clients.count}
@@ -148,6 +161,7 @@ def _faults(config: Config) -> Iterator[str]:
 _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _unused_keys,
     _full_models,
+    _partition,
     _clients,
     _scaler,
     _buffered_changes,

@@ -44,6 +44,9 @@ LEVELS = {
 }
 
 
+Partition = Literal["iid", "group", "dirichlet", "shards", "pathological", "quantity", "file"]
+
+
 class RunConfig(Section):
     """Length of the run, and when the server pauses to evaluate."""
 
@@ -76,14 +79,22 @@ class DataConfig(Section):
     cache_owner: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """User whose files in the cache are trusted besides your own and root's, such as a colleague
     who prepared it for everybody; null for none."""
-    partition: Run[Literal["iid", "group", "dirichlet", "shards"]] = "dirichlet"
+    partition: Run[Partition] = "dirichlet"
     """How samples are dealt to clients: `iid` in equal random parts, `group` by whole writers or
     users, `dirichlet` by Dirichlet(`alpha`) shares of each class, `shards` by random slices of the
-    samples in label order (docs/method.md#partitions)."""
+    samples in label order, `pathological` by a few classes each, `quantity` by Dirichlet(`alpha`)
+    shares of all samples, `file` as `partition_file` says (docs/method.md#partitions)."""
     alpha: Run[Positive] = 0.6
-    """Concentration of the `dirichlet` partition; the smaller, the more uneven."""
+    """Concentration of the `dirichlet` and the `quantity` partition; the smaller, the more uneven.
+    """
     shards_per_client: Run[Count] = 2
     """With `shards`: number of equal shards of a client; the fewer, the more uneven."""
+    classes_per_client: Run[Count] = 2
+    """With `pathological`: number of classes of a client, each shared by about equally many clients
+    in equal parts."""
+    partition_file: Run[Annotated[str, Field(min_length=1)] | None] = None
+    """With `file`: CSV file `client,sample`, a line for each sample that a client holds; samples
+    are numbered from 0 in the order of the training split. Null otherwise."""
     sort_by_size: Run[bool] = False
     """Give the smallest parts to the fastest clients, as the released code of FedGMR does."""
     validation_frac: Run[Annotated[Number, Field(gt=0, lt=1)]] = 0.1

@@ -10,10 +10,12 @@ Shapes: B batch, V validation samples, T test samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,8 +23,14 @@ from fedgmr_hpc.config.messages import listed, must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
-from fedgmr_hpc.data.partition import LABELLED_KINDS, batch_indices, cut_validation, make_partition
-from fedgmr_hpc.data.splits import Split
+from fedgmr_hpc.data.partition import (
+    KINDS,
+    LABELLED_KINDS,
+    batch_indices,
+    cut_validation,
+    make_partition,
+)
+from fedgmr_hpc.data.splits import Split, array_digest
 from fedgmr_hpc.models import FlatNet, accepts, has_batch_norms
 
 Pool = Literal["validation", "score", "test", "norms"]
@@ -69,6 +77,8 @@ class FederatedData:
             shards_per_client=data.shards_per_client,
             sort_by_size=data.sort_by_size,
             seed=config.seed,
+            classes_per_client=data.classes_per_client,
+            file=data.partition_file,
         )
         self.train_parts, self.validation_parts = cut_validation(
             parts, frac=data.validation_frac, seed=config.seed
@@ -116,11 +126,11 @@ class FederatedData:
     def _check_partition(self) -> None:
         kind = self.config.data.partition
         if kind == "group" and not self.dataset.traits.has_groups:
-            raise self._wrong_partition(
-                ("iid", "dirichlet", "shards"), "its samples belong to no writer or user"
-            )
+            others = tuple(other for other in KINDS if other != "group")
+            raise self._wrong_partition(others, "its samples belong to no writer or user")
         if self.dataset.is_text and kind in LABELLED_KINDS:
-            raise self._wrong_partition(("iid", "group"), "sentences belong to no class")
+            others = tuple(other for other in KINDS if other not in LABELLED_KINDS)
+            raise self._wrong_partition(others, "sentences belong to no class")
 
     def _wrong_partition(self, choices: tuple[str, ...], because: str) -> ValueError:
         kind, when = self.config.data.partition, {"data.name": self.dataset.name}
@@ -147,10 +157,16 @@ class FederatedData:
         num = min(choices.norm_samples or len(order), len(order))
         return order[: num - num % choices.chunk if num > choices.chunk else num]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """The xxh3 of all samples, labels and groups, as 16 hex digits."""
-        return self.dataset.fingerprint
+        """The xxh3 of all samples, labels and groups, as 16 hex digits.
+
+        It covers who holds what, too, where a file says so.
+        """
+        if self.config.data.partition != "file":
+            return self.dataset.fingerprint
+        parts = [array_digest(part) for part in (*self.train_parts, *self.validation_parts)]
+        return xxhash.xxh3_64_hexdigest("".join([self.dataset.fingerprint, *parts]).encode())
 
     @property
     def top_k(self) -> int:

@@ -83,7 +83,9 @@ def _name(config: Config) -> str:
     data = config.data
     details = {
         "dirichlet": f"({data.alpha:g})",
+        "quantity": f"({data.alpha:g})",
         "shards": f"({data.shards_per_client} a client)",
+        "pathological": f"({data.classes_per_client} classes a client)",
     }
     kind = data.partition + details.get(data.partition, "")
     return f"{data.name}, {kind}, {config.clients.count:,} clients, seed {config.seed}"

@@ -103,7 +103,7 @@ def test_a_partition_by_writers_needs_writers(
     words = ("check", "digits", "data.partition=group", f"data.cache={tmp_path}")
     code, _, err = run_verb(capsys, *words)
     assert code == 2
-    assert "data.partition must be 'iid', 'dirichlet' or 'shards' when data.name is 'digits'" in err
+    assert "'quantity' or 'file' when data.name is 'digits'" in err
 
 
 @pytest.mark.parametrize("words", [("results", "verify"), ("report",)])

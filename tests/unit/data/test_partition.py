@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.data import partition
-from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
+from fedgmr_hpc.data.partition import (
+    batch_indices,
+    class_counts,
+    cut_validation,
+    make_partition,
+    order,
+    skew,
+)
 
 SEEDS = st.integers(0, 2**31)
 GOLDEN = {"iid": "234ec7fd4a4c", "group": "03995531d1d2", "dirichlet": "d993b93c2b3c"}
 
 
-def deal(kind, y, group=None, *, num_clients, alpha=0.6, shards=2, sort_by_size=True, seed=0):
+def deal(
+    kind, y, group=None, *, num_clients, alpha=0.6, shards=2, sort_by_size=True, seed=0, **keys
+):
     group = np.zeros(len(y), np.int32) if group is None else np.array(group, np.int32)
     return make_partition(
         kind,
@@ -67,7 +75,7 @@ def test_dirichlet_cuts_each_class_in_order_at_the_rounded_down_cumulative_share
             assert alpha.tolist() == [0.6, 0.6, 0.6]
             return np.array([0.55, 0.25, 0.2])  # of 4: cuts at floor 2.2 = 2 and floor 3.2 = 3
 
-    monkeypatch.setattr(partition, "make_rng", lambda *key, **named: FixedShares())
+    monkeypatch.setattr(skew, "make_rng", lambda *key, **named: FixedShares())
     y = [0, 1, 0, 1, 0, 1, 0, 1]
     parts = deal("dirichlet", y, num_clients=3, sort_by_size=False)
     assert as_lists(parts) == [[0, 2, 1, 3], [4, 5], [6, 7]]
@@ -80,7 +88,7 @@ def test_shards_are_cut_in_label_order_and_dealt_by_a_permutation(monkeypatch):
             assert num == 4
             return np.array([2, 0, 3, 1])  # client 0 gets shards 2 and 0, client 1 shards 3 and 1
 
-    monkeypatch.setattr(partition, "make_rng", lambda *key, **named: Fixed())
+    monkeypatch.setattr(skew, "make_rng", lambda *key, **named: Fixed())
     y = [1, 0, 1, 0, 2, 2, 3, 3]  # in label order: 1 3 | 0 2 | 4 5 | 6 7
     assert as_lists(deal("shards", y, num_clients=2)) == [[1, 3, 4, 5], [0, 2, 6, 7]]
 
@@ -111,8 +119,8 @@ def test_ten_thousand_clients_of_fifty_thousand_samples_all_get_two():
 
 def test_poor_clients_are_filled_up_from_the_richest_unless_too_many_lack():
     counts = np.array([[5, 0, 2], [1, 1, 0]])  # sizes 6, 1, 2
-    assert partition._fill_up(counts, most=1).tolist() == [[4, 1, 2], [1, 1, 0]]
-    assert partition._fill_up(counts, most=0).tolist() == counts.tolist()
+    assert skew._fill_up(counts, most=1).tolist() == [[4, 1, 2], [1, 1, 0]]
+    assert skew._fill_up(counts, most=0).tolist() == counts.tolist()
 
 
 def test_parts_stay_those_that_published_figures_were_made_with():
@@ -134,7 +142,7 @@ def test_dirichlet_redraws_until_every_client_has_two_samples(monkeypatch):
         share = [1.0, 0.0] if step < 3 else [0.5, 0.5]
         return type("Rng", (), {"dirichlet": lambda self, alpha: np.array(share)})()
 
-    monkeypatch.setattr(partition, "make_rng", counted)
+    monkeypatch.setattr(skew, "make_rng", counted)
     assert as_lists(deal("dirichlet", [0] * 4, num_clients=2)) == [[0, 1], [2, 3]]
     assert steps == [("partition", 0, step) for step in range(4)]
 
@@ -175,7 +183,7 @@ def test_unknown_kind_and_alpha_name_key_value_and_allowed():
 
 @settings(deadline=None, max_examples=60)
 @given(
-    kind=st.sampled_from(partition.KINDS),
+    kind=st.sampled_from(["iid", "group", "dirichlet", "shards", "quantity"]),
     num_clients=st.integers(1, 6),
     labels=st.lists(st.integers(0, 4), min_size=60, max_size=150),
     seed=SEEDS,
@@ -192,7 +200,7 @@ def test_parts_are_disjoint_and_complete(kind, num_clients, labels, seed, sort):
     assert min(map(len, parts)) >= 2
     assert len(dealt) == len(set(dealt.tolist())) == expected
     assert set(dealt.tolist()) <= set(range(len(labels)))
-    if kind == "dirichlet" and sort:
+    if kind in ("dirichlet", "quantity") and sort:
         assert [len(part) for part in parts] == sorted(len(part) for part in parts)
 
 
@@ -261,7 +269,7 @@ def test_steps_are_stateless_and_differ_by_client_epoch_and_seed():
         return batch_indices(100, batch=100, step=step, seed=seed, client=client).tolist()
 
     later, first = at(step=7), at()
-    partition._epoch_order.cache_clear()
+    order._epoch_order.cache_clear()
     assert (at(step=7), at()) == (later, first)
     assert len({tuple(order) for order in (first, later, at(seed=1), at(client=1))}) == 4
 
