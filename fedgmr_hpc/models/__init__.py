@@ -2,9 +2,11 @@
 
 A model is a description of layers (`layers`, `convnets`, `resnet`, `transformer`), found by name in
 `registry`. Its tensors are views of one flat vector (`layout`), with which `flat_net` computes.
-`losses` has the losses and the hits.
+`as_module` makes an ordinary torch module of
+it. `losses` has the losses and the hits.
 """
 
+from fedgmr_hpc.models.as_module import DescribedModule, module_with_weights, state_dict_of
 from fedgmr_hpc.models.convnets import TABLES, Layer
 from fedgmr_hpc.models.flat_net import FlatNet
 from fedgmr_hpc.models.layout import WIDTH_KINDS, BatchNorm, Entry, Kind, Layout
@@ -29,6 +31,7 @@ __all__ = [
     "TABLES",
     "WIDTH_KINDS",
     "BatchNorm",
+    "DescribedModule",
     "Entry",
     "FlatNet",
     "Kind",
@@ -44,8 +47,10 @@ __all__ = [
     "input_shape",
     "loss_function",
     "make_layout",
+    "module_with_weights",
     "num_outputs",
     "run_layout",
     "run_weights",
     "soft_loss",
+    "state_dict_of",
 ]

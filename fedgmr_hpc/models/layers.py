@@ -155,13 +155,13 @@ class Forward:
         norms: what batch norms normalise by: the statistics that they have (`given`), or the
             batch's, which enter the running ones (`tracked`), become them (`measured`), or are
             forgotten (`batch`).
-        generator: from which dropout draws.
+        generator: from which dropout draws; None for torch's own.
         shares: kept share of the output units by layer, by which the scaler divides; empty without.
     """
 
     tensors: Mapping[str, Tensor]
     training: bool
-    generator: torch.Generator
+    generator: torch.Generator | None
     shares: Mapping[str, float]
     norms: NormUse = "given"
 
