@@ -157,7 +157,8 @@ def federate(root, tmp_path, partition):
 
 @pytest.mark.parametrize("kind", ["dirichlet", "shards"])
 def test_partitions_by_class_are_refused(root, tmp_path, kind):
-    expected = rf"data\.partition must be 'iid' or 'group' when .*stackoverflow' \(got '{kind}'\)"
+    choices = "'iid', 'group', 'quantity' or 'file'"
+    expected = rf"data\.partition must be {choices} when .*stackoverflow' \(got '{kind}'\)"
     with pytest.raises(ValueError, match=expected):
         federate(root, tmp_path, kind)
 
