@@ -16,13 +16,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedgmr_hpc.config.choices.registry import (
+        register_admission,
+        register_aggregation,
+        register_objective,
+        register_restoration,
+        register_score,
+        register_transport,
+    )
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
     from fedgmr_hpc.runtime.roles import run
     from fedgmr_hpc.storage.reader import read_result
 
 __version__ = "0.1.0"
-__all__ = ["Config", "load_config", "make_config", "read_result", "run"]
+__all__ = [
+    "Config",
+    "load_config",
+    "make_config",
+    "read_result",
+    "register_admission",
+    "register_aggregation",
+    "register_objective",
+    "register_restoration",
+    "register_score",
+    "register_transport",
+    "run",
+]
 
 
 _HOMES = {
@@ -31,6 +51,10 @@ _HOMES = {
     "make_config": "fedgmr_hpc.config.files",
     "read_result": "fedgmr_hpc.storage.reader",
     "run": "fedgmr_hpc.runtime.roles",
+    **dict.fromkeys(
+        (name for name in __all__ if name.startswith("register_")),
+        "fedgmr_hpc.config.choices.registry",
+    ),
 }
 
 

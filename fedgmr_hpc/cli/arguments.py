@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from fedgmr_hpc.cli.parser import Parser, suggest
+from fedgmr_hpc.config.messages import must
 
 if TYPE_CHECKING:
     from fedgmr_hpc.config.schema import Config
@@ -59,6 +62,23 @@ def add_config_option(parser: Parser) -> None:
     """Add `--config`, which names a configuration as the positional words do."""
     about = "the same as a positional CONFIG; may be repeated"
     parser.add_argument("--config", action="append", default=[], metavar="CONFIG", help=about)
+    add_plugin_option(parser)
+
+
+def add_plugin_option(parser: Parser) -> None:
+    """Add `--plugin`, a file or module that adds choices."""
+    about = "a Python file or module with choices of your own; may be repeated"
+    parser.add_argument("--plugin", action="append", default=[], metavar="PLUGIN", help=about)
+
+
+def plugin_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the plug-ins of a command line as an override."""
+    named = getattr(arguments, "plugin", [])
+    if not named:
+        return []
+    from fedgmr_hpc.config.choices.plugins import absolute
+
+    return [f"plugins={json.dumps([absolute(each, Path()) for each in named])}"]
 
 
 def add_out(parser: Parser, default: str | None, about: str, shown: str = "") -> None:
@@ -119,7 +139,9 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
         if text[:1] in ("[", "{") and text.count(text[0]) > text.count("]}"["[{".index(text[0])]):
             key = word.partition("=")[0]
             raise ValueError(f"{word} is cut off at a space: quote the value, '{key}=...'")
-    return words
+    if (named := plugin_words(arguments)) and any(word.startswith("plugins=") for word in words):
+        raise ValueError(must("plugins", "not be set beside --plugin", found=named[0]))
+    return [*named, *words]
 
 
 def load(arguments: argparse.Namespace) -> Config:

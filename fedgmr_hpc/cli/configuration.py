@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fedgmr_hpc.cli.arguments import Verbs, add_configuration, add_ranks, add_verb, load
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    add_configuration,
+    add_plugin_option,
+    add_ranks,
+    add_verb,
+    load,
+)
 
 CHECK = """\
 Validate a configuration without starting any rank: every key, the data set,
@@ -58,6 +65,7 @@ def add_to(verbs: Verbs) -> None:
         call=keys,
     )
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="what to look for")
+    add_plugin_option(parser)
     parser = add_verb(
         verbs,
         "methods",
@@ -66,7 +74,9 @@ def add_to(verbs: Verbs) -> None:
         epilog=METHODS_EPILOG,
         call=methods,
     )
-    parser.add_argument("method", nargs="?", metavar="METHOD", help="the method to explain")
+    about = "the method to explain: a name, or the file of a row"
+    parser.add_argument("method", nargs="?", metavar="METHOD", help=about)
+    add_plugin_option(parser)
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -83,16 +93,20 @@ def check(arguments: argparse.Namespace) -> int:
 
 def keys(arguments: argparse.Namespace) -> int:
     """Print the reference of keys."""
+    from fedgmr_hpc.config.choices.plugins import load_plugins
     from fedgmr_hpc.config.files import describe_keys
 
+    load_plugins(arguments.plugin)
     print(describe_keys(arguments.text))
     return 0
 
 
 def methods(arguments: argparse.Namespace) -> int:
     """Print the table of methods, or one method."""
+    from fedgmr_hpc.config.choices.plugins import load_plugins
     from fedgmr_hpc.config.methods import explain_method, render_methods
 
+    load_plugins(arguments.plugin)
     if arguments.method is not None:
         print(explain_method(arguments.method))
         return 0

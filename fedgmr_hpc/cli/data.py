@@ -64,13 +64,11 @@ def add_to(verbs: Verbs) -> None:
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Print what was prepared, or what is missing."""
-    from typing import get_args
-
+    from fedgmr_hpc.config.choices.registry import DATASETS
     from fedgmr_hpc.config.files import load_config
-    from fedgmr_hpc.config.sections import DataName
 
-    name = _known(arguments.dataset, get_args(DataName))
     data = load_config(None, overrides_of(arguments)).data
+    name = _known(arguments.dataset, DATASETS.names)
     given = {"root": arguments.root, "cache": arguments.cache}
     chosen = {key: value for key, value in given.items() if value is not None}
     data = data.model_copy(update={"name": name, **chosen})

@@ -13,6 +13,7 @@ from fedgmr_hpc.cli.arguments import (
     add_actions,
     add_json,
     add_out,
+    add_plugin_option,
     add_ranks,
     add_verb,
     at_least,
@@ -147,6 +148,7 @@ def _add_study(parser: Parser) -> None:
     about = "a YAML file, or the name of one in configs/studies"
     parser.add_argument("study", metavar="STUDY", help=about)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of every run")
+    add_plugin_option(parser)
     add_out(parser, STUDY_DIR, "folder of runs and reports")
 
 

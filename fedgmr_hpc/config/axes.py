@@ -8,82 +8,40 @@ share from 0 to 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field
 
-Number = Annotated[float, Field(strict=True)]  # neither a truth value nor text
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Sigma = Annotated[Number, Field(ge=0, le=5)]
-Fraction = Annotated[Number, Field(ge=0, le=1)]
-Density = Annotated[Number, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+from fedgmr_hpc.config.choices.open_section import OpenSection
+from fedgmr_hpc.config.choices.registry import (
+    ADMISSIONS,
+    AGGREGATIONS,
+    OBJECTIVES,
+    RESTORATIONS,
+    SCORES,
+)
+from fedgmr_hpc.config.choices.section import (
+    Count,
+    Density,
+    Fraction,
+    NonNegative,
+    Number,
+    Positive,
+    Run,
+)
+
 SubmodelKind = Literal[
     "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout", "full"
 ]
-MergeRule = Literal["mask_aware", "gradient", "average", "mix", "fedbuff"]
+MergeRule = Annotated[str, AGGREGATIONS]
 Transmission = Literal["increments", "whole"]
-Mark = Literal["run", "look", "limit", "machine"]
-
-
-@dataclass(frozen=True)
-class Belongs:
-    """What a key belongs to: every key of the configuration has one such mark (identity.py)."""
-
-    to: Mark
-
-
-T = TypeVar("T")
-Run = Annotated[T, Belongs("run")]  # what is trained, and in which order
-Look = Annotated[T, Belongs("look")]  # what is looked at beside, which changes no training
-Limit = Annotated[T, Belongs("limit")]  # when it ends
-Machine = Annotated[T, Belongs("machine")]  # where and how it is carried out, written and shown
 WIDTH_KINDS = ("width_prefix", "width_rolling", "ordered_dropout")
 
 
-class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones, explained by their attribute docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _take_off_for_null(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read `off` as null where a key may be null, but neither text nor a truth value."""
-        if not is_off(value):
-            return value
-        types = types_in(cls.model_fields[info.field_name or ""].annotation)
-        return None if type(None) in types and types.isdisjoint({str, bool}) else value
-
-
-def is_off(value: Any) -> bool:
-    """Return whether a value says that something is switched off."""
-    return value is False or (isinstance(value, str) and value.lower() in ("off", "no", "false"))
-
-
-def types_in(annotation: Any) -> set[Any]:
-    """Return the types that a value may have: those of a literal's words, `tuple` for any tuple."""
-    return set(_each_type(annotation))
-
-
-def _each_type(annotation: Any) -> Iterator[Any]:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        yield from map(type, inner)
-    elif origin is tuple or not inner:
-        yield origin or annotation
-    else:
-        for each in inner[:1] if hasattr(annotation, "__metadata__") else inner:
-            yield from _each_type(each)
-
-
-class SubmodelConfig(Section):
+class SubmodelConfig(OpenSection):
     """The part of the model that a client holds (docs/method.md#sub-models)."""
+
+    choices: ClassVar = {"score": SCORES}
 
     kind: Run[SubmodelKind] = "importance"
     """How sub-models are chosen: `importance` cuts nested masks by score (FMP), `magnitude` by |W|
@@ -101,7 +59,7 @@ class SubmodelConfig(Section):
     width_rates: Run[tuple[Density, ...]] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
     """With `ordered_dropout`: each local step trains a density drawn uniformly from those of this
     list that are at most the client's own."""
-    score: Run[Literal["w", "wg", "g"]] = "w"
+    score: Run[Annotated[str, SCORES]] = "w"
     """Score of an entry: `w` is |W|, `wg` is |W| times its change since the last refresh, `g` the
     sum of the clients' squared gradients (docs/method.md#scores)."""
     floor_frac: Run[Fraction] = 0.02
@@ -122,8 +80,12 @@ class SubmodelConfig(Section):
     whose mask is a truth value and stops them."""
 
 
-class LocalConfig(Section):
+class LocalConfig(OpenSection):
     """What a method may require of local training."""
+
+    choices: ClassVar = {"objective": OBJECTIVES}
+    objective: Run[Annotated[str, OBJECTIVES]] = "plain"
+    """What a local step minimises besides the loss: `plain` nothing."""
 
     batch_norm: Run[Literal["tracked", "static"]] = "tracked"
     """Statistics of batch norms. `tracked`: running statistics, sent and merged like weights.
@@ -141,10 +103,12 @@ class LocalConfig(Section):
     the width that was drawn on the output of the widest (the self-distillation of FjORD)."""
 
 
-class RestorationConfig(Section):
+class RestorationConfig(OpenSection):
     """Gradual model restoration: when densities grow, and to what (docs/method.md#restoration)."""
 
-    trigger: Run[Literal["none", "plateau", "time", "both"]] = "none"
+    choices: ClassVar = {"trigger": RESTORATIONS}
+
+    trigger: Run[Annotated[str, RESTORATIONS]] = "none"
     """When densities grow: at a `plateau` of the validation scores (docs/method.md#stagnation), at
     fixed times (`time`), at either (`both`), or never (`none`)."""
     step: Run[Literal["ladder", "fixed", "factor"]] = "ladder"
@@ -170,8 +134,10 @@ class RestorationConfig(Section):
     """Lowest density that the balance may choose."""
 
 
-class AggregationConfig(Section):
+class AggregationConfig(OpenSection):
     """How delivered sub-models become the next version (docs/method.md#aggregation)."""
+
+    choices: ClassVar = {"rule": AGGREGATIONS}
 
     rule: Run[MergeRule] = "mask_aware"
     """The merge: `mask_aware` is the mean over the holders of each entry (MA); `average` counts
@@ -202,10 +168,12 @@ class AggregationConfig(Section):
     their client."""
 
 
-class AdmissionConfig(Section):
+class AdmissionConfig(OpenSection):
     """When the server stops waiting and merges (docs/method.md#admission)."""
 
-    kind: Run[Literal["window", "barrier", "count", "each"]] = "window"
+    choices: ClassVar = {"kind": ADMISSIONS}
+
+    kind: Run[Annotated[str, ADMISSIONS]] = "window"
     """What the server waits for: `window` for the clients of the greatest bandwidth share and then
     `slack_s` longer, `barrier` for all clients, `count` for so many updates (FedBuff), `each` for
     one (FedAsync)."""

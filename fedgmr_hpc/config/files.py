@@ -14,10 +14,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedgmr_hpc.config.axes import Section
+from fedgmr_hpc.config.choices.open_section import fields_of, with_option_defaults
+from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, used_digests
+from fedgmr_hpc.config.choices.registry import Registry
+from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import did_you_mean, must, must_be, unknown_name
-from fedgmr_hpc.config.methods import load_method, merged
-from fedgmr_hpc.config.overrides import override
+from fedgmr_hpc.config.methods import is_row_file, load_method, merged, row_file_from
+from fedgmr_hpc.config.overrides import leaves, override
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
@@ -47,13 +50,46 @@ def load_config(
         100
     """
     values: dict[str, Any] = {}
+    plugins: list[str] = []
     given = [source] if isinstance(source, (str, Path, Mapping)) else source
     for each in given or ["digits"]:
-        own = each if isinstance(each, Mapping) else read_mapping(_find_run(each))
-        values = merged(values, copy.deepcopy(dict(own)))
+        own = copy.deepcopy(dict(each)) if isinstance(each, Mapping) else _read_run(each)
+        plugins += _plugins_in(own)
+        values = merged(values, own)
     for words in (overrides, *more):
+        plugins += _plugins_in(leaves([word for word in words if word.startswith("plugins=")]))
+        load_plugins(plugins)  # the words may set their options
         override(values, words)
-    return make_config(values)
+    return make_config(values | ({"plugins": list(dict.fromkeys(plugins))} if plugins else {}))
+
+
+def _plugins_in(values: Mapping[str, Any]) -> list[str]:
+    """Return the plug-ins that values name, the absolute paths of those that are files.
+
+    Raises:
+        ValueError: they are no list of texts.
+    """
+    found = values.get("plugins", ())
+    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
+        raise ValueError(must_be("plugins", "a list of files and modules", found))
+    return [absolute(each, Path()) for each in found]
+
+
+def _read_run(source: str | Path) -> dict[str, Any]:
+    """Return what a file says; the paths of plug-ins and of a row in it are taken from its
+    folder.
+    """
+    path = _find_run(source)
+    values = read_mapping(path)
+    if isinstance(values.get("plugins"), list):
+        named = values["plugins"]
+        values["plugins"] = [
+            absolute(each, path.parent) if isinstance(each, str) else each for each in named
+        ]
+    method = values.get("method")
+    if isinstance(method, str) and is_row_file(method):
+        values["method"] = row_file_from(path.parent, method)
+    return values
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -70,14 +106,19 @@ def make_config(values: Mapping[str, Any]) -> Config:
     """
     wrong: list[str] = []
     own = copy.deepcopy(dict(values))
+    plugins = _plugins_in(own)
+    own |= {"plugins": plugins} if plugins else {}
+    named = load_plugins(plugins)
     default = Config.model_fields["method"].default
     try:
-        method = load_method(own.get("method", default))
+        method = load_method(own.get("method", default), own.get("methods", {}))
+        own |= {"method": method.name, "methods": method.own_rows}
     except ValueError as error:
         wrong.append(str(error))
-        own.pop("method", None)
+        own = {key: value for key, value in own.items() if key not in ("method", "methods")}
         method = load_method(default)
-    own = merged(method.axes, own)
+    own = with_option_defaults(Config, merged(method.axes, own))
+    wrong += _set_digests(own, used_digests(own, named))
     config = None
     while config is None:
         try:
@@ -90,6 +131,19 @@ def make_config(values: Mapping[str, Any]) -> Config:
     if wrong:
         raise ValueError("\n".join(sorted(wrong)))
     return config
+
+
+def _set_digests(values: dict[str, Any], found: dict[str, str]) -> list[str]:
+    """Fill in the digests of plug-ins; return a line for each that was to be another one."""
+    wanted = values.get("plugin_digests") or found
+    values["plugin_digests"] = found
+    if not isinstance(wanted, Mapping):
+        return [must_be("plugin_digests", "a mapping from names to digests", wanted)]
+    return [
+        must_be(f"plugin_digests.{name}", f"{wanted.get(name)}", found.get(name, "not loaded"))
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
 
 
 def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:
@@ -135,11 +189,13 @@ def _describe_field(key: str, default: Any, allowed: str, about: str) -> Iterato
 
 
 def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, str, str]]:
-    for name, field in section.model_fields.items():
+    for name, field in fields_of(section).items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _walk_fields(field.annotation, f"{prefix}{name}.")
         else:
             values = getattr(field.annotation, "__args__", ())
+            for registry in (each for each in field.metadata if isinstance(each, Registry)):
+                values = registry.names
             allowed = ", ".join(values) if all(isinstance(v, str) for v in values) else ""
             about = " ".join((field.description or "").split())
             yield prefix + name, field.default, allowed, about

@@ -18,15 +18,19 @@ set alike for all methods.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from fedgmr_hpc.config.axes import Belongs, LocalConfig, Mark, Section
+from fedgmr_hpc.config.axes import LocalConfig
+from fedgmr_hpc.config.choices.open_section import OpenSection, fields_of, with_option_defaults
+from fedgmr_hpc.config.choices.section import Belongs, Mark, Section
 from fedgmr_hpc.config.methods import AXES, load_method
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.validation import validate
 
 Keys = dict[str, Any]  # dotted -> value
 CELL: tuple[Mark, ...] = ("run", "look", "limit")
@@ -37,14 +41,28 @@ MAX_SLUG = 80  # characters of a file's name
 OF_THE_TASK = frozenset({"restoration.patience", "restoration.total_time_s"})
 
 
-@cache
 def marks() -> dict[str, Mark]:
-    """Return the mark of every key.
+    """Return the mark of every key, the options of plug-ins included.
 
     Raises:
         TypeError: A key has none, or several; names it.
     """
+    return _marks() | dict.fromkeys(_options(), "run")
+
+
+@cache
+def _marks() -> dict[str, Mark]:
     return dict(_marked(Config, ""))
+
+
+def _options() -> Keys:
+    """Return the default of every option that a plug-in has added."""
+    return {
+        f"{name}.{option}": field.default
+        for name, section in Config.model_fields.items()
+        if isinstance(section.annotation, type) and issubclass(section.annotation, OpenSection)
+        for option, field in section.annotation.option_fields().items()
+    }
 
 
 def _marked(section: type[Section], prefix: str) -> Iterator[tuple[str, Mark]]:
@@ -61,19 +79,23 @@ def _marked(section: type[Section], prefix: str) -> Iterator[tuple[str, Mark]]:
         yield prefix + name, found[0]
 
 
-@cache
 def _defaults() -> Keys:
+    return _own_defaults() | _options()
+
+
+@cache
+def _own_defaults() -> Keys:
     return flat(Config().model_dump(mode="json"))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Keys:
-    """Return nested values by dotted key."""
+    """Return nested values by dotted key; that of a key can be a mapping."""
     return dict(_walk(values, prefix))
 
 
 def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in _marks():
             yield from _walk(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -88,11 +110,11 @@ def identity(config: Config | Mapping[str, Any], of: tuple[Mark, ...] = CELL) ->
         of: The marks that count.
     """
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
-    found, defaults = flat(values), _defaults()
+    found, defaults, mark_of = flat(values), _defaults(), marks()
     return {
         key: found[key]
-        for key, mark in sorted(marks().items())
-        if mark in of and key in found and found[key] != defaults[key]
+        for key in sorted(found)
+        if mark_of.get(key, "run") in of and found[key] != defaults.get(key)
     }
 
 
@@ -102,9 +124,9 @@ def differences(
     """Return the marked keys in which two configurations differ, with their values then and now."""
     defaults, left, right = _defaults(), identity(then, of), identity(now, of)
     return {
-        key: (left.get(key, defaults[key]), right.get(key, defaults[key]))
+        key: (left.get(key, defaults.get(key)), right.get(key, defaults.get(key)))
         for key in sorted(left.keys() | right.keys())
-        if left.get(key, defaults[key]) != right.get(key, defaults[key])
+        if left.get(key, defaults.get(key)) != right.get(key, defaults.get(key))
     }
 
 
@@ -122,10 +144,11 @@ def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) 
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
     name = str(values.get("method", "-"))
     try:
-        row, own = _row(name)
+        row, own = _row(name, json.dumps(values.get("methods", {}), sort_keys=True))
     except ValueError:  # a row of another checkout
         return name
     found = flat(values)
+    row = row | {k: value for k, value in _options().items() if k in found and k not in row}
     other = [
         f"{key}={_text(found[key])}"
         for key, value in row.items()
@@ -143,14 +166,18 @@ def method_slug(config: Config) -> str:
 
 
 @cache
-def _row(name: str) -> tuple[Keys, frozenset[str]]:
+def _row(name: str, own_rows: str) -> tuple[Keys, frozenset[str]]:
     """Return the method keys of a row, defaults included, and those that it says itself.
 
+    Args:
+        own_rows: rows of the configuration's own, as JSON.
+
     Raises:
-        ValueError: there is no such row.
+        ValueError: there is no such row, or it needs a plug-in that is not there.
     """
-    axes = load_method(name).axes
-    whole = flat(Config.model_validate(axes).model_dump(mode="json"))
+    axes = load_method(name, json.loads(own_rows)).axes
+    values = with_option_defaults(Config, axes)
+    whole = flat(validate(Config, values).model_dump(mode="json"))
     row = {key: value for key, value in whole.items() if _is_of_a_row(key)}
     return row, frozenset(flat(axes))
 
@@ -158,7 +185,7 @@ def _row(name: str) -> tuple[Keys, frozenset[str]]:
 def _is_of_a_row(key: str) -> bool:
     """Return whether it makes up a method: of local training only what rows choose does."""
     axis, _, name = key.partition(".")
-    return axis in AXES and (axis != "train" or name in LocalConfig.model_fields)
+    return axis in AXES and (axis != "train" or name in fields_of(LocalConfig))
 
 
 def _text(value: Any) -> str:

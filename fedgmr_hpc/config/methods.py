@@ -8,9 +8,11 @@ only what differs. Files of configs/wrappers are laid over any row: `heterofl+au
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -20,10 +22,11 @@ from fedgmr_hpc.config.axes import (
     AggregationConfig,
     LocalConfig,
     RestorationConfig,
-    Section,
     SubmodelConfig,
     Transmission,
 )
+from fedgmr_hpc.config.choices.open_section import with_option_defaults
+from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
@@ -39,6 +42,7 @@ COMPARED = {  # what a row says it differs from
     "release": "the release of FedGMR",
 }
 WRAPPER_SIGN = "+"
+_ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Read = TypeVar("Read")
 
 
@@ -73,6 +77,7 @@ class Method:
         axes: nested values of the six axes; `train` is missing where it is plain SGD.
         differs: what is done otherwise than in the `paper` of the method, in the public `code` of
             its authors, or in the `release` of FedGMR.
+        own_rows: those of a configuration's own rows that it is made of, by name.
     """
 
     name: str
@@ -80,6 +85,7 @@ class Method:
     source: str
     axes: dict[str, Any]
     differs: dict[str, list[str]] = field(default_factory=dict)
+    own_rows: dict[str, Any] = field(default_factory=dict)
 
 
 def method_names() -> list[str]:
@@ -96,8 +102,23 @@ def _names(folder: str) -> list[str]:
     return sorted(path.stem for path in (configs_dir() / folder).glob("*.yaml"))
 
 
-def load_method(name: str) -> Method:
+def is_row_file(method: str) -> bool:
+    """Return whether a method is named by the path of its row's file."""
+    return method.partition(WRAPPER_SIGN)[0].endswith((".yaml", ".yml"))
+
+
+def row_file_from(folder: Path, method: str) -> str:
+    """Return a method that a file in `folder` names, with the path from here of its row's file."""
+    found = folder / Path(method.partition(WRAPPER_SIGN)[0]).expanduser()
+    return str(folder / method) if found.is_file() else method
+
+
+def load_method(name: str, own_rows: Mapping[str, Any] | None = None) -> Method:
     """Return a method by name: a row, and behind plus signs the wrappers laid over it.
+
+    Args:
+        name: of a row of the table, of an own one, or the path of a row's file.
+        own_rows: rows of a configuration's own, by name, as `methods` has them.
 
     Raises:
         ValueError: There is no such row or wrapper, or its file lacks a choice, has a wrong key or
@@ -108,27 +129,68 @@ def load_method(name: str) -> Method:
         'window'
     """
     row, *wrappers = str(name).split(WRAPPER_SIGN)
-    if row not in method_names():
-        raise ValueError(unknown_name("method", row, method_names()))
-    found = _read_row(row)
+    rows = dict(_checked_own(own_rows or {}))
+    if is_row_file(row):
+        row, rows = _take_file(Path(row).expanduser(), rows)
+    known = [*rows, *method_names()]
+    if row not in known:
+        raise ValueError(unknown_name("method", row, known, or_else="a file"))
+    found = _read_row(row, rows)
     for wrapper in wrappers:
         if wrapper not in wrapper_names():
             raise ValueError(unknown_name("wrapper", wrapper, wrapper_names()))
         found = _laid_over(found, _read(f"wrappers/{wrapper}"))
     axes = {axis: found[axis] for axis in AXES if axis in found}
     about, source = " ".join(found["about"]), str(found.get("source", ""))
-    return Method(name, about, source, axes, found.get("differs", {}))
+    used = {each: rows[each] for each in found["made_of"] if each in rows}
+    whole = WRAPPER_SIGN.join([row, *wrappers])
+    return Method(whole, about, source, axes, found.get("differs", {}), used)
 
 
-def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
+def _checked_own(rows: Any) -> Mapping[str, Any]:
+    """Return a configuration's own rows.
+
+    Raises:
+        ValueError: they are no mapping from new names to mappings.
+    """
+    if not isinstance(rows, Mapping):
+        raise ValueError(must_be("methods", "a mapping from names to rows", rows))
+    for name, row in rows.items():
+        if not isinstance(row, Mapping):
+            raise ValueError(must_be(f"methods.{name}", "a mapping of axes", row))
+        if not _ROW_NAME.fullmatch(name) or name in method_names():
+            need = "a new name, of letters, digits and ._-"
+            raise ValueError(must_be("a key of methods", need, name))
+    return rows
+
+
+def _take_file(path: Path, rows: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a file's row, and the own rows with it.
+
+    Raises:
+        ValueError: it cannot be read, or its name is taken.
+    """
+    own = _checked_own({path.stem: read_mapping(path)})
+    if rows.get(path.stem, own[path.stem]) != own[path.stem]:
+        raise ValueError(must_be("method", "a file whose name methods does not have", str(path)))
+    return path.stem, {**rows, **own}
+
+
+def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a row with its base; `below` are the rows that are based on it."""
-    file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
+    if name in rows:
+        file, row = f"methods.{name}", _check_row(rows[name], f"methods.{name}", about=name)
+    else:
+        file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
+    made_of = [name]
     if "base" in row:
-        allowed = [other for other in method_names() if other not in (name, *below)]
+        known = [*rows, *method_names()]
+        allowed = [other for other in known if other not in (name, *below)]
         if row["base"] not in allowed:
             line = must_be("base", "another row, not based on this one", row["base"])
             raise ValueError(f"{file}: {line}{did_you_mean(row['base'], allowed)}")
-        base = _read_row(row["base"], (name, *below))
+        base = _read_row(row["base"], rows, (name, *below))
+        made_of += base["made_of"]
         differs = base.get("differs", {}) | row.get("differs", {})
         own_words = {"about": row["about"], "differs": differs}
         row = merged(base, row) | own_words
@@ -137,7 +199,7 @@ def _read_row(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     if missing:
         _refuse(file, [must_be(", ".join(missing), "chosen, here or in a base")])
     _refuse(file, _broken_rules({axis: row[axis] for axis in AXES if axis in row}))
-    return row
+    return row | {"made_of": made_of}
 
 
 def _broken_rules(axes: Mapping[str, Any]) -> list[str]:
@@ -146,7 +208,7 @@ def _broken_rules(axes: Mapping[str, Any]) -> list[str]:
     """
     count = axes["admission"].get("count")
     clients = {} if count is None else {"clients": {"count": count}}
-    return broken_rules(Config.model_validate({**axes, **clients}))
+    return broken_rules(validate(Config, with_option_defaults(Config, {**axes, **clients})))
 
 
 def _refuse(file: str, wrong: list[str]) -> None:
@@ -160,9 +222,14 @@ def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     """Return what a file of a row or wrapper says, its values checked."""
-    values = read_mapping(configs_dir() / f"{path}.yaml")
-    validate(RowFile, values, f"configs/{path}.yaml")
-    return values | {"about": [values["about"]]}
+    return _check_row(read_mapping(configs_dir() / f"{path}.yaml"), f"configs/{path}.yaml")
+
+
+def _check_row(values: Mapping[str, Any], file: str, about: str = "") -> dict[str, Any]:
+    """Return the content of a row, its values checked; it may leave out what it is `about`."""
+    whole = {"about": about, **values} if about else dict(values)
+    validate(RowFile, whole, file)
+    return whole | {"about": [whole["about"]]}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ several values also takes them with commas between, as in `clients.shares=1,0.5`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from fedgmr_hpc.config.axes import is_off, types_in
+from fedgmr_hpc.config.choices.open_section import fields_of
+from fedgmr_hpc.config.choices.section import Section, is_off, types_in
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.yaml_file import YamlError, parse, parse_scalar
@@ -156,7 +157,13 @@ def _kinds(key: str) -> set[Any]:
     section: Any = Config
     *parents, last = key.split(".")
     for parent in parents:
-        field = getattr(section, "model_fields", {}).get(parent)
+        field = _fields(section).get(parent)
         section = field.annotation if field else None
-    fields: Mapping[str, FieldInfo] = getattr(section, "model_fields", {})
+    fields = _fields(section)
     return types_in(fields[last].annotation) if last in fields else set()
+
+
+def _fields(section: Any) -> dict[str, FieldInfo]:
+    """Return the fields of a section; none for anything else."""
+    is_section = isinstance(section, type) and issubclass(section, Section)
+    return fields_of(section) if is_section else {}

@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
+from fedgmr_hpc.config.choices.open_section import OpenSection, unused_options
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config
 
@@ -80,6 +81,16 @@ def _unused_keys(config: Config) -> Iterator[str]:
     for key, file in _PERIODS.items():
         if _get(config, key) is not None and _get(config, file) is None:
             yield must_be(key, "null", _get(config, key), when={file: None})
+
+
+def _unused_options(config: Config) -> Iterator[str]:
+    for name in Config.model_fields:
+        section = getattr(config, name)
+        if isinstance(section, OpenSection):
+            for option, (choice, owner, chosen) in unused_options(section).items():
+                condition = {f"{name}.{choice}": chosen}
+                reason = f"it is an option of {owner!r}"
+                yield must_be(f"{name}.{option}", "absent", when=condition, because=reason)
 
 
 def _full_models(config: Config) -> Iterator[str]:
@@ -160,6 +171,7 @@ def _faults(config: Config) -> Iterator[str]:
 
 _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _unused_keys,
+    _unused_options,
     _full_models,
     _partition,
     _clients,

@@ -8,21 +8,19 @@ one another out. Units stand in the names: `_s` seconds, `_bytes_per_s` bytes pe
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fedgmr_hpc.config.axes import (
     AdmissionConfig,
     AggregationConfig,
-    Machine,
-    Positive,
     RestorationConfig,
-    Run,
-    Section,
     SubmodelConfig,
     Transmission,
 )
+from fedgmr_hpc.config.choices.registry import TRANSPORTS
+from fedgmr_hpc.config.choices.section import Machine, Positive, Run, Section
 from fedgmr_hpc.config.sections import (
     CheckpointConfig,
     ClientsConfig,
@@ -46,6 +44,16 @@ class Config(Section):
     method: Run[str] = "fedgmr"
     """Row of the method table (docs/methods.md), with wrappers as in `heterofl+aux`. It chooses on
     the six axes; every key that it sets can be overridden."""
+    methods: Machine[dict[str, dict[str, Any]]] = {}
+    """Rows of one's own by name, each with what a file of the method table says: its axes, or a
+    `base` and what differs. `method` can then name one of them."""
+    plugins: Machine[tuple[Annotated[str, Field(min_length=1)], ...]] = ()
+    """Plug-ins, Python files or modules that add choices (docs/extending.md#plug-ins): every rank
+    imports them before the configuration is checked. A file is found from the folder of the file
+    that names it, or from the working directory."""
+    plugin_digests: Run[dict[str, str]] = {}
+    """The content of the plug-ins that a run uses, by name; filled in. Another content is another
+    run, and refused where one goes on."""
     clock: Run[Literal["virtual", "wall"]] = "virtual"
     """`virtual` computes when bytes arrive, `wall` lets them take that long
     (docs/concepts.md#two-clocks)."""
@@ -55,7 +63,7 @@ class Config(Section):
     """Write a timeline for Perfetto beside the results: what every rank did, and when."""
     device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where clients train; `auto` uses GPUs where there are any, one for each local rank."""
-    transport: Machine[Literal["auto", "inproc", "mpi", "gloo", "nccl"]] = "auto"
+    transport: Machine[Annotated[str, TRANSPORTS]] = "auto"
     """How ranks communicate; `auto` follows the launcher."""
     progress: Machine[Literal["auto", "live", "plain", "quiet"]] = "auto"
     """Output while a run goes on: a `live` line, `plain` lines with times, or none (`quiet`).

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedgmr_hpc.config.axes import (
+from fedgmr_hpc.config.axes import LocalConfig
+from fedgmr_hpc.config.choices.open_section import OpenSection
+from fedgmr_hpc.config.choices.registry import DATASETS, MODELS
+from fedgmr_hpc.config.choices.section import (
     Count,
     Density,
     Fraction,
     Limit,
-    LocalConfig,
     Look,
     Machine,
     NonNegative,
@@ -22,19 +24,6 @@ from fedgmr_hpc.config.axes import (
     Sigma,
 )
 
-DataName = Literal[
-    "digits",
-    "femnist",
-    "cifar10",
-    "imagenet100",
-    "stackoverflow",
-    "synthetic_femnist",
-    "synthetic_cifar10",
-]
-
-ModelName = Literal[
-    "digits_cnn", "cifar_cnn", "conv2", "conv2_small", "vgg11", "resnet18", "transformer"
-]
 # Bandwidth shares, and which part of the clients has each (docs/method.md#levels).
 RUNGS = (1.0, 0.5, 0.2, 0.1, 0.05)
 LEVELS = {
@@ -64,11 +53,12 @@ class RunConfig(Section):
     """Bind every rank of a node to a core of its own, where the node has enough cores."""
 
 
-class DataConfig(Section):
+class DataConfig(OpenSection):
     """The data set, its partition over the clients and its validation split
     (docs/method.md#data-sets)."""
 
-    name: Run[DataName] = "digits"
+    choices: ClassVar = {"name": DATASETS}
+    name: Run[Annotated[str, DATASETS]] = "digits"
     """The data set. `digits` needs no files; `synthetic_*` are random stand-ins of the same shapes.
     """
     root: Machine[str | None] = None
@@ -122,10 +112,11 @@ class DataConfig(Section):
     constant guesses 22.3 % of the words are right, without it 19.9 %."""
 
 
-class ModelConfig(Section):
+class ModelConfig(OpenSection):
     """The model (docs/method.md#models)."""
 
-    name: Run[ModelName] = "digits_cnn"
+    choices: ClassVar = {"name": MODELS}
+    name: Run[Annotated[str, MODELS]] = "digits_cnn"
     """The architecture: `digits_cnn` for images of 1x8x8, `conv2` and `conv2_small` for 1x28x28,
     `vgg11` and the small `cifar_cnn` for 3x32x32, `resnet18` for any square RGB image,
     `transformer` for sequences of tokens."""

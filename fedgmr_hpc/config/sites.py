@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from fedgmr_hpc.config.axes import Count, Section
+from fedgmr_hpc.config.choices.section import Count, Section
 from fedgmr_hpc.config.messages import must_be, unknown_name
 from fedgmr_hpc.config.validation import text_like, validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
@@ -63,6 +63,7 @@ VARIABLES = {
     "scratch": "FEDGMR_SCRATCH",
     "results": "FEDGMR_RESULTS",
     "max_requeues": "FEDGMR_MAX_REQUEUES",
+    "plugins": "FEDGMR_PLUGINS",
 }
 PATHS = ("venv", "data", "scratch", "results")
 
@@ -88,6 +89,8 @@ class Site(Section):
     scratch: str | None = None
     results: str | None = None
     max_requeues: Limit | None = None
+    plugins: tuple[str, ...] = ()
+    """Plug-ins for every run here: modules, and absolute paths of files."""
     env: dict[Name, Annotated[str | int, BeforeValidator(_check_variable)]] = {}
 
 

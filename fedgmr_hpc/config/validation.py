@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
-from pydantic.fields import FieldInfo
 
+from fedgmr_hpc.config.choices.open_section import fields_of
 from fedgmr_hpc.config.messages import must_be, shown, unknown_choice, unknown_key
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,7 +78,7 @@ def _line(model: type[BaseModel], error: Any) -> str:
     key, _ = _follow(model, error["loc"])
     if kind == "extra_forbidden":
         _, around = _follow(model, error["loc"][:-1])
-        siblings = dict.fromkeys(name for each in around for name in _fields(each))
+        siblings = dict.fromkeys(name for each in around for name in fields_of(each))
         return unknown_key(key, siblings, dotted_keys(model))
     if kind.startswith("union_tag"):
         key = f"{key}.{context['discriminator'].strip(_QUOTE_OR_CALL)}"
@@ -105,17 +105,12 @@ def _requirement(error: Any) -> str:
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a model, those of its sections in their place."""
-    for name, field in _fields(model).items():
+    for name, field in fields_of(model).items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             yield from dotted_keys(section, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields of a model by the names that files use."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _follow(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
@@ -124,7 +119,7 @@ def _follow(model: type[BaseModel], path: Sequence[str | int]) -> tuple[str, lis
     """
     found, key = [model], []
     for part in path:
-        fields = [_fields(each)[part] for each in found if part in _fields(each)]
+        fields = [fields_of(each)[part] for each in found if part in fields_of(each)]
         if fields:
             found = [inner for field in fields for inner in _models_in(field.annotation)]
         elif tagged := [each for each in found if _has_tag(each, part)]:

@@ -18,15 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal
+from typing import Any
 
 from fedgmr_hpc.config.axes import AdmissionConfig
 
-Kind = Literal["window", "barrier", "count", "each"]
-
 
 def pacing_clients(
-    kind: Kind, shares: Sequence[float], active: Collection[int] | None = None
+    kind: str, shares: Sequence[float], active: Collection[int] | None = None
 ) -> frozenset[int]:
     """Return clients whose arrivals close a window; never empty.
 
@@ -39,7 +37,7 @@ def pacing_clients(
     return frozenset(client for client in left if kind != "window" or shares[client] == fastest)
 
 
-def closing_slack_s(kind: Kind, slack_s: float) -> float:
+def closing_slack_s(kind: str, slack_s: float) -> float:
     """Return time between the last pacing arrival and the close."""
     return slack_s if kind == "window" else 0.0
 

@@ -6,6 +6,7 @@ the checkpoint.
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from contextlib import nullcontext
@@ -104,6 +105,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
     layout = run_layout(config)
     provenance = collect_provenance(Path(__file__).resolve().parents[2])
     provenance["data_xxh3"] = experiment.data.fingerprint
+    provenance["plugins"] = json.dumps(config.plugin_digests)
     if saved is not None:
         before = read_result(experiment.path)
         kept = kept_rows(before, saved["num_rows"])

@@ -204,7 +204,7 @@ def _make_run(
         labels = {key: value for key, value in labels.items() if key != "seed"}
         own["seed"] = trial_seed
     layers = (_words(study.settings), _words(labels), overrides, _words(own))
-    config = _bounded(study, load_config(study.base, *layers), layers, is_trial)
+    config = _bounded(study, load_config(study.bases(), *layers), layers, is_trial)
     return Cell(
         labels=labels,
         row=label_of(_named(labels, study, config), study.row_keys()),

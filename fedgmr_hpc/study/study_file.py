@@ -3,6 +3,8 @@
     title: ...                             one line
     base: femnist                          a named run, a file, or its content
     set: {run.max_time_s: 70000}           dotted keys, for every cell
+    plugins: [./mine.py]                   files and modules with choices of one's own
+    methods: {mine: {base: fedgmr, ...}}   rows of one's own, which the cells can name
     matrix: {method: [...], seed: [...]}   dotted key -> values; all combinations are cells
     cells: [{method: fedasync, seed: [0]}] more cells; lists are combined as in the matrix
     exclude: [{method: fjord, seed: 2}]    cells left out, where all of these values fit
@@ -39,7 +41,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
-from fedgmr_hpc.config.axes import Count, Number, Positive, Section
+from fedgmr_hpc.config.choices.plugins import absolute
+from fedgmr_hpc.config.choices.section import Count, Number, Positive, Section
 from fedgmr_hpc.config.messages import must, must_be, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
@@ -122,6 +125,8 @@ class StudyFile(Section):
     title: str
     base: str | dict[str, Any] = "digits"
     settings: dict[str, Any] = Field(default={}, alias="set")
+    plugins: tuple[str, ...] = ()
+    methods: dict[str, dict[str, Any]] = {}
     matrix: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     cells: tuple[dict[str, Any], ...] = ()
     exclude: tuple[dict[str, Any], ...] = ()
@@ -144,6 +149,11 @@ class StudyFile(Section):
         """Return the dotted keys that the cells vary, in the file's order."""
         blocks = [self.matrix, *self.cells]
         return list(dict.fromkeys(key for block in blocks for key in block))
+
+    def bases(self) -> list[str | dict[str, Any]]:
+        """Return what the configurations of all cells begin with."""
+        own = {"plugins": list(self.plugins), "methods": self.methods}
+        return [self.base, {key: value for key, value in own.items() if value}]
 
     def row_keys(self) -> tuple[str, ...]:
         """Return a table row's keys: `rows`, else the method, else the first key but the seed."""
@@ -228,8 +238,15 @@ def load_study(
         >>> study.matrix["seed"], overrides
         ([0, 1], ['train.batch=10'])
     """
-    values = dict(source) if isinstance(source, Mapping) else read_mapping(find_study(source))
+    folder = Path()
+    if isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        path = find_study(source)
+        folder, values = path.parent, read_mapping(path)
     study = validate(StudyFile, values)
+    plugins = tuple(absolute(plugin, folder) for plugin in study.plugins)
+    study = study.model_copy(update={"plugins": plugins})
     study, others = _replace_varied(study, overrides)
     if wrong := _contradictions(study):
         raise ValueError("\n".join(wrong))

@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.config.axes import Mark
+from fedgmr_hpc.config.choices.section import Mark
 from fedgmr_hpc.config.identity import CELL, RESUMED, differences
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config

@@ -113,7 +113,7 @@ def test_an_unknown_key_suggests_or_lists_the_known_ones():
 def test_an_unknown_method_lists_the_methods():
     (line,) = errors("method=sgd")
     known = ", ".join(map(repr, METHODS[:-1]))
-    assert line == f"there is no method 'sgd' (give one of {known} and '{METHODS[-1]}')"
+    assert line == f"there is no method 'sgd' (give a file, or one of {known} and '{METHODS[-1]}')"
 
 
 def test_a_wrong_element_is_named_by_its_index():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedgmr_hpc import run
-from fedgmr_hpc.config.axes import Section
+from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import OF_THE_TASK, flat, method_label, method_slug
 from fedgmr_hpc.config.methods import AXES, load_method, method_names

@@ -71,9 +71,9 @@ def test_wrappers_are_said_and_lie_in_their_order():
         ("fedgrm", "there is no method 'fedgrm'; did you mean 'fedgmr'?"),
         ("heterofl+axu", "there is no wrapper 'axu'; did you mean 'aux'?"),
         ("heterofl+", "there is no wrapper '' (give one of 'aux' and 'gmr')"),
-        ("+aux", "there is no method '' (give one of 'fa', 'fedasync', "),
-        ("aux", "there is no method 'aux' (give one of 'fa', 'fedasync', "),
-        ("", "there is no method '' (give one of 'fa', 'fedasync', "),
+        ("+aux", "there is no method '' (give a file, or one of 'fa', 'fedasync', "),
+        ("aux", "there is no method 'aux' (give a file, or one of 'fa', 'fedasync', "),
+        ("", "there is no method '' (give a file, or one of 'fa', 'fedasync', "),
     ],
 )
 def test_an_unknown_row_or_wrapper_is_named_with_those_there_are(name, line):

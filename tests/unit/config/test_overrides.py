@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.config.axes import Section, types_in
+from fedgmr_hpc.config.choices.section import Section, types_in
 from fedgmr_hpc.config.files import load_config, make_config, render_config
 from fedgmr_hpc.config.overrides import as_override, laid_over, parse_override, parse_values
 from fedgmr_hpc.config.schema import Config

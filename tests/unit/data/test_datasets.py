@@ -12,14 +12,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
 
 import numpy as np
 import pytest
 
+from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.sections import DataConfig, DataName
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data import (
     DATASET_NAMES,
     Split,
@@ -795,7 +795,7 @@ def test_real_cifar(load):
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
-    assert get_args(DataName) == DATASET_NAMES
+    assert DATASETS.names == DATASET_NAMES
 
 
 def test_a_job_fills_no_home_folder_that_nobody_has_named(tmp_path, monkeypatch):

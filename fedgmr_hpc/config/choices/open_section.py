@@ -1,0 +1,124 @@
+"""Sections in which a plug-in can be chosen: they have the options of its choice as keys, too.
+
+    aggregation: {rule: trimmed_mean, trim_frac: 0.2}
+
+`trim_frac` is a field of the class that a plug-in has registered as `trimmed_mean`. An option is
+checked as any key is, wherever it stands; only the whole configuration says whether the choice is
+made to which it belongs (`option_defaults`, rules.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails
+
+from fedgmr_hpc.config.choices.registry import Registry
+from fedgmr_hpc.config.choices.section import Section
+
+
+class OpenSection(Section):
+    """A section to which plug-ins add their options.
+
+    Attributes:
+        choices: the key of each choice in this section, with what can be chosen.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    choices: ClassVar[dict[str, Registry]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the section's keys from being taken for options."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for registry in cls.choices.values():
+            registry.reserved |= set(cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_options(cls, values: Any) -> Any:
+        """Check what is no key of the section's own: most have nothing of that kind."""
+        extra = values.keys() - cls.model_fields.keys() if isinstance(values, Mapping) else ()
+        return {**values, **cls._checked({key: values[key] for key in extra})} if extra else values
+
+    @classmethod
+    def _checked(cls, extra: Mapping[str, Any]) -> dict[str, Any]:
+        known = cls.option_fields()
+        wrong = [
+            InitErrorDetails(type="extra_forbidden", loc=(key,), input=value)
+            for key, value in extra.items()
+            if key not in known
+        ]
+        fields: Any = {key: (known[key].annotation, known[key]) for key in extra if key in known}
+        options = create_model("Options", __base__=Section, **fields)
+        try:
+            checked = options.model_validate({key: extra[key] for key in fields})
+        except ValidationError as error:
+            wrong += [
+                InitErrorDetails(
+                    type=item["type"], loc=item["loc"], input=item["input"], ctx=item.get("ctx", {})
+                )
+                for item in error.errors()
+            ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return {key: getattr(checked, key) for key in fields}
+
+    @classmethod
+    def option_fields(cls) -> dict[str, FieldInfo]:
+        """Return the options of all that plug-ins have registered for this section."""
+        return {
+            option: field
+            for registry in cls.choices.values()
+            for name in registry.origins
+            for option, field in registry.options(name).items()
+        }
+
+
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by key, with the options that plug-ins have added."""
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
+    if issubclass(section, OpenSection):
+        fields |= section.option_fields()
+    return fields
+
+
+def with_option_defaults(section: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values with the options of the choices that they make.
+
+    Args:
+        section: what the values are of: a configuration, or a section.
+        values: what was given; all that it lacks has its default.
+    """
+    found = dict(values)
+    for key, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            own = found.get(key, {})
+            if isinstance(own, Mapping) and (filled := with_option_defaults(inner, own)):
+                found[key] = filled
+    if issubclass(section, OpenSection):
+        for choice, registry in section.choices.items():
+            chosen = values.get(choice, section.model_fields[choice].default)
+            options = registry.options(chosen) if isinstance(chosen, str) else {}
+            found = {key: field.default for key, field in options.items()} | found
+    return found
+
+
+def unused_options(section: OpenSection) -> dict[str, tuple[str, str, str]]:
+    """Return the options that are set although their choice is not made.
+
+    Returns:
+        By option: the key of the choice, what has the option, and what is chosen.
+    """
+    found = {}
+    for choice, registry in section.choices.items():
+        chosen = getattr(section, choice)
+        for name in registry.origins:
+            for option in registry.options(name).keys() & (section.model_extra or {}).keys():
+                if option not in registry.options(chosen):
+                    found[option] = (choice, name, chosen)
+    return found

@@ -1,0 +1,204 @@
+"""Plug-ins: Python files and modules whose import registers choices of a user's own.
+
+A plug-in is named by a configuration (`plugins`), or comes with an installed package that has an
+entry point in the group `fedgmr_hpc.plugins`, or is one of those of the site, which the variable
+FEDGMR_PLUGINS names. Every process imports it before a configuration is checked. A run is known by
+the content of the plug-ins that it uses: those that it names, and those of which it chooses
+something.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import xxhash
+
+from fedgmr_hpc.config.choices.registry import REGISTRIES, registering
+from fedgmr_hpc.config.messages import must, must_be
+
+GROUP = "fedgmr_hpc.plugins"
+VARIABLE = "FEDGMR_PLUGINS"  # files and modules, with spaces between
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An imported plug-in.
+
+    Attributes:
+        name: of its file without `.py`, or of its module.
+        digest: xxh3 of its source, of a package of all its files.
+    """
+
+    name: str
+    digest: str
+
+
+_loaded: dict[str, Plugin] = {}  # by absolute path or module
+
+
+def is_file(plugin: str) -> bool:
+    """Return whether a plug-in is named by the path of a file."""
+    return plugin.endswith(".py") or "/" in plugin
+
+
+def absolute(plugin: str, folder: Path) -> str:
+    """Return the absolute path of a plug-in that is a file; a module's name stays as it is.
+
+    Args:
+        folder: where the file that names it lies; a file that is not there is looked for in the
+            working directory.
+    """
+    if not is_file(plugin):
+        return plugin
+    path = Path(plugin).expanduser()
+    found = folder / path
+    return str((found if found.is_file() else path).resolve())
+
+
+def load_plugins(plugins: Sequence[str]) -> list[Plugin]:
+    """Import plug-ins, each once while its content is the same; installed ones and those of the
+    site, too.
+
+    Returns:
+        Those that are named.
+
+    Raises:
+        ValueError: one cannot be found or fails; one line, with its line where it has one.
+    """
+    _load_installed()
+    for plugin in os.environ.get(VARIABLE, "").split():
+        _load(VARIABLE, plugin)
+    return [_load(f"plugins.{index}", plugin) for index, plugin in enumerate(plugins)]
+
+
+@cache
+def _load_installed() -> None:
+    for point in entry_points(group=GROUP):
+        _load(f"entry point {point.name} of {_package(point)}", point.module)
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "a package"
+
+
+def _load(key: str, plugin: str) -> Plugin:
+    if not is_file(plugin):
+        return _load_module(key, plugin)
+    path = Path(plugin).expanduser().resolve()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        need = "a file that can be read, or a module"
+        raise ValueError(must_be(key, need, plugin, because=str(error.strerror))) from None
+    digest = xxhash.xxh3_64_hexdigest(source)
+    before = _loaded.get(str(path))
+    if before is None or before.digest != digest:
+        _check_name(key, path)
+        _execute(path, source)
+        _loaded[str(path)] = Plugin(path.stem, digest)
+    return _loaded[str(path)]
+
+
+def _check_name(key: str, path: Path) -> None:
+    """Two files of one name could not be told apart in a result."""
+    others = [each for each, found in _loaded.items() if found.name == path.stem]
+    if any(each != str(path) for each in others):
+        raise ValueError(
+            must(key, "have a name of its own", str(path), because=f"so has {others[0]}")
+        )
+
+
+def _execute(path: Path, source: bytes) -> None:
+    name = f"fedgmr_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # which dataclasses and pydantic look into
+    try:
+        with registering(path.stem):
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ValueError(_failure(str(path), error)) from error
+
+
+def _load_module(key: str, name: str) -> Plugin:
+    if name in _loaded:
+        return _loaded[name]
+    try:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"there is no module {name}", name=name)
+        with registering(name):
+            module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name)):
+            need = "a module that can be imported, or the path of a file"
+            raise ValueError(must_be(key, need, name, because=str(error))) from None
+        raise ValueError(_failure(name, error)) from error
+    _loaded[name] = Plugin(name, _digest(module))
+    return _loaded[name]
+
+
+def _failure(plugin: str, error: BaseException) -> str:
+    """Say where a plug-in failed: in the line of it that was reached last."""
+    place = plugin
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    elif frames := [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and frame.filename != __file__
+    ]:
+        own = [frame for frame in frames if frame.filename == plugin]
+        place = f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
+    text = " ".join(str(getattr(error, "msg", "") or error).split())
+    return f"plug-in {place}: {type(error).__name__}: {text}"
+
+
+def _digest(module: ModuleType) -> str:
+    """Return the xxh3 of a module's source; of a package, of all its modules by name."""
+    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    hasher = xxhash.xxh3_64()
+    for path in files or [Path(str(module.__file__))]:
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()
+
+
+def used_digests(values: Mapping[str, Any], named: Iterable[Plugin]) -> dict[str, str]:
+    """Return the digests of the plug-ins that a configuration uses, by name.
+
+    Args:
+        values: its nested values.
+        named: the plug-ins that it names.
+    """
+    found = {plugin.name: plugin.digest for plugin in named}
+    by_name = {plugin.name: plugin.digest for plugin in _loaded.values()}
+    for registry in REGISTRIES:
+        section, _, key = registry.key.rpartition(".")
+        around = values.get(section, {}) if section else values
+        chosen = around.get(key) if isinstance(around, Mapping) else None
+        if isinstance(chosen, str) and (origin := registry.origins.get(chosen)):
+            found[origin] = by_name.get(origin) or _digest_of_script(registry[chosen])
+    return dict(sorted(found.items()))
+
+
+def _digest_of_script(entry: Any) -> str:
+    """Return the digest of what a script or a notebook has registered itself."""
+    try:
+        source = Path(inspect.getfile(entry)).read_bytes()
+    except (OSError, TypeError):
+        return "unknown"
+    return xxhash.xxh3_64_hexdigest(source)

@@ -1,0 +1,233 @@
+"""The names that a key of the configuration can have, and what each stands for.
+
+Built-in choices and those of a user's plug-in (plugins.py) come in by the same door, `register`.
+The names of the built-in ones stand here beside the module that registers each, which is imported
+when the choice is first used: a word is checked without importing torch.
+
+What is registered is whatever the key's users expect: a class with a few methods, a function, a
+data set, a factory of models. A class that derives from `axes.Section` has options, its fields.
+Those of a plug-in are keys of the section in which its name was chosen (open_section.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, TypeVar
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError, core_schema
+
+from fedgmr_hpc.config.messages import listed, must, must_be, unknown_choice
+
+Entry = TypeVar("Entry")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+class Registry:
+    """The choices of one key.
+
+    Args:
+        key: the dotted key that names one of them.
+        homes: the built-in names, each with the module that registers it, "" for one that nothing
+            stands behind, such as `none`.
+
+    Attributes:
+        reserved: keys of the section in which the choice is made, which no option may be called.
+        origins: the plug-in that registered a name; built-in names have none.
+    """
+
+    def __init__(self, key: str, homes: Mapping[str, str]) -> None:
+        self.key, self.homes = key, dict(homes)
+        self.reserved: set[str] = set()
+        self.origins: dict[str, str] = {}
+        self._entries: dict[str, Any] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that are known now, the built-in ones first."""
+        return tuple(dict.fromkeys((*self.homes, *self._entries)))
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Return a decorator that registers what it decorates.
+
+        Raises:
+            ValueError: the name cannot be one, is taken, or an option has the name of a key.
+        """
+
+        def add(entry: Entry) -> Entry:
+            self.add(name, entry)
+            return entry
+
+        return add
+
+    def add(self, name: str, entry: Any, module: str = "") -> None:
+        """Register `entry` under `name`; a plug-in that is loaded again replaces its own.
+
+        Args:
+            module: in which the author wrote it, where `entry` itself does not say so.
+
+        Raises:
+            ValueError: see `register`.
+        """
+        origin = _loading[-1] if _loading else module or getattr(entry, "__module__", "__main__")
+        is_built_in = origin.startswith("fedgmr_hpc.")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
+        if not is_built_in:
+            self._check_free(name, entry, origin)
+            self.origins[name] = origin
+        self._entries[name] = entry
+
+    def _check_free(self, name: str, entry: Any, origin: str) -> None:
+        owner = self.origins.get(name, "the package" if name in self.homes else origin)
+        if owner != origin:
+            raise ValueError(
+                must_be(f"{self.key} {name!r}", "a new name", because=f"{owner} has it")
+            )
+        taken = self.reserved | {
+            option for other in self.origins if other != name for option in self.options(other)
+        }
+        for option in getattr(entry, "model_fields", {}):
+            if option in taken:
+                raise ValueError(must(f"an option of {name}", "have a name of its own", option))
+
+    def __getitem__(self, name: str) -> Any:
+        """Return what is registered under a name.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        if name not in self._entries and self.homes.get(name):
+            import_module(self.homes[name])
+        if name not in self._entries:
+            raise ValueError(unknown_choice(self.key, name, self.names))
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.homes or name in self._entries
+
+    def options(self, name: str) -> dict[str, FieldInfo]:
+        """Return the options of a plug-in's choice; those of a built-in one are keys already."""
+        entry = self._entries[name] if name in self.origins else None
+        fields: dict[str, FieldInfo] = getattr(entry, "model_fields", {})
+        return fields
+
+    def make(self, name: str, section: Any) -> Any:
+        """Make the chosen class with its options, as the section has them."""
+        entry = self[name]
+        return entry(**{option: getattr(section, option) for option in entry.model_fields})
+
+    def forget(self, origin: str) -> None:
+        """Forget what a plug-in has registered."""
+        for name in [name for name, owner in self.origins.items() if owner == origin]:
+            del self.origins[name], self._entries[name]
+
+    # How pydantic checks a field that is annotated with a registry: a name, as known at that time.
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.names)}
+
+    def _check(self, name: str) -> str:
+        if name not in self:
+            raise PydanticKnownError("literal_error", {"expected": listed(self.names)})
+        return name
+
+
+_loading: list[str] = []  # plug-ins whose code is running, the innermost last
+
+
+@contextmanager
+def registering(origin: str) -> Iterator[None]:
+    """Let what is registered meanwhile be all that the plug-in `origin` has registered; nothing,
+    where it fails.
+    """
+    _forget(origin)
+    _loading.append(origin)
+    try:
+        yield
+    except BaseException:
+        _forget(origin)
+        raise
+    finally:
+        _loading.pop()
+
+
+def _forget(origin: str) -> None:
+    for registry in REGISTRIES:
+        registry.forget(origin)
+
+
+def _homes(module: str, names: Iterable[str]) -> dict[str, str]:
+    return dict.fromkeys(names, f"fedgmr_hpc.{module}")
+
+
+AGGREGATIONS = Registry(
+    "aggregation.rule",
+    _homes("fl.aggregation", ("mask_aware", "gradient", "average", "mix", "fedbuff")),
+)
+SCORES = Registry("submodel.score", _homes("fl.submodels", ("w", "wg", "g")))
+RESTORATIONS = Registry(
+    "restoration.trigger", {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))}
+)
+ADMISSIONS = Registry(
+    "admission.kind", _homes("fl.admission", ("window", "barrier", "count", "each"))
+)
+OBJECTIVES = Registry("train.objective", {"plain": ""})
+DATASETS = Registry(
+    "data.name",
+    {
+        **_homes("data.digits", ("digits",)),
+        **_homes("data.femnist", ("femnist",)),
+        **_homes("data.cifar10", ("cifar10",)),
+        **_homes("data.imagenet", ("imagenet100",)),
+        **_homes("data.stackoverflow", ("stackoverflow",)),
+        **_homes("data.synthetic", ("synthetic_femnist", "synthetic_cifar10")),
+    },
+)
+MODELS = Registry(
+    "model.name",
+    {
+        **_homes("models.registry", ("digits_cnn", "cifar_cnn", "conv2", "conv2_small", "vgg11")),
+        **_homes("models.registry", ("resnet18", "transformer")),
+    },
+)
+TRANSPORTS = Registry(
+    "transport",
+    {
+        "auto": "",
+        **_homes("transport.contract", ("inproc",)),
+        **_homes("transport.mpi", ("mpi",)),
+        **_homes("transport.gloo", ("gloo",)),
+        **_homes("transport.nccl", ("nccl",)),
+    },
+)
+REGISTRIES = (
+    AGGREGATIONS,
+    SCORES,
+    RESTORATIONS,
+    ADMISSIONS,
+    OBJECTIVES,
+    DATASETS,
+    MODELS,
+    TRANSPORTS,
+)
+register_aggregation = AGGREGATIONS.register
+register_score = SCORES.register
+register_restoration = RESTORATIONS.register
+register_admission = ADMISSIONS.register
+register_objective = OBJECTIVES.register
+register_transport = TRANSPORTS.register

@@ -1,0 +1,187 @@
+"""Plug-ins: found, imported once, told in one line where they fail, and known by their content."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedgmr_hpc.config.choices import plugins
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS, REGISTRIES
+from fedgmr_hpc.config.files import describe_keys, load_config, make_config
+from fedgmr_hpc.config.identity import RESUMED, differences, identity, method_label
+
+RULE = '''
+from typing import Annotated
+from pydantic import Field
+from fedgmr_hpc import register_aggregation
+from fedgmr_hpc.config.choices.section import Section
+
+@register_aggregation("trimmed")
+class Trimmed(Section):
+    """A trimmed mean."""
+
+    trim_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the updates cut off at each end."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins() -> Iterator[None]:
+    """Forget what a test has loaded."""
+    yield
+    for origin in {each.name for each in plugins._loaded.values()}:
+        for registry in REGISTRIES:
+            registry.forget(origin)
+    plugins._loaded.clear()
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(RULE)
+    return path
+
+
+def mistake(*words: str, source: object = "digits") -> str:
+    with pytest.raises(ValueError) as error:
+        load_config(source, words)  # type: ignore[arg-type]
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+def test_a_choice_of_a_file_has_its_options_under_its_axis(mine: Path) -> None:
+    words = [f"plugins={mine}", "aggregation.rule=trimmed", "aggregation.trim_frac=0.2"]
+    config = load_config("digits", words)
+    assert config.aggregation.trim_frac == 0.2  # type: ignore[attr-defined]
+    assert "aggregation.trim_frac = 0.1\n    Share of the updates" in describe_keys("trim_frac")
+    assert load_config("digits", words[:2]).aggregation.trim_frac == 0.1  # type: ignore
+    assert make_config(config.model_dump(mode="json")) == config
+    assert identity(config)["aggregation.trim_frac"] == 0.2
+    assert "aggregation.trim_frac" not in identity(load_config("digits", words[:2]))
+    assert method_label(config) == "fedgmr[aggregation.rule=trimmed,aggregation.trim_frac=0.2]"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["aggregation.rule=trimed"], "did you mean 'trimmed'?"),
+        (
+            ["aggregation.rule=trimmed", "aggregation.trim_frac=0.5"],
+            "aggregation.trim_frac must be less than 0.5 (got 0.5)",
+        ),
+        (
+            ["aggregation.trim_frac=0.2"],
+            "aggregation.trim_frac must be absent when aggregation.rule is 'mask_aware': "
+            "it is an option of 'trimmed'",
+        ),
+        (["aggregation.trimfrac=0.2"], "did you mean 'aggregation.trim_frac'?"),
+        (["plugin_digests.mine=0"], "plugin_digests.mine must be 0 (got '"),
+    ],
+)
+def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Path) -> None:
+    assert line in mistake(f"plugins={mine}", *words)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("import numpy\n\nimport nosuchmodule\n", ":3: ModuleNotFoundError: No module named"),
+        ("x = 1\ndef f(:\n", ":2: SyntaxError: invalid syntax"),
+        ("def f():\n    return 1 / 0\n\n\nf()\n", ":2: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)\n", ":1: SystemExit: 3"),
+        (RULE.replace('"trimmed"', '"mean"').replace("trim_frac", "rule"), "a name of its own"),
+        (RULE.replace('"trimmed"', '"average"'), "'average' must be a new name: the package has"),
+        (RULE.replace('"trimmed"', '"a b"'), "must be letters, digits and ._- (got 'a b')"),
+    ],
+)
+def test_a_plug_in_that_fails_is_told_with_its_line(source: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    told = mistake(f"plugins={path}")
+    assert told.startswith(f"plug-in {path}:") and line in told
+    assert "trimmed" not in AGGREGATIONS  # nothing of it stays
+
+
+def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    missing = tmp_path / "none.py"
+    assert mistake(f"plugins={missing}").startswith("plugins.0 must be a file that can be read")
+    assert "plugins.0 must be a module that can be imported" in mistake("plugins=no_such.module")
+    assert mistake("plugins=3") == "plugins must be a list of files and modules (got [3])"
+
+
+def test_paths_in_a_file_are_taken_from_its_folder(mine: Path, tmp_path: Path) -> None:
+    row = tmp_path / "row.yaml"
+    row.write_text("base: fedbuff\naggregation: {rule: trimmed, trim_frac: 0.3}\n")
+    run = tmp_path / "run.yaml"
+    run.write_text("plugins: [./mine.py]\nmethod: ./row.yaml\n")
+    config = load_config(run)
+    assert config.plugins == (str(mine),)
+    assert config.method == method_label(config) == "row"
+    assert config.methods == {
+        "row": {"base": "fedbuff", "aggregation": {"rule": "trimmed", "trim_frac": 0.3}}
+    }
+    assert make_config(config.model_dump(mode="json")) == config
+    changed = load_config(run, ["aggregation.trim_frac=0.1"])
+    assert method_label(changed) == "row[aggregation.trim_frac=0.1]"
+
+
+def test_another_content_is_another_run(mine: Path) -> None:
+    words = [f"plugins={mine}"]
+    before = load_config("digits", words)
+    mine.write_text(RULE + "\n# changed\n")
+    after = load_config("digits", words)
+    assert list(differences(before, after, RESUMED)) == ["plugin_digests"]
+    with pytest.raises(ValueError, match="plugin_digests.mine must be"):
+        make_config(before.model_dump(mode="json"))
+
+
+def test_several_sources_add_up(mine: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(RULE.replace("trimmed", "other").replace("trim_frac", "cut_frac"))
+    config = load_config(["digits", {"plugins": [str(mine)]}], [f"plugins={other}"])
+    assert sorted(config.plugin_digests) == ["mine", "other"]
+
+
+def test_options_of_two_plug_ins_do_not_share_a_name(mine: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(RULE.replace('"trimmed"', '"other"'))
+    assert "an option of other must have a name of its own (got 'trim_frac')" in mistake(
+        f"plugins=[{mine}, {other}]"
+    )
+
+
+def test_one_of_the_site_counts_where_it_is_used(mine: Path) -> None:
+    code = (
+        "from fedgmr_hpc import load_config; "
+        "print([sorted(load_config('digits', words).plugin_digests) "
+        "for words in ([], ['aggregation.rule=trimmed'])])"
+    )
+    environ = {**os.environ, "FEDGMR_PLUGINS": str(mine)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert ran.stdout.strip() == "[[], ['mine']]", ran.stderr
+
+
+def test_a_row_of_a_configuration_is_a_method() -> None:
+    rows = {"mine": {"base": "fedgmr", "restoration": {"step": "fixed"}}, "unused": {}}
+    config = load_config({"method": "mine+aux", "methods": rows})
+    assert config.restoration.step == "fixed" and config.admission.kind == "window"
+    assert config.methods == {"mine": rows["mine"]} and method_label(config) == "mine+aux"
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ({"mine": {"base": "fedgrm"}}, "methods.mine: base must be another row"),
+        ({"mine": {"base": "mine"}}, "methods.mine: base must be another row"),
+        ({"mine": {"base": "fedgmr", "agregation": {}}}, "methods.mine: agregation is not a key"),
+        ({"mine": 3}, "methods.mine must be a mapping of axes (got 3)"),
+        ({"fedgmr": {"base": "fedavg"}}, "a key of methods must be a new name"),
+    ],
+)
+def test_a_wrong_row_is_one_line(rows: dict[str, object], line: str) -> None:
+    assert line in mistake(source={"method": "mine", "methods": rows})
