@@ -30,9 +30,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from fedgmr_hpc.config.choices.registry import register_transport
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
 from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.transport.contract import Inbox, Message, Tag, Transport, frozen
+from fedgmr_hpc.transport.ranks import Launch
 
 # tensors over read-only bytes are only ever sent here, never written
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -228,3 +230,9 @@ class GlooTransport(Transport):
             for work in sending.works:
                 work.wait()
             self._count_pending(sending.dest, -1)
+
+
+@register_transport("gloo")
+def join(launch: Launch, device: str) -> Transport:
+    """Return the transport of this process among those that torchrun started."""
+    return GlooTransport()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-import torch
-
+from fedgmr_hpc.config.choices.registry import TRANSPORTS
 from fedgmr_hpc.config.messages import must, unknown_choice
 from fedgmr_hpc.transport.contract import Transport
-from fedgmr_hpc.transport.ranks import Launch, check_world, choose_device
+from fedgmr_hpc.transport.ranks import Launch
 
 GPUS = "proc/driver/nvidia/gpus"  # a folder a GPU, also of those that a job may not use
 SHARED_BYTES = 5300 << 10  # of a rank in /dev/shm (MPICH 5: 5,270 KiB of each of 2, 4 and 8 ranks)
@@ -30,36 +31,30 @@ def make_transport(kind: str, launch: Launch, device: str = "auto") -> Transport
     if kind == "auto":
         kind = "gloo" if launch.launcher == "torchrun" else "mpi"
     if kind == "inproc":
-        choices, when = ("auto", "mpi", "gloo", "nccl"), f"{launch.size} ranks run"
+        choices = [name for name in TRANSPORTS if name != "inproc"]
+        when = f"{launch.size} ranks run"
         raise ValueError(unknown_choice("transport", kind, choices, when))
     if kind in ("gloo", "nccl") and launch.launcher != "torchrun":
         when = f"{launch.launcher} starts the ranks"
         raise ValueError(unknown_choice("transport", kind, ("auto", "mpi"), when))
-    if kind == "gloo":
-        from fedgmr_hpc.transport.gloo import GlooTransport
-
-        return GlooTransport()
-    if kind == "nccl":
-        from fedgmr_hpc.transport.nccl import NcclTransport
-
-        chosen = choose_device(launch, torch.cuda.device_count(), device)
-        return NcclTransport(chosen if chosen.startswith("cuda") else "cuda:0")
-    return _join_mpi(launch)
+    if kind == "mpi":
+        check_shared_memory(launch)
+    joined: Transport = _joining(kind)(launch, device)
+    return joined
 
 
-def _join_mpi(launch: Launch) -> Transport:
-    check_shared_memory(launch)
+def _joining(kind: str) -> Callable[[Launch, str], Transport]:
+    """Return what joins the ranks by a transport: registered by its module, or by a plug-in."""
     try:
-        from fedgmr_hpc.transport.mpi import MpiTransport
+        return cast("Callable[[Launch, str], Transport]", TRANSPORTS[kind])
     except (ImportError, RuntimeError) as error:
+        if kind != "mpi":
+            raise
         found = str(error).splitlines()[-1]
         raise ValueError(
             f"transport must not be 'mpi' when mpi4py finds no MPI ({found}): load the site's "
             "module for it, or start the ranks with torchrun, which uses gloo"
         ) from None
-    transport = MpiTransport()
-    check_world(launch, transport.size, transport.library)
-    return transport
 
 
 def check_shared_memory(launch: Launch, folder: str = "/dev/shm") -> None:

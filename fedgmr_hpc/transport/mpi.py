@@ -28,8 +28,10 @@ import numpy as np
 mpi4py.rc.thread_level = "serialized"  # one thread at a time; any more makes every call lock
 from mpi4py import MPI  # noqa: E402  (importing it initialises MPI with the settings above)
 
+from fedgmr_hpc.config.choices.registry import register_transport  # noqa: E402
 from fedgmr_hpc.config.errors import TransportTimeout  # noqa: E402
 from fedgmr_hpc.transport.contract import Backoff, Inbox, Message, Tag, Transport, frozen  # noqa: E402
+from fedgmr_hpc.transport.ranks import Launch, check_world  # noqa: E402
 
 _Found = TypeVar("_Found")
 
@@ -249,3 +251,15 @@ class MpiTransport(Transport):
             if not outgoing.under_way:
                 del self._outgoing[dest]
         return moved
+
+
+@register_transport("mpi")
+def join(launch: Launch, device: str) -> Transport:
+    """Return the transport of this process among those that an MPI launcher started.
+
+    Raises:
+        ValueError: the launcher and the library do not fit.
+    """
+    transport = MpiTransport()
+    check_world(launch, transport.size, transport.library)
+    return transport

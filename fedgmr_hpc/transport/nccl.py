@@ -37,9 +37,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedgmr_hpc.config.choices.registry import register_transport
 from fedgmr_hpc.config.messages import must_be
-from fedgmr_hpc.transport.contract import JOIN_BYTES, Message, Tag, frozen
+from fedgmr_hpc.transport.contract import JOIN_BYTES, Message, Tag, Transport, frozen
 from fedgmr_hpc.transport.gloo import GlooTransport
+from fedgmr_hpc.transport.ranks import Launch, choose_device
 
 _COMMIT = -1  # in the header's place for a tag
 _SERVER = 0
@@ -316,3 +318,14 @@ def pair_devices(visible: Sequence[str], own: Sequence[str]) -> list[int]:
 
 def _refusal(why: str) -> ValueError:
     return ValueError(must_be("transport", "'auto', 'mpi' or 'gloo'", "nccl", because=why))
+
+
+@register_transport("nccl")
+def join(launch: Launch, device: str) -> Transport:
+    """Return the transport of this process among those that torchrun started.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    chosen = choose_device(launch, torch.cuda.device_count(), device)
+    return NcclTransport(chosen if chosen.startswith("cuda") else "cuda:0")

@@ -73,8 +73,9 @@ class Registry:
         Raises:
             ValueError: see `register`.
         """
-        origin = _loading[-1] if _loading else module or getattr(entry, "__module__", "__main__")
-        is_built_in = origin.startswith("fedgmr_hpc.")
+        written_in = module or getattr(entry, "__module__", "__main__")
+        is_built_in = written_in.startswith("fedgmr_hpc.")  # though a plug-in may import it first
+        origin = _loading[-1] if _loading else written_in
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
         if not is_built_in:
@@ -209,7 +210,7 @@ TRANSPORTS = Registry(
     "transport",
     {
         "auto": "",
-        **_homes("transport.contract", ("inproc",)),
+        "inproc": "",
         **_homes("transport.mpi", ("mpi",)),
         **_homes("transport.gloo", ("gloo",)),
         **_homes("transport.nccl", ("nccl",)),
