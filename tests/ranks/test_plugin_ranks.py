@@ -36,7 +36,8 @@ def test_ranks_meet_over_a_transport_of_ones_own(tmp_path: Path) -> None:
     own = read_result(tmp_path / "own.h5")
     assert own.ranks["transport"].tolist() == ["counted_gloo"] * 3
     assert list(own.config["plugin_digests"]) == ["mine"]
-    ended = run_job(1, *SHORT, f"results.path={tmp_path / 'alone.h5'}", launcher="none")
+    words = (f"plugins={plugin}", f"results.path={tmp_path / 'alone.h5'}", *SHORT)
+    ended = run_job(1, *words, launcher="none")
     assert ended.code == 0, ended.output
     assert differing_columns(own, read_result(tmp_path / "alone.h5")) == []
 
