@@ -5,7 +5,7 @@ many ranks.
 
 Example:
     >>> import fedgmr_hpc
-    >>> config = fedgmr_hpc.load_config("digits", ["method=heterofl", "run.max_rounds=100"])
+    >>> config = fedgmr_hpc.load_config("digits", {"run.max_rounds": 100}, method="heterofl")
     >>> result = fedgmr_hpc.run(config)
     >>> result.evaluations["test_accuracy"]
 """
@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     )
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
-    from fedgmr_hpc.runtime.roles import run
-    from fedgmr_hpc.storage.reader import read_result
+    from fedgmr_hpc.results.run_result import RunResult, read_result
+    from fedgmr_hpc.results.runs import run
+    from fedgmr_hpc.runtime.callbacks.contract import Callback
+    from fedgmr_hpc.runtime.callbacks.csv_lines import CsvLines
+    from fedgmr_hpc.runtime.callbacks.tensorboard import TensorBoard
+    from fedgmr_hpc.runtime.callbacks.weights_and_biases import WeightsAndBiases
 
 __version__ = "0.1.0"
 __all__ = [
+    "Callback",
     "Config",
+    "CsvLines",
+    "RunResult",
+    "TensorBoard",
+    "WeightsAndBiases",
     "load_config",
     "make_config",
     "read_result",
@@ -46,11 +55,16 @@ __all__ = [
 
 
 _HOMES = {
+    "Callback": "fedgmr_hpc.runtime.callbacks.contract",
     "Config": "fedgmr_hpc.config.schema",
+    "CsvLines": "fedgmr_hpc.runtime.callbacks.csv_lines",
+    "RunResult": "fedgmr_hpc.results.run_result",
+    "TensorBoard": "fedgmr_hpc.runtime.callbacks.tensorboard",
+    "WeightsAndBiases": "fedgmr_hpc.runtime.callbacks.weights_and_biases",
     "load_config": "fedgmr_hpc.config.files",
     "make_config": "fedgmr_hpc.config.files",
-    "read_result": "fedgmr_hpc.storage.reader",
-    "run": "fedgmr_hpc.runtime.roles",
+    "read_result": "fedgmr_hpc.results.run_result",
+    "run": "fedgmr_hpc.results.runs",
     **dict.fromkeys(
         (name for name in __all__ if name.startswith("register_")),
         "fedgmr_hpc.config.choices.registry",
@@ -63,3 +77,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedgmr_hpc' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the names that are there, those that are not imported yet, too."""
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from fedgmr_hpc.cli.arguments import Verbs, add_actions, add_json, add_verb, one_of
 
@@ -36,6 +37,10 @@ Configuration and provenance are in RUN/run.json. With --join the runs share
 one file a table, TABLE.csv, whose first column `run` tells them apart, and
 runs.json. Files are not overwritten.
 
+With --tidy all runs share one table in the file --out, csv or jsonl: a row an
+evaluation, with method, seed, every key that differs between the runs, round,
+time, bytes and scores.
+
 With --partial, damaged files and those of killed runs give the rows before
 the first damaged one; the status in run.json says what is missing.
 """
@@ -43,6 +48,7 @@ EXPORT_EPILOG = """\
 examples:
   %(prog)s run.h5 --format csv --out tables
   %(prog)s results/*.h5 --join --format csv --out all
+  %(prog)s results/*.h5 --tidy --out all.csv
 """
 
 
@@ -78,15 +84,19 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="a result file")
     parser.add_argument(
         "--format",
-        required=True,
         type=one_of(FORMATS),
         choices=FORMATS,
         metavar="FORMAT",
-        help=", ".join(FORMATS),
+        help=f"{', '.join(FORMATS)} (default with --tidy: csv)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write to; with --tidy the file"
+    )
     parser.add_argument(
         "--join", action="store_true", help="write one file a table for all runs together"
+    )
+    parser.add_argument(
+        "--tidy", action="store_true", help="write one table with a row for each evaluation"
     )
     parser.add_argument(
         "--partial", action="store_true", help="take what can be read of damaged files"
@@ -111,10 +121,29 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write tables and print where they are."""
+    """Write tables and print where they are.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    if arguments.tidy:
+        return _export_tidy(arguments)
+    if arguments.format is None:
+        raise ValueError("missing: --format, or --tidy")
     from fedgmr_hpc.results.export import export as export_files
 
     how = {"join": arguments.join, "partial": arguments.partial}
     for path in export_files(arguments.files, arguments.format, arguments.out, **how):
         print(path)
+    return 0
+
+
+def _export_tidy(arguments: argparse.Namespace) -> int:
+    if arguments.join:
+        raise ValueError("--join must be absent when --tidy is given")
+    from fedgmr_hpc.results.tidy import export_tidy
+
+    form = arguments.format or "csv"
+    export_tidy(arguments.files, form, Path(arguments.out), partial=arguments.partial)
+    print(arguments.out)
     return 0

@@ -17,6 +17,7 @@ from fedgmr_hpc.cli.arguments import (
     add_ranks,
     add_verb,
     at_least,
+    one_of,
     overrides_of,
 )
 from fedgmr_hpc.cli.parser import Parser
@@ -31,8 +32,8 @@ Run a study: every combination of what its file in configs/studies varies, on
 this machine or on Slurm, then a report with tables, figures and verdicts.
 
 DIR holds the runs in cells/, shared by all studies of DIR, and a folder for
-each study's report. `status` and `report` without KEY=VALUE take the words of
-the last `run` or `submit`.
+each study's report. `status`, `report` and `export` without KEY=VALUE take the
+words of the last `run` or `submit`.
 """
 EPILOG = """\
 examples:
@@ -74,6 +75,17 @@ examples:
   %(prog)s main_small
   %(prog)s main_small --out /scratch/studies
 """
+EXPORT = """\
+Write the runs that are done as one tidy table beside the report, tidy.csv or
+tidy.jsonl: a row an evaluation, with method, seed, every key that the study
+varies or tunes, round, time, bytes and scores.
+"""
+EXPORT_EPILOG = """\
+examples:
+  %(prog)s main_small
+  %(prog)s main_small --format jsonl
+"""
+EXPORT_FORMATS = ("csv", "jsonl")
 
 
 def add_to(verbs: Verbs) -> None:
@@ -108,6 +120,23 @@ def add_to(verbs: Verbs) -> None:
         call=report,
     )
     _add_study(parser)
+    parser = add_verb(
+        actions,
+        "export",
+        summary="write one tidy table for other programs",
+        description=EXPORT,
+        epilog=EXPORT_EPILOG,
+        call=export,
+    )
+    _add_study(parser)
+    parser.add_argument(
+        "--format",
+        default=EXPORT_FORMATS[0],
+        type=one_of(EXPORT_FORMATS),
+        choices=EXPORT_FORMATS,
+        metavar="FORMAT",
+        help=f"{' or '.join(EXPORT_FORMATS)} (default: %(default)s)",
+    )
 
 
 def _add_run(actions: Verbs) -> None:
@@ -202,6 +231,15 @@ def report(arguments: argparse.Namespace) -> int:
             folder.study, folder.cells, folder.cells_dir, folder.report_dir, folder.command
         )
     )
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the tidy table of a study."""
+    folder = _open(arguments, reuses_overrides=True)
+    from fedgmr_hpc.study.export import export_study
+
+    print(export_study(folder, arguments.format))
     return 0
 
 

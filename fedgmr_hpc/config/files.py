@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,30 @@ from fedgmr_hpc.config.choices.registry import Registry
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import did_you_mean, must, must_be, unknown_name
 from fedgmr_hpc.config.methods import is_row_file, load_method, merged, row_file_from
-from fedgmr_hpc.config.overrides import leaves, override
+from fedgmr_hpc.config.overrides import Overrides, leaves, only, override
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
 from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 
-Source = str | Path | Mapping[str, Any]
+Source = str | PathLike[str] | Mapping[str, Any]
 
 
 def load_config(
     source: Source | Sequence[Source] | None = None,
-    overrides: Sequence[str] = (),
-    *more: Sequence[str],
+    overrides: Overrides = (),
+    *more: Overrides,
+    **keys: Any,
 ) -> Config:
     """Load and check the configuration of a run.
 
     Args:
-        source: A YAML file, the name of one in configs/runs, or its content; or several of them,
-            each laid over those before it. None for `digits`.
-        overrides: `dotted.key=value` words (overrides.py), at most one for a key.
-        more: Further words, which replace those before.
+        source: A YAML file, the name of one in configs/runs, or its content, whose keys may be
+            dotted; or several of them, each laid over those before it. None for `digits`.
+        overrides: `dotted.key=value` words, or a mapping of dotted or nested keys (overrides.py);
+            at most one for a key.
+        more: Further overrides, which replace those before.
+        keys: The last ones: `seed=1, run={"max_rounds": 100}`.
 
     Raises:
         ValueError: With one line for every wrong key or value.
@@ -48,18 +52,23 @@ def load_config(
     Example:
         >>> load_config("digits", ["method=heterofl", "run.max_rounds=100"]).run.max_rounds
         100
+        >>> load_config("digits", {"run.max_rounds": 100}, seed=1).seed
+        1
     """
     values: dict[str, Any] = {}
     plugins: list[str] = []
-    given = [source] if isinstance(source, (str, Path, Mapping)) else source
-    for each in given or ["digits"]:
-        own = copy.deepcopy(dict(each)) if isinstance(each, Mapping) else _read_run(each)
+    for each in _listed(source):
+        own: dict[str, Any] = {}
+        if isinstance(each, Mapping):
+            override(own, copy.deepcopy(each))
+        else:
+            own = _read_run(each)
         plugins += _plugins_in(own)
         values = merged(values, own)
-    for words in (overrides, *more):
-        plugins += _plugins_in(leaves([word for word in words if word.startswith("plugins=")]))
-        load_plugins(plugins)  # the words may set their options
-        override(values, words)
+    for layer in (overrides, *more, keys):
+        plugins += _plugins_in(leaves(only("plugins", layer)))
+        load_plugins(plugins)  # the overrides may set their options
+        override(values, layer)
     return make_config(values | ({"plugins": list(dict.fromkeys(plugins))} if plugins else {}))
 
 
@@ -75,7 +84,7 @@ def _plugins_in(values: Mapping[str, Any]) -> list[str]:
     return [absolute(each, Path()) for each in found]
 
 
-def _read_run(source: str | Path) -> dict[str, Any]:
+def _read_run(source: str | PathLike[str]) -> dict[str, Any]:
     """Return what a file says; the paths of plug-ins and of a row in it are taken from its
     folder.
     """
@@ -90,6 +99,22 @@ def _read_run(source: str | Path) -> dict[str, Any]:
     if isinstance(method, str) and is_row_file(method):
         values["method"] = row_file_from(path.parent, method)
     return values
+
+
+def _listed(source: Source | Sequence[Source] | None) -> Sequence[Source]:
+    """Return all sources; the run `digits` where there is none.
+
+    Raises:
+        ValueError: One is no source.
+    """
+    single = (str, PathLike, Mapping)
+    given = [source] if source is None or isinstance(source, single) else source
+    if not isinstance(given, Sequence) or not all(
+        isinstance(each, single) for each in given if each
+    ):
+        need = "a name, a path, a mapping, or a list of these"
+        raise ValueError(must_be("a configuration", need, source))
+    return [each for each in given if each is not None] or ["digits"]
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -206,7 +231,7 @@ def run_names() -> list[str]:
     return sorted(path.stem for path in (configs_dir() / "runs").glob("*.yaml"))
 
 
-def _find_run(source: str | Path) -> Path:
+def _find_run(source: str | PathLike[str]) -> Path:
     path = Path(source)
     if path.is_file():
         return path

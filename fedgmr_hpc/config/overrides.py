@@ -1,5 +1,8 @@
 """Overrides, words such as `run.max_rounds=100`: how they are read, and laid over one another.
 
+Python programs also give them as a mapping, by dotted keys, nested, or both:
+`{"run.max_rounds": 100, "links": {"client_sigma": 0}}`. Its values are taken as they are.
+
 The type of a key decides how its value is read. Text is taken as typed, except for `null` where
 that is allowed; anything else is null, a truth value, a number, or YAML in brackets. A key of
 several values also takes them with commas between, as in `clients.shares=1,0.5`.
@@ -8,16 +11,21 @@ several values also takes them with commas between, as in `clients.shares=1,0.5`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from numbers import Number
+from pathlib import PurePath
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from fedgmr_hpc.config.choices.open_section import fields_of
 from fedgmr_hpc.config.choices.section import Section, is_off, types_in
-from fedgmr_hpc.config.messages import must_be
+from fedgmr_hpc.config.messages import must_be, shown
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.yaml_file import YamlError, parse, parse_scalar
+
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def parse_override(word: str) -> tuple[str, Any]:
@@ -30,7 +38,7 @@ def parse_override(word: str) -> tuple[str, Any]:
         >>> parse_override("clients.shares=1,0.5")
         ('clients.shares', [1, 0.5])
     """
-    key, equals, text = word.partition("=")
+    key, equals, text = word.partition("=") if isinstance(word, str) else ("", "", "")
     if not equals or not all(key.split(".")):
         raise ValueError(must_be("an override", "dotted.key=value", word))
     return key, parse_value(key, text)
@@ -86,11 +94,11 @@ def laid_over(words: Sequence[str], over: Sequence[str]) -> list[str]:
     return [*(as_override(key, value) for key, value in kept.items()), *over]
 
 
-def override(values: dict[str, Any], words: Sequence[str]) -> None:
-    """Set in nested `values` what the words say.
+def override(values: dict[str, Any], words: Overrides) -> None:
+    """Set in nested `values` what the overrides say.
 
     Raises:
-        ValueError: A word cannot be read, is below a value, or sets a key again.
+        ValueError: One cannot be read, is below a value, or sets a key again.
     """
     for key, value in leaves(words).items():
         *parents, last = key.split(".")
@@ -103,17 +111,29 @@ def override(values: dict[str, Any], words: Sequence[str]) -> None:
             inner[last] = value
 
 
-def leaves(words: Sequence[str]) -> dict[str, Any]:
-    """Return every dotted key that the words set, with its value.
+def only(key: str, overrides: Overrides) -> Overrides:
+    """Return those of the overrides that set `key`.
 
     Raises:
-        ValueError: With one line for each word that cannot be read and each key that is set again.
+        ValueError: They are neither words nor a mapping.
+    """
+    if isinstance(overrides, Mapping):
+        return {name: value for name, value in overrides.items() if name == key}
+    return [word for word in _words(overrides) if str(word).partition("=")[0] == key]
+
+
+def leaves(words: Overrides) -> dict[str, Any]:
+    """Return every dotted key that the overrides set, with its value.
+
+    Raises:
+        ValueError: They are neither words nor a mapping; or with one line for each word that cannot
+            be read and each key that is set again.
     """
     found: dict[str, tuple[Any, str]] = {}
     wrong: list[str] = []
-    for word in words:
+    for word, read in _readers(words):
         try:
-            own = dict(_flat(*parse_override(word)))
+            own = dict(_flat(*read()))
         except ValueError as error:
             wrong.append(str(error))
             continue
@@ -127,6 +147,41 @@ def leaves(words: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, (value, _) in found.items()}
 
 
+def _readers(overrides: Overrides) -> Iterator[tuple[str, Callable[[], tuple[str, Any]]]]:
+    """Yield each override as it is typed, and what reads its key and value."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            yield f"{key}={shown(value)}", partial(_checked, key, value)
+        return
+    for word in _words(overrides):
+        yield f"{word}", partial(parse_override, word)
+
+
+def _words(overrides: Sequence[str]) -> Sequence[str]:
+    """Return overrides that are no mapping.
+
+    Raises:
+        ValueError: They are no words either.
+    """
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        raise ValueError(must_be("overrides", "a list of key=value words or a mapping", overrides))
+    return overrides
+
+
+def _checked(key: Any, value: Any) -> tuple[str, Any]:
+    if not isinstance(key, str) or not all(key.split(".")):
+        raise ValueError(must_be("a key", "dotted words", key))
+    return key, value
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as a file could have it: paths are words, NumPy's numbers are Python's."""
+    if isinstance(value, PurePath):
+        return str(value)
+    is_numpy = isinstance(value, Number) and hasattr(value, "item")
+    return value.item() if is_numpy else value
+
+
 def _meet(key: str, other: str) -> bool:
     """Return whether two dotted keys are the same, or one is below the other."""
     return f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
@@ -134,8 +189,8 @@ def _meet(key: str, other: str) -> bool:
 
 def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Dotted keys of a mapping; an empty one is a value."""
-    if not isinstance(value, dict) or not value:
-        yield key, value
+    if not isinstance(value, Mapping) or not value:
+        yield key, _plain(value)
         return
     for inner, each in value.items():
         yield from _flat(f"{key}.{inner}", each)

@@ -41,7 +41,7 @@ from fedgmr_hpc.experiments.merge_error_tables import ErrorRow, MismatchRow, mak
 from fedgmr_hpc.reporting.figures import save
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import as_text, write_tables
-from fedgmr_hpc.runtime.roles import run
+from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.storage.reader import read_result
 
 UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,15 @@ def _latex_row(cells: Cells) -> str:
 
 def _comments(table: Table) -> list[str]:
     return [line for line in (table.title, *table.footer, table.command) if line]
+
+
+def finite(value: Any) -> Any:
+    """Return a number, or a list of them, for JSON, which has None for one that is not finite."""
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    if not isinstance(value, float):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def write_tables(tables: Iterable[Table], folder: Path, latex: bool = True) -> None:

@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,12 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.config.messages import must_be
+from fedgmr_hpc.reporting.packages import optional_package
+from fedgmr_hpc.reporting.tables import finite
+from fedgmr_hpc.results.columns import wide
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.schema import TABLES, Columns, RankRow, columns_of
 
-EXTRA = "pip install 'fedgmr_hpc[export]'"
 SCALARS = {
     "evaluations": ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "mean_density"),
     "looks": ("val_accuracy", "val_loss", "test_accuracy", "test_loss", "mean_density"),
@@ -127,7 +127,7 @@ def _export_tables(form: str, result: Result, folder: Path) -> list[Path]:
 
 def _csv(parts: Sequence[Columns], path: Path) -> Path:
     """Return the rows of all parts; what a part lacks is left empty."""
-    flat = [dict(_one_a_client(columns)) for columns in parts]
+    flat = [wide(columns) for columns in parts]
     heads = list(dict.fromkeys(name for columns in flat for name in columns))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, heads, lineterminator="\n")
@@ -138,30 +138,17 @@ def _csv(parts: Sequence[Columns], path: Path) -> Path:
     return path
 
 
-def _one_a_client(columns: Columns) -> Iterator[tuple[str, Any]]:
-    for name, values in columns.items():
-        if values.ndim == 1:
-            yield name, values
-        else:
-            yield from ((f"{name}_{client}", values[:, client]) for client in range(len(values.T)))
-
-
 def _jsonl(parts: Sequence[Columns], path: Path) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for columns in parts:
             for row in zip(*(values.tolist() for values in columns.values()), strict=True):
-                file.write(json.dumps(dict(zip(columns, map(_finite, row), strict=True))) + "\n")
+                file.write(json.dumps(dict(zip(columns, map(finite, row), strict=True))) + "\n")
     return path
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _parquet(parts: Sequence[Columns], path: Path) -> Path:
-    arrow, parquet = _package("pyarrow"), _package("pyarrow.parquet")
+    arrow = optional_package("pyarrow", "--format parquet")
+    parquet = optional_package("pyarrow.parquet", "--format parquet")
     tables = [
         arrow.table({n: v if v.ndim == 1 else list(v) for n, v in columns.items()})
         for columns in parts
@@ -171,7 +158,7 @@ def _parquet(parts: Sequence[Columns], path: Path) -> Path:
 
 
 def _tensorboard(result: Result, folder: Path) -> list[Path]:
-    board = _package("tensorboardX")
+    board = optional_package("tensorboardX", "--format tensorboard")
     began_s = _start_s(result)
     with board.SummaryWriter(str(folder)) as writer:
         for table, names in SCALARS.items():
@@ -189,14 +176,6 @@ def _tensorboard(result: Result, folder: Path) -> list[Path]:
 def _start_s(result: Result) -> float:
     start = result.provenance.get("start_utc", "1970-01-01T00:00:00+00:00")
     return datetime.fromisoformat(start).timestamp()
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise ValueError(f"--format: needs {package}, which is missing: {EXTRA}") from None
 
 
 def _run_record(result: Result) -> dict[str, Any]:

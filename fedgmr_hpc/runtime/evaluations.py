@@ -39,6 +39,7 @@ from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.storage.rows import EvaluationRow, LookRow, SubmodelRow
@@ -104,13 +105,14 @@ class Evaluator:
         data: FederatedData,
         writer: ResultWriter,
         progress: Progress,
+        tell: Teller,
         *,
         num_statistics: int,
         run_id: int,
         wall_s: Callable[[], float],
     ) -> None:
         self.config, self.coordinator, self.pool, self.data = config, coordinator, pool, data
-        self.writer, self.progress = writer, progress
+        self.writer, self.progress, self.tell = writer, progress, tell
         self.run_id, self.wall_s = run_id, wall_s
         self._num_statistics = num_statistics
         self._num_looks = 0  # due so far
@@ -262,6 +264,7 @@ class Evaluator:
             pending.rows = []
             for row in rows:
                 self.writer.append(row)
+                self.tell.evaluated(row)
             self.progress.evaluated(rows[-1])
             self._close(pending)
         while self._cut and self._cut[0].is_complete:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.models import run_layout
+from fedgmr_hpc.runtime.callbacks.contract import Callback
+from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.checkpoints.manager import CheckpointManager
 from fedgmr_hpc.runtime.checkpoints.plan import (
     adopt_checkpoint,
@@ -34,27 +37,39 @@ from fedgmr_hpc.storage.schema import RankRow
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.training.process_settings import return_large_blocks
 from fedgmr_hpc.transport.contract import Transport
-from fedgmr_hpc.transport.termination import STOP_REQUEST
+from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
 
 log = logging.getLogger("fedgmr_hpc")
 
 
-def serve(experiment: Experiment, transport: Transport) -> Result:
+def serve(
+    experiment: Experiment,
+    transport: Transport,
+    stop: StopRequest = STOP_REQUEST,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Run the server of a prepared run.
 
+    Args:
+        stop: asks it to stop; by default the signals that this process gets.
+        callbacks: are told what happens.
+
     Returns:
-        What it wrote. Where a signal has asked it to stop, the run is checkpointed, not finished.
+        What it wrote. Where it was asked to stop, the run is checkpointed, not finished.
+
+    Raises:
+        RunError: the run has failed, or a callback.
     """
-    with experiment.owner or nullcontext():
-        return _serve(experiment, transport)
+    with experiment.owner or nullcontext(), Teller(callbacks, stop.ask) as tell:
+        return _serve(experiment, transport, stop, tell)
 
 
-def _serve(experiment: Experiment, transport: Transport) -> Result:
+def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell: Teller) -> Result:
     config, path = experiment.config, experiment.path
     return_large_blocks()
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
-    manager = CheckpointManager(path, config, STOP_REQUEST, experiment.check_owner)
+    manager = CheckpointManager(path, config, stop, experiment.check_owner)
     with writer, make_progress(experiment) as progress:
         if idle := describe_idle_ranks(config.clients.count, transport.size):
             log.warning("warning: %s", idle)
@@ -66,12 +81,16 @@ def _serve(experiment: Experiment, transport: Transport) -> Result:
             progress,
             experiment.run_id,
             experiment.recorded,
+            tell,
         )
         if saved is not None:
             manager.restore(server, saved)
+        tell.start(config, path, manager.resumed_version, server.coordinator.round)
         weights = server.run(None if experiment.recorded is not None else manager.should_stop)
-        status = "finished" if weights is not None else manager.describe_stop()
-        writer.finish(status, weights=weights, ranks=_rank_rows(server))
+        if weights is None and tell.error is not None:
+            raise tell.error
+        tell.status = "finished" if weights is not None else manager.describe_stop()
+        writer.finish(tell.status, weights=weights, ranks=_rank_rows(server))
         if config.trace:
             _write_timeline(path, server)
     if weights is not None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
@@ -24,6 +24,7 @@ from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.reporting.console import print_error, say
+from fedgmr_hpc.runtime.callbacks.contract import Callback
 from fedgmr_hpc.runtime.experiment import serve
 from fedgmr_hpc.runtime.preparation import DISK_FAULTS, Experiment, prepare_experiment
 from fedgmr_hpc.runtime.wall.worker import LiveWorker
@@ -32,7 +33,7 @@ from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.training.process_settings import keep_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
 from fedgmr_hpc.transport.ranks import choose_device, detect_launch
-from fedgmr_hpc.transport.termination import STOP_REQUEST
+from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
 
 # Received arrays are read-only on purpose; torch only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -190,11 +191,28 @@ def run_alone(
 
     return guard(
         server_side,
-        lambda: report(experiment, _run_threads(experiment, server_side, client_side)),
+        lambda: report(experiment, serve_alone(experiment, server_side, client_side)),
     )
 
 
-def _run_threads(experiment: Experiment, server_side: Transport, client_side: Transport) -> Result:
+def serve_alone(
+    experiment: Experiment,
+    server_side: Transport,
+    client_side: Transport,
+    stop: StopRequest = STOP_REQUEST,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """Run a prepared run in this process: the server here, the clients in a thread.
+
+    Args:
+        stop: as `serve` takes it, with `callbacks`.
+
+    Returns:
+        What the server wrote.
+
+    Raises:
+        RunError: the run has failed, or a callback.
+    """
     is_replay = experiment.recorded is not None
     config = experiment.config
     device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
@@ -203,28 +221,7 @@ def _run_threads(experiment: Experiment, server_side: Transport, client_side: Tr
     thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
     thread.start()
     try:
-        return serve(experiment, server_side)
+        return serve(experiment, server_side, stop, callbacks)
     finally:
         server_side.abort(EXIT_FAILED)  # wakes the clients' thread if the server failed
         thread.join(timeout=60.0)
-
-
-def run(config: Config) -> Result:
-    """Run a training in this process: the server here, the clients in a thread.
-
-    Args:
-        config: from `load_config` or `make_config`.
-
-    Returns:
-        The result file's content: tables as arrays, final weights, and the file's path.
-
-    Raises:
-        ValueError: the data or the results path do not fit the configuration.
-        RunError: the run failed; says where.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _run_threads(prepare_experiment(config), *make_inproc(2))
-    finally:
-        torch.set_num_threads(threads)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
@@ -41,6 +42,8 @@ from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import architecture, run_layout, run_weights
 from fedgmr_hpc.network.links import Arrival, VirtualClock
 from fedgmr_hpc.network.throttle import WallClock
+from fedgmr_hpc.runtime.callbacks.contract import RoundEnd
+from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.evaluations import VALIDATION, Evaluator
 from fedgmr_hpc.runtime.ledger import Ledger, PositionCodes
 from fedgmr_hpc.runtime.progress import Progress
@@ -95,13 +98,16 @@ class Server:
         progress: Progress,
         run_id: int,
         recorded: Result | None = None,
+        tell: Teller | None = None,
     ) -> None:
         """
         Args:
             recorded: a run to replay; its events are followed instead of a clock's.
+            tell: tells callbacks; None where there are none.
         """
         self.config, self.transport, self.data = config, transport, data
         self.writer, self.progress, self.run_id = writer, progress, run_id
+        self.tell = tell or Teller()
         shares = config.clients.bandwidth_shares()
         weights, layers = run_weights(config), prunable_layers(config)
         self.num_prunable = layers[-1].stop
@@ -122,6 +128,7 @@ class Server:
             data,
             writer,
             progress,
+            self.tell,
             num_statistics=run_layout(config).num_statistics,
             run_id=run_id,
             wall_s=self.wall_s,
@@ -292,13 +299,13 @@ class Server:
             self.writer.append(self._merge_row(merged))
             self.unmerged = []
         self.evaluator.merged(merged)
-        self.progress.update(
-            merged.round,
-            self.now_s,
-            mean_density=float(merged.density.mean()),
-            server_up_bytes=self.ledger.server_up_bytes,
-            server_down_bytes=self.ledger.server_down_bytes,
-        )
+        figures: dict[str, Any] = {
+            "mean_density": float(merged.density.mean()),
+            "server_up_bytes": self.ledger.server_up_bytes,
+            "server_down_bytes": self.ledger.server_down_bytes,
+        }
+        self.progress.update(merged.round, self.now_s, **figures)
+        self.tell.merged(RoundEnd(merged.round, merged.version, self.now_s, **figures))
 
     def _merge_row(self, merged: Merged) -> MergeRow:
         return MergeRow(

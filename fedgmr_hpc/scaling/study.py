@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.reporting.tables import finite
 from fedgmr_hpc.scaling.analysis import PointSummary, Scaling, analyse
 from fedgmr_hpc.scaling.page import write_report
 from fedgmr_hpc.scaling.runs import Kind, Plan, check_plan, make_points, read_plan, run_plan
@@ -60,10 +60,10 @@ def scaling_record(scaling: Scaling) -> dict[str, Any]:
         "overrides": list(scaling.plan.overrides),
         "repeats": scaling.plan.repeats,
         "points": [_point_record(point) for point in scaling.points],
-        "amdahl_serial_frac": _finite(scaling.amdahl_frac),
-        "gustafson_serial_frac": _finite(scaling.gustafson_frac),
-        "saturation_workers": _finite(limit.num_workers),
-        "saturation_rounds_per_s": _finite(limit.rounds_per_s),
+        "amdahl_serial_frac": finite(scaling.amdahl_frac),
+        "gustafson_serial_frac": finite(scaling.gustafson_frac),
+        "saturation_workers": finite(limit.num_workers),
+        "saturation_rounds_per_s": finite(limit.rounds_per_s),
         "saturated_by": limit.station,
     }
 
@@ -73,13 +73,9 @@ def _point_record(point: PointSummary) -> dict[str, Any]:
         "name": point.point.name,
         "ranks": point.point.num_ranks,
         "value": point.point.value,
-        "client_rounds_per_s": _finite(point.rounds_per_s.mean),
-        "speedup": _finite(point.speedup.mean),
-        "efficiency": _finite(point.efficiency.mean),
-        "predicted_client_rounds_per_s": _finite(point.predicted_per_s),
+        "client_rounds_per_s": finite(point.rounds_per_s.mean),
+        "speedup": finite(point.speedup.mean),
+        "efficiency": finite(point.efficiency.mean),
+        "predicted_client_rounds_per_s": finite(point.predicted_per_s),
         "bound_by": point.bound_by,
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

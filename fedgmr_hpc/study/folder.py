@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.yaml_file import dump, parse
-from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.reporting.tables import as_text, finite
 from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.storage.process import num_cores
@@ -200,7 +199,7 @@ def status_record(folder: StudyFolder) -> dict[str, Any]:
     return {
         "study": folder.study.title,
         "counts": dict(Counter(state.status for _, state in states)),
-        "time_left_s": _finite(_left_s(folder, states, jobs)),
+        "time_left_s": finite(_left_s(folder, states, jobs)),
         "queue_error": unknown or None,
         "cells": [_cell_record(cell, state) for cell, state in states],
     }
@@ -213,16 +212,12 @@ def _cell_record(cell: Cell, state: CellState) -> dict[str, Any]:
         "name": cell.name,
         "state": state.status,
         "progress_frac": state.progress_frac,
-        "val_accuracy": _finite(scores[-1]) if len(scores) else None,
-        "virtual_s": _finite(end_s(result, "now_s")) if result is not None else None,
-        "wall_s": _finite(end_s(result, "wall_s")) if result is not None else None,
+        "val_accuracy": finite(scores[-1]) if len(scores) else None,
+        "virtual_s": finite(end_s(result, "now_s")) if result is not None else None,
+        "wall_s": finite(end_s(result, "wall_s")) if result is not None else None,
         "job": state.job or None,
         "error": state.error or None,
     }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _left_s(folder: StudyFolder, states: States, jobs: Mapping[str, CellJob]) -> float:

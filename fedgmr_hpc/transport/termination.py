@@ -5,6 +5,7 @@
                                                          events, and all ranks exit with code 75
     ... once its run has begun      Ctrl-C               noted likewise; before, it interrupts
     ... Ctrl-C over 1 s after one   Ctrl-C               interrupts (exit code 1)
+    a run from Python               Ctrl-C               noted likewise, until the run has ended
     ... while the ranks gather      TERM Ctrl-C          the system ends it at once
     ... about to exit               all of them          nothing
     a rank of a replay              TERM                 interrupts, as Ctrl-C does: no checkpoints
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,33 +42,58 @@ class TerminationRequested(BaseException):
 
 
 class StopRequest:
-    """Whether a signal has asked this process to checkpoint and stop.
+    """Whether a signal, or a callback, has asked this process to checkpoint and stop.
 
     A launcher may pass on a Ctrl-C that the terminal has sent to its ranks, too, so only one that
     comes more than `REPEAT_S` after the first interrupts at once.
 
     Attributes:
-        signal_name: of the first signal that asked, None before.
+        cause: the name of the first signal that asked, or on whose behalf; None before.
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.cause: str | None = None
         self._interrupted_s = math.inf
 
     @property
     def should_stop(self) -> bool:
-        """Whether any signal has asked."""
-        return self.signal_name is not None
+        """Whether anything has asked."""
+        return self.cause is not None
+
+    @property
+    def is_by_scheduler(self) -> bool:
+        """Whether it was a signal as schedulers send it, whose jobs may begin again by
+        themselves.
+        """
+        return self.cause in {each.name for each in CHECKPOINT_SIGNALS}
+
+    @property
+    def is_by_person(self) -> bool:
+        """Whether it was Ctrl-C."""
+        return self.cause == signal.SIGINT.name
+
+    def ask(self, cause: str) -> None:
+        """Ask to checkpoint and stop, unless something has asked before."""
+        self.cause = self.cause or cause
 
     def install(self) -> None:
         """Forget what was asked, and note USR1, USR2 and TERM from now on."""
-        self.signal_name, self._interrupted_s = None, math.inf
+        self.cause, self._interrupted_s = None, math.inf
         for number in CHECKPOINT_SIGNALS:
             signal.signal(number, self._note)
 
     def install_ctrl_c(self) -> None:
         """Note Ctrl-C from now on, too: before a run begins there is nothing to checkpoint."""
         signal.signal(signal.SIGINT, self._note)
+
+    @contextmanager
+    def noting_ctrl_c(self) -> Iterator[None]:
+        """Note Ctrl-C meanwhile, in the main thread, which alone can handle it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with handling(signal.SIGINT, self._note):
+            yield
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -82,7 +109,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: object) -> None:
-        self.signal_name = self.signal_name or signal.Signals(number).name
+        self.ask(signal.Signals(number).name)
         if number == signal.SIGINT:
             if time.monotonic() - self._interrupted_s > REPEAT_S:
                 raise KeyboardInterrupt

@@ -44,7 +44,7 @@ ROWS = {
 RUN = (  # told to end before it begins
     "import sys, fedgmr_hpc.launch as launch\n"
     "from fedgmr_hpc.transport.termination import STOP_REQUEST\n"
-    "STOP_REQUEST.install = lambda: setattr(STOP_REQUEST, 'signal_name', 'SIGUSR1'); "
+    "STOP_REQUEST.install = lambda: setattr(STOP_REQUEST, 'cause', 'SIGUSR1'); "
     "sys.exit(launch.main(sys.argv[1:]))"
 )
 needs_mpirun = pytest.mark.skipif(
@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         "import os, signal, time; from fedgmr_hpc.transport.termination import StopRequest\n"
         "stop = StopRequest(); stop.install_ctrl_c(); tell = os.kill\n"
         "tell(os.getpid(), signal.SIGINT); tell(os.getpid(), signal.SIGINT)\n"  # one, passed on
-        "print(stop.signal_name, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
+        "print(stop.cause, flush=True); time.sleep(1.1); tell(os.getpid(), signal.SIGINT)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "SIGINT\n" and "KeyboardInterrupt" in ended.stderr
@@ -265,13 +265,13 @@ def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told_too_late(*words: object) -> int:
-        STOP_REQUEST.signal_name = "SIGTERM"
+        STOP_REQUEST.cause = "SIGTERM"
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(manager, "write_checkpoint", told_too_late)
     monkeypatch.setattr(manager, "RETRY_S", 0.0)
     monkeypatch.setattr(manager, "GIVE_UP_S", 0.1)
-    monkeypatch.setattr(STOP_REQUEST, "signal_name", None)
+    monkeypatch.setattr(STOP_REQUEST, "cause", None)
     with pytest.raises(RunError, match=r"stopped by SIGTERM, but no checkpoint .*No space"):
         run_here(tmp_path / "run.h5", "run.max_rounds=100000")
     assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: stopped by")

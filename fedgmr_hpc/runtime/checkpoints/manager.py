@@ -1,11 +1,12 @@
 """When a checkpoint is written.
 
-A timed checkpoint is written just before a merge, when most of the work is in. USR1, USR2, TERM and
-Ctrl-C ask for one between any two events; then all ranks exit with code 75. A resumed run that is
-asked to stop before it has made a version fails instead, so that a time limit that is too short
-cannot requeue a job for ever. A timed checkpoint that cannot be written is a warning, and is tried
-again later. One that a signal asked for is tried again for `GIVE_UP_S`, then the run fails. The
-result file is another matter: whatever cannot be written there ends the run (storage/writer.py).
+A timed checkpoint is written just before a merge, when most of the work is in. USR1, USR2, TERM,
+Ctrl-C and callbacks ask for one between any two events; then all ranks exit with code 75. A resumed
+run that a scheduler asks to stop before it has made a version fails instead, so that a time limit
+that is too short cannot requeue a job for ever. A timed checkpoint that cannot be written is a
+warning, and is tried again later. One that was asked for is tried again for `GIVE_UP_S`, then the
+run fails. The result file is another matter: whatever cannot be written there ends the run
+(storage/writer.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class CheckpointManager:
 
     Args:
         results: the result file.
-        stop: whether a signal has asked the run to end.
+        stop: whether a signal or a callback has asked the run to end.
         may_write: raises a RunError where another process has the run (storage/ownership.py).
     """
 
@@ -67,45 +68,45 @@ class CheckpointManager:
         """Write a checkpoint where one is due; to be asked between events.
 
         Returns:
-            Whether a signal has asked the run to stop, and its checkpoint is on the disk.
+            Whether the run was asked to stop, and its checkpoint is on the disk.
 
         Raises:
-            RunError: the run is asked to stop, but has made no version since it was resumed, or no
-                checkpoint can be written.
+            RunError: a scheduler asks the run to stop, but it has made no version since it was
+                resumed, or no checkpoint can be written.
             OSError: the result file cannot be written.
         """
-        name = self.stop.signal_name
-        if name is None:
+        cause = self.stop.cause
+        if cause is None:
             if self._is_due(server):
                 self._write(server)
             return False
         if time.perf_counter() < self.retry_s:
             return False
         if not self._write(server):
-            self._give_up_in_time(name)
+            self._give_up_in_time(cause)
             return False
-        if self.version == self.resumed_version:
+        if self.version == self.resumed_version and self.stop.is_by_scheduler:
             raise RunError(
-                f"stopped by {name} before any version was made since the run was resumed: "
+                f"stopped by {cause} before any version was made since the run was resumed: "
                 "give the job more time",
                 version=self.version,
             )
         return True
 
-    def _give_up_in_time(self, name: str) -> None:
-        """Fail where a checkpoint that a signal asked for could not be written for too long."""
+    def _give_up_in_time(self, cause: str) -> None:
+        """Fail where a checkpoint that was asked for could not be written for too long."""
         self.give_up_s = min(self.give_up_s, self.tried_s + GIVE_UP_S)
         if self.tried_s >= self.give_up_s:
             last = (
                 f"the last is of version {self.version}" if self.version >= 0 else "there is none"
             )
             raise RunError(
-                f"stopped by {name}, but no checkpoint can be written: {self.fault}; {last}"
+                f"stopped by {cause}, but no checkpoint can be written: {self.fault}; {last}"
             )
 
     def describe_stop(self) -> str:
         """Return the status of a run that has stopped here."""
-        return f"checkpointed: version {self.version}, at {self.stop.signal_name}"
+        return f"checkpointed: version {self.version}, at {self.stop.cause}"
 
     def _is_due(self, server: Server) -> bool:
         """Return whether the time for a timed checkpoint has come.
@@ -157,14 +158,15 @@ class CheckpointManager:
     def _note_row(
         self, server: Server, is_resume: bool, num_bytes: int, wait_s: float, write_s: float
     ) -> None:
-        server.writer.append(
-            CheckpointRow(
-                version=self.version,
-                now_s=server.now_s,
-                is_resume=int(is_resume),
-                bytes=num_bytes,
-                wall_wait_s=wait_s,
-                wall_write_s=write_s,
-                wall_s=server.wall_s(),
-            )
+        row = CheckpointRow(
+            version=self.version,
+            now_s=server.now_s,
+            is_resume=int(is_resume),
+            bytes=num_bytes,
+            wall_wait_s=wait_s,
+            wall_write_s=write_s,
+            wall_s=server.wall_s(),
         )
+        server.writer.append(row)
+        if not is_resume:
+            server.tell.checkpointed(row)

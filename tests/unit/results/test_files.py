@@ -22,8 +22,8 @@ from sample_results import EVALUATION, merge_row, open_writer, write_run
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.results.export import export
+from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.results.verify import verify
-from fedgmr_hpc.runtime.roles import run
 from fedgmr_hpc.storage.hdf5_file import num_missing_bytes, read_superblock
 from fedgmr_hpc.storage.reader import Result, deterministic_columns, differing_columns, read_result
 from fedgmr_hpc.storage.schema import TABLES
@@ -56,7 +56,7 @@ KILLED_AT_RANDOM = """
     import os, random, signal, sys, time
     from pathlib import Path
     from fedgmr_hpc.config.files import load_config
-    from fedgmr_hpc.runtime.roles import run
+    from fedgmr_hpc.results.runs import run
     from fedgmr_hpc.results.watch import look
 
     folder, *words = sys.argv[1:]

@@ -23,6 +23,7 @@ from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.models import FlatNet, Layout, make_layout
 from fedgmr_hpc.results.verify import verify
+from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.evaluations import Evaluator
 from fedgmr_hpc.storage.reader import Result, differing_columns
 from fedgmr_hpc.storage.rows import EvaluationRow, LookRow
@@ -76,6 +77,7 @@ class Desk:
             data,
             SimpleNamespace(append=self.rows.append),
             SimpleNamespace(evaluated=lambda row: None),
+            Teller(),
             num_statistics=0,
             run_id=1,
             wall_s=lambda: 0.0,

@@ -49,7 +49,7 @@ def test_the_first_signal_is_noted_and_installing_forgets_it() -> None:
     assert not stop.should_stop
     signal.raise_signal(signal.SIGUSR2)
     signal.raise_signal(signal.SIGTERM)
-    assert stop.should_stop and stop.signal_name == "SIGUSR2"
+    assert stop.should_stop and stop.cause == "SIGUSR2"
     stop.install()
     assert not stop.should_stop
 
