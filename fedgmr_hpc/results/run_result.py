@@ -6,14 +6,13 @@ Shapes: N rows of a table, C clients.
 from __future__ import annotations
 
 import html
-import json
-import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.messages import must, unknown_choice
 from fedgmr_hpc.config.records import fields_of
@@ -28,7 +27,7 @@ from fedgmr_hpc.storage.schema import TABLES, Columns
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,18 +63,21 @@ class RunResult(Result):
         Raises:
             ValueError: the run has not finished.
         """
-        import torch  # which reading a file does not need
+        from fedgmr_hpc.models import state_dict_of  # with torch, which tables do not need
 
-        if not len(self.weights):
-            because = f"the run is {self.status}"
-            raise ValueError(must(f"results {self.path}", "have final weights", because=because))
-        weights = torch.tensor(self.weights)
-        table = json.loads(self.layout_json)
-        tensors = (dict(zip(table["columns"], row, strict=True)) for row in table["tensors"])
-        return {
-            each["name"]: weights[each["offset"] :][: math.prod(each["shape"])].view(each["shape"])
-            for each in tensors
-        }
+        self._check_weights()
+        return state_dict_of(self.layout_json, self.weights)
+
+    def model(self) -> nn.Module:
+        """Return the whole model with the final weights, in evaluation mode.
+
+        Raises:
+            ValueError: the run has not finished, or its configuration cannot be read here.
+        """
+        from fedgmr_hpc.models import module_with_weights  # as above
+
+        self._check_weights()
+        return module_with_weights(make_config(self.config), self.layout_json, self.weights)
 
     def plot(self, what: str = "accuracy") -> Figure:
         """Draw the run over time.
@@ -98,6 +100,11 @@ class RunResult(Result):
         if what == "submodels" and not len(self.submodels["version"]):
             raise ValueError(must("eval.submodels", "have been true for this figure"))
         return known[what]([self], [method_label(self.config)])
+
+    def _check_weights(self) -> None:
+        if not len(self.weights):
+            because = f"the run is {self.status}"
+            raise ValueError(must(f"results {self.path}", "have final weights", because=because))
 
     @classmethod
     def of(cls, stored: Result) -> RunResult:

@@ -83,7 +83,7 @@ REQUIRED = (
 
 # What the datasets mean: by column, or by path where a table means something of its own.
 MEANINGS = {
-    "status": "running, finished, failed: reason, or checkpointed: when and by which signal",
+    "status": "running, finished, failed: reason, or checkpointed: when and by what",
     "committed": "rows of each table that count, in the order of the schema",
     "config": "resolved configuration, YAML",
     "model/weights": "final weights in natural order; empty before the end",

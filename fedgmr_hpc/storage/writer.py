@@ -5,7 +5,7 @@ Shapes: C clients, P model weights, R ranks; N rows of a table so far. Units sta
     path              type           shape     filled     content
     @format           utf-8, fixed   -         at start   "fedgmr_hpc results 3"
     /status           utf-8, fixed   ()        all along  running | finished | failed: reason |
-                                                          checkpointed: when, and by which signal
+                                                          checkpointed: when, and by what
     /committed        int64          (8,)      each flush rows of the tables, in the order below
     /config           utf-8, fixed   ()        at start   resolved configuration, YAML
     /provenance @KEY  utf-8, fixed   -         at start   one attribute a key: provenance.py

@@ -141,7 +141,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     [
         (["stu"], ["study"]),
         (["re"], ["replay", "report", "results"]),
-        (["study", ""], ["run", "submit", "status", "report"]),
+        (["study", ""], ["run", "submit", "status", "report", "export"]),
         (["study", "run", "main", "--dry"], ["--dry-run"]),
         (["bench", "co"], ["codec"]),
         (["results", "export", "--format", "p"], ["parquet"]),

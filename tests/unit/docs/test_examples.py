@@ -42,6 +42,12 @@ def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
     assert "finished, method fedgmr" in printed and "sent_mb" in printed
 
 
+def test_a_notebook_stops_goes_on_and_draws(tmp_path: Path) -> None:
+    printed = _run("notebook.py", folder=tmp_path)
+    assert "round 2: " in printed and "checkpointed: version 2, at the request of Earl" in printed
+    assert "5 lines" in printed and "weights\n" in printed and list(tmp_path.iterdir()) == []
+
+
 def test_the_study_is_read() -> None:
     study, _ = load_study(EXAMPLES / "digits_study.yaml")
     assert study.row_keys() == ("method",) and len(study.matrix["seed"]) == 3

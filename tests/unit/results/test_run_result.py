@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sample_results import WEIGHTS, open_writer, write_run
 
 import fedgmr_hpc
 from fedgmr_hpc import RunResult
+from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.results.columns import long, wide
 
 LAYOUT = {
@@ -104,3 +106,16 @@ def test_a_run_draws_itself(result: RunResult) -> None:
         result.plot("losses")
     with pytest.raises(ValueError, match="eval.submodels must have been true for this figure"):
         result.plot("submodels")
+
+
+def test_the_model_of_a_run_scores_what_the_run_says(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"run.max_rounds": 2, "data.max_train": 200, "progress": "quiet"}
+    config = fedgmr_hpc.load_config("digits", keys, results={"path": tmp_path / "run.h5"})
+    result = fedgmr_hpc.run(config)
+    model = result.model()
+    state = result.state_dict()
+    assert all(torch.equal(values, state[name]) for name, values in model.state_dict().items())
+    data = FederatedData(config)
+    batches = data.pool_batches("test", 0, data.pool_size("test"))
+    hits = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
+    assert hits / data.num_scored("test") == result.evaluations["test_accuracy"][-1]
