@@ -69,7 +69,8 @@ class RunResult(Result):
         return state_dict_of(self.layout_json, self.weights)
 
     def model(self) -> nn.Module:
-        """Return the whole model with the final weights, in evaluation mode.
+        """Return the whole model with the final weights, in evaluation mode; this imports the
+        plug-ins that the run names.
 
         Raises:
             ValueError: the run has not finished, or its configuration cannot be read here.

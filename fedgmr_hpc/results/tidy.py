@@ -70,8 +70,8 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _own_keys(config: Mapping[str, Any]) -> set[str]:
     """Return the keys in which a run differs from the row of its method alone."""
     try:
-        row = make_config({"method": config["method"]})
-    except (KeyError, ValueError):  # a row of another checkout
+        row = make_config({key: config[key] for key in ("method", "methods") if key in config})
+    except ValueError:  # a row of another checkout, or of a plug-in, which no table executes
         row = Config()
     return set(differences(row, config, CELL))
 
