@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Broadcast
-from fedgmr_hpc.wire.frames import frame_bytes
+from fedgmr_hpc.wire.frames import Dtype, frame_bytes
 from fedgmr_hpc.wire.positions import CodedPositions, encode_positions
 
 
@@ -43,9 +44,27 @@ class Ledger:
     """Byte counts of all links so far, and which client knows which positions."""
 
     def __init__(
-        self, config: Config, num_clients: int, num_dense: int, codes: PositionCodes | None = None
+        self,
+        num_clients: int,
+        num_dense: int,
+        *,
+        links: LinksConfig,
+        transmission: str,
+        dtype: Dtype,
+        has_squares: bool = False,
+        codes: PositionCodes | None = None,
     ) -> None:
-        self.config, self.num_dense = config, num_dense
+        """
+        Args:
+            num_dense: D.
+            links: what a transfer costs.
+            transmission: `increments` or `whole`.
+            dtype: of values in frames.
+            has_squares: whether updates bring squared gradients along.
+            codes: encoded positions that somebody else needs, too.
+        """
+        self.num_dense, self.links, self.transmission = num_dense, links, transmission
+        self.dtype, self.has_squares = dtype, has_squares
         self.codes = codes or PositionCodes()
         self.up_bytes = np.zeros(num_clients, np.int64)
         self.down_bytes = np.zeros(num_clients, np.int64)
@@ -57,7 +76,7 @@ class Ledger:
         """Charge a dispatch; return it as the links see it."""
         masks, assignments = dispatch.masks, dispatch.assignments
         groups = [assignments]
-        if self.config.transmission == "whole":
+        if self.transmission == "whole":
             levels = sorted({a.level for a in assignments})
             groups = [tuple(a for a in assignments if a.level == level) for level in levels]
         listeners: list[Listener] = []
@@ -102,22 +121,20 @@ class Ledger:
     def _increment_bytes(self, masks: MaskSet, level: int) -> tuple[int, int]:
         """(bytes without positions, bytes of positions) of an increment's frame."""
         span = masks.increment(level)
-        links = self.config.links
+        links = self.links
         if links.size == "nominal":
             nominal = round(links.nominal_mb * 1e6 * (span.stop - span.start) / masks.size)
             return max(nominal, int(level == 0)), 0  # never a transfer of nothing
         dense = self.num_dense if level == 0 else 0
-        plain = frame_bytes(span.stop - span.start, dense, dtype=self.config.wire.dtype)
+        plain = frame_bytes(span.stop - span.start, dense, dtype=self.dtype)
         return plain, len(self.codes.code(masks, level)[1])
 
     def upload_bytes(self, assignment: Assignment) -> int:
         """Return the length of the update that answers an assignment."""
-        if self.config.links.size == "nominal":
-            return max(1, round(self.config.links.nominal_mb * 1e6 * assignment.density))
-        extra = assignment.num_kept if self.config.submodel.score == "g" else 0
-        return frame_bytes(
-            assignment.num_kept, self.num_dense, num_extra=extra, dtype=self.config.wire.dtype
-        )
+        if self.links.size == "nominal":
+            return max(1, round(self.links.nominal_mb * 1e6 * assignment.density))
+        extra = assignment.num_kept if self.has_squares else 0
+        return frame_bytes(assignment.num_kept, self.num_dense, num_extra=extra, dtype=self.dtype)
 
     def forget_positions(self) -> None:
         """Note that every client has been started anew, and knows no positions."""
@@ -146,3 +163,18 @@ class Ledger:
         self.up_bytes[assignment.client] += size
         self.server_down_bytes += size
         return size
+
+
+def make_ledger(
+    config: Config, num_clients: int, num_dense: int, codes: PositionCodes | None = None
+) -> Ledger:
+    """Return the ledger of a run; see `Ledger`."""
+    return Ledger(
+        num_clients,
+        num_dense,
+        links=config.links,
+        transmission=config.transmission,
+        dtype=config.wire.dtype,
+        has_squares=config.submodel.score == "g",
+        codes=codes,
+    )

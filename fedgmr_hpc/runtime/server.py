@@ -45,7 +45,7 @@ from fedgmr_hpc.network.throttle import WallClock
 from fedgmr_hpc.runtime.callbacks.contract import RoundEnd
 from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.evaluations import VALIDATION, Evaluator
-from fedgmr_hpc.runtime.ledger import Ledger, PositionCodes
+from fedgmr_hpc.runtime.ledger import PositionCodes, make_ledger
 from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.runtime.rank_state import place_clients
@@ -113,7 +113,8 @@ class Server:
         self.num_prunable = layers[-1].stop
         self.coordinator = Coordinator(config, shares, weights, layers, load_availability(config))
         codes = PositionCodes()
-        self.ledger = Ledger(config, len(shares), len(weights) - self.num_prunable, codes)
+        num_dense = len(weights) - self.num_prunable
+        self.ledger = make_ledger(config, len(shares), num_dense, codes)
         self.clock, self.pool = self._make_clock(codes, recorded)
         self.log = EventLog(config)
         self.in_flight: dict[int, Assignment] = {}

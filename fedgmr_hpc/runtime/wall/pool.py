@@ -20,6 +20,7 @@ from fedgmr_hpc.config.errors import RunError, TransportTimeout
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.network.faults import FaultPlan
 from fedgmr_hpc.network.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.network.throttle import WallClock
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
@@ -71,7 +72,8 @@ class LivePool(RankPool):
         super().__init__(config, transport, run_id, codes, while_waiting)
         self.clock, self.rank_of = clock, rank_of
         self.transfers = Transfers(
-            config,
+            config.wire,
+            FaultPlan(config.faults, config.seed),
             transport,
             clock,
             rank_of,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedgmr_hpc.config.errors import WireError
-from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.sections import WireConfig
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.network.faults import FaultPlan, flip_bit
 from fedgmr_hpc.network.fluid import Listener
@@ -85,7 +85,8 @@ class Transfers:
 
     def __init__(
         self,
-        config: Config,
+        wire: WireConfig,
+        faults: FaultPlan,
         transport: Transport,
         clock: WallClock,
         rank_of: dict[int, int],
@@ -94,9 +95,9 @@ class Transfers:
         record: Callable[[TransferRow], None],
         deliver: Callable[[Cycle, Message, float], None],
     ) -> None:
-        self.wire, self.transport, self.clock, self.rank_of = config.wire, transport, clock, rank_of
+        self.wire, self.transport, self.clock, self.rank_of = wire, transport, clock, rank_of
         self.upload_bytes, self.record, self.deliver = upload_bytes, record, deliver
-        self.faults = FaultPlan(config.faults, config.seed)
+        self.faults = faults
         self.cycles: dict[int, Cycle] = {}
         self.heard_s = dict.fromkeys(range(1, transport.size), time.perf_counter())
         self._moved_wall_s = 0.0

@@ -28,7 +28,7 @@ from fedgmr_hpc.fl.updates import Update
 from fedgmr_hpc.network.fluid import FluidLinks, Listener, Progress
 from fedgmr_hpc.network.link_traces import LinkTrace
 from fedgmr_hpc.network.links import Arrival, Broadcast, LinkClock, Speeds, VirtualClock, WindowEnd
-from fedgmr_hpc.runtime.ledger import Ledger
+from fedgmr_hpc.runtime.ledger import make_ledger
 
 CONSTANT = {"client_sigma": 0.0, "server_sigma": 0.0}
 # The mean factors of the draws, e^(.3^2/2) and e^(.1^2/2), which the stated round times include.
@@ -639,7 +639,7 @@ def simulate(data: str, method: str, *, rounds=4, rates=None, **sections) -> Run
     run = {"max_rounds": 100, "interval_rounds": 50}
     config = make_config({"method": method, "links": links, "run": run, **sections})
     shares = config.clients.bandwidth_shares()
-    clock, ledger = VirtualClock(config.links, shares, 0), Ledger(config, len(shares), 1)
+    clock, ledger = VirtualClock(config.links, shares, 0), make_ledger(config, len(shares), 1)
     layers = [PrunableLayer("a", 0, 20, 1.0)]
     coordinator = Coordinator(config, shares, np.ones(21, np.float32), layers)
     found, event, now_s, in_flight = Run(), Started(0.0), 0.0, {}

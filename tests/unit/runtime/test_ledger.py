@@ -14,6 +14,7 @@ from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks, full_masks
 from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.runtime import ledger
 from fedgmr_hpc.runtime.ledger import Ledger
 from fedgmr_hpc.wire.frames import Frame, Kind, encode_frame
 
@@ -23,7 +24,7 @@ def make_masks(mask_id=1, densities=(0.5, 1.0)):
 
 
 def make_ledger(clients=2, **sections) -> Ledger:
-    return Ledger(make_config({"method": "fedgmr", **sections}), clients, 2)
+    return ledger.make_ledger(make_config({"method": "fedgmr", **sections}), clients, 2)
 
 
 def make_dispatch(levels: dict[int, int], masks=None, version=0) -> Dispatch:

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from fedgmr_hpc.config.errors import WireError
-from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.config.sections import WireConfig
 from fedgmr_hpc.fl.updates import Assignment
+from fedgmr_hpc.network.faults import FaultPlan
 from fedgmr_hpc.network.links import Broadcast
 from fedgmr_hpc.network.throttle import Moved
 from fedgmr_hpc.runtime.timeline import Tracer
@@ -65,7 +66,8 @@ def bench() -> SimpleNamespace:
         bench.updates.append(bytes(message.payload))
 
     bench.transfers = Transfers(
-        make_config({"wire": {"max_resends": 3}}),
+        WireConfig(max_resends=3),
+        FaultPlan((), seed=0),
         bench.sent,
         bench.clock,
         {CLIENT: RANK},

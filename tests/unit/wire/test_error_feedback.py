@@ -13,7 +13,7 @@ from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.fl.updates import Assignment
-from fedgmr_hpc.runtime.ledger import Ledger, PositionCodes
+from fedgmr_hpc.runtime.ledger import PositionCodes, make_ledger
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.runtime.worker import ReceivedModel, Worker
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
@@ -184,7 +184,7 @@ def test_a_worker_adds_what_its_last_upload_lost(rule):
 
 @pytest.mark.parametrize("num_kept", [1, 255, 256, 257])
 def test_charged_bytes_are_the_lengths_of_int8_frames(num_kept):
-    ledger = Ledger(make_config({"wire": {"dtype": "int8"}}), 1, num_dense=2)
+    ledger = make_ledger(make_config({"wire": {"dtype": "int8"}}), 1, num_dense=2)
     values, dense = np.ones(num_kept, np.float32), np.ones(2, np.float32)
     frame = make_frame(Kind.UPDATE, num_kept, values=values, dense=dense, dtype="int8")
     charged = ledger.upload_bytes(make_task(num_kept=num_kept))
