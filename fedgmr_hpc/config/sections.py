@@ -33,6 +33,7 @@ LEVELS = {
 }
 
 
+Augment = Literal["none", "crop_flip", "resized_crop"]
 Partition = Literal["iid", "group", "dirichlet", "shards", "pathological", "quantity", "file"]
 
 
@@ -59,11 +60,11 @@ class DataConfig(OpenSection):
 
     choices: ClassVar = {"name": DATASETS}
     name: Run[Annotated[str, DATASETS]] = "digits"
-    """The data set. `digits` needs no files; `synthetic_*` are random stand-ins of the same shapes.
-    """
+    """The data set. `digits` needs no files; `npz` and `imagefolder` are arrays and images of your
+    own; `synthetic_*` are random stand-ins of the same shapes (docs/method.md#data-sets)."""
     root: Machine[str | None] = None
-    """Folder with the files of the data set in their official layout; null for a data set that
-    needs none."""
+    """Folder with the files of the data set in their official layout, or the file of `npz`; null
+    for a data set that needs none."""
     cache: Machine[str] = "~/.cache/fedgmr_hpc"
     """Folder for decoded copies, which the ranks of a node share by mapping them into memory."""
     cache_owner: Machine[Annotated[str, Field(min_length=1)] | None] = None
@@ -87,6 +88,10 @@ class DataConfig(OpenSection):
     are numbered from 0 in the order of the training split. Null otherwise."""
     sort_by_size: Run[bool] = False
     """Give the smallest parts to the fastest clients, as the released code of FedGMR does."""
+    augment: Run[Augment | None] = None
+    """How training images are changed at random: `none`, `crop_flip` moves and mirrors them,
+    `resized_crop` enlarges and mirrors a part of them; null for the data set's own way
+    (docs/method.md#data-sets)."""
     validation_frac: Run[Annotated[Number, Field(gt=0, lt=1)]] = 0.1
     """Share of each client's training samples that is set aside for validation, rounded up."""
     max_train: Run[Count | None] = None
@@ -94,11 +99,11 @@ class DataConfig(OpenSection):
     max_test: Run[Count | None] = None
     """Number of test samples to use, a seeded random subset; null for all."""
     class_list: Run[Annotated[str, Field(min_length=1)] | None] = None
-    """`imagenet100`: a text file with the class folders to use, one a line, in the order of their
-    labels; null for the first 100 by name."""
+    """`imagenet100` and `imagefolder`: a text file with the class folders to use, one a line, in
+    the order of their labels; null for the first 100, or all, by name."""
     image_size: Run[Annotated[int, Field(ge=16, le=1024, strict=True)]] = 168
-    """`imagenet100`: edge length in pixels to which images are resized once, when they are cached.
-    """
+    """`imagenet100` and `imagefolder`: edge length in pixels to which images are resized once, when
+    they are cached."""
     max_train_users: Run[Count] = 6000
     """`stackoverflow`: number of users taken from the training file, the first by id."""
     max_test_users: Run[Count] = 1500

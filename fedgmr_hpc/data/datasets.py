@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.sections import DataConfig
+from fedgmr_hpc.config.sections import Augment, DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.registry import DATASETS, describe_missing, plan_dataset
-from fedgmr_hpc.data.source import Augment, Traits
+from fedgmr_hpc.data.source import Traits, complete
 from fedgmr_hpc.data.splits import Longs, Split, fingerprint
 from fedgmr_hpc.data.stackoverflow import FIRST_WORD, first_target
 
@@ -155,9 +156,20 @@ def load_dataset(data: DataConfig, *, seed: int, checks_all: bool = True) -> Dat
         name=data.name,
         train=_keep_some(train, data.max_train, client=0, seed=seed),
         test=_keep_some(test, data.max_test, client=1, seed=seed),
-        traits=plan.traits,
+        traits=_change(complete(plan.traits, train, test), data),
         first_target=first_target(data.unknown_words),
     )
+
+
+def _change(traits: Traits, data: DataConfig) -> Traits:
+    """Return traits with the configuration's choice in place of the data set's own."""
+    if data.augment is None:
+        return traits
+    if traits.is_text:
+        reason = "sentences are not augmented"
+        when = {"data.name": data.name}
+        raise ValueError(must_be("data.augment", "null", data.augment, when=when, because=reason))
+    return replace(traits, augment=data.augment)
 
 
 def _keep_some(split: Split, limit: int | None, *, client: int, seed: int) -> Split:
@@ -185,10 +197,11 @@ def prepare(data: DataConfig) -> str:
     folder = Path(data.cache).expanduser() / plan.folder
     reader = Reader(data.cache_owner)
     splits = dict(zip(("train", "test"), plan.open(folder, reader=reader), strict=True))
+    traits = complete(plan.traits, **splits)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    describe = _describe_sentences if plan.traits.is_text else _describe_images
+    describe = _describe_sentences if traits.is_text else _describe_images
     lines = [
-        f"{data.name}: ready, {_describe_traits(plan.traits)}",
+        f"{data.name}: ready, {_describe_traits(traits)}",
         *(describe(part, split) for part, split in splits.items()),
         f"  xxh3 of all of it: {fingerprint(*splits.values())}",
         f"  cache: {folder}, {size / 1e6:.1f} MB",

@@ -7,19 +7,29 @@ from pathlib import Path
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cifar10 import CIFAR10
+from fedgmr_hpc.data.cifar100 import CIFAR100
 from fedgmr_hpc.data.digits import DIGITS
 from fedgmr_hpc.data.femnist import FEMNIST
 from fedgmr_hpc.data.imagenet import IMAGENET100
+from fedgmr_hpc.data.mnist import EMNIST, FASHION_MNIST, MNIST
+from fedgmr_hpc.data.own.image_folder import IMAGE_FOLDER
+from fedgmr_hpc.data.own.npz import NPZ
 from fedgmr_hpc.data.source import DatasetSource, Files, Plan
 from fedgmr_hpc.data.stackoverflow import STACKOVERFLOW
 from fedgmr_hpc.data.synthetic import SYNTHETIC_CIFAR10, SYNTHETIC_FEMNIST
 
 _ALL = (
     DIGITS,
+    MNIST,
+    FASHION_MNIST,
+    *EMNIST,
     FEMNIST,
     CIFAR10,
+    CIFAR100,
     IMAGENET100,
     STACKOVERFLOW,
+    NPZ,
+    IMAGE_FOLDER,
     SYNTHETIC_FEMNIST,
     SYNTHETIC_CIFAR10,
 )

@@ -9,21 +9,20 @@ Shapes: N samples, C channels, H height, W width, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.config.sections import DataConfig
+from fedgmr_hpc.config.sections import Augment, DataConfig
 from fedgmr_hpc.data.cache import make_cache_key, open_or_build
-from fedgmr_hpc.data.splits import Longs, Splits
+from fedgmr_hpc.data.splits import Longs, Split, Splits
 from fedgmr_hpc.data.untrusted import refuse
 
-Augment = Literal["none", "crop_flip", "resized_crop"]
 Files = tuple[list[Path], list[Path]]  # train, test
-
+UNKNOWN = 0  # classes of a data set whose files say how many there are
 # left between the files of others by file managers, archives, notebooks and file systems
 LITTER = ("__macosx", "lost+found", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin")
 
@@ -33,8 +32,9 @@ class Traits:
     """What is known of a data set before its files are read.
 
     Attributes:
-        num_classes: classes, or entries of the vocabulary.
-        input_shape: [C, H, W] of an image, or the most tokens [T] of a sentence.
+        num_classes: classes, or entries of the vocabulary; `UNKNOWN` until the samples are there.
+        input_shape: [C, H, W] of an image, or the most tokens [T] of a sentence; empty until the
+            samples are there.
         max_value: value of a pixel that is scaled to 1.
         mean: [C] subtracted from the scaled pixels.
         std: [C] by which the difference is divided.
@@ -55,6 +55,14 @@ class Traits:
     has_groups: bool = False
 
 
+def complete(traits: Traits, train: Split, test: Split) -> Traits:
+    """Return traits with what only the samples say of themselves."""
+    num_classes = traits.num_classes or 1 + max(int(train.y.max()), int(test.y.max()))
+    shape = traits.input_shape or train.x.shape[1:]
+    has_groups = traits.has_groups or bool(train.group.any())
+    return replace(traits, num_classes=num_classes, input_shape=shape, has_groups=has_groups)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a configured data set is opened.
@@ -62,7 +70,7 @@ class Plan:
     Attributes:
         folder: name of its cache folder, which depends on all that its content depends on.
         open: opens the cache (folder, reader=), decoding the files first where necessary.
-        traits: of the data set as configured.
+        traits: of the data set as configured, as far as they are known before it is open.
     """
 
     folder: str
@@ -113,19 +121,22 @@ def is_data(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in LITTER
 
 
-def check_labels(path: Path, labels: Longs, *, num_classes: int, where: str) -> None:
-    """Refuse a file with a label outside 0..num_classes-1.
+def check_labels(
+    path: Path | str, labels: Longs, *, num_classes: int, where: str, first: int = 0
+) -> None:
+    """Refuse a file with a label outside first..first+num_classes-1.
 
     Args:
         path: the file.
         labels: [N] its labels.
         num_classes: of the data set.
         where: what a label's position counts, such as "record".
+        first: label of the first class.
     """
-    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    bad = np.flatnonzero((labels < first) | (labels >= first + num_classes))
     if len(bad):
         found = f"{where} {bad[0]} has label {labels[bad[0]]}"
-        refuse(path, found, f"0..{num_classes - 1}")
+        refuse(path, found, f"{first}..{first + num_classes - 1}")
 
 
 def whole_numbers(values: list[Any]) -> Longs | None:

@@ -130,7 +130,7 @@ def _read_sentences(path: Path, max_users: int, max_user_samples: int) -> _Sente
     users: list[int] = []
     names: list[str] = []
     limits = map(str, (max_users, max_user_samples, MAX_TOKENS))
-    for name, lines in read_in_child("fedgmr_hpc.data.tff_clients", path, limits, EXPECTED):
+    for name, lines in read_in_child("fedgmr_hpc.data.formats.tff_clients", path, limits, EXPECTED):
         words += [line.split() for line in lines]
         users += [len(names)] * len(lines)
         names.append(name)

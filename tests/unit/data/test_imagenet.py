@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig, T
 from fedgmr_hpc.data import augment, crop_and_resize, imagenet, load_dataset, prepare
 from fedgmr_hpc.data.cache import Meter, build, open_or_fill
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.data.formats import image_folders
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (0, 20, 230)
 REAL = os.environ.get("FEDGMR_DATA")
@@ -221,7 +223,7 @@ def test_limits_decode_only_what_they_keep(load, monkeypatch):
 
 
 def count_decoded(monkeypatch, fail_at=None):
-    decoded, decode = [], imagenet.decode_image
+    decoded, decode = [], image_folders.decode_image
 
     def counted(path, edge):
         if len(decoded) == fail_at:
@@ -229,8 +231,8 @@ def count_decoded(monkeypatch, fail_at=None):
         decoded.append(path.name)
         return decode(path, edge)
 
-    monkeypatch.setattr(imagenet, "decode_image", counted)
-    monkeypatch.setattr(imagenet, "MAX_THREADS", 1)
+    monkeypatch.setattr(image_folders, "decode_image", counted)
+    monkeypatch.setattr(image_folders, "MAX_THREADS", 1)
     return decoded
 
 
@@ -428,7 +430,7 @@ def test_real_imagenet(tmp_path):
     assert data.num_classes == 100
     assert (len(data.train), len(data.test)) == (400, 100)
     whole = imagenet.list_imagenet(
-        imagenet.Path(REAL), class_list=None, edge=32, max_train=None, max_test=None, seed=0
+        Path(REAL), class_list=None, edge=32, max_train=None, max_test=None, seed=0
     )
     assert np.bincount(whole.train.labels).tolist() == [130] * 100
     assert np.bincount(whole.test.labels).tolist() == [30] * 100

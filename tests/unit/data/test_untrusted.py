@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.data import untrusted
-from fedgmr_hpc.data.tff_clients import read_clients
+from fedgmr_hpc.data.formats.tff_clients import read_clients
 from fedgmr_hpc.data.untrusted import BadFile, read_in_child, reading
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.schema import REQUIRED

@@ -1,6 +1,6 @@
 """Read the clients of a TensorFlow Federated file, in a child process: untrusted.py says why.
 
-    python -m fedgmr_hpc.data.tff_clients PARENT FILE CLIENTS SENTENCES WORDS
+    python -m fedgmr_hpc.data.formats.tff_clients PARENT FILE CLIENTS SENTENCES WORDS
 
 Only what the file itself holds is read: links to other places, in the file or outside, external
 storage and virtual data sets are refused, as are filters that HDF5 would have to load, and chunks
