@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedgmr_hpc.config.choices.own_data import Arrays, register_dataset
     from fedgmr_hpc.config.choices.registry import (
         register_admission,
         register_aggregation,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Arrays",
     "Callback",
     "Config",
     "CsvLines",
@@ -46,6 +48,7 @@ __all__ = [
     "read_result",
     "register_admission",
     "register_aggregation",
+    "register_dataset",
     "register_objective",
     "register_restoration",
     "register_score",
@@ -69,6 +72,7 @@ _HOMES = {
         (name for name in __all__ if name.startswith("register_")),
         "fedgmr_hpc.config.choices.registry",
     ),
+    **dict.fromkeys(("Arrays", "register_dataset"), "fedgmr_hpc.config.choices.own_data"),
 }
 
 

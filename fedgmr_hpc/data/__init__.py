@@ -1,7 +1,8 @@
 """Data sets, real and synthetic, and which client holds which sample.
 
-`registry` lists the data sets, one module each (`source` says what such a module provides). Their
-files are decoded once into a `cache` of checksummed `splits`; `untrusted` guards the readers.
+Each data set is a module that registers its `source`; `registry` looks for one and for its files.
+`formats` has readers that several share, `own` the data sets that users bring. Files are decoded
+once into a `cache` of checksummed `splits`; `untrusted` guards the readers.
 `datasets` opens a data set and hands out normalised batches, changed at random by `augment`;
 `partition` deals samples to clients, and `federated` brings both together for a run.
 """
@@ -9,12 +10,10 @@ files are decoded once into a `cache` of checksummed `splits`; `untrusted` guard
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.datasets import Dataset, load_dataset, prepare
 from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
-from fedgmr_hpc.data.registry import DATASET_NAMES, DATASETS, describe_missing
+from fedgmr_hpc.data.registry import describe_missing, find_source
 from fedgmr_hpc.data.splits import Split
 
 __all__ = [
-    "DATASETS",
-    "DATASET_NAMES",
     "Dataset",
     "Split",
     "augment_images",
@@ -23,6 +22,7 @@ __all__ = [
     "crop_and_resize",
     "cut_validation",
     "describe_missing",
+    "find_source",
     "load_dataset",
     "make_partition",
     "prepare",

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats.cifar_batches import SHAPE, Batches, find_batches, read_cifar
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 
 BATCHES = Batches("CIFAR-10", num_classes=10, label_bytes=1, label_key="labels")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -38,4 +38,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     return plan_build(data.name, TRAITS, facts, read_cifar, kind=BATCHES, **paths)
 
 
-CIFAR10 = DatasetSource("cifar10", TRAITS, _plan, find_files, INSTRUCTIONS)
+register(DatasetSource("cifar10", TRAITS, _plan, find_files, INSTRUCTIONS))

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats.cifar_batches import SHAPE, Batches, find_batches, read_cifar
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 
 # a record has its coarse label, then its fine one
 BATCHES = Batches("CIFAR-100", num_classes=100, label_bytes=2, label_key="fine_labels")
@@ -38,4 +38,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     return plan_build(data.name, TRAITS, facts, read_cifar, kind=BATCHES, **paths)
 
 
-CIFAR100 = DatasetSource("cifar100", TRAITS, _plan, find_files, INSTRUCTIONS)
+register(DatasetSource("cifar100", TRAITS, _plan, find_files, INSTRUCTIONS))

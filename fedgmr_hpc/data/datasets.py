@@ -21,7 +21,7 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.sections import Augment, DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.cache import Reader
-from fedgmr_hpc.data.registry import DATASETS, describe_missing, plan_dataset
+from fedgmr_hpc.data.registry import describe_missing, find_source, plan_dataset
 from fedgmr_hpc.data.source import Traits, complete
 from fedgmr_hpc.data.splits import Longs, Split, fingerprint
 from fedgmr_hpc.data.stackoverflow import FIRST_WORD, first_target
@@ -192,7 +192,7 @@ def prepare(data: DataConfig) -> str:
     missing = describe_missing(data.name, data.root)
     if missing:
         lines = [f"{data.name}: not complete, missing:", *(f"  {path}" for path in missing)]
-        return "\n".join([*lines, DATASETS[data.name].instructions])
+        return "\n".join([*lines, find_source(data.name).instructions])
     plan = plan_dataset(data, seed=SUBSET_SEED)
     folder = Path(data.cache).expanduser() / plan.folder
     reader = Reader(data.cache_owner)

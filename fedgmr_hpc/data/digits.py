@@ -6,7 +6,7 @@ import numpy as np
 
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 from fedgmr_hpc.data.splits import Split, Splits
 
 TRAITS = Traits(10, (1, 8, 8), max_value=16)
@@ -36,4 +36,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     return plan_build(data.name, TRAITS, ["digits"], read_digits)
 
 
-DIGITS = DatasetSource("digits", TRAITS, _plan)
+register(DatasetSource("digits", TRAITS, _plan))

@@ -27,6 +27,7 @@ from fedgmr_hpc.data.source import (
     check_labels,
     is_data,
     plan_build,
+    register,
     whole_numbers,
 )
 from fedgmr_hpc.data.splits import Bytes, Longs, Split, Splits
@@ -201,4 +202,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     return plan_build(data.name, TRAITS, facts, read_leaf, train_files=train, test_files=test)
 
 
-FEMNIST = DatasetSource("femnist", TRAITS, _plan, find_files, INSTRUCTIONS)
+register(DatasetSource("femnist", TRAITS, _plan, find_files, INSTRUCTIONS))

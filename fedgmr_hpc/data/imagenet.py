@@ -19,9 +19,9 @@ from fedgmr_hpc.data.formats.image_folders import (
     list_images,
     with_classes,
 )
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, register
 
-__all__ = ["IMAGENET100", "decode_image", "find_files", "find_folder", "list_imagenet"]
+__all__ = ["decode_image", "find_files", "find_folder", "list_imagenet"]
 
 MAX_CLASSES = 100
 TRAITS = Traits(MAX_CLASSES, (3, 168, 168), 255, MEAN, STD, "resized_crop")
@@ -96,6 +96,6 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     ).plan(TRAITS)
 
 
-IMAGENET100 = DatasetSource(
-    "imagenet100", TRAITS, _plan, find_files, INSTRUCTIONS, is_there=Path.is_dir
+register(
+    DatasetSource("imagenet100", TRAITS, _plan, find_files, INSTRUCTIONS, is_there=Path.is_dir)
 )

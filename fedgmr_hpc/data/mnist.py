@@ -16,7 +16,7 @@ from typing import Any
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.formats.idx import read_split
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 from fedgmr_hpc.data.splits import Splits
 
 EDGE = 28
@@ -92,8 +92,9 @@ def _plan(data: DataConfig, files: Files, seed: int, *, traits: Traits, **choice
     return plan_build(data.name, traits, facts, read_mnist, **paths, **choices)
 
 
-def _source(name: str, layout: Layout, instructions: str) -> DatasetSource:
-    return DatasetSource(name, TRAITS, partial(_plan, traits=TRAITS), layout.find, instructions)
+def _source(name: str, folders: tuple[str, ...], instructions: str) -> DatasetSource:
+    find = Layout(folders).find
+    return DatasetSource(name, TRAITS, partial(_plan, traits=TRAITS), find, instructions)
 
 
 def _emnist(split: str, num_classes: int) -> DatasetSource:
@@ -108,8 +109,7 @@ def _emnist(split: str, num_classes: int) -> DatasetSource:
     return DatasetSource(f"emnist_{split}", traits, plan, layout.find, instructions)
 
 
-MNIST = _source("mnist", Layout(("mnist", "MNIST/raw", ".")), MNIST_INSTRUCTIONS)
-FASHION_MNIST = _source(
-    "fashion_mnist", Layout(("fashion_mnist", "FashionMNIST/raw", ".")), FASHION_INSTRUCTIONS
-)
-EMNIST = tuple(_emnist(split, num_classes) for split, num_classes in EMNIST_CLASSES.items())
+register(_source("mnist", ("mnist", "MNIST/raw", "."), MNIST_INSTRUCTIONS))
+register(_source("fashion_mnist", ("fashion_mnist", "FashionMNIST/raw", "."), FASHION_INSTRUCTIONS))
+for split, num_classes in EMNIST_CLASSES.items():
+    register(_emnist(split, num_classes))

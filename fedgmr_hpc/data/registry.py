@@ -4,37 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedgmr_hpc.config.choices.own_data import OwnData
+from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data.cifar10 import CIFAR10
-from fedgmr_hpc.data.cifar100 import CIFAR100
-from fedgmr_hpc.data.digits import DIGITS
-from fedgmr_hpc.data.femnist import FEMNIST
-from fedgmr_hpc.data.imagenet import IMAGENET100
-from fedgmr_hpc.data.mnist import EMNIST, FASHION_MNIST, MNIST
-from fedgmr_hpc.data.own.image_folder import IMAGE_FOLDER
-from fedgmr_hpc.data.own.npz import NPZ
+from fedgmr_hpc.data.own.registered import source_of
 from fedgmr_hpc.data.source import DatasetSource, Files, Plan
-from fedgmr_hpc.data.stackoverflow import STACKOVERFLOW
-from fedgmr_hpc.data.synthetic import SYNTHETIC_CIFAR10, SYNTHETIC_FEMNIST
 
-_ALL = (
-    DIGITS,
-    MNIST,
-    FASHION_MNIST,
-    *EMNIST,
-    FEMNIST,
-    CIFAR10,
-    CIFAR100,
-    IMAGENET100,
-    STACKOVERFLOW,
-    NPZ,
-    IMAGE_FOLDER,
-    SYNTHETIC_FEMNIST,
-    SYNTHETIC_CIFAR10,
-)
-DATASETS: dict[str, DatasetSource] = {source.name: source for source in _ALL}
-DATASET_NAMES = tuple(DATASETS)
+
+def find_source(name: str) -> DatasetSource:
+    """Return the source of a data set, built in or registered.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    entry: DatasetSource | OwnData = DATASETS[name]
+    return source_of(name, entry) if isinstance(entry, OwnData) else entry
 
 
 def plan_dataset(data: DataConfig, *, seed: int) -> Plan:
@@ -43,7 +28,7 @@ def plan_dataset(data: DataConfig, *, seed: int) -> Plan:
     Raises:
         ValueError: its files are missing or cannot be looked up.
     """
-    source = DATASETS[data.name]
+    source = find_source(data.name)
     try:
         return source.plan(data, find_files(data.name, data.root), seed)
     except OSError as error:
@@ -58,7 +43,7 @@ def find_files(name: str, root: str | None) -> Files:
     Raises:
         ValueError: some are missing; says which.
     """
-    source = DATASETS[name]
+    source = find_source(name)
     if source.find_files is None:
         return [], []
     explain = f"`python -m fedgmr_hpc prepare {name}"
@@ -84,8 +69,7 @@ def describe_missing(name: str, root: str | None) -> list[str]:
         name: of the data set; an unknown one has no files.
         root: folder of the files, `data.root`.
     """
-    source = DATASETS.get(name)
-    if source is None or source.find_files is None:
+    if name not in DATASETS or (source := find_source(name)).find_files is None:
         return []
     if root is None:
         return [f"data.root is not set, {name} needs it"]

@@ -1,7 +1,7 @@
 """What a data set must say of itself: its properties, its official files, and who reads them.
 
-Each data set is a module with one `DatasetSource`; registry.py lists them. Nothing is downloaded:
-the source says where the official files lie under `data.root` and how to get them.
+Each data set is a module that registers one `DatasetSource`, or several of one kind. Nothing is
+downloaded: the source says where the official files lie under `data.root` and how to get them.
 
 Shapes: N samples, C channels, H height, W width, T tokens.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.sections import Augment, DataConfig
 from fedgmr_hpc.data.cache import make_cache_key, open_or_build
 from fedgmr_hpc.data.splits import Longs, Split, Splits
@@ -98,6 +99,11 @@ class DatasetSource:
     find_files: Callable[[Path], Files] | None = None
     instructions: str = ""
     is_there: Callable[[Path], bool] = Path.is_file
+
+
+def register(source: DatasetSource) -> None:
+    """Register a built-in data set under its name, which choices/registry.py knows."""
+    DATASETS.add(source.name, source, DATASETS.homes[source.name])
 
 
 def plan_build(

@@ -27,7 +27,7 @@ import numpy as np
 
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 from fedgmr_hpc.data.splits import Split, Splits
 from fedgmr_hpc.data.untrusted import read_in_child, refuse
 
@@ -166,4 +166,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     return plan_build(data.name, TRAITS, facts, read_stackoverflow, **paths, **choices)
 
 
-STACKOVERFLOW = DatasetSource("stackoverflow", TRAITS, _plan, find_files, INSTRUCTIONS)
+register(DatasetSource("stackoverflow", TRAITS, _plan, find_files, INSTRUCTIONS))

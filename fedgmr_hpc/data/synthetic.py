@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data import cifar10, femnist
-from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build
+from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, plan_build, register
 from fedgmr_hpc.data.splits import Bytes, Split, Splits
 
 NUM_WRITERS = 193  # of the 5 % LEAF sample the paper uses
@@ -109,5 +109,5 @@ def _stand_in(name: str, traits: Traits, sizes: tuple[int, int]) -> DatasetSourc
     return DatasetSource(name, traits, partial(_plan, traits=traits, sizes=sizes))
 
 
-SYNTHETIC_FEMNIST = _stand_in("synthetic_femnist", femnist.TRAITS, (35_948, 4_090))
-SYNTHETIC_CIFAR10 = _stand_in("synthetic_cifar10", cifar10.TRAITS, (50_000, 10_000))
+register(_stand_in("synthetic_femnist", femnist.TRAITS, (35_948, 4_090)))
+register(_stand_in("synthetic_cifar10", cifar10.TRAITS, (50_000, 10_000)))

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from fedgmr_hpc.data.registry import DATASETS
+from fedgmr_hpc.config.choices.registry import DATASETS
+from fedgmr_hpc.data.registry import find_source
 from fedgmr_hpc.results.series import Values
 from fedgmr_hpc.storage.reader import Result
 
@@ -24,13 +25,15 @@ def describe_chance(result: Result) -> str:
     A guess is the validation accuracy of a blind guess, or of the run's untrained model.
     """
     config = result.config
-    source = DATASETS.get(config.get("data", {}).get("name", ""))
+    name = config.get("data", {}).get("name", "")
     scores, losses = (result.evaluations[name] for name in ("val_accuracy", "val_loss"))
     known = np.isfinite(scores)
-    if source is None or not known.any():
+    if name not in DATASETS or not known.any():
         return ""
     score, loss = float(scores[known][-1]), float(losses[known][-1])
-    traits = source.traits
+    traits = find_source(name).traits
+    if not traits.num_classes:  # only the files of the data set say how many there are
+        return ""
     guess = traits.top_k / traits.num_classes
     blind_loss = _blind_loss(config.get("train", {}).get("loss"), traits.num_classes)
     if score > max(CHANCE_FACTOR * guess, _untrained(result)) or loss <= LOSS_FACTOR * blind_loss:

@@ -198,7 +198,7 @@ def used_digests(values: Mapping[str, Any], named: Iterable[Plugin]) -> dict[str
 def _digest_of_script(entry: Any) -> str:
     """Return the digest of what a script or a notebook has registered itself."""
     try:
-        source = Path(inspect.getfile(entry)).read_bytes()
+        source = Path(inspect.getfile(inspect.unwrap(entry))).read_bytes()
     except (OSError, TypeError):
         return "unknown"
     return xxhash.xxh3_64_hexdigest(source)

@@ -192,10 +192,16 @@ DATASETS = Registry(
     "data.name",
     {
         **_homes("data.digits", ("digits",)),
+        **_homes("data.mnist", ("mnist", "fashion_mnist")),
+        **_homes("data.mnist", ("emnist_balanced", "emnist_bymerge", "emnist_byclass")),
+        **_homes("data.mnist", ("emnist_letters", "emnist_digits", "emnist_mnist")),
         **_homes("data.femnist", ("femnist",)),
         **_homes("data.cifar10", ("cifar10",)),
+        **_homes("data.cifar100", ("cifar100",)),
         **_homes("data.imagenet", ("imagenet100",)),
         **_homes("data.stackoverflow", ("stackoverflow",)),
+        **_homes("data.own.npz", ("npz",)),
+        **_homes("data.own.image_folder", ("imagefolder",)),
         **_homes("data.synthetic", ("synthetic_femnist", "synthetic_cifar10")),
     },
 )

@@ -10,11 +10,12 @@ Shapes: N samples, C channels, H height, W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.choices.own_data import Arrays
 from fedgmr_hpc.data.source import check_labels
 from fedgmr_hpc.data.splits import Bytes, Longs, Split, Splits
 from fedgmr_hpc.data.untrusted import refuse
@@ -25,24 +26,6 @@ MAX_CLASSES = 1 << 16
 WHITE = 255  # what a float of 1 is stored as
 EXPECTED = f"images [N,H,W], [N,H,W,C] or [N,C,H,W] of 1 to {MAX_CHANNELS} channels"
 PIXELS = "bytes (uint8), or floats from 0 to 1"
-
-
-class Arrays(NamedTuple):
-    """The arrays of a data set; see the module for what they must be like.
-
-    Attributes:
-        x_train: [N, ...] training images.
-        y_train: [N] their classes.
-        x_test: test images of the same shape.
-        y_test: their classes.
-        group_train: [N] writer or user of each training sample; None where it is not known.
-    """
-
-    x_train: NDArray[Any]
-    y_train: NDArray[Any]
-    x_test: NDArray[Any]
-    y_test: NDArray[Any]
-    group_train: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedgmr_hpc.data.formats.image_folders import (
     list_images,
     with_classes,
 )
-from fedgmr_hpc.data.source import UNKNOWN, DatasetSource, Files, Plan, Traits
+from fedgmr_hpc.data.source import UNKNOWN, DatasetSource, Files, Plan, Traits, register
 from fedgmr_hpc.data.untrusted import refuse
 
 SUFFIXES = (*JPEG, ".png", ".webp")
@@ -59,6 +59,6 @@ def _check_classes(train: Path, test: Path) -> None:
         refuse(test / unknown[0], f"a class without a folder in {train}", "the same classes")
 
 
-IMAGE_FOLDER = DatasetSource(
-    "imagefolder", TRAITS, _plan, find_files, INSTRUCTIONS, is_there=Path.is_dir
+register(
+    DatasetSource("imagefolder", TRAITS, _plan, find_files, INSTRUCTIONS, is_there=Path.is_dir)
 )

@@ -38,7 +38,7 @@ from fedgmr_hpc.data.own.arrays import (
     number_groups,
     same_shape,
 )
-from fedgmr_hpc.data.source import UNKNOWN, DatasetSource, Files, Plan, Traits, is_data
+from fedgmr_hpc.data.source import UNKNOWN, DatasetSource, Files, Plan, Traits, is_data, register
 from fedgmr_hpc.data.untrusted import reading, refuse
 
 TRAITS = Traits(UNKNOWN, ())
@@ -215,4 +215,4 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     )
 
 
-NPZ = DatasetSource("npz", TRAITS, _plan, find_files, INSTRUCTIONS)
+register(DatasetSource("npz", TRAITS, _plan, find_files, INSTRUCTIONS))

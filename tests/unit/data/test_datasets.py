@@ -21,10 +21,10 @@ from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data import (
-    DATASET_NAMES,
     Split,
     augment_images,
     describe_missing,
+    find_source,
     load_dataset,
     prepare,
 )
@@ -795,7 +795,7 @@ def test_real_cifar(load):
 
 
 def test_every_name_of_the_configuration_is_a_data_set():
-    assert DATASETS.names == DATASET_NAMES
+    assert [find_source(name).name for name in DATASETS.homes] == list(DATASETS.homes)
 
 
 def test_a_job_fills_no_home_folder_that_nobody_has_named(tmp_path, monkeypatch):
