@@ -8,6 +8,7 @@ from fedgmr_hpc.cli.arguments import (
     Verbs,
     add_configuration,
     add_out,
+    add_plugin_option,
     add_verb,
     load,
     one_of,
@@ -24,6 +25,7 @@ PREPARE_EPILOG = """\
 examples:
   %(prog)s femnist --root /data
   %(prog)s cifar10 --root /data --cache /scratch
+  %(prog)s npz --root mine.npz
 """
 PARTITION = """\
 Show which client holds which data of a configuration: a table of samples and
@@ -50,6 +52,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides of data.* keys")
     parser.add_argument("--root", metavar="DIR", help="folder of the files, as data.root")
     parser.add_argument("--cache", metavar="DIR", help="folder of decoded data, as data.cache")
+    add_plugin_option(parser)
     parser = add_verb(
         verbs,
         "partition",

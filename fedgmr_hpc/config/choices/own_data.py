@@ -124,6 +124,11 @@ def register_dataset(name: str, **traits: Any) -> Callable[[AnyLoad], AnyLoad]:
             ...
     """
 
+    known = [field.name for field in fields(OwnData)[1:]]
+    for trait in traits:
+        if trait not in known:
+            raise ValueError(must_be(trait, f"a trait of a data set, one of {', '.join(known)}"))
+
     def add(load: AnyLoad) -> AnyLoad:
         DATASETS.add(name, OwnData(load, **traits), load.__module__)
         return load

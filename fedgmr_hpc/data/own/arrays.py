@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedgmr_hpc.config.choices.own_data import Arrays
 from fedgmr_hpc.data.source import check_labels
 from fedgmr_hpc.data.splits import Bytes, Longs, Split, Splits
-from fedgmr_hpc.data.untrusted import refuse
+from fedgmr_hpc.data.untrusted import brief, refuse
 
 MAX_CHANNELS = 4
 MAX_EDGE = 4096
@@ -167,13 +167,21 @@ def make_splits(where: str, arrays: Arrays) -> Splits:
     """
     layouts, images, labels = {}, {}, {}
     for part in ("train", "test"):
-        x, y = (np.asarray(getattr(arrays, f"{letter}_{part}")) for letter in "xy")
+        x, y = (_as_array(where, arrays, f"{letter}_{part}") for letter in "xy")
         layouts[part] = find_layout(where, f"x_{part}", x.shape, x.dtype)
         labels[part] = check_classes(where, f"y_{part}", y, len(x))
         images[part] = layouts[part].as_bytes(x, where, f"x_{part}")
     same_shape(where, layouts["train"], layouts["test"])
     check_tests(where, labels["train"], labels["test"])
-    group = None if arrays.group_train is None else np.asarray(arrays.group_train)
+    given = arrays.group_train is not None
+    group = _as_array(where, arrays, "group_train") if given else None
     groups = number_groups(where, group, len(labels["train"]))
     train = Split(images["train"], labels["train"], groups)
     return train, Split(images["test"], labels["test"], np.zeros(len(labels["test"]), np.int32))
+
+
+def _as_array(where: str, arrays: Arrays, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(getattr(arrays, name))
+    except (TypeError, ValueError) as error:
+        refuse(where, f"{name} is no array ({brief(error)})", "numbers of one length")

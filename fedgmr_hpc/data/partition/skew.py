@@ -57,7 +57,10 @@ def deal_classes(y: Longs, num_clients: int, classes_per_client: int, seed: int)
         )
     rng = make_rng(seed, "partition")
     held = _draw_classes(len(labels), num_clients, classes_per_client, rng)
-    holders = [np.flatnonzero((held == label).any(axis=1)) for label in range(len(labels))]
+    # at random, so that what cannot be cut evenly does not always go to the same clients
+    holders = [
+        rng.permutation(np.flatnonzero((held == label).any(axis=1))) for label in range(len(labels))
+    ]
     _check_holders(labels, sizes, holders)
     shuffled = rng.permutation(len(y))
     samples = shuffled[np.argsort(class_of[shuffled], kind="stable")]

@@ -1,7 +1,9 @@
 """A user's own class folders: formats, litter, and what is no image."""
 
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +150,23 @@ def test_more_classes_than_imagenet_100_has_are_all_used(tmp_path):
         for part in ("train", "test"):
             write(tmp_path / part / f"c{number:03}" / "a.png", size=(2, 2))
     assert load_dataset(configure(tmp_path), seed=0).num_classes == 101
+
+
+@pytest.mark.skipif(
+    "FEDGMR_DATA" not in os.environ,
+    reason="set FEDGMR_DATA to the folder with the unpacked real data sets",
+)
+def test_real_photographs_are_those_of_the_official_set(tmp_path):
+    root = Path(os.environ["FEDGMR_DATA"]) / "imagenet100"
+    keys = {"image_size": 32, "max_train": 60, "max_test": 20}
+    own, official = (
+        load_dataset(
+            DataConfig(name=name, root=str(root), cache=str(tmp_path / "cache"), **keys), seed=0
+        )
+        for name in ("imagefolder", "imagenet100")
+    )
+    assert own.fingerprint == official.fingerprint
+    assert own.traits == official.traits
 
 
 def test_what_is_missing_is_named(tmp_path, tree):

@@ -33,6 +33,12 @@ def test_a_row_from_a_file_trains(tmp_path: Path) -> None:
     assert "hinge weights, fixed steps" in _run("own_row.py", *words, folder=tmp_path)
 
 
+def test_a_data_set_from_arrays_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "progress=quiet", f"data.cache={tmp_path}", f"results.path={tmp_path}/own.h5")
+    assert "accuracy 0." in _run("own_data.py", *words, folder=tmp_path)
+    assert list(tmp_path.glob("large_digits-*/train_x.npy"))
+
+
 def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
     pytest.importorskip("pandas", reason="pandas is no dependency")
     path = tmp_path / "run.h5"
