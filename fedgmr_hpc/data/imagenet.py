@@ -74,7 +74,7 @@ def list_imagenet(
         ValueError: a class of `class_list` has no folder, or a folder has no images.
     """
     folder = find_folder(root)
-    tree = Tree("imagenet100", folder / "train", folder / "val", JPEG, MAX_CLASSES)
+    tree = Tree("imagenet100", folder / "train", folder / "val", JPEG, "*.JPEG", MAX_CLASSES)
     return list_images(
         tree,
         class_list=class_list,

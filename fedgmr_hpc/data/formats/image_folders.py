@@ -54,6 +54,7 @@ class Tree:
         train: folder with the class folders of training images.
         test: folder with those of the test images.
         suffixes: of images, in small letters.
+        pattern: what they are called, for messages.
         max_classes: how many of the class folders are used, the first by name; None for all.
     """
 
@@ -61,6 +62,7 @@ class Tree:
     train: Path
     test: Path
     suffixes: tuple[str, ...]
+    pattern: str
     max_classes: int | None = None
 
 
@@ -150,7 +152,7 @@ def list_images(
         ValueError: a class of `class_list` has no folder, or a folder has no images.
     """
     classes = _choose_classes(tree, class_list)
-    train, test = (_list_part(part, classes, tree.suffixes) for part in (tree.train, tree.test))
+    train, test = (_list_part(part, classes, tree) for part in (tree.train, tree.test))
     return ImageFolders(
         name=tree.name,
         classes=classes,
@@ -195,23 +197,22 @@ def _read_class_list(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _list_part(folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]) -> ImageList:
+def _list_part(folder: Path, classes: Sequence[str], tree: Tree) -> ImageList:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        own = _image_names(folder / name, suffixes)
+        own = _image_names(folder / name, tree)
         paths += [folder / name / image for image in own]
         labels += [label] * len(own)
     return ImageList(tuple(paths), tuple(labels))
 
 
-def _image_names(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+def _image_names(folder: Path, tree: Tree) -> list[str]:
     """List the images of a folder by name, without asking the file system about each of them."""
     entries = os.scandir(folder) if folder.is_dir() else ()
-    names = [entry.name for entry in entries if _is_image(entry, suffixes)]
+    names = [entry.name for entry in entries if _is_image(entry, tree.suffixes)]
     if not names:
-        expected = ", ".join(f"*{suffix}" for suffix in suffixes)
-        raise ValueError(f"{folder}: no images, expected files {expected} of this class")
+        raise ValueError(f"{folder}: no images, expected files {tree.pattern} of this class")
     return sorted(names)
 
 

@@ -43,7 +43,7 @@ def _plan(data: DataConfig, files: Files, seed: int) -> Plan:
     if data.class_list is None:
         _check_classes(train, test)
     return list_images(
-        Tree(data.name, train, test, SUFFIXES),
+        Tree(data.name, train, test, SUFFIXES, "*.jpg, *.png or *.webp"),
         class_list=data.class_list,
         edge=data.image_size,
         max_train=data.max_train,
