@@ -35,7 +35,7 @@ $(VENV)/.docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,pandas,tensorboard,test]'
 	touch $@
 
 clean:

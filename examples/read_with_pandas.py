@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 
-import pandas as pd
-
 import fedgmr_hpc
 
 
@@ -17,15 +15,18 @@ def main(path: str) -> None:
     result = fedgmr_hpc.read_result(path)
     print(f"{path}: {result.status}, method {result.config['method']}")
 
-    scores = pd.DataFrame(result.evaluations).set_index("version")
+    scores = result.frame("evaluations").set_index("version")
     print(scores[["now_s", "val_accuracy", "test_accuracy", "mean_density"]].tail())
 
-    updates = pd.DataFrame(result.updates)
-    clients = updates.groupby("client").agg(
-        updates=("version", "size"),
-        density=("density", "last"),
-        sent_mb=("up_bytes", lambda sent: sent.sum() / 1e6),
-        received_mb=("down_bytes", lambda received: received.sum() / 1e6),
+    clients = (
+        result.frame("updates")
+        .groupby("client")
+        .agg(
+            updates=("version", "size"),
+            density=("density", "last"),
+            sent_mb=("up_bytes", lambda sent: sent.sum() / 1e6),
+            received_mb=("down_bytes", lambda received: received.sum() / 1e6),
+        )
     )
     print(clients.round(3))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedgmr_hpc.config.schema import Config
     from fedgmr_hpc.results.run_result import RunResult, read_result
     from fedgmr_hpc.results.runs import run
-    from fedgmr_hpc.runtime.callbacks.contract import Callback
+    from fedgmr_hpc.runtime.callbacks.contract import Callback, RoundEnd, RunHandle
     from fedgmr_hpc.runtime.callbacks.csv_lines import CsvLines
     from fedgmr_hpc.runtime.callbacks.tensorboard import TensorBoard
     from fedgmr_hpc.runtime.callbacks.weights_and_biases import WeightsAndBiases
@@ -40,6 +40,8 @@ __all__ = [
     "Callback",
     "Config",
     "CsvLines",
+    "RoundEnd",
+    "RunHandle",
     "RunResult",
     "TensorBoard",
     "WeightsAndBiases",
@@ -61,6 +63,8 @@ _HOMES = {
     "Callback": "fedgmr_hpc.runtime.callbacks.contract",
     "Config": "fedgmr_hpc.config.schema",
     "CsvLines": "fedgmr_hpc.runtime.callbacks.csv_lines",
+    "RoundEnd": "fedgmr_hpc.runtime.callbacks.contract",
+    "RunHandle": "fedgmr_hpc.runtime.callbacks.contract",
     "RunResult": "fedgmr_hpc.results.run_result",
     "TensorBoard": "fedgmr_hpc.runtime.callbacks.tensorboard",
     "WeightsAndBiases": "fedgmr_hpc.runtime.callbacks.weights_and_biases",

@@ -81,7 +81,7 @@ class RunResult(Result):
         return module_with_weights(make_config(self.config), self.layout_json, self.weights)
 
     def plot(self, what: str = "accuracy") -> Figure:
-        """Draw the run over time.
+        """Draw the run over time; a notebook shows it once `matplotlib.pyplot` is imported.
 
         Args:
             what: `accuracy`, `density`, or `submodels` where they were scored.

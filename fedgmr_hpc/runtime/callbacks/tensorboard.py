@@ -18,8 +18,8 @@ COUNTERS = ("round", "version", "model_xxh3", "wall_s")  # of rows, which are no
 class TensorBoard(Callback):
     """Writes scalars into a folder of the run's own: FOLDER/RUN, after the result file.
 
-    Steps are versions, of looks at equal times the whole seconds of their time. A run that goes on
-    from a checkpoint replaces what was written after it.
+    Steps are versions, of looks at equal times the whole seconds of their time. What was written
+    after a checkpoint comes again where a run goes on from it.
 
     Raises:
         ValueError: the package tensorboard is missing.
@@ -34,8 +34,7 @@ class TensorBoard(Callback):
         """Begin the files, with the configuration as text."""
         from torch.utils.tensorboard import SummaryWriter  # which needs tensorboard
 
-        purged = None if run.resumed_version is None else run.resumed_version + 1
-        self._board = SummaryWriter(str(self.folder / run.path.stem), purge_step=purged)
+        self._board = SummaryWriter(str(self.folder / run.path.stem))
         text = f"    {render_config(run.config)}".replace("\n", "\n    ")
         self._board.add_text("config", text)
 

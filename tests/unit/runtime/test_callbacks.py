@@ -186,7 +186,7 @@ def test_lines_of_csv_are_appended_as_they_come(tmp_path: Path) -> None:
     assert len(rows) == 2 * len(lines)
 
 
-def test_tensorboard_gets_scalars_and_a_resumed_run_replaces_its_own(tmp_path: Path) -> None:
+def test_tensorboard_gets_scalars_and_a_resumed_run_goes_on_with_them(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -197,6 +197,8 @@ def test_tensorboard_gets_scalars_and_a_resumed_run_replaces_its_own(tmp_path: P
     points = events.Scalars("evaluations/test_accuracy")
     assert [point.step for point in points] == result.evaluations["version"].tolist()
     assert [p.value for p in points] == pytest.approx(result.evaluations["test_accuracy"].tolist())
+    looks = events.Scalars("looks/val_accuracy")
+    assert [point.step for point in looks] == result.looks["now_s"].astype(int).tolist()
     rounds = events.Scalars("rounds/server_up_bytes")
     assert [point.step for point in rounds] == [1, 2, 3, 4, 5, 6]
 
