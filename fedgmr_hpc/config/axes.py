@@ -85,7 +85,11 @@ class LocalConfig(OpenSection):
 
     choices: ClassVar = {"objective": OBJECTIVES}
     objective: Run[Annotated[str, OBJECTIVES]] = "plain"
-    """What a local step minimises besides the loss: `plain` nothing."""
+    """What clients minimise besides the loss: `plain` nothing, `fedprox` the distance from the
+    weights that they were sent; with `scaffold` control variates correct their gradients
+    (docs/method.md#objectives)."""
+    proximal_mu: Run[NonNegative] = 0.01
+    """With `fedprox`: mu, the factor of half the squared distance."""
 
     batch_norm: Run[Literal["tracked", "static"]] = "tracked"
     """Statistics of batch norms. `tracked`: running statistics, sent and merged like weights.

@@ -21,6 +21,7 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "submodel.use_costs": ("submodel.kind", ("importance",)),
     "submodel.layer_mean": ("submodel.kind", ("importance",)),
     "train.distillation": ("submodel.kind", ("ordered_dropout",)),
+    "train.proximal_mu": ("train.objective", ("fedprox",)),
     "submodel.gate_biases": ("submodel.kind", ("importance", "magnitude")),
     "submodel.surrogate": ("submodel.kind", ("magnitude",)),
     "restoration.step": ("restoration.trigger", _GROWS),
@@ -46,6 +47,7 @@ _REFUSED_UNUSED = (
     "submodel.width_rates",
     "submodel.score",
     "train.distillation",
+    "train.proximal_mu",
     "aggregation.mix_share",
     "aggregation.server_learning_rate",
     "aggregation.max_entries",
@@ -158,6 +160,24 @@ def _admission_count(config: Config) -> Iterator[str]:
         yield must_be("admission.count", f"between 1 and {limit}", count, when=condition)
 
 
+def _control_variates(config: Config) -> Iterator[str]:
+    """Check that clients can find the server's variate in what they receive."""
+    if config.train.objective != "scaffold":
+        return
+    needed = {
+        "admission.kind": "barrier",
+        "aggregation.rule": "mask_aware",
+        "clients.sampled": None,
+        "clients.availability": None,
+    }
+    for key, value in needed.items():
+        if _get(config, key) != value:
+            reason = "control variates need the mean of all clients in every round"
+            condition = {"train.objective": "scaffold"}
+            found = _get(config, key)
+            yield must_be(key, shown(value), found, when=condition, because=reason)
+
+
 def _faults(config: Config) -> Iterator[str]:
     if config.faults and config.clock == "virtual":
         yield must_be("faults", "empty", len(config.faults), when={"clock": "virtual"})
@@ -178,6 +198,7 @@ _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _scaler,
     _buffered_changes,
     _admission_count,
+    _control_variates,
     _faults,
 )
 

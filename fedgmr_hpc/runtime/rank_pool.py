@@ -1,9 +1,10 @@
 """The client ranks as a pool of workers: queues of work, what was sent, what came back.
 
 Placement is free, because a task carries all it needs: a task goes to whichever rank has room, and
-the frames it uses go ahead of it, once per rank and version. With int8 on the wire all tasks of a
-client go to one rank, which keeps its error feedback. Validation chunks come first (the server
-waits for them), then training, and test chunks fill the time a rank would be idle.
+the frames it uses go ahead of it, once per rank and version. Where clients keep something from one
+dispatch to the next (fl/client_memory.py) all tasks of a client go to one rank, which has its
+memory. Validation chunks come first (the server waits for them), then training, and test chunks
+fill the time a rank would be idle.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.rank_state import RankClocks, RankState, RoundTrip, host_rank
+from fedgmr_hpc.runtime.rank_state import (
+    RankClocks,
+    RankState,
+    RoundTrip,
+    host_rank,
+    keeps_memories,
+)
 from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part
@@ -56,7 +63,7 @@ class RankPool:
         self.config, self.transport, self.run_id = config, transport, run_id
         self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
-        self.is_placed = config.wire.dtype == "int8"  # whether a client must stay on one rank
+        self.is_placed = keeps_memories(config)  # whether a client must stay on one rank
         self.tasks: deque[tuple[DispatchFrames, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
         self.urgent: deque[Chunk] = deque()
@@ -67,7 +74,7 @@ class RankPool:
         self.goodbyes: dict[int, dict[str, Any]] = {}
         self.tracer = Tracer(config.trace)
         self.clocks = RankClocks()
-        self.remainders: dict[int, list[dict[str, Any]]] = {}  # by rank, once asked for
+        self.memories: dict[int, list[dict[str, Any]]] = {}  # by rank, once asked for
         self.wait_s = 0.0
         self.pinged_s = time.perf_counter()
 
@@ -234,8 +241,8 @@ class RankPool:
         if message.tag == Tag.STOP:
             self.goodbyes[message.source] = json.loads(bytes(message.payload))
             return
-        if message.tag == Tag.REMAINDERS:
-            self.remainders[message.source] = unpack_tree(message.payload)["remainders"]
+        if message.tag == Tag.MEMORIES:
+            self.memories[message.source] = unpack_tree(message.payload)["memories"]
             return
         self.ranks[message.source].owes -= 1
         if message.tag == Tag.UPDATE:
@@ -305,20 +312,20 @@ class RankPool:
         is_owed = any(state.owes for state in self.ranks.values())
         return not (is_owed or self.tasks or self.urgent or self.idle_time)
 
-    def collect_remainders(self) -> list[dict[str, Any]]:
-        """Ask idle ranks for their clients' error feedback (wire/error_feedback.py)."""
-        self.remainders = {}
+    def collect_memories(self) -> list[dict[str, Any]]:
+        """Ask idle ranks for what their clients keep."""
+        self.memories = {}
         for rank in self.ranks:
-            self.transport.send(rank, Tag.REMAINDERS, b"")
-        while len(self.remainders) < len(self.ranks):
-            self.pump("the ranks' error feedback")
-        return [each for _, own in sorted(self.remainders.items()) for each in own]
+            self.transport.send(rank, Tag.MEMORIES, b"")
+        while len(self.memories) < len(self.ranks):
+            self.pump("what clients keep")
+        return [each for _, own in sorted(self.memories.items()) for each in own]
 
-    def give_remainders(self, remainders: Sequence[dict[str, Any]]) -> None:
-        """Have every rank take the error feedback of its clients in place of its own."""
+    def give_memories(self, memories: Sequence[dict[str, Any]]) -> None:
+        """Have every rank take what its clients keep in place of what it has of them."""
         for rank in self.ranks:
-            own = [r for r in remainders if host_rank(r["client"], self.transport.size) == rank]
-            self.transport.send(rank, Tag.REMAINDERS, *pack_tree({"remainders": own}))
+            own = [m for m in memories if host_rank(m["client"], self.transport.size) == rank]
+            self.transport.send(rank, Tag.MEMORIES, *pack_tree({"memories": own}))
         self._hand_over()
 
     def stop(self, code: int = 0) -> None:

@@ -10,12 +10,22 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.runtime.timeline import ClockOffset, RankTrace, Tracer, align, estimate_offset
 from fedgmr_hpc.training.chunks import Chunk, Evaluation
+from fedgmr_hpc.training.objectives.contract import make_objective
 
 ROUND_TRIPS = 8  # of which the shortest says how two clocks differ
 RoundTrip = tuple[float, float, float]  # (sent_s, the rank's time, received_s)
+
+
+def keeps_memories(config: Config) -> bool:
+    """Return whether clients keep anything from one dispatch to the next, so that each must stay
+    on one rank.
+    """
+    objective = make_objective(config.train)
+    return config.wire.dtype == "int8" or (objective is not None and bool(objective.keeps))
 
 
 def host_rank(client: int, num_ranks: int) -> int:

@@ -213,7 +213,7 @@ class Server:
         self.in_flight.clear()
         self.ledger.forget_positions()
         if self.pool.is_placed:
-            self.pool.give_remainders([])
+            self.pool.give_memories([])
         self.now_s = now_s
 
     def _decide(self, event: Event) -> list[Command]:

@@ -28,9 +28,11 @@ from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.fl.client_memory import Memories, Memory
 from fedgmr_hpc.fl.submodels import read_masks
 from fedgmr_hpc.fl.updates import Assignment, SubModelKey
 from fedgmr_hpc.runtime.provenance import rank_software
+from fedgmr_hpc.runtime.rank_state import keeps_memories
 from fedgmr_hpc.runtime.timeline import Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.storage.process import resident_bytes
@@ -39,7 +41,7 @@ from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.training.masked import MaskedModel
 from fedgmr_hpc.training.sgd import Trained
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
-from fedgmr_hpc.wire.error_feedback import ErrorFeedback
+from fedgmr_hpc.wire.error_feedback import round_with_feedback
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_parts
 
 SERVER_RANK = 0
@@ -114,7 +116,7 @@ class Worker:
         self.evaluator = VersionEvaluator(config, data, device)
         self.num_prunable = self.training.layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
-        self.feedback = ErrorFeedback(self.num_prunable)
+        self.memories = Memories(self.num_prunable) if keeps_memories(config) else None
         self.eval_version = -1
         self.stage: Stage = "receive"
         self.client: int | None = None
@@ -151,8 +153,8 @@ class Worker:
             self._evaluate(json.loads(bytes(message.payload)))
         elif message.tag == Tag.CLOCK:
             self._tell_time()
-        elif message.tag == Tag.REMAINDERS:
-            self._exchange_remainders(message.payload)
+        elif message.tag == Tag.MEMORIES:
+            self._exchange_memories(message.payload)
         elif message.tag == Tag.STOP:
             self._say_goodbye(message.payload)
             return False
@@ -194,7 +196,8 @@ class Worker:
         """Train a client's sub-model of the version received; return the update's frame."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
-        trained = self.training.train(task, *received.sub_model(task.num_kept), after_step)
+        memory = self._open_memory(task, received)
+        trained = self.training.train(task, *received.sub_model(task.num_kept), after_step, memory)
         ended_s = time.perf_counter()
         self.train_s += ended_s - began_s
         self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
@@ -204,18 +207,29 @@ class Worker:
         self.stage = "encode"
         self.num_tasks += 1
         with self.tracer.span("encode", task.client, task.base_version):
-            return encode_parts(self._update(task, received, trained, score))
+            return encode_parts(self._update(task, received, trained, score, memory))
+
+    def _open_memory(self, task: Assignment, received: ReceivedModel) -> Memory | None:
+        """Return what the client keeps, on its present mask; None where clients keep nothing."""
+        if self.memories is None:
+            return None
+        return self.memories.open(task.client, task.mask_id, received.kept(task.num_kept))
 
     def _update(
-        self, task: Assignment, received: ReceivedModel, trained: Trained, score: float
+        self,
+        task: Assignment,
+        received: ReceivedModel,
+        trained: Trained,
+        score: float,
+        memory: Memory | None,
     ) -> Frame:
         values, dense = (part.numpy() for part in self.training.sub_model.entries())
         if self.config.aggregation.rule == "fedbuff":  # what has changed since the version sent
             values -= received.packed[: task.num_kept]
             dense -= received.dense
         if self.config.wire.dtype == "int8":
-            positions = received.kept(task.num_kept)
-            values = self.feedback.round(task.client, values, task.mask_id, positions)
+            assert memory is not None
+            values = round_with_feedback(memory, values)
         return Frame(
             **shared_fields(task, SubModelKey),
             kind=Kind.UPDATE,
@@ -266,12 +280,13 @@ class Worker:
     def _tell_time(self) -> None:
         self.transport.send(SERVER_RANK, Tag.CLOCK, struct.pack("<d", time.perf_counter()))
 
-    def _exchange_remainders(self, payload: memoryview) -> None:
+    def _exchange_memories(self, payload: memoryview) -> None:
+        assert self.memories is not None
         if len(payload):
-            self.feedback.restore(unpack_tree(payload)["remainders"])
+            self.memories.restore(unpack_tree(payload)["memories"])
         else:
-            parts = pack_tree({"remainders": self.feedback.state()})
-            self.transport.send(SERVER_RANK, Tag.REMAINDERS, *parts)
+            parts = pack_tree({"memories": self.memories.state()})
+            self.transport.send(SERVER_RANK, Tag.MEMORIES, *parts)
 
     def _say_goodbye(self, payload: memoryview) -> None:
         self.exit_code = json.loads(bytes(payload))["code"]

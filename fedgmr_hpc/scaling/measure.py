@@ -16,6 +16,7 @@ import numpy as np
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.runtime.rank_state import keeps_memories
 from fedgmr_hpc.runtime.timeline import RankTrace, breakdown
 from fedgmr_hpc.scaling.model import Demand, Rates, System
 from fedgmr_hpc.storage.reader import Result
@@ -190,7 +191,7 @@ def make_system(measured: Measured, demand: Demand | None = None, num_cores: int
         demand=measured.demand if demand is None else demand,
         rates=_rates(config) if is_wall else Rates(),
         is_synchronous=config.admission.kind in ("barrier", "window"),
-        is_placed=is_wall,
+        is_placed=is_wall or keeps_memories(config),
         num_cores=num_cores or None,
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.client_memory import Memory
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import (
     count_hits,
@@ -28,6 +29,7 @@ from fedgmr_hpc.models import (
     soft_loss,
 )
 from fedgmr_hpc.training.narrow import SoftLoss
+from fedgmr_hpc.training.objectives.contract import BoundObjective, make_objective
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
 from fedgmr_hpc.training.sub_models import make_sub_model
@@ -47,6 +49,7 @@ class LocalTraining:
         loss: the run's loss, before classes are hidden.
         hits: counts correct answers.
         sgd: the optimiser's settings but for the learning rate, which comes with an assignment.
+        objective: what clients minimise besides the loss; None for nothing.
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
@@ -58,6 +61,7 @@ class LocalTraining:
         self.hits = partial(count_hits, top_k=data.top_k)
         train = config.train
         self.sgd = SgdConfig(train.momentum, train.weight_decay, train.clip_norm)
+        self.objective = make_objective(train)
         self._device = device
 
     def train(
@@ -67,6 +71,7 @@ class LocalTraining:
         dense: Tensor,
         positions: Tensor | None,
         after_step: Callable[[], None] = lambda: None,
+        memory: Memory | None = None,
     ) -> Trained:
         """Load one client's sub-model and train it.
 
@@ -76,6 +81,7 @@ class LocalTraining:
             dense: [D] dense part.
             positions: [K] natural positions of `values`; None if `values` are in natural order.
             after_step: called after every local step, so that the caller can serve its links.
+            memory: what the client keeps, where its objective keeps anything; renewed.
 
         Returns:
             The mean loss, and what else the sub-model's score needs.
@@ -84,14 +90,43 @@ class LocalTraining:
         model.load(values, dense, positions, mask_id=task.mask_id, density=task.density)
         model.net.generator.manual_seed(self._draw_dropout_seed(task))
         loss, teacher_loss = self._make_losses(task.client)
-        return model.train(
+        bound = self._bind_objective(task, memory)
+        trained = model.train(
             self.data.train_batches(task.client, task.first_step, train.steps),
             loss,
             learning_rate=task.learning_rate,
             sgd=self.sgd,
+            change=None if bound is None else bound.change,
             after_step=after_step,
             **self._extra_arguments(task, teacher_loss),
         )
+        if bound is not None:
+            self._end_objective(bound, memory)
+        return trained
+
+    def _bind_objective(self, task: Assignment, memory: Memory | None) -> BoundObjective | None:
+        """Have the objective look at what was loaded, and at what the client keeps."""
+        if self.objective is None:
+            return None
+        model, kept = self.sub_model, {}
+        for name in self.objective.keeps:
+            if memory is not None and name in memory.values:
+                parts = (torch.tensor(part[name]) for part in (memory.values, memory.dense))
+                kept[name] = model.spread(*parts)
+        numbers = {} if memory is None else memory.numbers
+        return BoundObjective(
+            self.objective, model.net, model.mask, task.learning_rate, kept, numbers
+        )
+
+    def _end_objective(self, bound: BoundObjective, memory: Memory | None) -> None:
+        """Put what the client keeps from now on into its memory."""
+        steps = bound.end()
+        if memory is None:
+            return
+        for name in bound.objective.keeps:
+            values, dense = self.sub_model.entries(steps.kept[name])
+            memory.values[name], memory.dense[name] = values.numpy(), dense.numpy()
+        memory.numbers = steps.numbers
 
     def score(self, task: Assignment) -> float:
         """Return the validation accuracy of the sub-model just trained.
@@ -111,9 +146,13 @@ class LocalTraining:
     def _make_losses(self, client: int) -> tuple[Loss, SoftLoss]:
         """Return a client's loss towards labels and its loss towards a teacher."""
         kind, absent = self.config.train.loss, self._absent_classes(client)
+        objective = self.objective
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return loss_function(kind, hide_classes(logits, absent), labels)
+            shown = hide_classes(logits, absent)
+            if objective is None:
+                return self.loss(shown, labels)
+            return objective.loss(shown, labels, self.loss)
 
         def teacher_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             seen = hide_classes(logits, absent), hide_classes(teacher, absent)

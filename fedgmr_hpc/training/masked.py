@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fedgmr_hpc.training.sgd import (
     Batch,
+    Change,
     LocalSgd,
     Loss,
     Net,
@@ -165,6 +166,7 @@ class MaskedModel:
         learning_rate: float,
         sgd: SgdConfig,
         sum_grad_squares: bool = False,
+        change: Change | None = None,
         after_step: Callable[[], None] = lambda: None,
     ) -> Trained:
         """Take one SGD step per batch.
@@ -175,18 +177,37 @@ class MaskedModel:
             learning_rate: of all steps.
             sgd: the optimiser's other settings.
             sum_grad_squares: whether to sum squared gradients, for score `g`.
+            change: what the objective makes of gradients; None for what they are.
             after_step: lets the caller serve its links; on a CUDA device steps are only queued by
                 then.
         """
         squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
             self._threshold = Threshold(self.net, self.mask, self.spans, self.surrogate)
-        step = LocalSgd(self.net, loss, learning_rate, sgd, self.mask, squares, self._threshold)
+        step = LocalSgd(
+            self.net, loss, learning_rate, sgd, self.mask, squares, self._threshold, change
+        )
         losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):
             losses.add(step, batch)
             after_step()
         return losses.trained(squares)
+
+    def spread(self, values: Tensor, dense: Tensor) -> Tensor:
+        """Return a flat vector [P + D] with entries laid out as the loaded ones, zeros elsewhere.
+
+        Args:
+            values: [K] in the order in which the sub-model was loaded.
+            dense: [D].
+        """
+        flat = torch.zeros_like(self.net.flat)
+        flat[self.num_prunable :] = dense
+        prunable = flat[: self.num_prunable]
+        if self._kept is None:
+            prunable.copy_(values)
+        else:
+            prunable.scatter_(0, self._kept, values.to(flat.device))
+        return flat
 
     @contextmanager
     def in_use(self) -> Iterator[Net]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedgmr_hpc.fl.widths import Axis, inner_entries
 from fedgmr_hpc.training.sgd import (
     Batch,
+    Change,
     LocalSgd,
     Loss,
     Net,
@@ -47,9 +48,11 @@ class NarrowModel:
     Attributes:
         net: the network that was loaded last.
         density: its density.
+        mask: none, as everything of that network trains.
     """
 
     net: Net
+    mask = None
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class NarrowModel:
         *,
         learning_rate: float,
         sgd: SgdConfig,
+        change: Change | None = None,
         after_step: Callable[[], None] = lambda: None,
         densities: Sequence[float] = (),
         soft_loss: SoftLoss | None = None,
@@ -127,6 +131,7 @@ class NarrowModel:
             loss: loss of each scored item.
             learning_rate: of all steps.
             sgd: the optimiser's other settings.
+            change: what the objective makes of gradients; None for what they are.
             after_step: lets the caller serve its links.
             densities: of the part that each step trains, at most that of the sub-model; empty to
                 train the whole sub-model.
@@ -136,9 +141,11 @@ class NarrowModel:
         """
         if densities:
             widths = iter(densities)
-            step: LocalSgd = OrderedDropoutSgd(self, loss, learning_rate, sgd, widths, soft_loss)
+            step: LocalSgd = OrderedDropoutSgd(
+                self, loss, learning_rate, sgd, widths, soft_loss, change
+            )
         else:
-            step = LocalSgd(self.net, loss, learning_rate, sgd)
+            step = LocalSgd(self.net, loss, learning_rate, sgd, change=change)
         losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):
             losses.add(step, batch)
@@ -167,13 +174,28 @@ class NarrowModel:
         """Provide the network as the client uses it, which is as it is."""
         return nullcontext(self.net)
 
-    def entries(self) -> tuple[Tensor, Tensor]:
-        """Copy the sub-model's entries to the host: values [K] as loaded, dense part [D]."""
-        kept = to_host(self.net.flat[: self._num_kept].clone())
+    def spread(self, values: Tensor, dense: Tensor) -> Tensor:
+        """Return a flat vector of the loaded network with entries laid out as the loaded ones.
+
+        Args:
+            values: [K] in the order in which the sub-model was loaded.
+            dense: [D].
+        """
+        ordered = values if self._order is None else values[self._order]
+        return torch.cat([ordered, dense]).to(self.net.flat.device)
+
+    def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Copy the sub-model's entries to the host: values [K] as loaded, dense part [D].
+
+        Args:
+            flat: another vector of the loaded network to take them from; None for its weights.
+        """
+        source = self.net.flat if flat is None else flat
+        kept = to_host(source[: self._num_kept].clone())
         values = kept if self._order is None else torch.empty_like(kept)
         if self._order is not None:
             values[self._order] = kept
-        return values, to_host(self.net.flat[self._num_kept :].clone())
+        return values, to_host(source[self._num_kept :].clone())
 
 
 class OrderedDropoutSgd(LocalSgd):
@@ -186,6 +208,7 @@ class OrderedDropoutSgd(LocalSgd):
         sgd: the optimiser's other settings.
         densities: of the part, one for each step.
         soft_loss: loss towards a teacher, see `NarrowModel.train`.
+        change: what the objective makes of the gradients of the whole sub-model.
     """
 
     def __init__(
@@ -196,8 +219,9 @@ class OrderedDropoutSgd(LocalSgd):
         sgd: SgdConfig,
         densities: Iterator[float],
         soft_loss: SoftLoss | None = None,
+        change: Change | None = None,
     ) -> None:
-        super().__init__(model.net, loss, learning_rate, sgd)
+        super().__init__(model.net, loss, learning_rate, sgd, change=change)
         self.model, self.densities, self.soft_loss = model, densities, soft_loss
 
     def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:

@@ -25,6 +25,7 @@ NORM_EPSILON = 1e-6  # added to a gradient's norm before a limit is divided by i
 Batch = tuple[Tensor, Tensor]  # samples [B, ...], labels [B, ...]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
 Hits = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> how many scored items are hit
+Change = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # of gradients, one per parameter
 
 
 class Net(Protocol):
@@ -93,6 +94,7 @@ class LocalSgd:
         mask: [P + D] of 0 and 1; only entries at 1 move. None for all.
         squares: [P + D] to which squared gradients on the mask are added; None if not wanted.
         threshold: what gradients pass through; None for masks without one.
+        change: what the objective makes of the gradients; None for what they are.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class LocalSgd:
         mask: Tensor | None = None,
         squares: Tensor | None = None,
         threshold: Threshold | None = None,
+        change: Change | None = None,
     ) -> None:
-        self.net, self.loss, self.threshold = net, loss, threshold
+        self.net, self.loss, self.threshold, self.change = net, loss, threshold, change
         self.learning_rate, self.sgd = learning_rate, sgd
         self.parameters = net.trainable()
         momentum = torch.zeros_like(net.flat) if sgd.momentum else None
@@ -119,6 +122,8 @@ class LocalSgd:
         gradients, mean = self.gradients(*batch)
         with torch.no_grad():
             self._sum_squares(gradients)
+            if self.change is not None:
+                gradients = self.change(gradients)
             for row in zip(
                 self.parameters, self._clipped(gradients), self.masks, self.momenta, strict=True
             ):

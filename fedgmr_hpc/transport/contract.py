@@ -41,7 +41,7 @@ class Tag(IntEnum):
     RETRY = 13
     CLOCK = 14  # what time is it there?
     TRACE = 15
-    REMAINDERS = 16  # of the clients' error feedback, asked for or, with content, handed over
+    MEMORIES = 16  # what clients keep between dispatches: asked for or, with content, handed over
     MASKS = 17  # of the levels to which a version is cut for evaluation
 
 

@@ -39,6 +39,7 @@ SMALL = (
 ROWS = {
     "fedgmr": (),
     "int8": ("wire.dtype=int8", "links.client_sigma=1.0"),
+    "scaffold": ("method=wo_asyn", "train.objective=scaffold", "links.client_sigma=1.0"),
     "sampled": ("submodel.score=g", "transmission=whole", "clients.sampled=3"),
 }
 RUN = (  # told to end before it begins
@@ -87,7 +88,7 @@ def kill_and_resume(
 
 @pytest.mark.parametrize(
     ("name", "num_ranks", "num_kills", "longest_s"),
-    [("fedgmr", 1, 10, 1.5), ("sampled", 1, 4, 2.0), ("int8", 3, 6, 3.0)],
+    [("fedgmr", 1, 10, 1.5), ("sampled", 1, 4, 2.0), ("int8", 3, 6, 3.0), ("scaffold", 4, 3, 3.0)],
 )
 def test_a_run_killed_at_random_moments_gives_the_same_bytes(
     name: str,

@@ -187,7 +187,14 @@ RESTORATIONS = Registry(
 ADMISSIONS = Registry(
     "admission.kind", _homes("fl.admission", ("window", "barrier", "count", "each"))
 )
-OBJECTIVES = Registry("train.objective", {"plain": ""})
+OBJECTIVES = Registry(
+    "train.objective",
+    {
+        "plain": "",
+        **_homes("training.objectives.fedprox", ("fedprox",)),
+        **_homes("training.objectives.scaffold", ("scaffold",)),
+    },
+)
 DATASETS = Registry(
     "data.name",
     {

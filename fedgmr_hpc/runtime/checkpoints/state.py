@@ -36,7 +36,7 @@ def server_state(server: Server) -> Tree:
         "unmerged": [fields_of(row) for row in server.unmerged],
         "in_flight": [] if is_wall else [task.as_json() for task in server.in_flight.values()],
         "updates": [{"rank": rank, **fields_of(update)} for update, rank in updates.values()],
-        "remainders": pool.collect_remainders() if pool.is_placed and not is_wall else [],
+        "memories": pool.collect_memories() if pool.is_placed and not is_wall else [],
     }
 
 
@@ -61,4 +61,4 @@ def restore_server(server: Server, state: Tree) -> None:
     if isinstance(clock, LivePool):
         server.first_event = Resumed(clock.clock.now_s())
     elif pool.is_placed:
-        pool.give_remainders(state["remainders"])
+        pool.give_memories(state["memories"])

@@ -234,6 +234,27 @@ def test_every_wrong_fault_is_named():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("admission.kind=window",), "admission.kind"),
+        (("aggregation.rule=average",), "aggregation.rule"),
+        (("clients.sampled=3",), "clients.sampled"),
+        (("clients.availability=who.csv",), "clients.availability"),
+    ],
+)
+def test_control_variates_need_the_mean_of_all_clients(overrides, key):
+    (line,) = errors("method=scaffold", *overrides)
+    assert line.startswith(f"{key} must be ") and "when train.objective is 'scaffold'" in line
+    assert line.endswith(": control variates need the mean of all clients in every round")
+
+
+def test_an_option_of_another_objective_is_refused():
+    assert errors("method=scaffold", "train.proximal_mu=1") == [
+        "train.proximal_mu must be 0.01 when train.objective is 'scaffold' (got 1)"
+    ]
+
+
+@pytest.mark.parametrize(
     ("fault", "line"),
     [
         (

@@ -19,13 +19,14 @@ from fedgmr_hpc.config.methods import (
 )
 from fedgmr_hpc.config.yaml_file import read_mapping
 
-FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff"}
+FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff", "fedprox", "scaffold"}
+TOGETHER = {"scaffold"}  # whose clients have to take part in every round
 
 
 # --- wrappers
 
 
-@pytest.mark.parametrize("row", method_names())
+@pytest.mark.parametrize("row", sorted(set(method_names()) - TOGETHER))
 def test_aux_makes_any_row_an_asynchronous_buffered_one(row):
     config = load_config(None, [f"method={row}+aux", "restoration.trigger=none"])
     choices = config.aggregation
@@ -33,6 +34,12 @@ def test_aux_makes_any_row_an_asynchronous_buffered_one(row):
     assert (config.admission.kind, config.admission.count) == ("window", None)
     assert config.transmission == "increments"
     assert config.submodel == load_config(None, [f"method={row}"]).submodel
+
+
+@pytest.mark.parametrize("row", sorted(TOGETHER))
+def test_aux_is_refused_where_all_clients_are_needed(row):
+    with pytest.raises(ValueError, match="^admission.kind must be 'barrier' when train.objective"):
+        load_config(None, [f"method={row}+aux"])
 
 
 @pytest.mark.parametrize("row", sorted(set(method_names()) - FULL))
@@ -44,7 +51,7 @@ def test_gmr_restores_any_partial_sub_model(row):
 
 @pytest.mark.parametrize("row", sorted(FULL))
 def test_gmr_has_nothing_to_restore_in_full_models(row):
-    with pytest.raises(ValueError, match="^restoration.trigger must be 'none' when submodel"):
+    with pytest.raises(ValueError, match="(?m)^restoration.trigger must be 'none' when submodel"):
         load_config(None, [f"method={row}+aux+gmr"])
 
 

@@ -39,6 +39,11 @@ def test_a_data_set_from_arrays_trains(tmp_path: Path) -> None:
     assert list(tmp_path.glob("large_digits-*/train_x.npy"))
 
 
+def test_an_objective_of_ones_own_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "train.pull=0.5", "progress=quiet", f"results.path={tmp_path / 'own.h5'}")
+    assert "pulled by 0.5: test" in _run("own_objective.py", *words, folder=tmp_path)
+
+
 def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
     pytest.importorskip("pandas", reason="pandas is no dependency")
     path = tmp_path / "run.h5"

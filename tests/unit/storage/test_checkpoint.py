@@ -16,6 +16,7 @@ import fedgmr_hpc.storage.checkpoint as checkpoint
 from fedgmr_hpc.config.files import make_config, render_config
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.sections import LinksConfig
+from fedgmr_hpc.fl.client_memory import Memories
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Closed, Delivered, Dispatch, Evaluated, Merged, Resumed, Started
 from fedgmr_hpc.fl.snapshot import coordinator_state, restore_coordinator
@@ -45,7 +46,6 @@ from fedgmr_hpc.storage.rows import CheckpointRow, EventRow, LookRow
 from fedgmr_hpc.storage.run_files import checkpoint_path, older
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.transport.termination import StopRequest
-from fedgmr_hpc.wire.error_feedback import ErrorFeedback
 
 TREE: Tree = {
     "name": "ü",
@@ -290,16 +290,18 @@ def test_a_resumed_wall_run_sends_the_current_version_again() -> None:
     assert [type(command).__name__ for command in commands] == ["Dispatch", "CloseAt"]
 
 
-def test_error_feedback_goes_on_from_its_remainders() -> None:
-    first, second = ErrorFeedback(4), ErrorFeedback(4)
-    values = np.array([1.0, 0.3, 0.001], np.float32)
+def test_memories_go_on_from_where_they_were() -> None:
+    first, second = Memories(4), Memories(4)
     positions = np.array([0, 2, 3], np.int32)
-    first.round(5, values, 1, positions)
-    second.restore(unpack_tree(b"".join(pack_tree({"r": first.state()})))["r"])
-    assert second.round(5, values, 1, positions).tolist() == (
-        first.round(5, values, 1, positions).tolist()
-    )
-    assert first.state()[0]["client"] == 5 and np.any(first.state()[0]["lost"])
+    memory = first.open(5, 1, positions)
+    memory.values["v"], memory.dense["v"] = np.array([0.1, 0.3, 0.7], np.float32), np.ones(1)
+    memory.numbers["way"] = 0.1 + 0.2
+    second.restore(unpack_tree(b"".join(pack_tree({"m": first.state()})))["m"])
+    for mask_id, at in ((1, positions), (2, None)):
+        then, now = first.open(5, mask_id, at), second.open(5, mask_id, at)
+        assert now.values["v"].tobytes() == then.values["v"].tobytes()
+        assert now.dense["v"].tolist() == [1] and now.numbers == {"way": 0.1 + 0.2}
+    assert second.open(6, 2, None).values == {}
 
 
 # --- the result file

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.fl.client_memory import Memories
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.fl.updates import Assignment
@@ -17,7 +18,7 @@ from fedgmr_hpc.runtime.ledger import PositionCodes, make_ledger
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.runtime.worker import ReceivedModel, Worker
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
-from fedgmr_hpc.wire.error_feedback import ErrorFeedback
+from fedgmr_hpc.wire.error_feedback import round_with_feedback
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_frame
 from fedgmr_hpc.wire.int8 import round_values
 
@@ -30,6 +31,16 @@ def floats(*values: float) -> np.ndarray:
 
 def at(*positions: int) -> np.ndarray:
     return np.array(positions, np.int64)
+
+
+class ErrorFeedback:
+    """Uploads of clients of one rank."""
+
+    def __init__(self, num_prunable: int) -> None:
+        self.memories = Memories(num_prunable)
+
+    def round(self, client: int, values: np.ndarray, mask_id: int, positions) -> np.ndarray:
+        return round_with_feedback(self.memories.open(client, mask_id, positions), values)
 
 
 def test_three_uploads_by_hand():
@@ -149,7 +160,6 @@ def make_worker(rule: str, trained: list[float], dense: list[float]) -> SimpleNa
     sub_model = SimpleNamespace(entries=lambda: (torch.tensor(trained), torch.tensor(dense)))
     return SimpleNamespace(
         config=make_config({"method": method, "wire": {"dtype": "int8"}}),
-        feedback=ErrorFeedback(4),
         training=SimpleNamespace(sub_model=sub_model),
         run_id=1,
         num_prunable=4,
@@ -170,8 +180,11 @@ def test_a_worker_adds_what_its_last_upload_lost(rule):
     worker = make_worker(rule, [base + 127, base + 0.375, base - 1.25], [base / 2 + 0.1])
     received = receive(model, np.array([3, 0, 1], np.int32), dense)
     trained = SimpleNamespace(mean_loss=0.0, num_samples=1)
+    memory = Memories(4).open(0, 0, received.kept(3))
     uploads = [
-        decode_frame(encode_frame(Worker._update(worker, make_task(), received, trained, 0.0)))
+        decode_frame(
+            encode_frame(Worker._update(worker, make_task(), received, trained, 0.0, memory))
+        )
         for _ in range(3)
     ]
     assert [upload.values.tolist() for upload in uploads] == [

@@ -1,0 +1,161 @@
+"""What an objective is asked, and what it sees of a client's local steps.
+
+Shapes: P prunable entries, D dense entries, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fedgmr_hpc.config.axes import LocalConfig
+from fedgmr_hpc.config.choices.registry import OBJECTIVES
+from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.messages import must
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
+
+
+class _Net(Protocol):
+    flat: Tensor
+
+    def trainable(self) -> list[torch.nn.Parameter]: ...
+    def split(self, flat: Tensor) -> list[Tensor]: ...
+
+
+@dataclass(eq=False, slots=True)
+class LocalSteps:
+    """The local steps of one dispatch, as an objective sees them.
+
+    Flat vectors are [P + D], on the device that trains: all weights of the network that trains (the
+    whole one, or the narrower one of a width method), with zeros outside the mask.
+
+    Attributes:
+        weights: the present weights, flat.
+        received: the weights that the client was sent, flat. Not to be changed.
+        mask: flat, 1 where entries move and 0 elsewhere; None where all do.
+        parameters: the tensors of `weights` that train.
+        split: makes such tensors, in the same order, of any flat vector.
+        learning_rate: of all steps.
+        num_done: steps taken so far.
+        kept: flat vectors by name, what the client keeps: empty at its first dispatch, later what
+            it has left there at the last one; 0 at entries that it did not hold then.
+        numbers: what it keeps besides.
+        own: whatever the objective needs until `end`.
+    """
+
+    weights: Tensor
+    received: Tensor
+    mask: Tensor | None
+    parameters: Sequence[Tensor]
+    split: Callable[[Tensor], list[Tensor]]
+    learning_rate: float
+    num_done: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    own: Any = None
+
+
+class Objective(Section):
+    """What clients minimise: the run's loss, unless a hook is overridden.
+
+    The fields of a subclass are its options. One instance serves all clients of a rank, so what
+    belongs to a client lies in its `LocalSteps`. Hooks must not draw random numbers, nor depend on
+    the order in which clients train.
+
+    Attributes:
+        keeps: names of the flat vectors that a client keeps from one dispatch to the next. With
+            any, a client stays on one rank, and what it keeps is part of every checkpoint.
+    """
+
+    keeps: ClassVar[tuple[str, ...]] = ()
+
+    def begin(self, steps: LocalSteps) -> None:
+        """Look at the dispatch before the first step."""
+
+    def loss(self, logits: Tensor, labels: Tensor, plain: Loss) -> Tensor:
+        """Return the loss of each scored item.
+
+        Args:
+            logits: of a batch [B, ...].
+            labels: likewise.
+            plain: the run's loss (`train.loss`), of the same arguments.
+        """
+        return plain(logits, labels)
+
+    def gradients(self, steps: LocalSteps, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the gradients to step along, one per parameter, out of those of the loss.
+
+        They are clipped afterwards and masked, and weight decay and momentum act on them.
+        """
+        return gradients
+
+    def end(self, steps: LocalSteps) -> None:
+        """Leave in `steps.kept` and `steps.numbers` what the client keeps after its last step."""
+
+
+def make_objective(train: LocalConfig) -> Objective | None:
+    """Return what clients minimise besides the run's loss; None for nothing."""
+    if train.objective == "plain":
+        return None
+    objective: Objective = OBJECTIVES.make(train.objective, train)
+    return objective
+
+
+class BoundObjective:
+    """An objective at work on one dispatch.
+
+    Args:
+        objective: whose hooks are called.
+        net: holds the weights that the client received.
+        mask: [P + D] of 0 and 1; None for everything.
+        learning_rate: of all steps.
+        kept: flat vectors that the client keeps, by name.
+        numbers: what it keeps besides.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        net: _Net,
+        mask: Tensor | None,
+        learning_rate: float,
+        kept: dict[str, Tensor],
+        numbers: dict[str, float],
+    ) -> None:
+        self.objective = objective
+        self.steps = LocalSteps(
+            weights=net.flat,
+            received=net.flat.clone(),
+            mask=mask,
+            parameters=net.trainable(),
+            split=net.split,
+            learning_rate=learning_rate,
+            kept=dict(kept),
+            numbers=dict(numbers),
+        )
+        with torch.no_grad():
+            objective.begin(self.steps)
+
+    def change(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the gradients to step along in place of those of the loss."""
+        changed = self.objective.gradients(self.steps, gradients)
+        self.steps.num_done += 1
+        return changed
+
+    @torch.no_grad()
+    def end(self) -> LocalSteps:
+        """Return the steps with what the client keeps.
+
+        Raises:
+            ValueError: the objective has not left all that it keeps.
+        """
+        self.objective.end(self.steps)
+        if missing := [name for name in self.objective.keeps if name not in self.steps.kept]:
+            need = f"leave {', '.join(missing)} in steps.kept"
+            raise ValueError(must(type(self.objective).__name__, need, because="it keeps that"))
+        return self.steps
