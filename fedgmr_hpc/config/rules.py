@@ -167,12 +167,13 @@ def _control_variates(config: Config) -> Iterator[str]:
     needed = {
         "admission.kind": "barrier",
         "aggregation.rule": "mask_aware",
+        "submodel.refresh": "interval",
         "clients.sampled": None,
         "clients.availability": None,
     }
     for key, value in needed.items():
         if _get(config, key) != value:
-            reason = "control variates need the mean of all clients in every round"
+            reason = "control variates need the mean of the same clients over several rounds"
             condition = {"train.objective": "scaffold"}
             found = _get(config, key)
             yield must_be(key, shown(value), found, when=condition, because=reason)

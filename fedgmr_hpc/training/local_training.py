@@ -29,7 +29,11 @@ from fedgmr_hpc.models import (
     soft_loss,
 )
 from fedgmr_hpc.training.narrow import SoftLoss
-from fedgmr_hpc.training.objectives.contract import BoundObjective, make_objective
+from fedgmr_hpc.training.objectives.contract import (
+    BoundObjective,
+    LocalSteps,
+    make_objective,
+)
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
 from fedgmr_hpc.training.sub_models import make_sub_model
@@ -113,10 +117,18 @@ class LocalTraining:
             if memory is not None and name in memory.values:
                 parts = (torch.tensor(part[name]) for part in (memory.values, memory.dense))
                 kept[name] = model.spread(*parts)
-        numbers = {} if memory is None else memory.numbers
-        return BoundObjective(
-            self.objective, model.net, model.mask, task.learning_rate, kept, numbers
+        steps = LocalSteps(
+            weights=model.net.flat,
+            received=model.net.flat.clone(),
+            mask=model.mask,
+            parameters=model.net.trainable(),
+            split=model.net.split,
+            mask_id=task.mask_id,
+            learning_rate=task.learning_rate,
+            kept=kept,
+            numbers={} if memory is None else dict(memory.numbers),
         )
+        return BoundObjective(self.objective, steps)
 
     def _end_objective(self, bound: BoundObjective, memory: Memory | None) -> None:
         """Put what the client keeps from now on into its memory."""

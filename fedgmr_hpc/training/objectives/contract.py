@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,6 @@ from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import must
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
-
-
-class _Net(Protocol):
-    flat: Tensor
-
-    def trainable(self) -> list[torch.nn.Parameter]: ...
-    def split(self, flat: Tensor) -> list[Tensor]: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +33,7 @@ class LocalSteps:
         mask: flat, 1 where entries move and 0 elsewhere; None where all do.
         parameters: the tensors of `weights` that train.
         split: makes such tensors, in the same order, of any flat vector.
+        mask_id: of the masks by which the sub-model was cut; masks cut later have another.
         learning_rate: of all steps.
         num_done: steps taken so far.
         kept: flat vectors by name, what the client keeps: empty at its first dispatch, later what
@@ -53,6 +47,7 @@ class LocalSteps:
     mask: Tensor | None
     parameters: Sequence[Tensor]
     split: Callable[[Tensor], list[Tensor]]
+    mask_id: int
     learning_rate: float
     num_done: int = 0
     kept: dict[str, Tensor] = field(default_factory=dict)
@@ -111,35 +106,13 @@ class BoundObjective:
 
     Args:
         objective: whose hooks are called.
-        net: holds the weights that the client received.
-        mask: [P + D] of 0 and 1; None for everything.
-        learning_rate: of all steps.
-        kept: flat vectors that the client keeps, by name.
-        numbers: what it keeps besides.
+        steps: what it sees.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        net: _Net,
-        mask: Tensor | None,
-        learning_rate: float,
-        kept: dict[str, Tensor],
-        numbers: dict[str, float],
-    ) -> None:
-        self.objective = objective
-        self.steps = LocalSteps(
-            weights=net.flat,
-            received=net.flat.clone(),
-            mask=mask,
-            parameters=net.trainable(),
-            split=net.split,
-            learning_rate=learning_rate,
-            kept=dict(kept),
-            numbers=dict(numbers),
-        )
+    def __init__(self, objective: Objective, steps: LocalSteps) -> None:
+        self.objective, self.steps = objective, steps
         with torch.no_grad():
-            objective.begin(self.steps)
+            objective.begin(steps)
 
     def change(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the gradients to step along in place of those of the loss."""

@@ -10,8 +10,11 @@ takes the mean of what they return, no one has to send it: the mean of the right
 clients is (x - x') / (K eta), with x' the mean of their y, which is what they receive next. So a
 client that keeps the x of its last dispatch finds c in the x' of this one.
 
-With sub-models this holds entry by entry for the clients that hold an entry, from the second
-dispatch on that they hold it; before that, c and c_i are 0 there.
+With sub-models this holds entry by entry for the clients that hold an entry, as long as they are
+the same. So variates begin anew, from 0, whenever masks are cut anew, which is for all clients at
+once: the round after a refresh is plain.
+
+Shapes: P prunable entries, D dense entries.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedgmr_hpc.config.choices.registry import register_objective
@@ -30,18 +32,17 @@ from fedgmr_hpc.training.objectives.contract import LocalSteps, Objective
 class Scaffold(Objective):
     """The loss, its gradients corrected by how this client's differ from all clients' mean.
 
-    A client keeps its variate c_i (`variate`), the weights that it received (`received`) and where
-    it held any (`held`), and K eta (`way`).
+    A client keeps its variate c_i (`variate`), the weights that it received (`received`), K eta
+    (`way`) and which masks they are of.
     """
 
-    keeps: ClassVar[tuple[str, ...]] = ("variate", "received", "held")
+    keeps: ClassVar[tuple[str, ...]] = ("variate", "received")
 
     def begin(self, steps: LocalSteps) -> None:
-        """Find c - c_i [P + D] where the client trained at its last dispatch, 0 elsewhere."""
-        if steps.kept:
-            last = steps.kept
-            mean = (last["received"] - steps.received).div_(steps.numbers["way"])
-            steps.own = mean.sub_(last["variate"]).mul_(last["held"])
+        """Find c - c_i [P + D]; None at a first dispatch."""
+        if steps.numbers.get("mask_id") == steps.mask_id:
+            mean = (steps.kept["received"] - steps.received).div_(steps.numbers["way"])
+            steps.own = mean.sub_(steps.kept["variate"])
 
     def gradients(self, steps: LocalSteps, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Add c - c_i to each gradient."""
@@ -56,6 +57,5 @@ class Scaffold(Objective):
         variate = (steps.received - steps.weights).div_(way)
         if steps.own is not None:
             variate.sub_(steps.own)
-        held = torch.ones_like(variate) if steps.mask is None else steps.mask
-        steps.kept = {"variate": variate * held, "received": steps.received, "held": held}
-        steps.numbers = {"way": way}
+        steps.kept = {"variate": variate, "received": steps.received}
+        steps.numbers = {"way": way, "mask_id": steps.mask_id}

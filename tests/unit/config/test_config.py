@@ -238,14 +238,15 @@ def test_every_wrong_fault_is_named():
     [
         (("admission.kind=window",), "admission.kind"),
         (("aggregation.rule=average",), "aggregation.rule"),
+        (("submodel.refresh=round",), "submodel.refresh"),
         (("clients.sampled=3",), "clients.sampled"),
         (("clients.availability=who.csv",), "clients.availability"),
     ],
 )
-def test_control_variates_need_the_mean_of_all_clients(overrides, key):
+def test_control_variates_need_the_mean_of_the_same_clients(overrides, key):
     (line,) = errors("method=scaffold", *overrides)
     assert line.startswith(f"{key} must be ") and "when train.objective is 'scaffold'" in line
-    assert line.endswith(": control variates need the mean of all clients in every round")
+    assert line.endswith(": control variates need the mean of the same clients over several rounds")
 
 
 def test_an_option_of_another_objective_is_refused():
