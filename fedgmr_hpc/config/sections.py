@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.open_section import OpenSection
+from fedgmr_hpc.config.choices.own_data import Augment
 from fedgmr_hpc.config.choices.registry import DATASETS, MODELS
 from fedgmr_hpc.config.choices.section import (
     Count,
@@ -33,7 +34,6 @@ LEVELS = {
 }
 
 
-Augment = Literal["none", "crop_flip", "resized_crop"]
 Partition = Literal["iid", "group", "dirichlet", "shards", "pathological", "quantity", "file"]
 
 

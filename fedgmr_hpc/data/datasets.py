@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.own_data import Augment
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.config.sections import Augment, DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.registry import describe_missing, find_source, plan_dataset

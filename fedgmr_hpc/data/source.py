@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.own_data import Augment
 from fedgmr_hpc.config.choices.registry import DATASETS
-from fedgmr_hpc.config.sections import Augment, DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import make_cache_key, open_or_build
 from fedgmr_hpc.data.splits import Longs, Split, Splits
 from fedgmr_hpc.data.untrusted import refuse

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.messages import must_be, unknown_choice
 
-AUGMENTATIONS = ("none", "crop_flip", "resized_crop")
+Augment = Literal["none", "crop_flip", "resized_crop"]
 _WHOLE, _TUPLES = ("num_classes", "max_value", "top_k"), ("input_shape", "mean", "std")
 
 
@@ -40,7 +40,7 @@ class Arrays(NamedTuple):
     group_train: Any = None
 
 
-Load = Callable[[Path | None], Arrays]
+Load = Callable[[Path | None], tuple[Any, ...]]
 AnyLoad = TypeVar("AnyLoad", bound=Load)
 
 
@@ -59,7 +59,7 @@ class OwnData:
     max_value: int = 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    augment: str = "none"
+    augment: Augment = "none"
     top_k: int = 1
 
     def __post_init__(self) -> None:
@@ -78,8 +78,8 @@ class OwnData:
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             need = "one number more than 0 for each of mean"
             raise ValueError(must_be("std", need, self.std))
-        if self.augment not in AUGMENTATIONS:
-            raise ValueError(unknown_choice("augment", self.augment, AUGMENTATIONS))
+        if self.augment not in get_args(Augment):
+            raise ValueError(unknown_choice("augment", self.augment, get_args(Augment)))
 
     @property
     def __wrapped__(self) -> Load:
@@ -97,7 +97,17 @@ def _are_numbers(values: Any) -> bool:
     )
 
 
-def register_dataset(name: str, **traits: Any) -> Callable[[AnyLoad], AnyLoad]:
+def register_dataset(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    max_value: int = 255,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    augment: Augment = "none",
+    top_k: int = 1,
+) -> Callable[[AnyLoad], AnyLoad]:
     """Return a decorator that registers a function as the data set `name`.
 
     The function is called with `data.root`, a path or None, and returns `Arrays`, or a tuple of
@@ -105,15 +115,13 @@ def register_dataset(name: str, **traits: Any) -> Callable[[AnyLoad], AnyLoad]:
 
     Args:
         name: value of `data.name`.
-        traits: what is known of the data set, all of it optional:
-            num_classes: of its labels; without it one more than the largest label.
-            input_shape: (channels, height, width); without it that of the arrays.
-            max_value: value of a pixel that is scaled to 1; 255.
-            mean: subtracted from the scaled pixels, one number or one a channel; (0.0,).
-            std: by which the difference is divided; (1.0,).
-            augment: how training images are changed at random: "none", "crop_flip" or
-                "resized_crop"; "none".
-            top_k: how many guesses the accuracy allows; 1.
+        num_classes: of its labels; without it one more than the largest label.
+        input_shape: channels, height and width; without it those of the arrays.
+        max_value: value of a pixel that is scaled to 1.
+        mean: subtracted from the scaled pixels, one number or one a channel.
+        std: by which the difference is divided.
+        augment: how training images are changed at random.
+        top_k: how many guesses the accuracy allows.
 
     Raises:
         ValueError: a trait cannot be, or the name cannot be one.
@@ -124,13 +132,9 @@ def register_dataset(name: str, **traits: Any) -> Callable[[AnyLoad], AnyLoad]:
             ...
     """
 
-    known = [field.name for field in fields(OwnData)[1:]]
-    for trait in traits:
-        if trait not in known:
-            raise ValueError(must_be(trait, f"a trait of a data set, one of {', '.join(known)}"))
-
     def add(load: AnyLoad) -> AnyLoad:
-        DATASETS.add(name, OwnData(load, **traits), load.__module__)
+        own = OwnData(load, num_classes, input_shape, max_value, mean, std, augment, top_k)
+        DATASETS.add(name, own, load.__module__)
         return load
 
     return add

@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from fedgmr_hpc.config.choices.own_data import Arrays, OwnData
-from fedgmr_hpc.config.sections import Augment, DataConfig
+from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.own.arrays import make_splits
 from fedgmr_hpc.data.source import UNKNOWN, DatasetSource, Files, Plan, Traits, is_data, plan_build
@@ -32,7 +32,7 @@ def source_of(name: str, own: OwnData) -> DatasetSource:
         max_value=own.max_value,
         mean=own.mean,
         std=own.std,
-        augment=cast(Augment, own.augment),
+        augment=own.augment,
         top_k=own.top_k,
     )
     return DatasetSource(name, traits, partial(_plan, own=own, traits=traits))
@@ -78,7 +78,7 @@ def _build(own: OwnData, of: str, root: Path | None) -> Splits:
     return train, test
 
 
-def _call(where: str, own: OwnData, root: Path | None) -> Arrays:
+def _call(where: str, own: OwnData, root: Path | None) -> tuple[Any, ...]:
     """Call the function; whatever it raises is one line that names its file and line."""
     try:
         return own.load(root)

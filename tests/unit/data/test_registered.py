@@ -99,7 +99,6 @@ def test_wrong_arrays_are_one_line(load, made, traits, said):
         ({"mean": 0.5}, "mean must be a tuple of numbers (got 0.5)"),
         ({"std": (0.0,)}, "std must be one number more than 0 for each of mean (got [0])"),
         ({"augment": "flip"}, "augment must be 'none', 'crop_flip' or 'resized_crop' (got 'flip')"),
-        ({"classes": 3}, "classes must be a trait of a data set, one of"),
     ],
 )
 def test_a_wrong_trait_is_refused_when_it_is_said(load, traits, said):
