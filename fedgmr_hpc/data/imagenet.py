@@ -15,10 +15,10 @@ from fedgmr_hpc.data.formats.image_folders import (
     STD,
     ImageFolders,
     Tree,
-    decode_image,
     list_images,
     with_classes,
 )
+from fedgmr_hpc.data.formats.images import decode_image
 from fedgmr_hpc.data.source import DatasetSource, Files, Plan, Traits, register
 
 __all__ = ["decode_image", "find_files", "find_folder", "list_imagenet"]

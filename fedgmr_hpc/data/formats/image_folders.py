@@ -1,8 +1,8 @@
-"""Class folders of images, decoded once to one size: list them, decode them, fill the cache.
+"""Class folders of images: list them, and fill the cache with what images.py decodes.
 
-Images are resized regardless of their aspect ratio. Decoded images are appended to the cache's
-array, so that the length of the file says how many are done and an interrupted build continues
-there. Neither memory nor the loss at an interruption grows with the data set.
+Decoded images are appended to the cache's array, so that the length of the file says how many are
+done and an interrupted build continues there. Neither memory nor the loss at an interruption grows
+with the data set.
 
 Shapes: N images, S edge of a stored image in pixels.
 """
@@ -13,13 +13,11 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.randomness import make_rng
@@ -31,17 +29,13 @@ from fedgmr_hpc.data.cache import (
     make_cache_key,
     open_or_fill,
 )
+from fedgmr_hpc.data.formats.images import append_images, expected_image
 from fedgmr_hpc.data.source import Plan, Traits, is_data
-from fedgmr_hpc.data.splits import Bytes
 from fedgmr_hpc.data.untrusted import reading, refuse
 
 # ImageNet's, by which images of any kind are normalised
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JPEG = (".jpeg", ".jpg")
-WIDE_MODES = ("I", "F")  # 16 or 32 bits, which a conversion to bytes would clip
-FORMATS = {".png": "PNG", ".webp": "WebP"}  # by ending; others are JPEG
-CHUNK = 256  # images decoded between two writes: 22 MB at 168 pixels
-MAX_THREADS = 16
 SUBSET_STEP = 1002  # a stream of its own, apart from the attempts of make_partition
 
 
@@ -223,15 +217,11 @@ def _is_image(entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> bool:
     """
     if not (entry.name.lower().endswith(suffixes) and is_data(entry.name)):
         return False
-    expected = _expected(Path(entry.name))
+    expected = expected_image(Path(entry.name))
     with reading(entry.path, expected):
         if not entry.is_file():
             refuse(entry.path, "is no file, or a link to none", expected)
     return True
-
-
-def _expected(path: Path) -> str:
-    return f"a {FORMATS.get(path.suffix.lower(), 'JPEG')} image"
 
 
 def _keep_some(images: ImageList, limit: int | None, *, client: int, seed: int) -> ImageList:
@@ -242,29 +232,6 @@ def _keep_some(images: ImageList, limit: int | None, *, client: int, seed: int) 
     return ImageList(
         tuple(images.paths[at] for at in kept), tuple(images.labels[at] for at in kept)
     )
-
-
-def decode_image(path: Path, edge: int) -> Bytes:
-    """Decode an image of 8 bits a channel to RGB bytes [3, S, S].
-
-    As in the usual pipelines for ImageNet, transparency is dropped and the orientation recorded by
-    a camera (EXIF) is not applied.
-
-    Args:
-        path: the image, of any format whatever its name.
-        edge: S.
-
-    Raises:
-        ValueError: the file cannot be decoded, or has pixels of 16 or 32 bits; names it.
-    """
-    expected = _expected(path)
-    with reading(path, expected), Image.open(path) as image:
-        if image.mode.startswith(WIDE_MODES):
-            refuse(path, f"has pixels of more than 8 bits ({image.mode})", expected)
-        image.draft("RGB", (edge, edge))  # decode at 1/2 or 1/4 where that suffices
-        pixels = image.convert("RGB").resize((edge, edge), Image.Resampling.BILINEAR)
-    rgb: Bytes = np.asarray(pixels).transpose(2, 0, 1)
-    return rgb
 
 
 def fill_images(source: ImageFolders, folder: Path, alive: Callable[[str], None]) -> None:
@@ -288,18 +255,6 @@ def fill_images(source: ImageFolders, folder: Path, alive: Callable[[str], None]
     try:
         for part, images in parts.items():
             with files[part] as file:
-                _append(file, images.paths[file.done :], source.edge, meter)
+                append_images(file, images.paths[file.done :], source.edge, meter)
     finally:
         meter.close()
-
-
-def _append(file: RowFile, paths: Sequence[Path], edge: int, meter: Meter) -> None:
-    """Decode on all cores of this process and append in order, one chunk at a time."""
-    num_threads = min(len(os.sched_getaffinity(0)), MAX_THREADS)
-    with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(paths), CHUNK):
-            chunk = paths[start : start + CHUNK]
-            for image in pool.map(lambda path: decode_image(path, edge), chunk):
-                file.append(image)
-                meter.add(1)
-            file.flush()

@@ -15,7 +15,7 @@ from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig, T
 from fedgmr_hpc.data import augment, crop_and_resize, imagenet, load_dataset, prepare
 from fedgmr_hpc.data.cache import Meter, build, open_or_fill
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.data.formats import image_folders
+from fedgmr_hpc.data.formats import images
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (0, 20, 230)
 REAL = os.environ.get("FEDGMR_DATA")
@@ -223,7 +223,7 @@ def test_limits_decode_only_what_they_keep(load, monkeypatch):
 
 
 def count_decoded(monkeypatch, fail_at=None):
-    decoded, decode = [], image_folders.decode_image
+    decoded, decode = [], images.decode_image
 
     def counted(path, edge):
         if len(decoded) == fail_at:
@@ -231,8 +231,8 @@ def count_decoded(monkeypatch, fail_at=None):
         decoded.append(path.name)
         return decode(path, edge)
 
-    monkeypatch.setattr(image_folders, "decode_image", counted)
-    monkeypatch.setattr(image_folders, "MAX_THREADS", 1)
+    monkeypatch.setattr(images, "decode_image", counted)
+    monkeypatch.setattr(images, "MAX_THREADS", 1)
     return decoded
 
 

@@ -155,7 +155,16 @@ def federate(root, tmp_path, partition):
     )
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "shards"])
+def test_sentences_are_not_augmented(load):
+    with pytest.raises(ValueError) as error:
+        load(augment="crop_flip")
+    assert str(error.value) == (
+        "data.augment must be null when data.name is 'stackoverflow' (got 'crop_flip'): "
+        "sentences are not augmented"
+    )
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "shards", "pathological"])
 def test_partitions_by_class_are_refused(root, tmp_path, kind):
     choices = "'iid', 'group', 'quantity' or 'file'"
     expected = rf"data\.partition must be {choices} when .*stackoverflow' \(got '{kind}'\)"
