@@ -115,6 +115,7 @@ def judge_memory(
     if failed := judge_errors("memory", answers, places):
         return failed
     need, free = Counter[str](), dict[str, int]()
+    num_workers = max(1, len(answers) - 1)
     for rank, facts in answers.items():
         host = places[rank]["host"]
         free[host] = min(free.get(host, facts["free_bytes"]), facts["free_bytes"])
@@ -122,7 +123,7 @@ def judge_memory(
             need[host] += estimate.server_bytes(config, num_weights)
         if rank > 0 or is_alone:
             grows = max(0, facts["peak_bytes"] - facts["rss_bytes"])
-            need[host] += grows + estimate.worker_bytes(config, num_weights)
+            need[host] += grows + estimate.worker_bytes(config, num_weights, num_workers)
     host = max(need, key=lambda host: need[host] / max(1, free[host]))
     text = f"{host} needs about {megabytes(need[host])} more, {megabytes(free[host])} are free"
     advice = "fewer ranks a host, more memory for the job, or fewer clients at a time"

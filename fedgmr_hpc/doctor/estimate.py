@@ -7,6 +7,9 @@ which restoration may take them. W weights of a model, C clients, M dense models
                                                            a buffer of 2.1 M, 13 to 15 M with 10 M)
     worker's memory    20 bytes a weight beside what training has taken: the packed values and
                        their positions, a frame that comes and one that goes
+    clients' memory    where they keep anything between dispatches (fl/client_memory.py): vectors
+                       over their entries, and positions; on their ranks, in checkpoints and, while
+                       one is written, on the server
     a checkpoint       the version, its order and, for each client, values and positions; three
                        files may exist at a time
     results            every row of every table, and the final weights
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.rank_state import place_clients
+from fedgmr_hpc.runtime.rank_state import num_kept_vectors, place_clients
 from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.storage.schema import columns_of
 from fedgmr_hpc.wire.frames import frame_bytes
@@ -208,7 +211,20 @@ def buffer_models(config: Config) -> float:
 def checkpoint_bytes(config: Config, num_weights: int) -> int:
     """Return the length of a checkpoint."""
     models = buffer_models(config)
-    return int(4 * num_weights * (2 + min(2 * models, max(models, num_active(config)))))
+    versions = int(4 * num_weights * (2 + min(2 * models, max(models, num_active(config)))))
+    return versions + saved_memory_bytes(config, num_weights)
+
+
+def memory_bytes(config: Config, num_weights: int) -> int:
+    """Return what all clients together keep between dispatches."""
+    vectors = num_kept_vectors(config)
+    entries = num_weights * sum(highest_densities(config))
+    return int(4 * (vectors + 1) * entries) if vectors else 0
+
+
+def saved_memory_bytes(config: Config, num_weights: int) -> int:
+    """Return how much of that a checkpoint holds: on the wall clock it is not saved."""
+    return memory_bytes(config, num_weights) if config.clock == "virtual" else 0
 
 
 def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
@@ -221,12 +237,12 @@ def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
 def server_bytes(config: Config, num_weights: int) -> int:
     """Return the server's memory beside the program itself."""
     models = SERVER_MODELS + CUT_MODELS * bool(num_levels(config)) + buffer_models(config)
-    return int(4 * num_weights * models)
+    return int(4 * num_weights * models) + saved_memory_bytes(config, num_weights)
 
 
-def worker_bytes(config: Config, num_weights: int) -> int:
-    """Return a worker's memory beside the program, the data and training; as much again to cut
-    versions
-    to levels: version, positions, network and mask.
+def worker_bytes(config: Config, num_weights: int, num_workers: int = 1) -> int:
+    """Return a worker's memory beside the program, the data and training: version, positions,
+    network and mask, as much again to cut versions to levels, and its share of what clients keep.
     """
-    return WORKER_BYTES_PER_WEIGHT * num_weights * (1 + bool(num_levels(config)))
+    own = WORKER_BYTES_PER_WEIGHT * num_weights * (1 + bool(num_levels(config)))
+    return own + math.ceil(memory_bytes(config, num_weights) / num_workers)

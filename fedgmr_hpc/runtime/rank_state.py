@@ -20,12 +20,18 @@ ROUND_TRIPS = 8  # of which the shortest says how two clocks differ
 RoundTrip = tuple[float, float, float]  # (sent_s, the rank's time, received_s)
 
 
-def keeps_memories(config: Config) -> bool:
-    """Return whether clients keep anything from one dispatch to the next, so that each must stay
-    on one rank.
-    """
+def num_kept_vectors(config: Config) -> int:
+    """Return how many vectors over its entries a client keeps from one dispatch to the next."""
     objective = make_objective(config.train)
-    return config.wire.dtype == "int8" or (objective is not None and bool(objective.keeps))
+    num_own = 0 if objective is None else len(objective.keeps)
+    return num_own + (config.wire.dtype == "int8")
+
+
+def keeps_memories(config: Config) -> bool:
+    """Return whether clients keep anything between dispatches, so that each must stay on one
+    rank.
+    """
+    return num_kept_vectors(config) > 0
 
 
 def host_rank(client: int, num_ranks: int) -> int:

@@ -337,6 +337,22 @@ def test_memory_is_summed_by_host() -> None:
     assert budget.judge_memory(config, num_weights, answers, places, False).state == "FAIL"
 
 
+@pytest.mark.parametrize(
+    ("words", "vectors"),
+    [((), 0), (("wire.dtype=int8",), 1), (("train.objective=scaffold",), 2),
+     (("train.objective=scaffold", "wire.dtype=int8"), 3)],
+)  # fmt: skip
+def test_what_clients_keep_is_on_their_ranks_and_in_checkpoints(words, vectors) -> None:
+    rule = ("method=fedavg", "aggregation.rule=mask_aware", "clients.count=4")
+    config, num = load_config("digits", [*rule, *words]), 1000
+    kept = 4 * num * 4 * (vectors + 1) * bool(vectors)  # four whole models, and positions
+    assert estimate.memory_bytes(config, num) == kept
+    assert estimate.worker_bytes(config, num, 2) == 20 * num + kept // 2
+    assert estimate.checkpoint_bytes(config, num) == 4 * num * 6 + kept
+    wall = load_config("digits", [*rule, *words, "clock=wall"])
+    assert estimate.checkpoint_bytes(wall, num) == 4 * num * 6
+
+
 def test_disk_holds_rows_weights_and_three_checkpoints() -> None:
     config = load_config("digits", ["clients.count=4", "method=fedavg", "run.max_rounds=1000"])
     num = LAYOUT.num_weights
