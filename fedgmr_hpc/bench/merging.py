@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedgmr_hpc.bench.case import Benchmark, conv2_masks, copy_gb_per_s, median_s
-from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge
 
 HIGH = (1.0, 0.5, 0.2, 0.1) + (0.05,) * 6
 
@@ -17,7 +18,7 @@ def measure_merge(repeats: int) -> Benchmark:
     """Return a row for a buffer of the level `high`, and one for ten full models."""
     weights, masks = conv2_masks()
     packed, dense = masks.pack(weights), np.zeros(1, np.float32)
-    rows = []
+    rule, rows = AGGREGATIONS["mask_aware"](), []
     for name, densities in (("level high", HIGH), ("all full", (1.0,) * 10)):
         entries = [
             BufferEntry(
@@ -28,10 +29,10 @@ def measure_merge(repeats: int) -> Benchmark:
         ages = [1.0 / (1 + client % 3) for client in range(len(entries))]
 
         def call(entries: Any = entries, ages: Any = ages) -> Any:
-            return merge(packed, dense, entries, ages, Merging("mask_aware", sum(ages)))
+            return merge(rule, Merge(packed, dense, entries, ages)).packed
 
         np.testing.assert_allclose(
-            call()[0], mask_aware_mean(packed, entries, ages), rtol=1e-5, atol=1e-5
+            call(), mask_aware_mean(packed, entries, ages), rtol=1e-5, atol=1e-5
         )
         # Read the model and every update once, write the new model once.
         moved = sum(entry.values.nbytes for entry in entries) + 2 * packed.nbytes

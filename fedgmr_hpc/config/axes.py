@@ -147,12 +147,29 @@ class AggregationConfig(OpenSection):
     """The merge: `mask_aware` is the mean over the holders of each entry (MA); `average` counts
     absent entries as 0 (FA), `gradient` as unchanged (GA); `mix` mixes the result of MA into the
     old model (FedAsync); `fedbuff` adds the mean of what local training changed to the old model.
-    """
+    `momentum` (FedAvgM) and `adam` (FedAdam) step towards the result of MA as an optimiser does.
+    `median`, `trimmed_mean` and `krum` look at the values of all holders and withstand a few false
+    ones (docs/method.md#robust-rules)."""
     mix_share: Run[Annotated[Number, Field(gt=0, le=1)] | None] = None
     """With `mix`: alpha, the share of the new model, which is multiplied by the mean staleness
     weight of the arrivals; null for their share of the staleness weights of all clients."""
     server_learning_rate: Run[Positive] = 1.0
-    """With `fedbuff`: factor of the mean change."""
+    """With `fedbuff`, `momentum` and `adam`: factor of the server's step."""
+    server_momentum: Run[Annotated[Number, Field(ge=0, lt=1)]] = 0.9
+    """With `momentum`: share of the last step that is made once more."""
+    beta1: Run[Annotated[Number, Field(ge=0, lt=1)]] = 0.9
+    """With `adam`: how slowly the mean step follows."""
+    beta2: Run[Annotated[Number, Field(ge=0, lt=1)]] = 0.99
+    """With `adam`: how slowly the mean square of the steps follows."""
+    tau: Run[Positive] = 1e-3
+    """With `adam`: added to the root of the mean square; the smaller, the more alike the steps of
+    all entries."""
+    trim_frac: Run[Annotated[Number, Field(ge=0, lt=0.5)]] = 0.1
+    """With `trimmed_mean`: share of an entry's values that is left out at each end."""
+    krum_faulty: Run[Annotated[int, Field(ge=0, strict=True)]] = 1
+    """With `krum`: f, how many false updates a merge is to withstand."""
+    krum_kept: Run[Count | None] = None
+    """With `krum`: m, the number of updates whose mean is taken; null for all but `krum_faulty`."""
     buffered: Run[bool] = False
     """Merge the last delivered update of every client (Algorithm 3 of the paper;
     docs/method.md#buffer), not only those that have just arrived."""

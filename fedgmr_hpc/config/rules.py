@@ -8,9 +8,11 @@ from typing import Any
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.choices.open_section import OpenSection, unused_options
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config
 
+RULES_OF_CHANGES = ("fedbuff",)  # of the built-in ones
 _GROWS = ("plateau", "time", "both")
 # Keys that have an effect only beside some values of another key.
 USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -33,7 +35,14 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
     "restoration.balance_rate": ("restoration.balance", (True,)),
     "restoration.min_density": ("restoration.balance", (True,)),
     "aggregation.mix_share": ("aggregation.rule", ("mix",)),
-    "aggregation.server_learning_rate": ("aggregation.rule", ("fedbuff",)),
+    "aggregation.server_learning_rate": ("aggregation.rule", ("fedbuff", "momentum", "adam")),
+    "aggregation.server_momentum": ("aggregation.rule", ("momentum",)),
+    "aggregation.beta1": ("aggregation.rule", ("adam",)),
+    "aggregation.beta2": ("aggregation.rule", ("adam",)),
+    "aggregation.tau": ("aggregation.rule", ("adam",)),
+    "aggregation.trim_frac": ("aggregation.rule", ("trimmed_mean",)),
+    "aggregation.krum_faulty": ("aggregation.rule", ("krum",)),
+    "aggregation.krum_kept": ("aggregation.rule", ("krum",)),
     "aggregation.max_entries": ("aggregation.buffered", (True,)),
     "aggregation.exponent": ("aggregation.staleness", ("poly", "hinge")),
     "aggregation.hinge_delay": ("aggregation.staleness", ("hinge",)),
@@ -50,6 +59,13 @@ _REFUSED_UNUSED = (
     "train.proximal_mu",
     "aggregation.mix_share",
     "aggregation.server_learning_rate",
+    "aggregation.server_momentum",
+    "aggregation.beta1",
+    "aggregation.beta2",
+    "aggregation.tau",
+    "aggregation.trim_frac",
+    "aggregation.krum_faulty",
+    "aggregation.krum_kept",
     "aggregation.max_entries",
     "admission.count",
 )
@@ -144,9 +160,17 @@ def _scaler(config: Config) -> Iterator[str]:
 
 
 def _buffered_changes(config: Config) -> Iterator[str]:
-    if config.aggregation.rule == "fedbuff" and config.aggregation.buffered:
-        condition, reason = {"aggregation.rule": "fedbuff"}, "a change is added only once"
+    rule = config.aggregation.rule
+    if config.aggregation.buffered and _wants_changes(rule):
+        condition, reason = {"aggregation.rule": rule}, "a change is added only once"
         yield must_be("aggregation.buffered", "false", True, when=condition, because=reason)
+
+
+def _wants_changes(rule: str) -> bool:
+    """Return whether updates bring changes; built-in rules are known without importing torch."""
+    if rule not in AGGREGATIONS.origins:
+        return rule in RULES_OF_CHANGES
+    return getattr(AGGREGATIONS[rule], "wants", "weights") == "changes"
 
 
 def _admission_count(config: Config) -> Iterator[str]:

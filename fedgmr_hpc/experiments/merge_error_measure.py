@@ -30,11 +30,12 @@ import numpy as np
 import torch
 
 from fedgmr_hpc.config.axes import MergeRule
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.messages import must, unknown_choice
 from fedgmr_hpc.config.records import Floats, Ints
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.submodels import MaskSet, full_masks, repack
 from fedgmr_hpc.fl.updates import Assignment
@@ -106,8 +107,8 @@ def _entry(client: int, values: Floats, index: Ints | None) -> BufferEntry:
 
 def merge_equal(base: Floats, entries: Sequence[BufferEntry], rule: MergeRule) -> Floats:
     """Return [P] the merge of equally weighted updates by a rule."""
-    merging = Merging(rule, float(len(entries)))
-    return merge(base, np.zeros(0, np.float32), entries, [1.0] * len(entries), merging)[0]
+    what = Merge(base, np.zeros(0, np.float32), entries, [1.0] * len(entries))
+    return merge(AGGREGATIONS[rule](), what).packed
 
 
 def distance(a: Floats, b: Floats) -> float:
@@ -201,14 +202,9 @@ class UploadMeasurement:
             values, dense = self._train(weights, masks, share, client, round_)
             entries.append(replace(_entry(client, values, None), dense=dense))
         ones = [1.0] * len(entries)
-        packed, dense = merge(
-            masks.pack(weights[: masks.size]),
-            weights[masks.size :],
-            entries,
-            ones,
-            Merging("mask_aware", float(len(ones))),
-        )
-        return np.concatenate([masks.unpack(packed), dense])
+        packed, dense = masks.pack(weights[: masks.size]), weights[masks.size :]
+        new = merge(AGGREGATIONS["mask_aware"](), Merge(packed, dense, entries, ones))
+        return np.concatenate([masks.unpack(new.packed), new.dense])
 
     def _train(
         self, weights: Floats, masks: MaskSet, density: float, client: int, round_: int

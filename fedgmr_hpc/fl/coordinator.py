@@ -36,7 +36,7 @@ from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, pacing_clients
-from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge, staleness_weight
+from fedgmr_hpc.fl.aggregation import ServerRule, staleness_weights
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.events import (
@@ -76,6 +76,7 @@ class Coordinator:
         weights: Floats,
         layers: Sequence[PrunableLayer],
         availability: Availability | None = None,
+        num_trained: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -83,6 +84,8 @@ class Coordinator:
             weights: [P + D] initial weights, natural order.
             layers: the P prunable entries by tensor.
             availability: when clients can be chosen; None for always.
+            num_trained: how many of the prunable and of the dense entries are trained; behind them
+                come running statistics. None for all.
         """
         self.config, sampled = config, config.clients.sampled
         densities = [1.0] * len(shares) if config.submodel.kind == "full" else list(shares)
@@ -107,6 +110,8 @@ class Coordinator:
         self.buffer = UpdateBuffer(
             config.aggregation.model_copy(update={"max_entries": max_entries})
         )
+        sizes = len(self.packed), len(self.dense)
+        self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes)
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
@@ -226,46 +231,13 @@ class Coordinator:
         return [self._finish_report(), *self._dispatch(event.ready_s)]
 
     def _merge(self, merged: tuple[int, ...]) -> None:
-        sigma = self._staleness_weights()
         entries = self.buffer.take(self.masks)
-        weights = [sigma[entry.client] * entry.num_samples for entry in entries]
-        merging = self._merging(merged, entries, weights, sigma)
-        self.packed, self.dense = merge(self.packed, self.dense, entries, weights, merging)
+        sigma = staleness_weights(self._ages(), self.config.aggregation)
+        weights = self.packed, self.dense
+        new = self.rule.merge(weights, entries, self.masks, sigma, merged)
+        self.packed, self.dense = new.packed, new.dense
         self._report = self._make_report(self.version + 1, merged)
-        for entry, weight in zip(entries, weights, strict=True):
-            self._report.weight[entry.client] = weight / merging.total
-
-    def _merging(
-        self,
-        merged: tuple[int, ...],
-        entries: Sequence[BufferEntry],
-        weights: Sequence[float],
-        sigma: NDArray[np.float64],
-    ) -> Merging:
-        """Return the row's rule, scaled for these updates."""
-        choices, total = self.config.aggregation, sum(weights)
-        if choices.rule == "fedbuff":
-            num_samples = sum(entry.num_samples for entry in entries)
-            return Merging("fedbuff", num_samples / choices.server_learning_rate)
-        arrived = float(sum(sigma[client] for client in merged))
-        if choices.mix_share is None:
-            return Merging(choices.rule, total, arrived / float(sigma.sum()))
-        return Merging(choices.rule, total, choices.mix_share * arrived / len(merged))
-
-    def _staleness_weights(self) -> NDArray[np.float64]:
-        """Return sigma of every client's last update at its age now [C], 0 for clients without
-        one.
-        """
-        choices, ages = self.config.aggregation, self._ages()
-        sigma = np.zeros(len(ages))
-        for age in np.unique(ages[ages > 0]).tolist():
-            sigma[ages == age] = staleness_weight(
-                age,
-                rule=choices.staleness,
-                exponent=choices.exponent,
-                hinge_delay=choices.hinge_delay,
-            )
-        return sigma
+        self._report.weight[[entry.client for entry in entries]] = new.shares
 
     def _ages(self) -> NDArray[np.int64]:
         """Return age in versions of each client's last merged update [C], 0 if there is none."""
@@ -331,6 +303,7 @@ class Coordinator:
         if old is not self.masks:
             self.packed = old.unpack(self.packed)  # the packed one is free before the next is
             self.packed = self.masks.pack(self.packed)
+            self.rule.state.repack(old, self.masks)
 
     def _dispatch(self, now_s: float) -> list[Command]:
         """Send this version to those who are chosen, and open the next window."""

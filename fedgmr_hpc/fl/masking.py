@@ -13,6 +13,7 @@ import numpy as np
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS, SubmodelConfig
 from fedgmr_hpc.config.records import Floats, fields_of
+from fedgmr_hpc.fl.scores import Scorer
 from fedgmr_hpc.fl.submodels import (
     Keys,
     MaskSet,
@@ -22,7 +23,6 @@ from fedgmr_hpc.fl.submodels import (
     magnitude_masks,
     rank_entries,
     read_masks,
-    score_entries,
     width_masks,
 )
 
@@ -51,8 +51,9 @@ class Masking:
         self.ladder: MaskSet | None = None
         self._ladder_densities = () if self.is_full else tuple(ladder)
         self._keys: Keys | None = None  # of the current version, between ranking and cutting
-        self._last_refresh: Floats | None = None  # [P] natural, only for score wg
-        self._grad_squares: Floats | None = None  # [P] natural, only for score g
+        self._last_refresh: Floats | None = None  # [P] natural, where a score needs it
+        self._grad_squares: Floats | None = None  # [P] natural, where a score needs them
+        self._scorer = Scorer(config)
 
     @property
     def is_full(self) -> bool:
@@ -60,7 +61,7 @@ class Masking:
         return self.config.kind == "full"
 
     def add_grad_squares(self, squares: Floats, masks: MaskSet, num_samples: int) -> None:
-        """Add a client's squared gradients [K] on its masks to those of score g."""
+        """Add a client's squared gradients [K] on its masks to the sums."""
         if self._grad_squares is None:
             self._grad_squares = np.zeros(masks.size, np.float32)
         at = slice(0, len(squares)) if masks.perm is None else masks.perm[: len(squares)]
@@ -96,9 +97,9 @@ class Masking:
         """
         if self.config.kind != "importance" or self._keys is not None:
             return
-        natural, kind = self.newest.unpack(packed), self.config.score
-        scores = score_entries(kind, natural, self._last_refresh, self._grad_squares)
-        self._last_refresh = natural.copy() if kind == "wg" else None
+        natural = self.newest.unpack(packed)
+        scores = self._scorer.score(natural, self._last_refresh, self._grad_squares)
+        self._last_refresh = natural.copy() if "last_weights" in self._scorer.needs else None
         self._keys = rank_entries(
             natural,
             scores,

@@ -36,6 +36,7 @@ def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
         "packed": c.packed,
         "dense": c.dense,
         "clients": [_client_state(client) for client in c.clients],
+        "rule": c.rule.state.state(),
         "masking": c.masking.state(),
         "restoration": c.restoration.state(),
         "admission": c.admission.state(),
@@ -63,6 +64,8 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     c.masks = masks[state["mask_id"]]
     for client, fields in zip(c.clients, state["clients"], strict=True):
         _restore_client(client, fields, masks)
+    if "rule" in state:  # which older checkpoints lack
+        c.rule.state.restore(state["rule"])
     c.masking.restore(state["masking"], c.masks)
     c.restoration.restore(state["restoration"])
     c.admission.restore(state["admission"])

@@ -308,22 +308,3 @@ def repack(
     moved: Floats = new.pack(natural)[target]
     is_prefix = not len(target) or int(target[-1]) == len(target) - 1
     return moved, None if is_prefix else target
-
-
-def score_entries(
-    kind: str, weights: Floats, previous: Floats | None, grad_squares: Floats | None
-) -> Floats:
-    """Return FMP scores [P], natural order (docs/method.md#scores), for `rank_entries`.
-
-    Args:
-        kind: `w` |W|, for which `weights` itself stands; `wg` |(W - W at the previous refresh) W|;
-            `g` summed squared client gradients.
-        previous: [P] weights at the previous refresh, None at the first, which scores `w`.
-        grad_squares: [P] sums since the previous refresh, None at the first, which scores `w`.
-    """
-    if kind == "wg" and previous is not None:
-        change: Floats = weights - previous
-        return np.abs(np.multiply(change, weights, out=change), out=change)
-    if kind == "g" and grad_squares is not None:
-        return grad_squares
-    return weights

@@ -83,7 +83,7 @@ class Update(UpdateHeader):
     Attributes:
         values: [K].
         dense: [D].
-        grad_squares: [K] summed squared gradients, only for score "g".
+        grad_squares: [K] summed squared gradients, only where the score needs them.
     """
 
     values: Floats

@@ -94,6 +94,12 @@ class Layout:
         return sum(entry.size for entry in self.trainable)
 
     @property
+    def num_trained(self) -> tuple[int, int]:
+        """How many of P and how many of D are trained, the first of each."""
+        prunable = sum(entry.size for entry in self.trainable if entry.prunable)
+        return prunable, self.num_trainable - prunable
+
+    @property
     def trainable(self) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if entry.trainable)
 

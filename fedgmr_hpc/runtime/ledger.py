@@ -15,6 +15,7 @@ import numpy as np
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.fl.events import Dispatch
+from fedgmr_hpc.fl.scores import needs_grad_squares
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.network.fluid import Listener
@@ -175,6 +176,6 @@ def make_ledger(
         links=config.links,
         transmission=config.transmission,
         dtype=config.wire.dtype,
-        has_squares=config.submodel.score == "g",
+        has_squares=needs_grad_squares(config.submodel),
         codes=codes,
     )

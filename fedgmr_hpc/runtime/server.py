@@ -111,7 +111,10 @@ class Server:
         shares = config.clients.bandwidth_shares()
         weights, layers = run_weights(config), prunable_layers(config)
         self.num_prunable = layers[-1].stop
-        self.coordinator = Coordinator(config, shares, weights, layers, load_availability(config))
+        layout = run_layout(config)
+        self.coordinator = Coordinator(
+            config, shares, weights, layers, load_availability(config), layout.num_trained
+        )
         codes = PositionCodes()
         num_dense = len(weights) - self.num_prunable
         self.ledger = make_ledger(config, len(shares), num_dense, codes)
@@ -130,7 +133,7 @@ class Server:
             writer,
             progress,
             self.tell,
-            num_statistics=run_layout(config).num_statistics,
+            num_statistics=layout.num_statistics,
             run_id=run_id,
             wall_s=self.wall_s,
         )

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
@@ -117,6 +118,7 @@ class Worker:
         self.num_prunable = self.training.layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
         self.memories = Memories(self.num_prunable) if keeps_memories(config) else None
+        self.sends_changes = AGGREGATIONS[config.aggregation.rule].wants == "changes"
         self.eval_version = -1
         self.stage: Stage = "receive"
         self.client: int | None = None
@@ -224,7 +226,7 @@ class Worker:
         memory: Memory | None,
     ) -> Frame:
         values, dense = (part.numpy() for part in self.training.sub_model.entries())
-        if self.config.aggregation.rule == "fedbuff":  # what has changed since the version sent
+        if self.sends_changes:  # since the version sent
             values -= received.packed[: task.num_kept]
             dense -= received.dense
         if self.config.wire.dtype == "int8":

@@ -19,6 +19,7 @@ from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.client_memory import Memory
+from fedgmr_hpc.fl.scores import needs_grad_squares
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.models import (
     count_hits,
@@ -63,6 +64,7 @@ class LocalTraining:
         self.sub_model = make_sub_model(config, device)
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
+        self.sums_squares = needs_grad_squares(config.submodel)
         train = config.train
         self.sgd = SgdConfig(train.momentum, train.weight_decay, train.clip_norm)
         self.objective = make_objective(train)
@@ -187,7 +189,7 @@ class LocalTraining:
     def _extra_arguments(self, task: Assignment, teacher_loss: SoftLoss) -> dict[str, Any]:
         """Return the arguments of `train` that only some kinds of sub-model have."""
         submodel = self.config.submodel
-        if submodel.score == "g":
+        if self.sums_squares:
             return {"sum_grad_squares": True}
         if submodel.kind != "ordered_dropout":
             return {}

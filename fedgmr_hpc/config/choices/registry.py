@@ -178,9 +178,12 @@ def _homes(module: str, names: Iterable[str]) -> dict[str, str]:
 
 AGGREGATIONS = Registry(
     "aggregation.rule",
-    _homes("fl.aggregation", ("mask_aware", "gradient", "average", "mix", "fedbuff")),
+    {
+        **_homes("fl.aggregation", ("mask_aware", "gradient", "average", "mix", "fedbuff")),
+        **_homes("fl.aggregation", ("momentum", "adam", "median", "trimmed_mean", "krum")),
+    },
 )
-SCORES = Registry("submodel.score", _homes("fl.submodels", ("w", "wg", "g")))
+SCORES = Registry("submodel.score", _homes("fl.scores", ("w", "wg", "g")))
 RESTORATIONS = Registry(
     "restoration.trigger", {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))}
 )

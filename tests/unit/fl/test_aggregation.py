@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.fl import aggregation
-from fedgmr_hpc.fl.aggregation import BufferEntry, Merging, merge, staleness_weight
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge, merging, staleness_weight
 
 RULES = ("mask_aware", "average", "gradient", "mix")  # of values; `fedbuff` is of changes
-
-MASK_AWARE = Merging("mask_aware", 1.0)  # its total does not count
 
 
 def floats(*values: float) -> np.ndarray:
@@ -26,10 +24,17 @@ def entry(client=0, values=(), dense=(), index=None, num_samples=1) -> BufferEnt
     return BufferEntry(client, 0, floats(*values), at, floats(*dense), num_samples)
 
 
-def merged(packed, entries, weights, rule="mask_aware", rho=1.0, dense=()):
-    new, new_dense = merge(
-        floats(*packed), floats(*dense), entries, weights, Merging(rule, sum(weights), rho)
-    )
+def step(packed, dense, entries, weights, rule="mask_aware", rho=1.0, **options):
+    """The first version that a rule makes; `fedbuff` divides by the sum of the weights."""
+    if rule == "fedbuff":
+        options = {"server_learning_rate": len(entries) / sum(weights)} | options
+    what = Merge(packed, dense, entries, weights, arrived=[rho])
+    new = merge(AGGREGATIONS[rule](**options), what)
+    return new.packed, new.dense
+
+
+def merged(packed, entries, weights, rule="mask_aware", rho=1.0, dense=(), **options):
+    new, new_dense = step(floats(*packed), floats(*dense), entries, weights, rule, rho, **options)
     assert new.dtype == new_dense.dtype == np.float32
     return new.tolist(), new_dense.tolist()
 
@@ -92,7 +97,7 @@ def test_clients_that_return_the_model_never_change_it(rule, index):
     now, now_dense = packed, dense
     for _ in range(50):
         entries = [entry(c, now, now_dense, index) for c in range(4)]
-        now, now_dense = merge(now, now_dense, entries, weights, Merging(rule, sum(weights), 0.37))
+        now, now_dense = step(now, now_dense, entries, weights, rule, 0.37)
     assert now.tolist() == pytest.approx(packed.tolist(), rel=1e-6)
     assert now_dense.tolist() == pytest.approx(dense.tolist(), rel=1e-6)
 
@@ -100,7 +105,7 @@ def test_clients_that_return_the_model_never_change_it(rule, index):
 def test_clients_that_return_the_model_leave_every_bit():
     packed, dense = np.random.default_rng(1).standard_normal((2, 999)).astype(np.float32)
     entries = [entry(c, packed[:n], dense) for c, n in enumerate((999, 500, 200, 50))]
-    new, new_dense = merge(packed, dense, entries, [1, 0.66, 0.52, 3], MASK_AWARE)
+    new, new_dense = step(packed, dense, entries, [1, 0.66, 0.52, 3])
     assert new.tobytes() == packed.tobytes() and new_dense.tobytes() == dense.tobytes()
 
 
@@ -109,9 +114,9 @@ def test_a_single_holder_counts_exactly(index):
     values = floats(0.1, 1e-8, 3e8)
     others = entry(1, [5], [5, 5], None if index is None else [3])
     alone = entry(0, values, [0.3, 0.7], index)
-    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [alone], [0.123], MASK_AWARE)
+    new, _ = step(floats(9, 9, 9, 9), floats(0, 0), [alone], [0.123])
     assert new[:3].tobytes() == values.tobytes()
-    new, _ = merge(floats(9, 9, 9, 9), floats(0, 0), [others, alone], [0.9, 0.1], MASK_AWARE)
+    new, _ = step(floats(9, 9, 9, 9), floats(0, 0), [others, alone], [0.9, 0.1])
     assert new[1:3].tobytes() == values[1:].tobytes()
 
 
@@ -145,7 +150,7 @@ def test_full_models_of_the_current_version_merge_to_the_plain_mean(rule):
     values = np.random.default_rng(2).standard_normal((5, 100)).astype(np.float32)
     entries = [entry(c, v, v[:7]) for c, v in enumerate(values)]
     old = np.ones(100, np.float32)
-    new, dense = merge(old, old[:7], entries, [20] * 5, Merging(rule, 100, 1.0))
+    new, dense = step(old, old[:7], entries, [20] * 5, rule)
     mean = values.astype(np.float64).mean(0)
     assert np.allclose(new, mean, rtol=0, atol=3e-7)
     assert np.allclose(dense, mean[:7], rtol=0, atol=3e-7)
@@ -155,8 +160,8 @@ def test_at_full_density_mask_aware_equals_fed_avg_bit_for_bit():
     values = np.random.default_rng(3).standard_normal((4, 200_000)).astype(np.float32)
     entries = [entry(c, v) for c, v in enumerate(values)]
     old, none = np.zeros(200_000, np.float32), floats()
-    one, _ = merge(old, none, entries, [20] * 4, Merging("mask_aware", 80))
-    two, _ = merge(old, none, entries, [20] * 4, Merging("average", 80))
+    one, _ = step(old, none, entries, [20] * 4, "mask_aware")
+    two, _ = step(old, none, entries, [20] * 4, "average")
     assert one.tobytes() == two.tobytes()
 
 
@@ -180,14 +185,14 @@ def test_fedbuff_adds_the_mean_change():
 
 def test_the_server_learning_rate_and_stale_weights_scale_the_change():
     half_stale = [entry(0, [8.0])]  # sigma 0.5 of one update of one sample, eta 2
-    new, _ = merge(floats(1), floats(), half_stale, [0.5], Merging("fedbuff", 1 / 2))
+    new, _ = step(floats(1), floats(), half_stale, [0.5], "fedbuff", server_learning_rate=2)
     assert new.tolist() == [1 + 2 * 0.5 * 8]
 
 
 def test_changes_of_nothing_leave_every_bit():
     packed, dense = np.random.default_rng(4).standard_normal((2, 99)).astype(np.float32)
     entries = [entry(c, np.zeros(n), np.zeros(99)) for c, n in enumerate((99, 50, 20))]
-    new, new_dense = merge(packed, dense, entries, [1, 2, 3], Merging("fedbuff", 6))
+    new, new_dense = step(packed, dense, entries, [1, 2, 3], "fedbuff")
     assert new.tobytes() == packed.tobytes() and new_dense.tobytes() == dense.tobytes()
 
 
@@ -215,8 +220,8 @@ def arrangements(draw):
 @given(arrangements(), st.sampled_from([*RULES, "fedbuff"]), st.floats(0, 1), st.integers(1, 9))
 def test_any_arrangement_equals_the_naive_formulas(arrangement, rule, rho, chunk):
     packed, entries, weights = arrangement
-    with mock.patch.object(aggregation, "CHUNK", chunk):
-        new, _ = merge(packed, floats(0, 0, 0), entries, weights, Merging(rule, sum(weights), rho))
+    with mock.patch.object(merging, "CHUNK", chunk):
+        new, _ = step(packed, floats(0, 0, 0), entries, weights, rule, rho)
     assert np.allclose(new, naive(packed, entries, weights, rule, rho), rtol=1e-5, atol=1e-5)
 
 
@@ -229,7 +234,7 @@ def test_the_inputs_are_never_modified_and_never_returned(arrangement, rule):
     for array in (packed, dense, *(a for e in entries for a in (e.values, e.dense))):
         array.flags.writeable = False
     before = [a.tobytes() for e in entries for a in (e.values, e.dense)]
-    new, new_dense = merge(packed, dense, entries, weights, Merging(rule, sum(weights), 0.5))
+    new, new_dense = step(packed, dense, entries, weights, rule, 0.5)
     assert [a.tobytes() for e in entries for a in (e.values, e.dense)] == before
     sources = [packed, dense, *(a for e in entries for a in (e.values, e.dense))]
     assert not any(np.shares_memory(a, b) for a in sources for b in (new, new_dense))

@@ -14,7 +14,6 @@ from fedgmr_hpc.fl.submodels import (
     full_masks,
     rank_entries,
     repack,
-    score_entries,
 )
 from fedgmr_hpc.models import initial_weights, make_layout
 
@@ -290,44 +289,3 @@ def test_repack_leaves_its_input_unchanged():
     moved, _ = repack(values, None, old, new)
     assert values.tolist() == [1, 2, 3, 4]
     assert not np.shares_memory(moved, values)
-
-
-# --- scores
-
-W, PREVIOUS, SQUARES = floats(2, -3, 0.5), floats(1, -3, -0.5), floats(7, 8, 9)
-
-
-def ranking(kind, previous, squares) -> list[int]:
-    """As a refresh does it: the scores may be the very weights, which rank by size."""
-    weights = W.copy()
-    scores = score_entries(kind, weights, previous, squares)
-    keys = rank_entries(weights, scores, one_layer(3), floor_frac=0.0)
-    return np.argsort(keys, kind="stable").tolist()
-
-
-@pytest.mark.parametrize(
-    ("kind", "order"),
-    [
-        ("w", [1, 0, 2]),
-        ("wg", [0, 2, 1]),  # 2, 0, .5
-        ("g", [2, 1, 0]),
-    ],
-)
-def test_entries_rank_by_the_score_that_was_chosen(kind, order):
-    assert ranking(kind, PREVIOUS, SQUARES) == order
-
-
-def test_score_wg_is_the_size_of_weight_times_change():
-    assert score_entries("wg", W, PREVIOUS, None).tolist() == [2, 0, 0.5]
-
-
-@pytest.mark.parametrize("kind", ["w", "wg", "g"])
-def test_the_first_masks_use_the_weights(kind):
-    assert ranking(kind, None, None) == [1, 0, 2]
-
-
-@pytest.mark.parametrize("kind", ["w", "wg", "g"])
-def test_ranking_leaves_what_scores_were_made_from(kind):
-    previous, squares = PREVIOUS.copy(), SQUARES.copy()
-    ranking(kind, previous, squares)
-    assert np.array_equal(previous, PREVIOUS) and np.array_equal(squares, SQUARES)

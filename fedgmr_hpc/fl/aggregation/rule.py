@@ -1,0 +1,203 @@
+"""What an aggregation rule is: how the updates of a merge become the next version.
+
+A rule is a class of one of two kinds, registered under a name for `aggregation.rule`:
+
+* `MeanRule`: the server takes the mean over the holders of each entry, and `step` goes from the old
+  value to the new one. It costs no memory, however many updates there are.
+* `WholeRule`: `combine` is given all updates' values of some entries, for what is no mean.
+
+Its fields are its options. What it keeps from merge to merge belongs to the run: `vectors`, as long
+as the model, and `numbers`. The server moves them along when masks are cut anew, saves them with a
+checkpoint and repeats them in a replay; a rule has no other memory.
+
+Shapes: U updates, P prunable entries, D dense entries, n entries of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.records import Floats, Ints
+
+WHOLE_CHUNK = 1 << 14  # entries of all updates at a time
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class BufferEntry:
+    """A client's last delivered update: immutable copies, never references to training state."""
+
+    client: int
+    base_version: int
+    values: Floats  # [K] packed; changes for a rule that wants them, as are those of the dense part
+    index: Ints | None  # [K] ascending packed positions, None for the first K
+    dense: Floats  # [D]
+    num_samples: int
+    mask_id: int = 0  # of the masks in whose packed order it is
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge, as a rule sees it.
+
+    Attributes:
+        packed: [P] current prunable weights, packed order.
+        dense: [D] current dense part.
+        entries: updates in client order.
+        weights: a_i of each: its staleness weight times its samples, positive.
+        arrived: staleness weights of the updates that are merged for the first time.
+        all_staleness: sum of the staleness weights of all clients' last updates.
+        statistics: which of the packed and of the dense entries are running statistics, None for
+            none.
+    """
+
+    packed: Floats
+    dense: Floats
+    entries: Sequence[BufferEntry]
+    weights: Sequence[float]
+    arrived: Sequence[float] = (1.0,)
+    all_staleness: float = 1.0
+    statistics: tuple[NDArray[np.bool_] | None, ...] = (None, None)
+
+    @cached_property
+    def total(self) -> float:
+        """Sum of all updates' weights."""
+        return sum(self.weights)
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Sum of all updates' samples."""
+        return sum(entry.num_samples for entry in self.entries)
+
+    def parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield stretches of the packed entries in turn, with what the updates hold of them: the
+        values [U, n], 0 where there are none, and which of them are held [U, n]. Both are
+        overwritten by the next.
+        """
+        size = min(WHOLE_CHUNK, max(1, len(self.packed)))
+        values = torch.empty(len(self.entries), size)
+        is_held = torch.empty(len(self.entries), size, dtype=torch.bool)
+        for start in range(0, len(self.packed), size):
+            num = min(size, len(self.packed) - start)
+            own = values[:, :num].zero_(), is_held[:, :num].zero_()
+            for row, entry in enumerate(self.entries):
+                _fill(own[0][row], own[1][row], entry, start)
+            yield slice(start, start + num), *own
+
+    def dense_values(self) -> Tensor:
+        """Return the dense parts of all updates [U, D], which everybody holds."""
+        return torch.from_numpy(np.stack([entry.dense for entry in self.entries]))
+
+
+def _fill(values: Tensor, is_held: Tensor, entry: BufferEntry, start: int) -> None:
+    """Write what an update holds of the entries from `start` on, into [n] zeros."""
+    stop = start + len(values)
+    if entry.index is None:
+        own = torch.from_numpy(entry.values)[start:stop]
+        values[: len(own)], is_held[: len(own)] = own, True
+        return
+    low, high = np.searchsorted(entry.index, np.array((start, stop), entry.index.dtype))
+    at = torch.from_numpy(entry.index[low:high]).long() - start
+    values[at], is_held[at] = torch.from_numpy(entry.values[low:high]), True
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some entries of a merge: what is known of them, besides their values.
+
+    Attributes:
+        held: sum of the weights of those who hold an entry, 0 where nobody does; one value for all
+            or [n].
+        prepared: what `prepare` has returned.
+        vectors: [n] the rule's own, by name; written in place.
+    """
+
+    merge: Merge
+    held: float | Tensor
+    prepared: Any
+    vectors: dict[str, Tensor]
+
+    def share(self, total: float) -> float | Tensor:
+        """Return the holders' share of a sum of weights, one value or [n]."""
+        share = self.held / total
+        return share.float() if isinstance(share, Tensor) else share
+
+
+class AggregationRule(Section):
+    """The base of both kinds of rule; see the module.
+
+    Attributes:
+        wants: what updates bring: trained weights, or the changes against the version sent.
+        vectors: names of its vectors [P + D], which begin at 0.
+        numbers: its numbers, by name, as they begin; whatever JSON can hold.
+        keeps_missing: whether an entry that no update holds keeps its value and its places in the
+            vectors, which the server then sees to.
+        steps_statistics: whether running statistics of batch norms are stepped like weights; false
+            gives them the mean.
+    """
+
+    wants: ClassVar[Literal["weights", "changes"]] = "weights"
+    vectors: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[dict[str, Any]] = {}
+    keeps_missing: ClassVar[bool] = True
+    steps_statistics: ClassVar[bool] = True
+
+    def prepare(self, merge: Merge, numbers: dict[str, Any]) -> Any:
+        """Look at a merge before its entries are stepped; return what the steps need of it.
+
+        Args:
+            numbers: the rule's own, to be changed in place.
+        """
+
+    def shares(self, merge: Merge, prepared: Any) -> list[float]:
+        """Return what each update counts for [U], as results show it."""
+        return [weight / merge.total for weight in merge.weights]
+
+    def expected(
+        self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
+    ) -> Doubles | None:
+        """Return the closed form of the first merge in float64, to be checked against; None for
+        none.
+
+        Args:
+            old: [n].
+            values: [U, n] of the updates, NaN where they hold nothing.
+            is_held: [U, n].
+        """
+        return None
+
+
+class MeanRule(AggregationRule):
+    """A rule that steps from the mean over the holders of an entry."""
+
+    def step(self, old: Tensor, mean: Tensor, part: Part) -> None:
+        """Write the new values over the mean.
+
+        Args:
+            old: [n] current weights, not to be written to.
+            mean: [n] over the holders, in client order; 0 without any.
+        """
+        raise NotImplementedError
+
+
+class WholeRule(AggregationRule):
+    """A rule that looks at all updates' values of an entry."""
+
+    def combine(self, old: Tensor, values: Tensor, is_held: Tensor, part: Part) -> Tensor:
+        """Return the new values [n].
+
+        Args:
+            old: [n] current weights, not to be written to.
+            values: [U, n] of the updates in client order, 0 where they hold nothing.
+            is_held: [U, n].
+        """
+        raise NotImplementedError

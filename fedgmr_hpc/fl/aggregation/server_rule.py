@@ -1,0 +1,73 @@
+"""The rule of a run, with what it keeps: what the coordinator merges by.
+
+Shapes: C clients, P prunable entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgmr_hpc.config.axes import AggregationConfig
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.fl.aggregation.merging import Version, merge
+from fedgmr_hpc.fl.aggregation.rule import AggregationRule, BufferEntry, Merge
+from fedgmr_hpc.fl.aggregation.state import RuleState
+from fedgmr_hpc.fl.submodels import MaskSet
+
+
+class ServerRule:
+    """Makes versions by the rule that a configuration chooses.
+
+    Args:
+        sizes: P and D.
+        num_trained: how many of these are trained; behind them come running statistics.
+
+    Attributes:
+        state: what the rule keeps.
+    """
+
+    def __init__(
+        self, choices: AggregationConfig, sizes: tuple[int, int], num_trained: tuple[int, int]
+    ) -> None:
+        self.rule: AggregationRule = AGGREGATIONS.make(choices.rule, choices)
+        self.state = RuleState(self.rule, *sizes)
+        self._sizes, self._num_trained = sizes, num_trained
+
+    def merge(
+        self,
+        weights: tuple[Floats, Floats],
+        entries: Sequence[BufferEntry],
+        masks: MaskSet,
+        sigma: NDArray[np.float64],
+        merged: Sequence[int],
+    ) -> Version:
+        """Return the next version.
+
+        Args:
+            weights: [P] packed for `masks`, and [D].
+            entries: updates in client order, packed for `masks`.
+            sigma: [C] staleness weight of each client's last update, 0 without one.
+            merged: clients whose updates are merged for the first time.
+        """
+        what = Merge(
+            *weights,
+            entries,
+            weights=[sigma[entry.client] * entry.num_samples for entry in entries],
+            arrived=[float(sigma[client]) for client in merged],
+            all_staleness=float(sigma.sum()),
+            statistics=self._statistics(masks),
+        )
+        return merge(self.rule, what, self.state)
+
+    def _statistics(self, masks: MaskSet) -> tuple[NDArray[np.bool_] | None, ...]:
+        """Return which entries of the two parts are running statistics, None for a part without."""
+        (num_packed, num_dense), (packed, dense) = self._sizes, self._num_trained
+        at = np.arange(num_packed) if masks.perm is None else masks.perm
+        return (
+            None if packed == num_packed else at >= packed,
+            None if dense == num_dense else np.arange(num_dense) >= dense,
+        )

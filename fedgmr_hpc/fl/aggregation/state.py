@@ -1,0 +1,65 @@
+"""What a rule keeps from merge to merge, moved along with the weights.
+
+Vectors stand in the packed order of the current masks, as the weights do, so that a merge needs no
+positions. They mean the same entries whatever the masks are.
+
+Shapes: P prunable entries, D dense entries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.fl.aggregation.rule import AggregationRule
+from fedgmr_hpc.fl.submodels import MaskSet
+
+
+class RuleState:
+    """The vectors and numbers of one run's rule.
+
+    Attributes:
+        packed: [P] of each vector, by name.
+        dense: [D] of each vector, by name.
+    """
+
+    def __init__(self, rule: AggregationRule, num_packed: int, num_dense: int) -> None:
+        self.packed = _zeros(rule.vectors, num_packed)
+        self.dense = _zeros(rule.vectors, num_dense)
+        self.numbers: dict[str, Any] = copy.deepcopy(rule.numbers)
+
+    def packed_part(self, span: slice) -> dict[str, Tensor]:
+        """Return the vectors' places for these packed entries, which share their memory."""
+        return {name: torch.from_numpy(vector)[span] for name, vector in self.packed.items()}
+
+    def dense_part(self) -> dict[str, Tensor]:
+        """Return the vectors' places for the dense part, which share their memory."""
+        return {name: torch.from_numpy(vector) for name, vector in self.dense.items()}
+
+    def natural(self, name: str, masks: MaskSet) -> Floats:
+        """Return [P + D] a vector in the natural order."""
+        return np.concatenate([masks.unpack(self.packed[name]), self.dense[name]])
+
+    def repack(self, old: MaskSet, new: MaskSet) -> None:
+        """Move the vectors from the order of the last masks to that of new ones."""
+        for name in self.packed:
+            self.packed[name] = new.pack(old.unpack(self.packed[name]))
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` takes back."""
+        return {"packed": self.packed, "dense": self.dense, "numbers": self.numbers}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state, whose arrays become its own."""
+        self.packed, self.dense = dict(state["packed"]), dict(state["dense"])
+        self.numbers = copy.deepcopy(state["numbers"])
+
+
+def _zeros(names: Iterable[str], size: int) -> dict[str, Floats]:
+    return {name: np.zeros(size, np.float32) for name in names}

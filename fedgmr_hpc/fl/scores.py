@@ -1,0 +1,116 @@
+"""Scores: how important an entry of the model is (docs/method.md#scores).
+
+A score is a function of some of `weights`, `last_weights` and `grad_squares`, or a class with
+options whose method `score` is one; its parameters say what it needs. Squared gradients are
+measured and sent only where a score needs them. The first masks, and those of a refresh before
+which no client has delivered any, rank by |W| wherever a score needs more than the weights.
+
+Shapes: P prunable entries, natural order.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fedgmr_hpc.config.axes import SubmodelConfig
+from fedgmr_hpc.config.choices.registry import SCORES, register_score
+from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must
+from fedgmr_hpc.config.records import Floats
+
+SOURCES = ("weights", "last_weights", "grad_squares")
+
+
+class Score(Section):
+    """The base of a score with options: its fields.
+
+    Its method `score` takes some of these by name and returns one number >= 0 an entry [P]; a
+    larger one is kept first. What it is given is not to be written to.
+
+        weights: [P] the server's model.
+        last_weights: [P] the same at the last refresh.
+        grad_squares: [P] sums of the clients' squared gradients since the last refresh.
+    """
+
+
+@register_score("w")
+def size(weights: Floats) -> Floats:
+    """Return the weights as they are, which ranks by |W|."""
+    return weights
+
+
+@register_score("wg")
+def moving_size(weights: Floats, last_weights: Floats) -> Floats:
+    """Return |W| times how far it has moved."""
+    change: Floats = weights - last_weights
+    return np.abs(np.multiply(change, weights, out=change), out=change)
+
+
+@register_score("g")
+def squared_gradients(grad_squares: Floats) -> Floats:
+    """Return the sum of squared gradients, as it is."""
+    return grad_squares
+
+
+def _function(name: str, choices: SubmodelConfig) -> Callable[..., Floats]:
+    entry: Any = SCORES[name]
+    if isinstance(entry, type):
+        entry = SCORES.make(name, choices).score
+    return entry  # type: ignore[no-any-return]
+
+
+class Scorer:
+    """The score that a configuration chooses.
+
+    Attributes:
+        needs: what it is computed from, of `SOURCES`.
+
+    Raises:
+        ValueError: it needs anything else.
+    """
+
+    def __init__(self, choices: SubmodelConfig) -> None:
+        self.name, self._function = choices.score, _function(choices.score, choices)
+        self.needs = frozenset(inspect.signature(self._function).parameters)
+        if unknown := sorted(self.needs.difference(SOURCES)):
+            what = f"submodel.score {self.name!r}"
+            raise ValueError(must(what, f"have no parameters but {', '.join(SOURCES)}", unknown))
+
+    def score(
+        self, weights: Floats, last_weights: Floats | None, grad_squares: Floats | None
+    ) -> Floats:
+        """Return the scores [P], or `weights` itself to rank by |W|.
+
+        Args:
+            last_weights: None at the first refresh.
+            grad_squares: None if no client has delivered any.
+
+        Raises:
+            RunError: they are not one number >= 0 an entry.
+        """
+        found = dict(zip(SOURCES, (weights, last_weights, grad_squares), strict=True))
+        given = {name: found[name] for name in found if name in self.needs}
+        if any(value is None for value in given.values()):
+            return weights
+        scores = self._function(**given)
+        is_own = scores is weights or scores is grad_squares
+        return scores if is_own else self._checked(scores, len(weights))
+
+    def _checked(self, scores: Any, size: int) -> Floats:
+        """Return scores of another's making as float32."""
+        checked = np.asarray(scores, np.float32)
+        if checked.shape != (size,) or not checked.min(initial=0) >= 0:
+            need = f"score each of {size} entries with a number >= 0"
+            raise RunError(must(f"submodel.score {self.name!r}", need), stage="merge")
+        return checked
+
+
+def needs_grad_squares(choices: SubmodelConfig) -> bool:
+    """Return whether clients send squared gradients."""
+    is_scored = choices.kind == "importance"
+    return is_scored and "grad_squares" in Scorer(choices).needs

@@ -1,0 +1,130 @@
+"""Scores: the built-in ones by hand, and what the server asks of any other."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from fedgmr_hpc.config.axes import SubmodelConfig
+from fedgmr_hpc.config.choices.registry import SCORES, registering
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.fl.masking import Masking
+from fedgmr_hpc.fl.scores import Score, Scorer, needs_grad_squares
+from fedgmr_hpc.fl.submodels import PrunableLayer, full_masks, rank_entries
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+W, PREVIOUS, SQUARES = floats(2, -3, 0.5), floats(1, -3, -0.5), floats(7, 8, 9)
+LAYERS = [PrunableLayer("only", 0, 3, 1.0)]
+
+
+@contextmanager
+def registered(name, entry):
+    with registering("test"):
+        SCORES.add(name, entry)
+    try:
+        yield
+    finally:
+        SCORES.forget("test")
+
+
+def scorer(kind) -> Scorer:
+    return Scorer(SubmodelConfig(score=kind))
+
+
+def ranking(kind, previous, squares) -> list[int]:
+    """As a refresh does it: the scores may be the very weights, which rank by size."""
+    weights = W.copy()
+    scores = scorer(kind).score(weights, previous, squares)
+    keys = rank_entries(weights, scores, LAYERS, floor_frac=0.0)
+    return np.argsort(keys, kind="stable").tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [
+        ("w", [1, 0, 2]),
+        ("wg", [0, 2, 1]),  # 2, 0, .5
+        ("g", [2, 1, 0]),
+    ],
+)
+def test_entries_rank_by_the_score_that_was_chosen(kind, order):
+    assert ranking(kind, PREVIOUS, SQUARES) == order
+
+
+def test_score_wg_is_the_size_of_weight_times_change():
+    assert scorer("wg").score(W, PREVIOUS, None).tolist() == [2, 0, 0.5]
+
+
+@pytest.mark.parametrize("kind", ["w", "wg", "g"])
+def test_the_first_masks_use_the_weights(kind):
+    assert ranking(kind, None, None) == [1, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["w", "wg", "g"])
+def test_ranking_leaves_what_scores_were_made_from(kind):
+    previous, squares = PREVIOUS.copy(), SQUARES.copy()
+    ranking(kind, previous, squares)
+    assert np.array_equal(previous, PREVIOUS) and np.array_equal(squares, SQUARES)
+
+
+def test_parameters_say_what_a_score_needs():
+    needs = {kind: set(scorer(kind).needs) for kind in ("w", "wg", "g")}
+    assert needs == {
+        "w": {"weights"}, "wg": {"weights", "last_weights"}, "g": {"grad_squares"},
+    }  # fmt: skip
+    assert [needs_grad_squares(SubmodelConfig(score=k)) for k in needs] == [False, False, True]
+    assert not needs_grad_squares(SubmodelConfig(kind="magnitude", score="g"))
+
+
+class Power(Score):
+    """Squared gradients to a power."""
+
+    power: float = 0.5
+
+    def score(self, grad_squares):
+        return grad_squares**self.power
+
+
+def test_a_class_has_options():
+    with registered("power", Power):
+        section = SubmodelConfig.model_validate({"score": "power", "power": 2.0})
+        assert Scorer(section).score(W, None, SQUARES).tolist() == [49, 64, 81]
+        assert needs_grad_squares(section)
+
+
+def test_a_score_sees_the_model_of_the_last_refresh():
+    seen = []
+
+    def change(weights, last_weights):
+        seen.append((weights.tolist(), last_weights.tolist()))
+        return np.abs(weights - last_weights)
+
+    with registered("change", change):
+        masking = Masking(SubmodelConfig(score="change"), LAYERS)
+        masking.newest = full_masks(3)
+        for packed in (floats(1, 2, 3), floats(4, 2, 1)):
+            masking.newest = full_masks(3)
+            masking.cut(packed, [0.5], 0)
+    assert seen == [([4, 2, 1], [1, 2, 3])]
+
+
+@pytest.mark.parametrize("bad", [[1.0, 2.0], [-1.0, 0, 0], [np.nan, 0, 0], [[1.0, 2, 3]]])
+def test_a_score_is_one_number_an_entry(bad):
+    with registered("bad", lambda weights: np.array(bad)), pytest.raises(RunError) as caught:
+        scorer("bad").score(W, None, None)
+    assert "submodel.score 'bad' must score each of 3 entries with a number >= 0" in str(
+        caught.value
+    )
+
+
+def test_a_score_can_only_ask_for_what_there_is():
+    with registered("odd", lambda weights, loss: weights), pytest.raises(ValueError) as caught:
+        scorer("odd")
+    assert "must have no parameters but weights, last_weights, grad_squares" in str(caught.value)
+    assert "loss" in str(caught.value)
