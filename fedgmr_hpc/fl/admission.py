@@ -12,34 +12,116 @@ A round is a merge for `window` and `barrier`, and for `count` and `each` as man
 clients take part at a time. No window waits for a client that is gone: a window that waited only
 for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
 Rounds done stay done when clients go.
+
+A rule is a class registered under a name for `admission.kind`; its fields are its options. The
+server sees to what holds for all: a window closes once, never in the past or without an arrival,
+and never waits when everybody has arrived.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from fedgmr_hpc.config.axes import AdmissionConfig
+from fedgmr_hpc.config.choices.registry import ADMISSIONS, register_admission
+from fedgmr_hpc.config.choices.section import Section
 
 
-def pacing_clients(
-    kind: str, shares: Sequence[float], active: Collection[int] | None = None
-) -> frozenset[int]:
-    """Return clients whose arrivals close a window; never empty.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The open window, as a rule sees it.
 
-    Args:
-        shares: [C] bandwidth shares, by client id.
-        active: the clients that are left, at least one; None for all.
+    Attributes:
+        now_s: the time.
+        arrived: clients whose updates wait for the next merge.
+        taking: clients that take part, arrived or not.
+        awaited: pacing clients that have not gone since the window opened.
+        round: rounds done.
+        state: the rule's own, whatever JSON can hold; written in place, empty at first.
     """
-    left = range(len(shares)) if active is None else active
-    fastest = max(shares[client] for client in left)
-    return frozenset(client for client in left if kind != "window" or shares[client] == fastest)
+
+    now_s: float
+    arrived: AbstractSet[int]
+    taking: AbstractSet[int]
+    awaited: AbstractSet[int]
+    round: int
+    state: dict[str, Any]
 
 
-def closing_slack_s(kind: str, slack_s: float) -> float:
-    """Return time between the last pacing arrival and the close."""
-    return slack_s if kind == "window" else 0.0
+class AdmissionRule(Section):
+    """The base of all rules, which waits for the pacing clients: all that take part.
+
+    Attributes:
+        counts: what makes a round: a merge, or as many merged updates as clients take part.
+    """
+
+    counts: ClassVar[Literal["merges", "updates"]] = "merges"
+
+    def pacing(self, shares: Sequence[float], taking: Collection[int]) -> frozenset[int]:
+        """Return whom a window waits for, of those who take part."""
+        return frozenset(taking)
+
+    def close_s(self, window: Window) -> float | None:
+        """Return when the window closes, None to wait for further arrivals. Asked at every arrival
+        and when clients have gone, until it has said a time.
+        """
+        return window.now_s if window.arrived and window.awaited <= window.arrived else None
+
+
+@register_admission("window")
+class Paced(AdmissionRule):
+    """Waits for the best-connected, and then a little longer."""
+
+    slack_s: float = 0.5
+
+    def pacing(self, shares: Sequence[float], taking: Collection[int]) -> frozenset[int]:
+        """Return those with the greatest share."""
+        return best_connected(shares, taking)
+
+    def close_s(self, window: Window) -> float | None:
+        """Return when the slack is over."""
+        at_s = super().close_s(window)
+        return None if at_s is None else at_s + self.slack_s
+
+
+@register_admission("barrier")
+class Barrier(AdmissionRule):
+    """Waits for all."""
+
+
+@register_admission("count")
+class Counted(AdmissionRule):
+    """Waits for so many updates, or for all where fewer take part."""
+
+    counts = "updates"
+    count: int | None = None
+
+    def close_s(self, window: Window) -> float | None:
+        """Return now if they are there."""
+        quota = min(self.count or 1, len(window.taking))
+        return window.now_s if 0 < len(window.arrived) >= quota else None
+
+
+@register_admission("each")
+class Each(AdmissionRule):
+    """Waits for one update."""
+
+    counts = "updates"
+
+    def close_s(self, window: Window) -> float | None:
+        """Return now."""
+        return window.now_s if window.arrived else None
+
+
+def best_connected(shares: Sequence[float], among: Collection[int]) -> frozenset[int]:
+    """Return the clients with the greatest of these shares; never empty, as `among` is not."""
+    fastest = max(shares[client] for client in among)
+    return frozenset(client for client in among if shares[client] == fastest)
 
 
 class Admission:
@@ -60,13 +142,14 @@ class Admission:
             shares: [C] bandwidth shares.
             sampled: how many clients take part at a time at most; None for all.
         """
-        self.config, self.shares = config, tuple(shares)
-        self.quota = {"count": config.count, "each": 1}.get(config.kind)
+        self.rule: AdmissionRule = ADMISSIONS.make(config.kind, config)
+        self.shares = tuple(shares)
         self.active = set(range(len(shares)))
         self.taking = set(self.active)
         self.sampled = len(shares) if sampled is None else sampled
         self.round = 0
         self._num_updates = 0  # merged since the round began, where updates make rounds
+        self._state: dict[str, Any] = {}  # of the rule
         self.open()
 
     def open(self, taking: Collection[int] | None = None) -> None:
@@ -76,9 +159,7 @@ class Admission:
         self.awaited = set(self._pacing())
 
     def _pacing(self) -> frozenset[int]:
-        if not self.taking:
-            return frozenset()
-        return pacing_clients(self.config.kind, self.shares, self.taking)
+        return self.rule.pacing(self.shares, self.taking) if self.taking else frozenset()
 
     def close_s(self, now_s: float, arrived: AbstractSet[int]) -> float | None:
         """Return when the window closes; None while it has to wait, and after it has been
@@ -87,15 +168,14 @@ class Admission:
         Args:
             arrived: clients whose updates wait for the next merge.
         """
-        if self.is_closing or not self._is_complete(arrived):
+        if self.is_closing:
             return None
-        self.is_closing = True
-        return now_s + closing_slack_s(self.config.kind, self.config.slack_s)
-
-    def _is_complete(self, arrived: AbstractSet[int]) -> bool:
-        if self.quota is not None:
-            return 0 < len(arrived) >= min(self.quota, len(self.taking))
-        return bool(arrived) and self.awaited <= arrived
+        window = Window(now_s, arrived, self.taking, self.awaited, self.round, self._state)
+        at_s = self.rule.close_s(window)
+        if at_s is None and arrived and self.taking <= arrived:
+            at_s = now_s
+        self.is_closing = bool(arrived) and at_s is not None and math.isfinite(at_s)
+        return max(now_s, at_s) if self.is_closing and at_s is not None else None
 
     def lose(self, clients: Collection[int], arrived: AbstractSet[int]) -> None:
         """Note that clients have gone; others are left.
@@ -117,6 +197,7 @@ class Admission:
             "is_closing": self.is_closing,
             "round": self.round,
             "num_updates": self._num_updates,
+            "rule": self._state,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -124,11 +205,12 @@ class Admission:
         self.active, self.taking = set(state["active"]), set(state["taking"])
         self.awaited, self.is_closing = set(state["awaited"]), state["is_closing"]
         self.round, self._num_updates = state["round"], state["num_updates"]
+        self._state = copy.deepcopy(state.get("rule", {}))  # which older checkpoints lack
 
     def merge(self, num_updates: int) -> None:
         """Close the window: count its updates into rounds and open the next one."""
         passed = 1
-        if self.quota is not None:
+        if self.rule.counts == "updates":
             in_round = min(self.sampled, len(self.active))
             passed, self._num_updates = divmod(self._num_updates + num_updates, in_round)
         self.round += passed

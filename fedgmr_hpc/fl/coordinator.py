@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.fl.admission import Admission, pacing_clients
+from fedgmr_hpc.fl.admission import Admission, best_connected
 from fedgmr_hpc.fl.aggregation import ServerRule, staleness_weights
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
@@ -266,8 +266,10 @@ class Coordinator:
             weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
             return [self._finish_report(), Finish(weights)]
         times = [client.mean_cycle_s() for client in self.clients]
-        fastest = pacing_clients("window", self.admission.shares, self.admission.active)
-        self.restoration.refresh(event.now_s, event.accuracy, self.scores, times, fastest)
+        fastest = best_connected(self.admission.shares, self.admission.active)
+        self.restoration.refresh(
+            event.now_s, event.accuracy, self.scores, times, fastest, self.round
+        )
         self.scores = {}
         self._cut()
         for client in self.clients:

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedgmr_hpc.config.axes import RestorationConfig
+from fedgmr_hpc.config.choices.registry import RESTORATIONS
+from fedgmr_hpc.fl.schedules import BuiltIn, Refresh, Schedule
 
 TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of total_time_s
 
@@ -69,8 +71,12 @@ class Restoration:
     armed: bool = False
     restored: bool = False
     num_time_steps: int = 0
+    own: dict[str, Any] = field(default_factory=dict)  # of a plug-in's schedule
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
+        if self.config.trigger != "none":
+            self.schedule = RESTORATIONS.make(self.config.trigger, self.config)
         self.rungs = tuple(sorted({*self.densities, 1.0}))
         self.ceilings = self.ceilings or (1.0,) * len(self.densities)
         self.densities = [min(pair) for pair in zip(self.densities, self.ceilings, strict=True)]
@@ -81,9 +87,8 @@ class Restoration:
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` takes back: all that ever changes."""
-        changing = asdict(self)
-        for name in ("config", "ceilings", "rungs"):
-            del changing[name]
+        fixed = ("config", "ceilings", "rungs", "schedule")
+        changing = {name: value for name, value in asdict(self).items() if name not in fixed}
         return changing | {"undelivered": sorted(self.undelivered), "lost": sorted(self.lost)}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -97,7 +102,7 @@ class Restoration:
     @property
     def watches_scores(self) -> bool:
         """Whether clients need to score their local models."""
-        return self.config.trigger in ("plateau", "both")
+        return self.schedule is not None and self.schedule.watches_scores
 
     def deliver(self, client: int, density: float) -> bool:
         """Take note of a client's update.
@@ -129,6 +134,7 @@ class Restoration:
         client_scores: Mapping[int, float],
         cycle_times_s: Sequence[float | None],
         fastest: frozenset[int],
+        round_: int = 0,
     ) -> list[float]:
         """Refresh: return the clients' densities from their next dispatch on.
 
@@ -139,16 +145,47 @@ class Restoration:
             cycle_times_s: mean recent time from dispatch to delivery of each client, None before
                 any and for clients that are gone.
             fastest: the best-connected clients, the reference of formula (4).
+            round_: rounds done.
         """
-        before = list(self.densities)
-        if self.watches_scores:
-            self._follow_scores(server_score, client_scores)
-        if self.config.trigger in ("time", "both"):
-            self._follow_time(now_s)
+        before, schedule = list(self.densities), self.schedule
+        if isinstance(schedule, BuiltIn):
+            if schedule.watches_scores:
+                self._follow_scores(server_score, client_scores)
+            if schedule.watches_time:
+                self._follow_time(now_s)
+        elif schedule is not None:
+            scores = server_score, client_scores
+            self._follow(schedule, self._view(now_s, round_, scores, cycle_times_s))
         self.restored |= self.densities != before
         if self.config.balance and not self.restored:
             self._balance(cycle_times_s, fastest)
         return list(self.densities)
+
+    def _view(
+        self,
+        now_s: float,
+        round_: int,
+        scores: tuple[float, Mapping[int, float]],
+        cycle_times_s: Sequence[float | None],
+    ) -> Refresh:
+        return Refresh(
+            now_s,
+            round_,
+            tuple(self.densities),
+            self.ceilings,
+            self.rungs,
+            *scores,
+            tuple(cycle_times_s),
+            waiting=frozenset(self.undelivered),
+            gone=frozenset(self.lost),
+            state=self.own,
+        )
+
+    def _follow(self, schedule: Schedule, view: Refresh) -> None:
+        for client, density in enumerate(schedule.allowed(view)):
+            if density > self.densities[client]:
+                self.undelivered.add(client)
+            self.densities[client] = density
 
     def _follow_scores(self, server_score: float, client_scores: Mapping[int, float]) -> None:
         self.cooldowns = [max(0, left - 1) for left in self.cooldowns]

@@ -6,7 +6,7 @@ import pytest
 
 from fedgmr_hpc.config.axes import AdmissionConfig
 from fedgmr_hpc.config.files import make_config
-from fedgmr_hpc.fl.admission import Admission, closing_slack_s, pacing_clients
+from fedgmr_hpc.fl.admission import Admission
 
 HIGH = (1.0, 0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05)
 LOW = (1.0, 1.0, 0.5, 0.5, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05)
@@ -26,14 +26,22 @@ def test_a_window_is_paced_by_the_greatest_share(shares, pacing):
     assert pacing_clients("window", shares) == pacing
 
 
+def pacing_clients(kind, shares, taking=None) -> set[int]:
+    window = Admission(AdmissionConfig(kind=kind), shares)
+    window.open(taking)
+    return window.awaited
+
+
 def test_a_barrier_is_paced_by_everybody():
     assert pacing_clients("barrier", HIGH) == set(range(10))
 
 
 def test_only_a_window_has_slack():
-    assert closing_slack_s("window", 0.5) == 0.5
-    assert closing_slack_s("barrier", 0.5) == 0.0
-    assert closing_slack_s("count", 0.5) == closing_slack_s("each", 0.5) == 0.0
+    close_s = {
+        kind: Admission(AdmissionConfig(kind=kind), (1.0,)).close_s(3.0, {0})
+        for kind in ("window", "barrier", "count", "each")
+    }
+    assert close_s == {"window": 3.5, "barrier": 3.0, "count": 3.0, "each": 3.0}
 
 
 def test_a_window_is_paced_by_the_greatest_share_that_is_left():
