@@ -1,0 +1,132 @@
+"""What scores, density schedules and admission rules promise, checked by themselves.
+
+Shapes: P prunable entries, C clients.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS
+from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
+from fedgmr_hpc.doctor.conformance.repeats import goes_on, repeats
+from fedgmr_hpc.fl.admission import Window
+from fedgmr_hpc.fl.schedules import BuiltIn, Refresh
+from fedgmr_hpc.fl.scores import Scorer
+
+NUM_ENTRIES = 1000
+SHARES, CEILINGS = (1.0, 0.5, 0.2, 0.1), (1.0, 0.5, 0.4, 1.0)
+NUM_REFRESHES = 60
+Values = dict[str, Any]
+
+
+def check_score(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's score."""
+    yield look(subject, "scores", partial(_scores, values))
+    yield look(subject, "repeat", partial(repeats, values))
+    yield look(subject, "checkpoint", partial(goes_on, values))
+
+
+def _scores(values: Values) -> str:
+    scorer = Scorer(make_config(values).submodel)
+    rng = np.random.default_rng(3)
+    weights, last, squares = rng.standard_normal((3, NUM_ENTRIES)).astype(np.float32)
+    given = [weights, last, squares**2]
+    found = [scorer.score(*(each.copy() for each in given)).tobytes() for _ in range(2)]
+    demand(found[0] == found[1], "the same weights get other scores the second time")
+    return f"one number >= 0 an entry, from {', '.join(sorted(scorer.needs))}"
+
+
+def check_schedule(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's density schedule."""
+    yield look(subject, "densities", partial(_densities, values))
+    yield look(subject, "repeat", partial(repeats, values))
+    yield look(subject, "checkpoint", partial(goes_on, values))
+
+
+def _densities(values: Values) -> str:
+    section = make_config(values).restoration
+    schedule = RESTORATIONS.make(section.trigger, section)
+    if isinstance(schedule, BuiltIn):
+        raise NotPromised("built in: the server itself sets the densities")
+    state: dict[str, Any] = {}
+    now: tuple[float, ...] = tuple(map(min, SHARES, CEILINGS))
+    for step in range(NUM_REFRESHES):
+        refresh = _refresh(step, now, state)
+        again = _refresh(step, now, copy.deepcopy(state))
+        asked = list(schedule.densities(refresh))
+        demand(asked == list(schedule.densities(again)), "the same refresh gives other densities")
+        above = [(d, top) for d, top in zip(asked, CEILINGS, strict=False) if d > top]
+        demand(not above, f"asks for {above[:1]} (density, ceiling); the server lowers it")
+        now = tuple(schedule.allowed(_refresh(step, now, copy.deepcopy(state))))
+        _demand_json(state)
+    return f"within the ceilings over {NUM_REFRESHES} refreshes, the last {_shown(now)}"
+
+
+def _refresh(step: int, now: tuple[float, ...], state: dict[str, Any]) -> Refresh:
+    """Return a refresh of clients and a server whose scores rise slowly and then stand still."""
+    score = min(step, NUM_REFRESHES // 2) / NUM_REFRESHES
+    return Refresh(
+        now_s=100.0 * step,
+        round=10 * step,
+        densities=now,
+        ceilings=CEILINGS,
+        rungs=tuple(sorted(SHARES)),
+        server_score=score,
+        client_scores={client: score for client in range(len(now)) if (step + client) % 2},
+        cycle_times_s=[None if step == 0 else 1.0 + client for client in range(len(now))],
+        waiting=frozenset(),
+        gone=frozenset(),
+        state=state,
+    )
+
+
+def _demand_json(state: dict[str, Any]) -> None:
+    try:
+        is_same = json.loads(json.dumps(state)) == state
+    except (TypeError, ValueError):
+        is_same = False
+    demand(is_same, f"its state is not what JSON gives back: {state}")
+
+
+def _shown(densities: tuple[float, ...]) -> str:
+    return " ".join(f"{density:g}" for density in densities)
+
+
+def check_admission(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's admission."""
+    yield look(subject, "closes", partial(_closes, values))
+    yield look(subject, "repeat", partial(repeats, values))
+    yield look(subject, "checkpoint", partial(goes_on, values))
+
+
+def _closes(values: Values) -> str:
+    config = make_config(values)
+    rule = ADMISSIONS.make(config.admission.kind, config.admission)
+    state: dict[str, Any] = {}
+    everybody = frozenset(range(len(SHARES)))
+    waited = []
+    for round_ in range(NUM_REFRESHES):
+        order = np.random.default_rng(round_).permutation(len(SHARES)).tolist()
+        for num in range(1, len(order) + 1):
+            now_s = float(10 * round_ + num)
+            window = (now_s, frozenset(order[:num]), everybody, rule.pacing(SHARES, everybody))
+            other = copy.deepcopy(state)
+            at_s = rule.close_s(Window(*window, round_, state))
+            same = rule.close_s(Window(*window, round_, other))
+            demand(at_s == same, "the same window closes at another time when asked again")
+            _demand_json(state)
+            if at_s is not None:
+                demand(at_s >= now_s, f"closes at {at_s:g} s, which is past at {now_s:g} s")
+                waited.append(num)
+                break
+        else:
+            demand(False, "goes on waiting although everybody has arrived")
+    return f"after {min(waited)} to {max(waited)} of {len(SHARES)} arrivals"
