@@ -28,12 +28,17 @@ Values = dict[str, Any]
 
 
 def check_merges(subject: str, values: Values) -> Iterator[Check]:
-    """Yield what holds of a configuration's merges, and of its rule.
+    """Yield what holds of a configuration's merges, and of its rule by itself.
 
     Args:
         values: of the configuration, by section.
     """
-    config = make_config(values)
+    yield from check_merging(subject, values)
+    yield from check_rule(subject, values)
+
+
+def check_merging(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's merges."""
     tests = {
         "no-ops": _keeps_no_ops,
         "uncovered": _keeps_uncovered,
@@ -45,6 +50,11 @@ def check_merges(subject: str, values: Values) -> Iterator[Check]:
     }
     for name, test in tests.items():
         yield look(subject, name, partial(test, values))
+
+
+def check_rule(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's rule by itself."""
+    config = make_config(values)
     rule = AGGREGATIONS.make(config.aggregation.rule, config.aggregation)
     for name, check in {
         "closed form": _has_closed_form,
@@ -209,7 +219,8 @@ def _ignores_places(rule: AggregationRule) -> str:
 
 def _moves_its_state(rule: AggregationRule) -> str:
     """Merge three times, with and without masks cut anew between the merges."""
-    packed, dense, entries = _entries()
+    packed, dense, given = _entries()
+    entries = [_moved(entry, np.arange(SIZE)) for entry in given]  # all sums in the same order
     still, moving = (RuleState(rule, SIZE, 9) for _ in range(2))
     own, masks = packed, full_masks(SIZE)
     rng = np.random.default_rng(9)
