@@ -1,8 +1,8 @@
 """Sections in which a plug-in can be chosen: they have the options of its choice as keys, too.
 
-    aggregation: {rule: trimmed_mean, trim_frac: 0.2}
+    aggregation: {rule: my_rule, cut_frac: 0.2}
 
-`trim_frac` is a field of the class that a plug-in has registered as `trimmed_mean`. An option is
+`cut_frac` is a field of the class that a plug-in has registered as `my_rule`. An option is
 checked as any key is, wherever it stands; only the whole configuration says whether the choice is
 made to which it belongs (`option_defaults`, rules.py).
 """

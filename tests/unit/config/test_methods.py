@@ -19,7 +19,8 @@ from fedgmr_hpc.config.methods import (
 )
 from fedgmr_hpc.config.yaml_file import read_mapping
 
-FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff", "fedprox", "scaffold"}
+FULL = {"fedavg", "fedasync", "fedasync_seq", "fedbuff", "fedavgm", "fedadam", "median",
+        "trimmed_mean", "krum", "fedprox", "scaffold"}  # fmt: skip
 TOGETHER = {"scaffold"}  # whose clients have to take part in every round
 
 
@@ -78,9 +79,9 @@ def test_wrappers_are_said_and_lie_in_their_order():
         ("fedgrm", "there is no method 'fedgrm'; did you mean 'fedgmr'?"),
         ("heterofl+axu", "there is no wrapper 'axu'; did you mean 'aux'?"),
         ("heterofl+", "there is no wrapper '' (give one of 'aux' and 'gmr')"),
-        ("+aux", "there is no method '' (give a file, or one of 'fa', 'fedasync', "),
-        ("aux", "there is no method 'aux' (give a file, or one of 'fa', 'fedasync', "),
-        ("", "there is no method '' (give a file, or one of 'fa', 'fedasync', "),
+        ("+aux", "there is no method '' (give a file, or one of 'fa', 'fedadam', "),
+        ("aux", "there is no method 'aux' (give a file, or one of 'fa', 'fedadam', "),
+        ("", "there is no method '' (give a file, or one of 'fa', 'fedadam', "),
     ],
 )
 def test_an_unknown_row_or_wrapper_is_named_with_those_there_are(name, line):
@@ -130,6 +131,10 @@ def flat(values, prefix="") -> dict:
         ("fedavg", "not by the size of their data"),
         ("fedasync_seq", "no proximal term"),
         ("fedbuff", "secure aggregation"),
+        ("fedavgm", "the momentum has weights alone"),
+        ("fedadam", "moments begin at 0"),
+        ("median", "of the gradients of one step"),
+        ("krum", "the paper proves its bound for one model"),
         ("heterofl", "output layer's rows"),
         ("fedrolex", "cut and rolled alike"),
         ("fjord", "one set of batch norm statistics"),
@@ -279,7 +284,8 @@ BAD_ROWS = [
     ),
     (
         "about: Odd.\nbase: old\naggregation: {rule: mask_awre}\n",
-        "aggregation.rule must be 'mask_aware', 'gradient', 'average', 'mix' or 'fedbuff' "
+        "aggregation.rule must be 'mask_aware', 'gradient', 'average', 'mix', 'fedbuff', "
+        "'momentum', 'adam', 'median', 'trimmed_mean' or 'krum' "
         "(got 'mask_awre'); did you mean 'mask_aware'?",
     ),
     ("about: Odd.\nbase: old\nsubmodel:\n", "submodel must be a mapping of keys (got null)"),

@@ -155,5 +155,6 @@ def test_wrapped_rows_share_one_aggregation():
     axes = [load_method(f"{row}+aux+gmr").axes for row in ("heterofl", "fedrolex", "fjord")]
     rows = [{axis: row[axis] for axis in row if axis not in ("submodel", "train")} for row in axes]
     assert rows[0] == rows[1] == rows[2]
-    assert rows[0]["aggregation"] == load_method("fedgmr").axes["aggregation"] | {"mix_share": None}
+    reset = {"mix_share": None, "server_learning_rate": 1.0}
+    assert rows[0]["aggregation"] == load_method("fedgmr").axes["aggregation"] | reset
     assert load_method("fedgmr+aux+gmr").axes["admission"]["kind"] == "window"

@@ -25,7 +25,7 @@ from fedgmr_hpc.config.choices.section import Section
 class Trimmed(Section):
     """A trimmed mean."""
 
-    trim_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    cut_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the updates cut off at each end."""
 '''
 
@@ -55,15 +55,15 @@ def mistake(*words: str, source: object = "digits") -> str:
 
 
 def test_a_choice_of_a_file_has_its_options_under_its_axis(mine: Path) -> None:
-    words = [f"plugins={mine}", "aggregation.rule=trimmed", "aggregation.trim_frac=0.2"]
+    words = [f"plugins={mine}", "aggregation.rule=trimmed", "aggregation.cut_frac=0.2"]
     config = load_config("digits", words)
-    assert config.aggregation.trim_frac == 0.2  # type: ignore[attr-defined]
-    assert "aggregation.trim_frac = 0.1\n    Share of the updates" in describe_keys("trim_frac")
-    assert load_config("digits", words[:2]).aggregation.trim_frac == 0.1  # type: ignore
+    assert config.aggregation.cut_frac == 0.2  # type: ignore[attr-defined]
+    assert "aggregation.cut_frac = 0.1\n    Share of the updates" in describe_keys("cut_frac")
+    assert load_config("digits", words[:2]).aggregation.cut_frac == 0.1  # type: ignore
     assert make_config(config.model_dump(mode="json")) == config
-    assert identity(config)["aggregation.trim_frac"] == 0.2
-    assert "aggregation.trim_frac" not in identity(load_config("digits", words[:2]))
-    assert method_label(config) == "fedgmr[aggregation.rule=trimmed,aggregation.trim_frac=0.2]"
+    assert identity(config)["aggregation.cut_frac"] == 0.2
+    assert "aggregation.cut_frac" not in identity(load_config("digits", words[:2]))
+    assert method_label(config) == "fedgmr[aggregation.rule=trimmed,aggregation.cut_frac=0.2]"
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_a_choice_of_a_file_has_its_options_under_its_axis(mine: Path) -> None:
     [
         (["aggregation.rule=trimed"], "did you mean 'trimmed'?"),
         (
-            ["aggregation.rule=trimmed", "aggregation.trim_frac=0.5"],
-            "aggregation.trim_frac must be less than 0.5 (got 0.5)",
+            ["aggregation.rule=trimmed", "aggregation.cut_frac=0.5"],
+            "aggregation.cut_frac must be less than 0.5 (got 0.5)",
         ),
         (
-            ["aggregation.trim_frac=0.2"],
-            "aggregation.trim_frac must be absent when aggregation.rule is 'mask_aware': "
+            ["aggregation.cut_frac=0.2"],
+            "aggregation.cut_frac must be absent when aggregation.rule is 'mask_aware': "
             "it is an option of 'trimmed'",
         ),
-        (["aggregation.trimfrac=0.2"], "did you mean 'aggregation.trim_frac'?"),
+        (["aggregation.cutfrac=0.2"], "did you mean 'aggregation.cut_frac'?"),
         (["plugin_digests.mine=0"], "plugin_digests.mine must be 0 (got '"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
         ("x = 1\ndef f(:\n", ":2: SyntaxError: invalid syntax"),
         ("def f():\n    return 1 / 0\n\n\nf()\n", ":2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)\n", ":1: SystemExit: 3"),
-        (RULE.replace('"trimmed"', '"mean"').replace("trim_frac", "rule"), "a name of its own"),
+        (RULE.replace('"trimmed"', '"mean"').replace("cut_frac", "rule"), "a name of its own"),
         (RULE.replace('"trimmed"', '"average"'), "'average' must be a new name: the package has"),
         (RULE.replace('"trimmed"', '"a b"'), "must be letters, digits and ._- (got 'a b')"),
     ],
@@ -116,18 +116,18 @@ def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_paths_in_a_file_are_taken_from_its_folder(mine: Path, tmp_path: Path) -> None:
     row = tmp_path / "row.yaml"
-    row.write_text("base: fedbuff\naggregation: {rule: trimmed, trim_frac: 0.3}\n")
+    row.write_text("base: fedbuff\naggregation: {rule: trimmed, cut_frac: 0.3}\n")
     run = tmp_path / "run.yaml"
     run.write_text("plugins: [./mine.py]\nmethod: ./row.yaml\n")
     config = load_config(run)
     assert config.plugins == (str(mine),)
     assert config.method == method_label(config) == "row"
     assert config.methods == {
-        "row": {"base": "fedbuff", "aggregation": {"rule": "trimmed", "trim_frac": 0.3}}
+        "row": {"base": "fedbuff", "aggregation": {"rule": "trimmed", "cut_frac": 0.3}}
     }
     assert make_config(config.model_dump(mode="json")) == config
-    changed = load_config(run, ["aggregation.trim_frac=0.1"])
-    assert method_label(changed) == "row[aggregation.trim_frac=0.1]"
+    changed = load_config(run, ["aggregation.cut_frac=0.1"])
+    assert method_label(changed) == "row[aggregation.cut_frac=0.1]"
 
 
 def test_another_content_is_another_run(mine: Path) -> None:
@@ -142,7 +142,7 @@ def test_another_content_is_another_run(mine: Path) -> None:
 
 def test_several_sources_add_up(mine: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
-    other.write_text(RULE.replace("trimmed", "other").replace("trim_frac", "cut_frac"))
+    other.write_text(RULE.replace("trimmed", "other").replace("cut_frac", "other_frac"))
     config = load_config(["digits", {"plugins": [str(mine)]}], [f"plugins={other}"])
     assert sorted(config.plugin_digests) == ["mine", "other"]
 
@@ -150,7 +150,7 @@ def test_several_sources_add_up(mine: Path, tmp_path: Path) -> None:
 def test_options_of_two_plug_ins_do_not_share_a_name(mine: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text(RULE.replace('"trimmed"', '"other"'))
-    assert "an option of other must have a name of its own (got 'trim_frac')" in mistake(
+    assert "an option of other must have a name of its own (got 'cut_frac')" in mistake(
         f"plugins=[{mine}, {other}]"
     )
 

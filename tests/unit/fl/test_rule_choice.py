@@ -1,0 +1,27 @@
+"""What the light layers know of rules, without importing torch, is what the rules say."""
+
+from __future__ import annotations
+
+from fedgmr_hpc.config.axes import AggregationConfig
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.rules import RULES_OF_CHANGES, USED_WITH
+
+
+def test_built_in_rules_of_changes_are_known_by_name():
+    wanting = [name for name in AGGREGATIONS.names if AGGREGATIONS[name].wants == "changes"]
+    assert tuple(wanting) == RULES_OF_CHANGES
+
+
+def test_options_of_rules_are_keys_used_with_them():
+    for name in AGGREGATIONS.names:
+        for option in AGGREGATIONS[name].model_fields:
+            assert option in AggregationConfig.model_fields
+            key, choices = USED_WITH[f"aggregation.{option}"]
+            assert key == "aggregation.rule" and name in choices
+
+
+def test_defaults_are_those_of_the_configuration():
+    keys = AggregationConfig.model_fields
+    for name in AGGREGATIONS.names:
+        for option, field in AGGREGATIONS[name].model_fields.items():
+            assert field.default == keys[option].default, (name, option)
