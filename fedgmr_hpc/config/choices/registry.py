@@ -185,7 +185,7 @@ AGGREGATIONS = Registry(
 )
 SCORES = Registry("submodel.score", _homes("fl.scores", ("w", "wg", "g")))
 RESTORATIONS = Registry(
-    "restoration.trigger", {"none": "", **_homes("fl.schedules", ("plateau", "time", "both"))}
+    "restoration.trigger", {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))}
 )
 ADMISSIONS = Registry(
     "admission.kind", _homes("fl.admission", ("window", "barrier", "count", "each"))

@@ -18,7 +18,7 @@ from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
 from fedgmr_hpc.doctor.conformance.repeats import goes_on, repeats
 from fedgmr_hpc.fl.admission import Window
-from fedgmr_hpc.fl.schedules import BuiltIn, Refresh
+from fedgmr_hpc.fl.restoration.schedule import BuiltIn, Refresh
 from fedgmr_hpc.fl.scores import Scorer
 
 NUM_ENTRIES = 1000

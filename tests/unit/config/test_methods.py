@@ -62,7 +62,10 @@ def test_heterofl_with_both_wrappers_is_fedgmr_with_widths():
     assert wrapped["submodel"] == {"kind": "width_prefix", "scaler": True}
     for axis in ("restoration", "transmission"):
         assert wrapped[axis] == own[axis]
-    assert wrapped["aggregation"] == own["aggregation"] | {"mix_share": None}
+    assert wrapped["aggregation"] == own["aggregation"] | {
+        "mix_share": None,
+        "server_learning_rate": 1.0,
+    }
     assert wrapped["admission"] == own["admission"] | {"count": None}
 
 

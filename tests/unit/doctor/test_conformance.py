@@ -105,7 +105,8 @@ def test_a_stale_update_counts_as_its_rule_says(method):
     What it then delivers is what it was sent. Deltas are against the version sent, so `fedbuff`
     leaves the model alone; rules on values draw it back, by the weight of the update's age.
     """
-    run = start(method, ALL_FULL, admission={"kind": "each", "count": None})
+    each = {"kind": "each", "count": None}
+    run = start(method, ALL_FULL, admission=each, train={"objective": "plain"})
     for client in (0, 1, 2):
         run.deliver(client, shifted(1.0))
         run.close()

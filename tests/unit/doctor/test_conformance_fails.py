@@ -14,7 +14,7 @@ from fedgmr_hpc.doctor.conformance.doors import check_admission, check_schedule,
 from fedgmr_hpc.doctor.conformance.merges import check_merges
 from fedgmr_hpc.fl.admission import AdmissionRule
 from fedgmr_hpc.fl.aggregation import MeanRule, WholeRule
-from fedgmr_hpc.fl.schedules import Schedule
+from fedgmr_hpc.fl.restoration.schedule import Schedule
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Schedule(Section):
 
 
 class BuiltIn(Schedule):
-    """A trigger of restoration.py, whose rules raise a floor under all densities, too."""
+    """A trigger of restoring.py, whose rules raise a floor under all densities, too."""
 
     watches_time: ClassVar[bool] = False
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedgmr_hpc.config.axes import RestorationConfig
 from fedgmr_hpc.config.choices.registry import RESTORATIONS
-from fedgmr_hpc.fl.schedules import BuiltIn, Refresh, Schedule
+from fedgmr_hpc.fl.restoration.schedule import BuiltIn, Refresh, Schedule
 
 TIME_FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of total_time_s
 
