@@ -1,7 +1,8 @@
 """Train clients' sub-models on one rank, one client after the other.
 
 Any rank can train any client: the sub-model comes with the assignment, and batches, dropout and
-drawn widths are functions of the seed, the client and its step.
+drawn widths are functions of the seed, the client and its step. What a client keeps for its
+objective between dispatches is handed in and renewed.
 
 Shapes: P prunable entries, K kept entries, D dense entries, C classes.
 """

@@ -1,11 +1,15 @@
-"""Plug-ins on several ranks: imported by every one, told once where they fail."""
+"""Plug-ins on several ranks: imported by every one, told once where they fail; objectives of one's
+own give the same bytes on any ranks and after SIGKILL.
+"""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import killing
 import pytest
-from launchers import MPIRUN, TINY, run_job
+from launchers import MPIRUN, ROOT, TINY, last_of_each, run_job
 
 from fedgmr_hpc.storage.reader import differing_columns, read_result
 
@@ -24,6 +28,31 @@ class CountedGloo(GlooTransport):
 @register_transport("counted_gloo")
 def join(launch, device):
     return CountedGloo()
+'''
+
+INERTIA = '''
+from typing import ClassVar
+
+import fedgmr_hpc
+from fedgmr_hpc.training.objectives import LocalSteps, Objective
+
+
+@fedgmr_hpc.register_objective("inertia")
+class Inertia(Objective):
+    """Clients remember which way they went at their last dispatch, and how often they trained."""
+
+    keeps: ClassVar[tuple[str, ...]] = ("way",)
+    share: float = 0.1
+
+    def gradients(self, steps, gradients):
+        if not steps.kept:
+            return gradients
+        pairs = zip(gradients, steps.split(steps.kept["way"]), strict=True)
+        return [gradient + self.share * way for gradient, way in pairs]
+
+    def end(self, steps: LocalSteps) -> None:
+        count = steps.numbers["count"] = steps.numbers.get("count", 0) + 1
+        steps.kept["way"] = (steps.received - steps.weights) / count
 '''
 
 
@@ -50,3 +79,34 @@ def test_one_that_fails_is_told_once_and_ends_every_rank(tmp_path: Path) -> None
     assert ended.code == 2
     (error,) = ended.errors
     assert f"plug-in {plugin}:2: AttributeError: " in error
+
+
+def test_what_an_objective_of_ones_own_keeps_outlives_a_kill(tmp_path: Path) -> None:
+    """Masks change and densities grow while clients keep something, on one rank and on four."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(INERTIA)
+    words = (*TINY, f"plugins=[{plugin}]", "train.objective=inertia", "checkpoint.every_s=0")
+    alone, path = tmp_path / "alone.h5", tmp_path / "run.h5"
+    ended = run_job(1, *last_of_each(*words, f"results.path={alone}"), launcher="none")
+    assert ended.code == 0, ended.output
+    resumed = (*last_of_each(*words, f"results.path={path}"), "--resume")
+    pids = killing.start(tmp_path, 4, *resumed)
+    while not path.with_suffix(".ckpt").exists():
+        time.sleep(0.01)
+    assert killing.kill(pids, 2)
+    assert killing.wait(killing.start(tmp_path, 4, *resumed)) == [0] * 4
+    result = read_result(path)
+    assert differing_columns(result, read_result(alone)) == []
+    assert 1 in result.checkpoints["is_resume"]
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python")
+def test_the_example_of_an_objective_gives_the_same_bytes_on_three_ranks(tmp_path: Path) -> None:
+    words = (*SHORT, f"plugins=[{ROOT / 'examples' / 'own_objective.py'}]", "train.objective=near")
+    found = []
+    for number, launcher in ((1, "none"), (3, "mpirun")):
+        path = tmp_path / f"{number}.h5"
+        ended = run_job(number, *words, f"results.path={path}", launcher=launcher)
+        assert ended.code == 0, ended.output
+        found.append(read_result(path))
+    assert differing_columns(*found) == []
