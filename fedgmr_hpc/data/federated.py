@@ -31,7 +31,7 @@ from fedgmr_hpc.data.partition import (
     make_partition,
 )
 from fedgmr_hpc.data.splits import Split, array_digest
-from fedgmr_hpc.models import FlatNet, accepts, has_batch_norms
+from fedgmr_hpc.models import run_layout, run_model, run_net
 
 Pool = Literal["validation", "score", "test", "norms"]
 
@@ -87,7 +87,9 @@ class FederatedData:
 
     def _check_model(self) -> None:
         model, dataset = self.config.model.name, self.dataset
-        wrong = accepts(model, dataset.input_shape, dataset.num_classes)
+        wrong = run_model(self.config, self.num_classes).misfit(
+            dataset.input_shape, dataset.num_classes, dataset.is_text
+        )
         if wrong is not None:
             raise ValueError(
                 must(
@@ -98,7 +100,8 @@ class FederatedData:
                     because=f"{model} {wrong}",
                 )
             )
-        if self._sizes_of_one() and has_batch_norms(model):
+        run_layout(self.config, self.num_classes)  # refuses sub-models that a model does not have
+        if self._sizes_of_one() and run_model(self.config, self.num_classes).has_batch_norms:
             self._try_one_sample()
 
     def _sizes_of_one(self) -> list[str]:
@@ -116,7 +119,7 @@ class FederatedData:
         """
         model, shape = self.config.model.name, self.dataset.input_shape
         try:
-            FlatNet(model)(torch.zeros(1, *shape), training=True)
+            run_net(self.config, self.num_classes)(torch.zeros(1, *shape), training=True)
         except ValueError:
             when = f"model.name is {model!r} and images are {'x'.join(map(str, shape))}"
             reason = "a batch norm would see one value a channel"
@@ -167,6 +170,11 @@ class FederatedData:
             return self.dataset.fingerprint
         parts = [array_digest(part) for part in (*self.train_parts, *self.validation_parts)]
         return xxhash.xxh3_64_hexdigest("".join([self.dataset.fingerprint, *parts]).encode())
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, or entries of the vocabulary."""
+        return self.dataset.num_classes
 
     @property
     def top_k(self) -> int:

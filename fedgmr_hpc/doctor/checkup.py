@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.config.schema import Config
@@ -19,7 +20,7 @@ from fedgmr_hpc.doctor.estimate import needed_rates
 from fedgmr_hpc.doctor.findings import Finding, State
 from fedgmr_hpc.doctor.host_facts import slurm_left_s
 from fedgmr_hpc.doctor.probes import Facts, Probes
-from fedgmr_hpc.models import run_layout
+from fedgmr_hpc.models import Layout, run_layout
 from fedgmr_hpc.reporting.console import say
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.runtime.roles import EXIT_FAILED
@@ -58,7 +59,6 @@ class Checkup:
 
     def __init__(self, config: Config, peer: Peer, probes: Probes) -> None:
         self.config, self.peer, self.probes = config, peer, probes
-        self.layout = run_layout(config)
         self.places: dict[int, Facts] = {}
         self.late: set[int] = set()
         self.results: Facts = {}
@@ -107,10 +107,23 @@ class Checkup:
         }
         for name, check in checks.items():
             before = set(peer.transport.gone)
-            finding = check()
+            try:
+                finding = check()
+            except ValueError as error:
+                finding = Finding(name, "FAIL", str(error))
             if lost := peer.transport.gone - before:
                 finding = findings.judge_silence(name, lost, self.places, peer.limit_s)
             yield finding
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the model's weights lie; some models are made for the classes that the data have.
+
+        Raises:
+            ValueError: it cannot be said: there are no data or they do not fit.
+        """
+        data = self.probes.data
+        return run_layout(self.config, None if data is None else data.num_classes)
 
     @property
     def ranks(self) -> list[int]:

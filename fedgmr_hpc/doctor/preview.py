@@ -27,7 +27,8 @@ def preview_run(config: Config, num_ranks: int | None = None) -> list[str]:
 
 
 def _describe_sizes(config: Config) -> str:
-    data, layout = check_inputs(config), run_layout(config)
+    data = check_inputs(config)
+    layout = run_layout(config, data.num_classes)
     sizes = [len(part) for part in data.train_parts]
     return (
         f"{layout.num_weights:,} weights, {layout.num_prunable:,} prunable; "

@@ -132,9 +132,9 @@ class Probes:
         torch.set_num_threads(1)  # of this thread
         keep_large_blocks()
         config, training = self.config, LocalTraining(self.config, self.data, self.device)
-        weights = run_weights(config)
+        weights = run_weights(config, self.data.num_classes)
         ends = min(first_densities(config)), max(highest_densities(config))
-        layers = prunable_layers(config)
+        layers = prunable_layers(config, self.data.num_classes)
         masks = Masking(config.submodel, layers).cut(weights[: layers[-1].stop].copy(), ends, 0)
         client = max(0, self.rank - 1) % config.clients.count
         train = _Trial(training, masks, weights, client)

@@ -165,7 +165,7 @@ class UploadMeasurement:
         if kind not in KINDS:
             raise ValueError(unknown_choice("submodel.kind", kind, KINDS, "probing"))
         self.config, self.data = config, data
-        self.layers = prunable_layers(config)
+        self.layers = prunable_layers(config, data.num_classes)
 
     def uploads(
         self, weights: Floats, round_: int, shares: Sequence[float], densities: Sequence[float]

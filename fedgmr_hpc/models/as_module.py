@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.models.architecture import Architecture
 from fedgmr_hpc.models.layers import Forward, NormUse
-from fedgmr_hpc.models.registry import Architecture, architecture
+from fedgmr_hpc.models.modules.net import named_tensors
+from fedgmr_hpc.models.registry import run_model
 
 
 def state_dict_of(layout_json: str, weights: Floats) -> dict[str, Tensor]:
@@ -43,13 +45,23 @@ def state_dict_of(layout_json: str, weights: Floats) -> dict[str, Tensor]:
 def module_with_weights(config: Config, layout_json: str, weights: Floats) -> nn.Module:
     """Build a run's whole model as a module with these weights, in evaluation mode.
 
+    Of a registered model it is the module that the factory makes.
+
     Args:
         config: of the run.
         layout_json: names, shapes and offsets, as the run's result file has them.
         weights: [P + D + S].
     """
     tensors = state_dict_of(layout_json, weights)
-    return DescribedModule(architecture(config.model.name), tensors).eval()
+    model = run_model(config, json.loads(layout_json).get("num_classes"))
+    if isinstance(model, Architecture):
+        return DescribedModule(model, tensors).eval()
+    module = model.build(config.seed)
+    own = named_tensors(module)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return module.eval()
 
 
 class DescribedModule(nn.Module):

@@ -5,20 +5,25 @@ Shapes: B batch, T tokens, P prunable entries, D dense entries, S statistics of 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from fedgmr_hpc.config.choices.registry import MODELS
 from fedgmr_hpc.fl.widths import kept_units
 from fedgmr_hpc.models.layers import Forward, NormUse
 from fedgmr_hpc.models.layout import BatchNorm, Entry, Kind
-from fedgmr_hpc.models.registry import architecture, make_layout
+
+if TYPE_CHECKING:
+    from fedgmr_hpc.models.architecture import Architecture
 
 
 class FlatNet:
     """A model whose tensors are views of one flat vector: writing the vector is loading the model.
 
     Args:
-        model: a name in `MODELS`.
+        model: its description, or the name of one in `MODELS`.
         device: where the vector lies; samples must lie there too.
         kind: how sub-models are cut, on which the layout depends.
         density: of the narrower network that this is; below 1 only for width kinds.
@@ -40,22 +45,23 @@ class FlatNet:
 
     def __init__(
         self,
-        model: str,
+        model: str | Architecture,
         device: torch.device | str = "cpu",
         kind: Kind = "importance",
         density: float = 1.0,
         scaler: bool = False,
         batch_norm: BatchNorm = "tracked",
     ) -> None:
-        self.layout = make_layout(model, kind, density, batch_norm)
+        described = MODELS[model] if isinstance(model, str) else model
+        self.layout = described.layout(kind, density, batch_norm)
         sizes = self.layout.num_weights, self.layout.num_statistics
         memory = torch.zeros(sum(sizes), device=device)
         self.flat, self.statistics = memory[: sizes[0]], memory[sizes[0] :]
         entries = (*self.layout.entries, *self.layout.statistics)
         self.tensors = {e.name: _view(memory, e) for e in entries}
         self.generator = torch.Generator(device)
-        self._logits = architecture(model).logits
-        shares = _kept_shares(model, density) if scaler else {}
+        self._logits = described.logits
+        shares = _kept_shares(described, density) if scaler else {}
         common = self.generator, shares
         self._evaluating = Forward(self.tensors, False, *common)
         self._measuring = Forward(self.tensors, False, *common, "measured")
@@ -102,8 +108,8 @@ def _view(flat: Tensor, entry: Entry) -> Tensor:
     return nn.Parameter(view) if entry.trainable else view
 
 
-def _kept_shares(model: str, density: float) -> dict[str, float]:
+def _kept_shares(model: Architecture, density: float) -> dict[str, float]:
     """Return the kept share of output units of each layer that loses some."""
-    outputs = {layer.name: layer.out for layer in architecture(model).layers}
+    outputs = {layer.name: layer.out for layer in model.layers}
     shares = {name: kept_units(out, density) / out.units for name, out in outputs.items()}
     return {name: share for name, share in shares.items() if share < 1}

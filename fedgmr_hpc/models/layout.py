@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fedgmr_hpc.config.messages import must_be, unknown_choice
@@ -69,10 +69,12 @@ class Layout:
     Attributes:
         entries: of the vector [P + D].
         statistics: of the S entries behind it.
+        num_classes: for which a user's factory has made the model; None if it was not told.
     """
 
     entries: tuple[Entry, ...]
     statistics: tuple[Entry, ...] = ()
+    num_classes: int | None = None
 
     @property
     def num_prunable(self) -> int:
@@ -111,7 +113,8 @@ class Layout:
         entries = (*self.entries, *self.statistics)
         rows = [[e.name, list(e.shape), e.offset, e.prunable, e.trainable] for e in entries]
         columns = ["name", "shape", "offset", "prunable", "trainable"]
-        return json.dumps({"columns": columns, "tensors": rows})
+        classes = {} if self.num_classes is None else {"num_classes": self.num_classes}
+        return json.dumps({"columns": columns, "tensors": rows, **classes})
 
 
 def lay_out(
@@ -127,19 +130,32 @@ def lay_out(
     Raises:
         ValueError: an unknown kind, or one without a network of that density.
     """
-    _check(kind, density)
-    rows = [(layer, tensor) for layer in layers for tensor in layer.tensors]
-    rows.sort(key=lambda row: (_is_static(row[1], batch_norm), *_place(row[1], kind)))
+    check_kind(kind, density)
+    entries = [_entry(layer, tensor, kind, density) for layer in layers for tensor in layer.tensors]
+    is_static = batch_norm == "static"
+    return arrange(entries, {e.name for e in entries if is_static and not e.trainable})
+
+
+def arrange(entries: Iterable[Entry], statistics: Container[str] = ()) -> Layout:
+    """Give tensors in forward order their places.
+
+    Prunable ones come before dense ones, trained ones before buffers, weights before biases.
+
+    Args:
+        entries: the tensors; their offsets are ignored.
+        statistics: names of those that lie behind the vector.
+    """
+    order = sorted(entries, key=lambda entry: (entry.name in statistics, *_place(entry)))
     parts: tuple[list[Entry], list[Entry]] = ([], [])
     offset = 0
-    for layer, tensor in rows:
-        entry = _entry(layer, tensor, kind, density, offset)
-        parts[_is_static(tensor, batch_norm)].append(entry)
+    for entry in order:
+        parts[entry.name in statistics].append(replace(entry, offset=offset))
         offset += entry.size
-    return Layout(*map(tuple, parts))
+    return Layout(tuple(parts[0]), tuple(parts[1]))
 
 
-def _check(kind: str, density: float) -> None:
+def check_kind(kind: str, density: float) -> None:
+    """Refuse an unknown kind, or one without a network of that density."""
     if kind not in get_args(Kind):
         raise ValueError(unknown_choice("submodel.kind", kind, get_args(Kind)))
     if not 0 < density <= 1 or (density < 1 and kind not in WIDTH_KINDS):
@@ -147,13 +163,9 @@ def _check(kind: str, density: float) -> None:
         raise ValueError(must_be("density", need, density, when={"submodel.kind": kind}))
 
 
-def _is_static(tensor: TensorSpec, batch_norm: BatchNorm) -> bool:
-    return batch_norm == "static" and not tensor.trainable
-
-
-def _place(tensor: TensorSpec, kind: Kind) -> tuple[bool, bool, bool]:
-    """Prunable before dense, trainable before buffers, weights before biases."""
-    return not _is_prunable(tensor, kind), not tensor.trainable, tensor.part == "bias"
+def _place(entry: Entry) -> tuple[bool, bool, bool]:
+    is_bias = entry.name.rpartition(".")[2] == "bias"
+    return not entry.prunable, not entry.trainable, is_bias
 
 
 def _is_prunable(tensor: TensorSpec, kind: Kind) -> bool:
@@ -162,13 +174,13 @@ def _is_prunable(tensor: TensorSpec, kind: Kind) -> bool:
     return tensor.prunable
 
 
-def _entry(layer: LayerSpec, tensor: TensorSpec, kind: Kind, density: float, offset: int) -> Entry:
+def _entry(layer: LayerSpec, tensor: TensorSpec, kind: Kind, density: float) -> Entry:
     axes = tuple(narrowed(axis, density) for axis in tensor.axes)
     is_gated = tensor.part == "bias" and layer.tensors[0].prunable and kind not in WIDTH_KINDS
     return Entry(
         name=f"{layer.name}.{tensor.part}",
         shape=_shape(axes, tensor.kernel),
-        offset=offset,
+        offset=0,
         prunable=_is_prunable(tensor, kind),
         cost=tensor.cost,
         gated_by=f"{layer.name}.weight" if is_gated else None,

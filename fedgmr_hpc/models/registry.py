@@ -1,26 +1,30 @@
 """The models by name, and what follows from a name: layout, initial weights, data that fit.
 
-Parameter counts, prunable layers and initial bounds: docs/method.md#models.
+There are two kinds: those of the paper are described layer by layer (`Architecture`), those of a
+user come from a factory of modules (`ModuleFactory`). Parameter counts, prunable layers and initial
+bounds: docs/method.md#models.
 
 Shapes: P prunable entries, D dense entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any, TypeVar
 
-import numpy as np
-from torch import Tensor
+import torch
+from torch import nn
 
-from fedgmr_hpc.config.messages import unknown_choice
-from fedgmr_hpc.config.randomness import make_rng
+from fedgmr_hpc.config.choices.registry import MODELS
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.models.architecture import Architecture
 from fedgmr_hpc.models.convnets import TABLES, convnet_layers, convnet_logits
-from fedgmr_hpc.models.layers import Forward, LayerSpec
-from fedgmr_hpc.models.layout import BatchNorm, Kind, Layout, lay_out
+from fedgmr_hpc.models.flat_net import FlatNet
+from fedgmr_hpc.models.layout import BatchNorm, Kind, Layout
+from fedgmr_hpc.models.modules.model import ModuleFactory, ModuleModel
+from fedgmr_hpc.models.modules.net import ModuleNet
 from fedgmr_hpc.models.resnet import INPUT_SHAPE, resnet18_layers, resnet18_logits, resnet18_misfit
 from fedgmr_hpc.models.transformer import (
     MAX_TOKENS,
@@ -29,24 +33,8 @@ from fedgmr_hpc.models.transformer import (
     transformer_misfit,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A model: its layers in forward order and what they compute together.
-
-    Attributes:
-        input_shape: of one sample: [channels, height, width], or the most tokens [T].
-        logits: computes logits from the layers' tensors and a batch of samples.
-        misfit: says what is wrong with samples of a shape; None if nothing is.
-        has_relative_scores: whether importance is relative to a layer's mean, as it must be where
-            embeddings start about a hundred times as large as the encoders' weights.
-    """
-
-    input_shape: tuple[int, ...]
-    layers: tuple[LayerSpec, ...]
-    logits: Callable[[Forward, Tensor], Tensor]
-    misfit: Callable[[tuple[int, ...]], str | None]
-    has_relative_scores: bool = False
+Model = Architecture | ModuleModel
+Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def _exact_misfit(expected: tuple[int, ...], input_shape: tuple[int, ...]) -> str | None:
@@ -59,24 +47,80 @@ def _convnet(name: str) -> Architecture:
     return Architecture(shape, convnet_layers(table), logits, misfit)
 
 
-MODELS: dict[str, Architecture] = {
-    **{name: _convnet(name) for name in TABLES},
-    "resnet18": Architecture(INPUT_SHAPE, resnet18_layers(), resnet18_logits, resnet18_misfit),
-    "transformer": Architecture(
-        (MAX_TOKENS,), transformer_layers(), transformer_logits, transformer_misfit, True
-    ),
-}
+for _name in TABLES:
+    MODELS.add(_name, _convnet(_name))
+MODELS.add(
+    "resnet18", Architecture(INPUT_SHAPE, resnet18_layers(), resnet18_logits, resnet18_misfit)
+)
+MODELS.add(
+    "transformer",
+    Architecture((MAX_TOKENS,), transformer_layers(), transformer_logits, transformer_misfit, True),
+)
 
 
-def architecture(model: str) -> Architecture:
+def register_model(
+    name: str,
+    *,
+    input_shape: Iterable[int | None],
+    prunable: Callable[[str, nn.Parameter], bool] | Iterable[str] | None = None,
+    costs: Mapping[str, float] | None = None,
+) -> Callable[[Factory], Factory]:
+    """Return a decorator that registers a factory of modules as a model.
+
+    The factory takes nothing, or `num_classes`. A class of options (`Section`) with a method
+    `build` is a factory, too: its fields are keys of `model`.
+
+    Args:
+        name: value of `model.name`.
+        input_shape: of one sample: (channels, height, width), None where any size fits; (T,) of
+            texts of up to T tokens.
+        prunable: what masks may cut: a predicate of a parameter's name and the parameter, or names
+            of parameters or modules, in which * stands for anything. By default the weights of
+            convolutions, linear and embedding layers and attention projections but the last.
+        costs: kappa of prunable tensors by such names (docs/method.md#layer-costs); 1 for others.
+
+    Example:
+        >>> @fedgmr_hpc.register_model("mine", input_shape=(3, 32, 32))
+        ... def mine(num_classes):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))
+    """
+    names = prunable if prunable is None or callable(prunable) else _names(prunable)
+
+    def add(factory: Factory) -> Factory:
+        MODELS.add(name, ModuleFactory(name, factory, tuple(input_shape), names, costs))
+        return factory
+
+    return add
+
+
+def _names(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def find_model(
+    name: str, num_classes: int | None = None, options: Mapping[str, Any] | None = None
+) -> Model:
     """Return the model of this name.
+
+    Args:
+        num_classes: of the data, for a factory that asks for it.
+        options: of the model, by key.
 
     Raises:
         ValueError: there is no such model.
     """
-    if model not in MODELS:
-        raise ValueError(unknown_choice("model.name", model, MODELS))
-    return MODELS[model]
+    entry = MODELS[name]
+    if isinstance(entry, Architecture):
+        return entry
+    assert isinstance(entry, ModuleFactory)
+    return entry.bound(num_classes, options or {})
+
+
+def run_model(config: Config, num_classes: int | None = None) -> Model:
+    """Return the model of a run, whose data have so many classes."""
+    section = config.model
+    options = {option: getattr(section, option) for option in MODELS.options(section.name)}
+    return find_model(section.name, num_classes, options)
 
 
 def make_layout(
@@ -90,67 +134,53 @@ def make_layout(
     Raises:
         ValueError: an unknown model or kind, or no network of that kind has that density.
     """
-    return lay_out(architecture(model).layers, kind, density, batch_norm)
+    return find_model(model).layout(kind, density, batch_norm)
 
 
-def run_layout(config: Config) -> Layout:
+def run_layout(config: Config, num_classes: int | None = None) -> Layout:
     """Return the flat layout of a run's whole model."""
-    return make_layout(config.model.name, config.submodel.kind, batch_norm=config.train.batch_norm)
+    model = run_model(config, num_classes)
+    return model.layout(config.submodel.kind, 1.0, config.train.batch_norm)
 
 
-def run_weights(config: Config) -> Floats:
+def run_weights(config: Config, num_classes: int | None = None) -> Floats:
     """Return the initial flat vector [P + D] of a run's whole model."""
     choices = config.submodel.kind, config.train.batch_norm
-    return initial_weights(config.model.name, config.seed, *choices)
+    return run_model(config, num_classes).initial_weights(config.seed, *choices)
 
 
-def has_norms(model: str) -> bool:
-    """Tell whether a model has normalisation layers."""
-    return any("norm" in layer.name for layer in architecture(model).layers)
+def run_net(
+    config: Config,
+    num_classes: int | None = None,
+    device: torch.device | str = "cpu",
+    density: float = 1.0,
+    scaler: bool = False,
+) -> FlatNet | ModuleNet:
+    """Build the network of a run's model, or its narrower one of a density."""
+    model, kind = run_model(config, num_classes), config.submodel.kind
+    return model.make_net(device, kind, density, scaler, config.train.batch_norm, config.seed)
 
 
-def has_batch_norms(model: str) -> bool:
-    """Tell whether a model has norms with running statistics."""
-    return any(not t.trainable for layer in architecture(model).layers for t in layer.tensors)
-
-
-def input_shape(model: str) -> tuple[int, ...]:
+def input_shape(model: str) -> tuple[int | None, ...]:
     """Return [channels, height, width] of a model's images, or the most tokens [T] it takes."""
-    return architecture(model).input_shape
+    return find_model(model).input_shape
 
 
-def num_outputs(model: str) -> int:
-    """Return how many classes or tokens a model tells apart."""
-    return architecture(model).layers[-1].out.units
-
-
-def accepts(model: str, input_shape: tuple[int, ...], num_classes: int) -> str | None:
+def accepts(
+    model: str, input_shape: tuple[int, ...], num_classes: int, is_text: bool = False
+) -> str | None:
     """Say why a data set does not fit a model; None if it does.
 
     Args:
         input_shape: of its samples: [channels, height, width] of images, [T] of token sequences.
         num_classes: it has, or the size of its vocabulary.
+        is_text: whether samples are token sequences.
     """
-    wrong = architecture(model).misfit(input_shape)
-    if wrong is not None:
-        return f"{wrong}, not {input_shape}"
-    if num_classes > num_outputs(model):
-        return f"has {num_outputs(model)} outputs, not {num_classes}"
-    return None
+    return find_model(model, num_classes).misfit(input_shape, num_classes, is_text)
 
 
 def initial_weights(
     model: str, seed: int, kind: Kind = "importance", batch_norm: BatchNorm = "tracked"
 ) -> Floats:
-    """Draw the initial flat vector [P + D], float32.
-
-    Each layer has a random stream of its own, so its values depend on the seed alone.
-    """
-    layout = make_layout(model, kind, batch_norm=batch_norm)
-    flat = np.empty(layout.num_weights + layout.num_statistics, np.float32)
-    for index, layer in enumerate(architecture(model).layers):
-        rng = make_rng(seed, "init", step=index)
-        for tensor in layer.tensors:
-            entry = layout[f"{layer.name}.{tensor.part}"]
-            flat[entry.span] = tensor.start.draw(rng, entry.size)
-    return flat[: layout.num_weights]
+    """Draw the initial flat vector [P + D], float32; its values depend on the seed alone."""
+    return find_model(model).initial_weights(seed, kind, batch_norm)

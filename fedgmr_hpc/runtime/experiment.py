@@ -121,7 +121,7 @@ def _saved_state(experiment: Experiment) -> Tree | None:
 def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> ResultWriter:
     """Make the result file, of a resumed run with the rows up to its checkpoint."""
     config, kept = experiment.config, None
-    layout = run_layout(config)
+    layout = run_layout(config, experiment.data.num_classes)
     provenance = collect_provenance(Path(__file__).resolve().parents[2])
     provenance["data_xxh3"] = experiment.data.fingerprint
     provenance["plugins"] = json.dumps(config.plugin_digests)

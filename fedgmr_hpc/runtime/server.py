@@ -39,7 +39,7 @@ from fedgmr_hpc.fl.events import (
 from fedgmr_hpc.fl.selection import Availability, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.fl.updates import Assignment
-from fedgmr_hpc.models import architecture, run_layout, run_weights
+from fedgmr_hpc.models import run_layout, run_model, run_weights
 from fedgmr_hpc.network.links import Arrival, VirtualClock
 from fedgmr_hpc.network.throttle import WallClock
 from fedgmr_hpc.runtime.callbacks.contract import RoundEnd
@@ -62,14 +62,14 @@ from fedgmr_hpc.transport.contract import Transport
 log = logging.getLogger("fedgmr_hpc")
 
 
-def prunable_layers(config: Config) -> list[PrunableLayer]:
+def prunable_layers(config: Config, num_classes: int | None = None) -> list[PrunableLayer]:
     """Return the prunable tensors of a run's model as the masks see them."""
     is_relative = config.submodel.layer_mean
     if is_relative is None:
-        is_relative = architecture(config.model.name).has_relative_scores
+        is_relative = run_model(config, num_classes).has_relative_scores
     return [
         PrunableLayer(e.name, e.offset, e.offset + e.size, e.cost, e.axes, is_relative)
-        for e in run_layout(config).entries
+        for e in run_layout(config, num_classes).entries
         if e.prunable
     ]
 
@@ -109,9 +109,10 @@ class Server:
         self.writer, self.progress, self.run_id = writer, progress, run_id
         self.tell = tell or Teller()
         shares = config.clients.bandwidth_shares()
-        weights, layers = run_weights(config), prunable_layers(config)
+        classes = data.num_classes
+        weights, layers = run_weights(config, classes), prunable_layers(config, classes)
         self.num_prunable = layers[-1].stop
-        layout = run_layout(config)
+        layout = run_layout(config, classes)
         self.coordinator = Coordinator(
             config, shares, weights, layers, load_availability(config), layout.num_trained
         )

@@ -18,12 +18,12 @@ from torch import Tensor
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.submodels import MaskSet
-from fedgmr_hpc.models import count_hits, loss_function
+from fedgmr_hpc.models import count_hits, loss_function, run_net
 from fedgmr_hpc.training.masked import MaskedModel
 from fedgmr_hpc.training.narrow import NarrowModel
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Net, evaluate, measure_statistics
-from fedgmr_hpc.training.sub_models import make_sub_model, make_whole_net
+from fedgmr_hpc.training.sub_models import make_sub_model
 
 
 class VersionEvaluator:
@@ -43,7 +43,7 @@ class VersionEvaluator:
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
         prepare_device(device)
         self.config, self.data = config, data
-        self.net = make_whole_net(config, device)
+        self.net = run_net(config, data.num_classes, device)
         self.num_prunable = self.net.layout.num_prunable
         self.cut_model: MaskedModel | NarrowModel | None = None
         self.loss = partial(loss_function, config.train.loss)
@@ -111,7 +111,7 @@ class VersionEvaluator:
         That is a masked model without the biases of units that are cut off, or a narrower network.
         """
         if self.cut_model is None:
-            self.cut_model = make_sub_model(self.config, self._device)
+            self.cut_model = make_sub_model(self.config, self._device, self.data.num_classes)
         if level != self._level:
             assert self._version is not None and self._ladder is not None
             (values, dense), masks = self._version, self._ladder

@@ -26,8 +26,8 @@ from fedgmr_hpc.models import (
     count_hits,
     hide_classes,
     loss_function,
-    num_outputs,
     run_layout,
+    run_model,
     soft_loss,
 )
 from fedgmr_hpc.training.narrow import SoftLoss
@@ -61,8 +61,8 @@ class LocalTraining:
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
         prepare_device(device)
         self.config, self.data = config, data
-        self.layout = run_layout(config)
-        self.sub_model = make_sub_model(config, device)
+        self.layout = run_layout(config, data.num_classes)
+        self.sub_model = make_sub_model(config, device, data.num_classes)
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
         self.sums_squares = needs_grad_squares(config.submodel)
@@ -179,7 +179,9 @@ class LocalTraining:
         """Mark the classes [C] of which a client has no training sample; None to hide no class."""
         if not self.config.train.masked_loss or self.data.dataset.is_text:
             return None
-        absent = torch.ones(num_outputs(self.config.model.name), dtype=torch.bool)
+        model = run_model(self.config, self.data.num_classes)
+        num_outputs = model.count_outputs(self.data.dataset.input_shape)
+        absent = torch.ones(num_outputs, dtype=torch.bool)
         absent[torch.from_numpy(self.data.held_classes(client))] = False
         return absent.to(self._device)
 

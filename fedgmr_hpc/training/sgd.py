@@ -182,11 +182,13 @@ def differentiate(
     """Differentiate the mean loss of one training pass.
 
     Returns:
-        The gradients, one per parameter; the mean loss; the logits.
+        The gradients, one per parameter, 0 of those that the pass has not used; the mean loss; the
+        logits.
     """
     logits = net(samples, training=True)
     mean = loss(logits, labels).mean()
-    return torch.autograd.grad(mean, net.trainable()), mean.detach(), logits.detach()
+    gradients = torch.autograd.grad(mean, net.trainable(), materialize_grads=True)
+    return gradients, mean.detach(), logits.detach()
 
 
 class StepLosses:

@@ -10,7 +10,7 @@ from functools import partial
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.models import FlatNet, Layout, has_norms, run_layout
+from fedgmr_hpc.models import FlatNet, Layout, ModuleNet, run_layout, run_model, run_net
 from fedgmr_hpc.training.masked import GatedBias, MaskedModel
 from fedgmr_hpc.training.narrow import NarrowModel
 
@@ -24,27 +24,24 @@ def gated_biases(layout: Layout) -> list[GatedBias]:
     ]
 
 
-def make_whole_net(config: Config, device: str = "cpu") -> FlatNet:
-    """Build the run's network at full width."""
-    kind, batch_norm = config.submodel.kind, config.train.batch_norm
-    return FlatNet(config.model.name, device, kind, batch_norm=batch_norm)
-
-
-def make_sub_model(config: Config, device: str = "cpu") -> MaskedModel | NarrowModel:
+def make_sub_model(
+    config: Config, device: str = "cpu", num_classes: int | None = None
+) -> MaskedModel | NarrowModel:
     """Build what trains sub-models of the run's kind.
 
     Args:
         config: the run's configuration.
         device: where weights and batches lie while training.
+        num_classes: of the data.
     """
-    layout, submodel = run_layout(config), config.submodel
+    layout, submodel = run_layout(config, num_classes), config.submodel
     if submodel.kind in WIDTH_KINDS:
-        make_net = partial(_narrow_net, config, device)
+        make_net = partial(_narrow_net, config, device, num_classes)
         axes = [entry.axes for entry in layout.entries]
         return NarrowModel(make_net, axes, layout.num_prunable)
     spans = [entry.span for entry in layout.entries if entry.prunable]
     return MaskedModel(
-        make_whole_net(config, device),
+        run_net(config, num_classes, device),
         layout.num_prunable,
         gated_biases(layout) if submodel.gate_biases else (),
         through_threshold=spans if submodel.kind == "magnitude" else (),
@@ -52,7 +49,8 @@ def make_sub_model(config: Config, device: str = "cpu") -> MaskedModel | NarrowM
     )
 
 
-def _narrow_net(config: Config, device: str, density: float) -> FlatNet:
-    model, submodel = config.model.name, config.submodel
-    scaler = submodel.scaler and has_norms(model)
-    return FlatNet(model, device, submodel.kind, density, scaler, config.train.batch_norm)
+def _narrow_net(
+    config: Config, device: str, num_classes: int | None, density: float
+) -> FlatNet | ModuleNet:
+    scaler = config.submodel.scaler and run_model(config, num_classes).has_norms
+    return run_net(config, num_classes, device, density, scaler)

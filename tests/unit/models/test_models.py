@@ -14,10 +14,10 @@ from fedgmr_hpc.models import (
     MODELS,
     FlatNet,
     accepts,
+    find_model,
     initial_weights,
     input_shape,
     make_layout,
-    num_outputs,
 )
 
 DEVICES = [
@@ -142,7 +142,7 @@ def test_parameter_counts(model, num_weights, num_prunable):
     ],
 )
 def test_images_and_classes(model, shape, classes):
-    assert (input_shape(model), num_outputs(model)) == (shape, classes)
+    assert (input_shape(model), find_model(model).num_outputs) == (shape, classes)
     assert FlatNet(model)(torch.zeros(2, *shape)).shape == (2, classes)
 
 
@@ -196,7 +196,7 @@ def test_what_no_layout_is_for(arguments, message):
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", list(MODELS))
 def test_prunable_tensors_come_first_without_gaps(model):
     layout = make_layout(model)
     ends = [entry.offset + entry.size for entry in layout.entries]
