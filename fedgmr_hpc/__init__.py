@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
+    from fedgmr_hpc.models.registry import register_model
     from fedgmr_hpc.results.run_result import RunResult, read_result
     from fedgmr_hpc.results.runs import run
     from fedgmr_hpc.runtime.callbacks.contract import Callback, RoundEnd, RunHandle
@@ -51,6 +52,7 @@ __all__ = [
     "register_admission",
     "register_aggregation",
     "register_dataset",
+    "register_model",
     "register_objective",
     "register_restoration",
     "register_score",
@@ -77,6 +79,7 @@ _HOMES = {
         "fedgmr_hpc.config.choices.registry",
     ),
     **dict.fromkeys(("Arrays", "register_dataset"), "fedgmr_hpc.config.choices.own_data"),
+    "register_model": "fedgmr_hpc.models.registry",
 }
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgmr_hpc.models import register_model
+import fedgmr_hpc
 
 
 class Residual(nn.Module):
@@ -63,16 +63,16 @@ class VisionTransformer(nn.Module):
         return self.head(self.encoder(x)[:, 0])
 
 
-@register_model("own_resnet", input_shape=(1, None, None))
+@fedgmr_hpc.register_model("own_resnet", input_shape=(1, None, None))
 def own_resnet(num_classes: int) -> nn.Module:
     return ResNet(num_classes, FourGroups)
 
 
-@register_model("own_resnet_bn", input_shape=(1, 8, 8))
+@fedgmr_hpc.register_model("own_resnet_bn", input_shape=(1, 8, 8))
 def own_resnet_bn(num_classes: int) -> nn.Module:
     return ResNet(num_classes, nn.BatchNorm2d)
 
 
-@register_model("own_vit", input_shape=(1, 8, 8))
+@fedgmr_hpc.register_model("own_vit", input_shape=(1, 8, 8))
 def own_vit(num_classes: int) -> nn.Module:
     return VisionTransformer(num_classes)
