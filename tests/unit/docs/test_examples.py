@@ -44,6 +44,13 @@ def test_an_objective_of_ones_own_trains(tmp_path: Path) -> None:
     assert "pulled by 0.5: test" in _run("own_objective.py", *words, folder=tmp_path)
 
 
+def test_an_own_module_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "model.depth=1", "progress=quiet", f"results.path={tmp_path / 'own.h5'}")
+    printed = _run("own_model.py", *words, folder=tmp_path)
+    # 160 + 512 of the embeddings, 8,544 of one encoder layer, 330 of the head
+    assert "Patches of 9,546 parameters" in printed and "test accuracy" in printed
+
+
 def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
     pytest.importorskip("pandas", reason="pandas is no dependency")
     path = tmp_path / "run.h5"
