@@ -30,7 +30,7 @@ def model(make: object, shape: tuple[int | None, ...] = SHAPE) -> ModuleModel:
 @pytest.fixture
 def registered() -> Iterator[None]:
     yield
-    MODELS.forget("__main__")
+    MODELS.forget(__name__)
 
 
 class Answering(nn.Module):
