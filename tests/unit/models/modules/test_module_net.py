@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from own_models import FourGroups, ResNet, VisionTransformer
 from torch import Tensor, nn
 
+from fedgmr_hpc.config.choices import registry
 from fedgmr_hpc.models.modules.model import ModuleModel
 from fedgmr_hpc.models.modules.net import ModuleNet
 from fedgmr_hpc.training.sgd import LocalSgd, SgdConfig
