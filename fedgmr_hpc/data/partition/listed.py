@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.data.partition.sizes import MIN_SAMPLES, Longs, split_by_owner
+
+if TYPE_CHECKING:
+    from _csv import Reader  # the type of csv.reader, which has no public name before 3.13
 
 KEY = "data.partition_file"
 HEADER = ["client", "sample"]
@@ -36,31 +39,29 @@ def read_partition(path: str | None, num_clients: int, num_samples: int) -> list
     """
     if path is None:
         raise ValueError(must_be(KEY, "a CSV file", None, when={"data.partition": "file"}))
-    owner, line_of = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
-    for line, row in _rows(path):
-        where = f"{KEY}: {path} line {line}"
-        client, sample = _parse(row, (num_clients, num_samples), where)
-        if line_of[sample]:
-            found = f"line {line_of[sample]} names it, too"
-            raise ValueError(must_be(f"{where}: sample {sample}", "named once", found=found))
-        owner[sample], line_of[sample] = client, line
+    rows = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        owner, line_of = _find_owners(rows, num_clients, num_samples)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{KEY}: {path} line {max(rows.line_num, 1)}: {error}") from None
     listed = np.flatnonzero(line_of)
     parts = split_by_owner(listed, owner[listed], num_clients)
     _check_parts(path, parts)
     return parts
 
 
-def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each row after the header, with the number of its line."""
-    rows = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        found = [field.strip() for field in next(rows, [])]
-        if found != HEADER:
-            need = f"begin with the header {','.join(HEADER)}"
-            raise ValueError(must(f"{KEY}: {path}", need, found=",".join(found) or "nothing"))
-        yield from ((rows.line_num, row) for row in rows if row)
-    except csv.Error as error:
-        raise ValueError(f"{KEY}: {path} line {rows.line_num}: {error}") from None
+def _find_owners(rows: Reader, num_clients: int, num_samples: int) -> tuple[Longs, Longs]:
+    """Return the client of each sample, and the line that names it, 0 for none [N]."""
+    owner, line_of = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
+    if (found := [field.strip() for field in next(rows, [])]) != HEADER:
+        raise ValueError(must_be("the header", ",".join(HEADER), ",".join(found)))
+    for row in filter(None, rows):
+        client, sample = _parse(row, (num_clients, num_samples))
+        if line_of[sample]:
+            found_twice = f"line {line_of[sample]} names it, too"
+            raise ValueError(must_be(f"sample {sample}", "named once", found=found_twice))
+        owner[sample], line_of[sample] = client, rows.line_num
+    return owner, line_of
 
 
 def _read_text(path: str) -> str:
@@ -70,16 +71,16 @@ def _read_text(path: str) -> str:
         raise ValueError(must_be(KEY, "a readable CSV file", path, because=str(error))) from None
 
 
-def _parse(row: list[str], limits: tuple[int, int], where: str) -> tuple[int, int]:
+def _parse(row: list[str], limits: tuple[int, int]) -> tuple[int, int]:
     """Return a row's client and sample, each within its limit."""
     if len(row) != len(HEADER):
-        raise ValueError(must(f"{where}: a row", f"have {len(HEADER)} fields", len(row)))
+        raise ValueError(must("a row", f"have {len(HEADER)} fields", len(row)))
     values = []
     for name, text, limit in zip(HEADER, row, limits, strict=True):
         digits = text.strip()
         is_number = digits.isascii() and digits.isdigit() and len(digits) < 20
         if not is_number or int(digits) >= limit:
-            raise ValueError(must_be(f"{where}: {name}", f"between 0 and {limit - 1}", digits))
+            raise ValueError(must_be(name, f"between 0 and {limit - 1}", digits))
         values.append(int(digits))
     return values[0], values[1]
 

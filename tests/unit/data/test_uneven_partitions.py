@@ -168,8 +168,8 @@ GOOD = "client,sample\n0,1\n0,2\n"
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("", ": {path} must begin with the header client,sample (got nothing)"),
-        ("0,1\n", ": {path} must begin with the header client,sample (got 0,1)"),
+        ("", ": {path} line 1: the header must be client,sample (got '')"),
+        ("0,1\n", ": {path} line 1: the header must be client,sample (got '0,1')"),
         (GOOD + "1\n", ": {path} line 4: a row must have 2 fields (got 1)"),
         (GOOD + "1,2,3\n", ": {path} line 4: a row must have 2 fields (got 3)"),
         (GOOD + "2,3\n", ": {path} line 4: client must be between 0 and 1 (got '2')"),
