@@ -124,7 +124,8 @@ class ModelConfig(OpenSection):
     name: Run[Annotated[str, MODELS]] = "digits_cnn"
     """The architecture: `digits_cnn` for images of 1x8x8, `conv2` and `conv2_small` for 1x28x28,
     `vgg11` and the small `cifar_cnn` for 3x32x32, `resnet18` for any square RGB image,
-    `transformer` for sequences of tokens."""
+    `transformer` for sequences of tokens, or any module that a plug-in registers
+    (docs/extending.md#a-model)."""
 
 
 class ClientsConfig(Section):

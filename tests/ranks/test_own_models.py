@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import killing
 import pytest
 from launchers import MPIRUN, ROOT, TINY, run_job
 
@@ -42,6 +44,21 @@ def test_own_models_are_bit_identical_on_four_ranks(
     ranks = run_own(tmp_path / "4.h5", 4, model, method, *words)
     assert differing_columns(alone, ranks) == []
     assert len(alone.merges["version"]) == 4 and list(alone.config["plugin_digests"])
+
+
+def test_one_with_dropout_is_killed_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    path, alone = tmp_path / "run.h5", tmp_path / "alone.h5"
+    words = (*TINY, f"plugins={PLUGIN}", "model.name=own_vit", "checkpoint.every_s=0")
+    assert killing.wait(killing.start(tmp_path, 1, *words, f"results.path={alone}")) == [0]
+    resumed = (*words, f"results.path={path}", "--resume")
+    pids = killing.start(tmp_path, 4, *resumed)
+    while not path.with_suffix(".ckpt").exists():
+        time.sleep(0.01)
+    assert killing.kill(pids, 0)
+    assert killing.wait(killing.start(tmp_path, 4, *resumed)) == [0] * 4
+    result = read_result(path)
+    assert differing_columns(result, read_result(alone)) == []
+    assert 1 in result.checkpoints["is_resume"]
 
 
 @pytest.mark.parametrize(
