@@ -116,6 +116,7 @@ class LocalTraining:
         if self.objective is None:
             return None
         model, kept = self.sub_model, {}
+        memory = memory if self.objective.keeps else None
         for name in self.objective.keeps:
             if memory is not None and name in memory.values:
                 parts = (torch.tensor(part[name]) for part in (memory.values, memory.dense))
@@ -136,11 +137,13 @@ class LocalTraining:
     def _end_objective(self, bound: BoundObjective, memory: Memory | None) -> None:
         """Put what the client keeps from now on into its memory."""
         steps = bound.end()
-        if memory is None:
+        if memory is None or not bound.objective.keeps:
             return
         for name in bound.objective.keeps:
             values, dense = self.sub_model.entries(steps.kept[name])
-            memory.values[name], memory.dense[name] = values.numpy(), dense.numpy()
+            # copies, since from a GPU entries come in pinned memory, which is not for keeping
+            memory.values[name] = values.numpy().copy()
+            memory.dense[name] = dense.numpy().copy()
         memory.numbers = steps.numbers
 
     def score(self, task: Assignment) -> float:

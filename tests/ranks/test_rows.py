@@ -50,9 +50,9 @@ def test_a_row_is_bit_identical_on_four_ranks(
 
 def test_choices_reach_the_numbers(alone: dict[str, Result]) -> None:
     """Rows that differ in what is trained or merged end with other weights."""
-    rows = ("fedgmr", "wo_gmr", "wo_asyn", "wo_buff", "ga", "fa", "fedavg", "fedasync",
-            "fedasync_seq", "fedbuff", "heterofl", "fedrolex", "fjord", "fiarse",
-            "heterofl+aux+gmr", "fiarse+aux+gmr")  # fmt: skip
+    rows = ("fedgmr", "wo_gmr", "wo_asyn", "wo_buff", "ga", "fa", "fedavg", "fedprox",
+            "scaffold", "fedasync", "fedasync_seq", "fedbuff", "heterofl", "fedrolex", "fjord",
+            "fiarse", "heterofl+aux+gmr", "fiarse+aux+gmr")  # fmt: skip
     assert len({alone[row].weights.tobytes() for row in rows}) == len(rows)
 
 

@@ -63,8 +63,9 @@ class Objective(Section):
     the order in which clients train.
 
     Attributes:
-        keeps: names of the flat vectors that a client keeps from one dispatch to the next. With
-            any, a client stays on one rank, and what it keeps is part of every checkpoint.
+        keeps: names of the flat vectors that a client keeps from one dispatch to the next, and
+            `numbers` with them. With any, a client stays on one rank, and what it keeps is part of
+            every checkpoint; without, nothing is kept.
     """
 
     keeps: ClassVar[tuple[str, ...]] = ()

@@ -380,6 +380,21 @@ def test_an_objective_of_a_users_own_changes_the_loss_and_keeps_numbers():
     assert (rank.memory.values["seen"] == 1).all()
 
 
+def test_without_vectors_no_numbers_are_kept_either():
+    """Whether int8 makes a client keep something must not matter."""
+
+    class Counting(Objective):
+        def end(self, steps: LocalSteps) -> None:
+            assert steps.numbers == {}
+            steps.numbers["dispatches"] = 1
+
+    rank = Rank("method=fedavg")
+    rank.training.objective = Counting()
+    for _ in range(2):
+        rank.train()
+    assert rank.memory.numbers == {}
+
+
 def test_an_own_loss_sees_the_classes_that_a_client_has():
     rank = Rank("method=heterofl", "data.partition=shards", "data.shards_per_client=2")
     seen: list[Tensor] = []
