@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
     from fedgmr_hpc.models.registry import register_model
+    from fedgmr_hpc.fl.admission import AdmissionRule
+    from fedgmr_hpc.fl.aggregation import MeanRule, WholeRule
+    from fedgmr_hpc.fl.restoration import Schedule
+    from fedgmr_hpc.fl.scores import Score
     from fedgmr_hpc.results.run_result import RunResult, read_result
     from fedgmr_hpc.results.runs import run
     from fedgmr_hpc.runtime.callbacks.contract import Callback, RoundEnd, RunHandle
@@ -37,15 +41,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdmissionRule",
     "Arrays",
     "Callback",
     "Config",
     "CsvLines",
+    "MeanRule",
     "RoundEnd",
     "RunHandle",
     "RunResult",
+    "Schedule",
+    "Score",
     "TensorBoard",
     "WeightsAndBiases",
+    "WholeRule",
     "load_config",
     "make_config",
     "read_result",
@@ -62,14 +71,19 @@ __all__ = [
 
 
 _HOMES = {
+    "AdmissionRule": "fedgmr_hpc.fl.admission",
     "Callback": "fedgmr_hpc.runtime.callbacks.contract",
     "Config": "fedgmr_hpc.config.schema",
     "CsvLines": "fedgmr_hpc.runtime.callbacks.csv_lines",
+    "MeanRule": "fedgmr_hpc.fl.aggregation",
     "RoundEnd": "fedgmr_hpc.runtime.callbacks.contract",
     "RunHandle": "fedgmr_hpc.runtime.callbacks.contract",
     "RunResult": "fedgmr_hpc.results.run_result",
+    "Schedule": "fedgmr_hpc.fl.restoration",
+    "Score": "fedgmr_hpc.fl.scores",
     "TensorBoard": "fedgmr_hpc.runtime.callbacks.tensorboard",
     "WeightsAndBiases": "fedgmr_hpc.runtime.callbacks.weights_and_biases",
+    "WholeRule": "fedgmr_hpc.fl.aggregation",
     "load_config": "fedgmr_hpc.config.files",
     "make_config": "fedgmr_hpc.config.files",
     "read_result": "fedgmr_hpc.results.run_result",

@@ -39,7 +39,10 @@ is compared with.
 """
 GROUPS: dict[str, tuple[str, ...]] = {
     "runs": ("launch", "replay", "watch"),
-    "before a run": ("check", "doctor", "keys", "methods", "prepare", "partition", "site"),
+    "before a run": (
+        *("check", "conformance", "doctor", "keys"),
+        *("methods", "prepare", "partition", "site"),
+    ),
     "results": ("report", "results"),
     "many runs": ("study", "scale"),
     "experiments": ("agree", "feasibility", "probe"),

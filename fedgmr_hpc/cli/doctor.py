@@ -1,4 +1,4 @@
-"""The verb `doctor`: checks a machine before a run begins there."""
+"""The verbs `doctor` and `conformance`: what a machine and a method promise before a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedgmr_hpc.cli.arguments import (
     add_verb,
     try_load,
 )
+from fedgmr_hpc.config.messages import must_be
 
 LIMIT_S = 60.0
 DESCRIPTION = """\
@@ -36,6 +37,33 @@ examples:
   mpirun -n 9 %(prog)s femnist data.root=/data
   srun -n 11 %(prog)s femnist data.root=/data --limit 120
 """
+CONFORMANCE = """\
+Check what the suite promises of methods on what a plug-in registers, or on a
+row. It takes about ten seconds a choice, and prints a line a check: ok, FAIL,
+or - where there is nothing to check.
+
+  no-ops       clients that train nothing change nothing
+  uncovered    an entry that no client holds keeps its value
+  shares       the shares of the updates sum to 1
+  closed form  the first merge is as the rule's `expected` says
+  clients      whoever sends an update, it counts the same
+  entries      an entry becomes the same wherever it stands
+  dense        density 1 equals full models bit for bit
+  state        what a rule keeps moves along as masks are cut anew
+  scores, densities, closes
+               what a score, a density schedule and an admission rule give
+  repeat, checkpoint
+               the same again, and from a checkpoint
+  run, ranks, resume, replay
+               short runs on digits: 1 and 4 client ranks, stopped and resumed,
+               and replayed, bit for bit; KEY=VALUE changes them
+"""
+CONFORMANCE_EPILOG = """\
+examples:
+  %(prog)s ./mine.py
+  %(prog)s fedavgm
+  %(prog)s ./mine.py data.name=mine model.name=digits_cnn
+"""
 
 
 def add_to(verbs: Verbs) -> None:
@@ -57,6 +85,38 @@ def add_to(verbs: Verbs) -> None:
         help="longest silence of a rank, in seconds (default: %(default)g)",
     )
     add_json(parser)
+    _add_conformance(verbs)
+
+
+def _add_conformance(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "conformance",
+        summary="check what a plug-in or a row promises",
+        description=CONFORMANCE,
+        epilog=CONFORMANCE_EPILOG,
+        call=conformance,
+    )
+    about = "a plug-in (a Python file, or a module with a dot), or a row (a name, or a YAML file)"
+    parser.add_argument("targets", nargs="+", metavar="TARGET|KEY=VALUE", help=about)
+    add_json(parser)
+
+
+def conformance(arguments: argparse.Namespace) -> int:
+    """Check the targets; return the exit code, 1 where a promise is broken."""
+    words = [word for word in arguments.targets if "=" in word]
+    targets = [word for word in arguments.targets if "=" not in word]
+    if not targets:
+        raise ValueError(must_be("TARGET", "a plug-in or a row", arguments.targets))
+    from fedgmr_hpc.config.choices.plugins import is_plugin
+    from fedgmr_hpc.config.methods import load_method
+
+    for target in targets:
+        if not is_plugin(target):
+            load_method(target)  # a typo is told before torch is imported
+    from fedgmr_hpc.doctor.conformance.kit import run_kit
+
+    return run_kit(targets, words, as_json=arguments.json)
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -53,6 +53,12 @@ def is_file(plugin: str) -> bool:
     return plugin.endswith(".py") or "/" in plugin
 
 
+def is_plugin(word: str) -> bool:
+    """Return whether a word that names a plug-in or a row names a plug-in: `x.py`, `x.y`."""
+    is_row = word.endswith((".yaml", ".yml")) or "+" in word
+    return word.endswith(".py") or ("." in word and not is_row)
+
+
 def absolute(plugin: str, folder: Path) -> str:
     """Return the absolute path of a plug-in that is a file; a module's name stays as it is.
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from fedgmr_hpc.config.errors import RunError
 
-COLORS = {"ok": "32", "-": "2", "FAIL": "31"}
-
 
 @dataclass(frozen=True)
 class Check:

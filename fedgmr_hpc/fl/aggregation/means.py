@@ -28,26 +28,6 @@ from fedgmr_hpc.config.choices.registry import register_aggregation
 from fedgmr_hpc.fl.aggregation.rule import Doubles, MeanRule, Merge, Part
 
 
-def weighted_sum(values: Doubles, is_held: NDArray[np.bool_], merge: Merge) -> Doubles:
-    """Return sum a_i w_i over the holders of each entry [n]."""
-    weights = np.array(merge.weights)[:, None]
-    total: Doubles = np.where(is_held, weights * values, 0.0).sum(0)
-    return total
-
-
-def held_weight(is_held: NDArray[np.bool_], merge: Merge) -> Doubles:
-    """Return sum a_i over the holders of each entry [n]."""
-    total: Doubles = (is_held * np.array(merge.weights)[:, None]).sum(0)
-    return total
-
-
-def mean_or_old(old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge) -> Doubles:
-    """Return the mean over the holders of each entry [n], the old value without any."""
-    total, held = weighted_sum(values, is_held, merge), held_weight(is_held, merge)
-    mean: Doubles = np.divide(total, held, out=old.copy(), where=held > 0)
-    return mean
-
-
 @register_aggregation("mask_aware")
 class MaskAware(MeanRule):
     """MA: the mean over the holders of an entry."""
@@ -59,7 +39,7 @@ class MaskAware(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return m."""
-        return mean_or_old(old, values, is_held, merge)
+        return merge.mean(old, values, is_held)
 
 
 @register_aggregation("average")
@@ -76,7 +56,7 @@ class Average(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return sum a_i w_i / sum of all a_i."""
-        return weighted_sum(values, is_held, merge) / merge.total
+        return merge.sum(values, is_held) / merge.total
 
 
 @register_aggregation("gradient")
@@ -91,7 +71,7 @@ class Gradient(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return W + sum a_i (w_i - W) / sum of all a_i."""
-        return old + weighted_sum(values - old, is_held, merge) / merge.total
+        return old + merge.sum(values - old, is_held) / merge.total
 
 
 @register_aggregation("mix")
@@ -116,7 +96,7 @@ class Mix(MeanRule):
     ) -> Doubles:
         """Return rho m + (1 - rho) W."""
         rho = self.prepare(merge, {})
-        return rho * mean_or_old(old, values, is_held, merge) + (1 - rho) * old
+        return rho * merge.mean(old, values, is_held) + (1 - rho) * old
 
 
 @register_aggregation("fedbuff")
@@ -142,4 +122,4 @@ class FedBuff(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return W + eta sum a_i d_i / sum n_i."""
-        return old + weighted_sum(values, is_held, merge) / self.prepare(merge, {})
+        return old + merge.sum(values, is_held) / self.prepare(merge, {})

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgmr_hpc.config.choices.registry import register_aggregation
-from fedgmr_hpc.fl.aggregation.means import mean_or_old
 from fedgmr_hpc.fl.aggregation.rule import Doubles, MeanRule, Merge, Part
 
 
@@ -42,7 +41,7 @@ class Momentum(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return W + eta d, as the velocity begins at 0."""
-        step = mean_or_old(old, values, is_held, merge) - old
+        step = merge.mean(old, values, is_held) - old
         return old + self.server_learning_rate * step
 
 
@@ -70,6 +69,6 @@ class Adam(MeanRule):
         self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_], merge: Merge
     ) -> Doubles:
         """Return W + eta (1 - beta1) d / (sqrt((1 - beta2) d^2) + tau), from moments of 0."""
-        step = mean_or_old(old, values, is_held, merge) - old
+        step = merge.mean(old, values, is_held) - old
         slope = np.sqrt((1 - self.beta2) * step**2) + self.tau
         return old + self.server_learning_rate * (1 - self.beta1) * step / slope

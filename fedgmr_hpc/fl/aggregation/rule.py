@@ -78,6 +78,25 @@ class Merge:
         """Sum of all updates' samples."""
         return sum(entry.num_samples for entry in self.entries)
 
+    def sum(self, values: Doubles, is_held: NDArray[np.bool_]) -> Doubles:
+        """Return the sum of a_i w_i over the holders of each entry [n], for closed forms.
+
+        Args:
+            values: [U, n].
+            is_held: [U, n].
+        """
+        weights = np.array(self.weights)[:, None]
+        total: Doubles = np.where(is_held, weights * values, 0.0).sum(0)
+        return total
+
+    def mean(self, old: Doubles, values: Doubles, is_held: NDArray[np.bool_]) -> Doubles:
+        """Return the mean over the holders of each entry [n], the old value without any, for closed
+        forms.
+        """
+        total, held = self.sum(values, is_held), self.sum(np.ones_like(values), is_held)
+        mean: Doubles = np.divide(total, held, out=old.copy(), where=held > 0)
+        return mean
+
     def parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield stretches of the packed entries in turn, with what the updates hold of them: the
         values [U, n], 0 where there are none, and which of them are held [U, n]. Both are

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fedgmr_hpc
+from fedgmr_hpc.doctor.conformance.kit import check_target
 from fedgmr_hpc.study.study_file import load_study
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -49,6 +50,26 @@ def test_an_own_module_trains(tmp_path: Path) -> None:
     printed = _run("own_model.py", *words, folder=tmp_path)
     # 160 + 512 of the embeddings, 8,544 of one encoder layer, 330 of the head
     assert "Patches of 9,546 parameters" in printed and "test accuracy" in printed
+
+
+def test_a_rule_of_ones_own_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "aggregation.look_ahead=0.5", "progress=quiet")
+    words = (*words, f"results.path={tmp_path / 'own.h5'}")
+    assert "looking ahead by 0.5: test accuracy" in _run("own_rule.py", *words, folder=tmp_path)
+
+
+def test_a_score_and_a_schedule_of_ones_own_train(tmp_path: Path) -> None:
+    words = (*SHORT, "restoration.pause=1", "progress=quiet", f"results.path={tmp_path / 'own.h5'}")
+    script = "own_score_and_schedule.py"
+    slow = _run(script, *words, folder=tmp_path)
+    assert "mean density 0." in slow and "test accuracy" in slow
+
+
+@pytest.mark.parametrize("script", ["own_rule", "own_score_and_schedule", "own_objective"])
+def test_what_plug_ins_promise_holds(script: str) -> None:
+    checks = list(check_target(str(EXAMPLES / f"{script}.py")))
+    assert [check for check in checks if check.has_failed] == []
+    assert {"run", "ranks", "resume", "replay"} <= {check.name for check in checks}
 
 
 def test_a_result_is_read_with_pandas(tmp_path: Path) -> None:
