@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     )
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
-    from fedgmr_hpc.models.registry import register_model
     from fedgmr_hpc.fl.admission import AdmissionRule
     from fedgmr_hpc.fl.aggregation import MeanRule, WholeRule
     from fedgmr_hpc.fl.restoration import Schedule
     from fedgmr_hpc.fl.scores import Score
+    from fedgmr_hpc.models.registry import register_model
     from fedgmr_hpc.results.run_result import RunResult, read_result
     from fedgmr_hpc.results.runs import run
     from fedgmr_hpc.runtime.callbacks.contract import Callback, RoundEnd, RunHandle
