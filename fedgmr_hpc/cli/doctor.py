@@ -62,7 +62,7 @@ CONFORMANCE_EPILOG = """\
 examples:
   %(prog)s ./mine.py
   %(prog)s fedavgm
-  %(prog)s ./mine.py data.name=mine model.name=digits_cnn
+  %(prog)s ./mine.py model.name=digits_cnn
 """
 
 
