@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.errors import TransportTimeout
@@ -19,7 +20,7 @@ from fedgmr_hpc.doctor.checkup import as_spans, render, render_sum
 from fedgmr_hpc.doctor.estimate import RankSpeed
 from fedgmr_hpc.doctor.findings import Finding
 from fedgmr_hpc.doctor.host_facts import file_system, free_memory_bytes, slurm_left_s
-from fedgmr_hpc.models import make_layout
+from fedgmr_hpc.models import MODELS, make_layout, register_model
 from fedgmr_hpc.transport.contract import make_inproc
 from fedgmr_hpc.transport.ping import Peer, tournament
 
@@ -445,6 +446,23 @@ def test_missing_data_and_a_place_without_folders_fail(
     assert "data     FAIL  data.root must " in out and "prepare femnist" in out
     assert f"results  FAIL  cannot write in {tmp_path}/file: " in out
     assert "time     warn  not measured" in out and "2 failed" in out
+
+
+def test_a_module_that_does_not_fit_is_told_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    @register_model("narrow", input_shape=(1, 8, 8))
+    def narrow(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    try:
+        words = ["model.name=narrow", "method=heterofl", f"results.path={tmp_path}/run.h5"]
+        code = main(["doctor", "digits", *words])
+    finally:
+        MODELS.forget(__name__)
+    out = capsys.readouterr().out
+    assert code == 1 and out.count("a module does not say along which axes") == 1, out
+    assert out.count("warn  not known, see data") == 3 and "1 failed" in out
 
 
 @pytest.mark.parametrize(
