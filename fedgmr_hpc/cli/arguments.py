@@ -78,7 +78,8 @@ def plugin_words(arguments: argparse.Namespace) -> list[str]:
         return []
     from fedgmr_hpc.config.choices.plugins import absolute
 
-    return [f"plugins={json.dumps([absolute(each, Path()) for each in named])}"]
+    paths = [absolute(each, Path()) for each in named]
+    return [f"plugins={json.dumps(paths, ensure_ascii=False)}"]
 
 
 def add_out(parser: Parser, default: str | None, about: str, shown: str = "") -> None:

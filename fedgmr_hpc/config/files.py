@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedgmr_hpc.config.choices.open_section import fields_of, with_option_defaults
+from fedgmr_hpc.config.choices.open_section import fields_of, with_option_defaults, without_unchosen
 from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, used_digests
-from fedgmr_hpc.config.choices.registry import Registry
+from fedgmr_hpc.config.choices.registry import REGISTRIES, Registry
 from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.identity import flat
 from fedgmr_hpc.config.messages import did_you_mean, must, must_be, unknown_name
 from fedgmr_hpc.config.methods import is_row_file, load_method, merged, row_file_from
 from fedgmr_hpc.config.overrides import Overrides, leaves, only, override
@@ -63,13 +64,28 @@ def load_config(
             override(own, copy.deepcopy(each))
         else:
             own = _read_run(each)
-        plugins += _plugins_in(own)
+        plugins = _with_plugins(plugins, _plugins_in(own))
         values = merged(values, own)
     for layer in (overrides, *more, keys):
-        plugins += _plugins_in(leaves(only("plugins", layer)))
+        plugins = _with_plugins(plugins, _plugins_in(leaves(only("plugins", layer))))
         load_plugins(plugins)  # the overrides may set their options
         override(values, layer)
-    return make_config(values | ({"plugins": list(dict.fromkeys(plugins))} if plugins else {}))
+        values = without_unchosen(Config, values, _kept(values, leaves(layer)))
+    return make_config(values | ({"plugins": plugins} if plugins else {}))
+
+
+def _with_plugins(plugins: list[str], more: list[str]) -> list[str]:
+    """Return plug-ins, later files in place of earlier ones of the same name: they were moved."""
+    names = {Path(each).name for each in more}
+    return list(dict.fromkeys([*(p for p in plugins if Path(p).name not in names), *more]))
+
+
+def _kept(values: Mapping[str, Any], layer: Mapping[str, Any]) -> set[str]:
+    """Return the keys that stay where a layer makes another choice: those that it sets itself, and
+    those of sections in which it makes none.
+    """
+    changed = {registry.key.partition(".")[0] for registry in REGISTRIES if registry.key in layer}
+    return {*layer, *(key for key in flat(values) if key.partition(".")[0] not in changed)}
 
 
 def _plugins_in(values: Mapping[str, Any]) -> list[str]:
@@ -142,7 +158,8 @@ def make_config(values: Mapping[str, Any]) -> Config:
         wrong.append(str(error))
         own = {key: value for key, value in own.items() if key not in ("method", "methods")}
         method = load_method(default)
-    own = with_option_defaults(Config, merged(method.axes, own))
+    whole = without_unchosen(Config, merged(method.axes, own), flat(own))
+    own = with_option_defaults(Config, whole)
     wrong += _set_digests(own, used_digests(own, named))
     config = None
     while config is None:
@@ -223,7 +240,8 @@ def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
                 values = registry.names
             allowed = ", ".join(values) if all(isinstance(v, str) for v in values) else ""
             about = " ".join((field.description or "").split())
-            yield prefix + name, field.default, allowed, about
+            default = field.get_default(call_default_factory=True)
+            yield prefix + name, "required" if field.is_required() else default, allowed, about
 
 
 def run_names() -> list[str]:

@@ -24,6 +24,8 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.open_section import OpenSection, fields_of, with_option_defaults
 from fedgmr_hpc.config.choices.section import Belongs, Mark, Section
@@ -58,10 +60,11 @@ def _marks() -> dict[str, Mark]:
 def _options() -> Keys:
     """Return the default of every option that a plug-in has added."""
     return {
-        f"{name}.{option}": field.default
+        f"{name}.{option}": to_jsonable_python(field.get_default(call_default_factory=True))
         for name, section in Config.model_fields.items()
         if isinstance(section.annotation, type) and issubclass(section.annotation, OpenSection)
         for option, field in section.annotation.option_fields().items()
+        if not field.is_required()
     }
 
 
@@ -148,7 +151,8 @@ def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) 
     except ValueError:  # a row of another checkout
         return name
     found = flat(values)
-    row = row | {k: value for k, value in _options().items() if k in found and k not in row}
+    unsaid = [k for k in found if k not in (*_marks(), *row) and k.partition(".")[0] in AXES]
+    row = row | {key: _options().get(key) for key in unsaid}  # of plug-ins, here or not
     other = [
         f"{key}={_text(found[key])}"
         for key, value in row.items()

@@ -104,12 +104,19 @@ def _names(folder: str) -> list[str]:
 
 def is_row_file(method: str) -> bool:
     """Return whether a method is named by the path of its row's file."""
-    return method.partition(WRAPPER_SIGN)[0].endswith((".yaml", ".yml"))
+    return _split(method)[0].endswith((".yaml", ".yml"))
+
+
+def _split(method: str) -> list[str]:
+    """Return the row of a method and its wrappers; the path of a row's file may have plus signs."""
+    if path := re.match(r"(.*?\.ya?ml)(?:\+(.*))?$", method):
+        return [path.group(1), *(path.group(2).split(WRAPPER_SIGN) if path.group(2) else ())]
+    return method.split(WRAPPER_SIGN)
 
 
 def row_file_from(folder: Path, method: str) -> str:
     """Return a method that a file in `folder` names, with the path from here of its row's file."""
-    found = folder / Path(method.partition(WRAPPER_SIGN)[0]).expanduser()
+    found = folder / Path(_split(method)[0]).expanduser()
     return str(folder / method) if found.is_file() else method
 
 
@@ -128,7 +135,7 @@ def load_method(name: str, own_rows: Mapping[str, Any] | None = None) -> Method:
         >>> load_method("heterofl+aux").axes["admission"]["kind"]
         'window'
     """
-    row, *wrappers = str(name).split(WRAPPER_SIGN)
+    row, *wrappers = _split(str(name))
     rows = dict(_checked_own(own_rows or {}))
     if is_row_file(row):
         row, rows = _take_file(Path(row).expanduser(), rows)
@@ -170,6 +177,9 @@ def _take_file(path: Path, rows: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: it cannot be read, or its name is taken.
     """
+    if not _ROW_NAME.fullmatch(path.stem):
+        need = "a file whose name has letters, digits and ._- only"
+        raise ValueError(must_be("method", need, str(path)))
     own = _checked_own({path.stem: read_mapping(path)})
     if rows.get(path.stem, own[path.stem]) != own[path.stem]:
         raise ValueError(must_be("method", "a file whose name methods does not have", str(path)))

@@ -83,7 +83,7 @@ def parse_values(key: str, text: str) -> list[Any]:
 
 def as_override(key: str, value: Any) -> str:
     """Return the word from which `parse_override` reads `value`."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+    return f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def laid_over(words: Sequence[str], over: Sequence[str]) -> list[str]:

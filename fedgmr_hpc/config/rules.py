@@ -7,10 +7,16 @@ from functools import reduce
 from typing import Any
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
-from fedgmr_hpc.config.choices.open_section import OpenSection, unused_options
+from fedgmr_hpc.config.choices.open_section import (
+    OpenSection,
+    owners_of,
+    refused_by_choice,
+    unused_options,
+)
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.config.validation import mistakes
 
 RULES_OF_CHANGES = ("fedbuff",)  # of the built-in ones
 _GROWS = ("plateau", "time", "both")
@@ -79,9 +85,20 @@ _PERIODS = {
 def is_used(key: str, values: Mapping[str, Any]) -> bool:
     """Return whether a key has an effect beside the other values of a flat configuration."""
     if key not in USED_WITH:
-        return True
+        owners = _owners(key)
+        return not owners or any(values.get(other) == name for other, name in owners)
     other, choices = USED_WITH[key]
     return values.get(other) in choices and is_used(other, values)
+
+
+def _owners(key: str) -> list[tuple[str, str]]:
+    """Return the choices that have a plug-in's option, with their dotted keys."""
+    section, _, option = key.partition(".")
+    field = Config.model_fields.get(section)
+    kind = field.annotation if field is not None else None
+    if not isinstance(kind, type) or not issubclass(kind, OpenSection):
+        return []
+    return [(f"{section}.{choice}", name) for choice, name in owners_of(kind, option)]
 
 
 def broken_rules(config: Config) -> list[str]:
@@ -109,6 +126,8 @@ def _unused_options(config: Config) -> Iterator[str]:
                 condition = {f"{name}.{choice}": chosen}
                 reason = f"it is an option of {owner!r}"
                 yield must_be(f"{name}.{option}", "absent", when=condition, because=reason)
+            for refusing, error in refused_by_choice(section):
+                yield from (f"{name}.{line}" for line in mistakes(refusing, error))
 
 
 def _full_models(config: Config) -> Iterator[str]:

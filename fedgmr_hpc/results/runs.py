@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedgmr_hpc.config.files import Source, load_config
+from fedgmr_hpc.config.files import Source, load_config, make_config
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import Overrides
 from fedgmr_hpc.config.schema import Config
@@ -97,4 +97,6 @@ def _resolved(
     if overrides or keys:
         because = "a Config is complete: give them to load_config"
         raise ValueError(must_be("overrides", "absent when a Config is given", because=because))
+    if config.plugin_digests:  # which may have been changed since
+        return make_config(config.model_dump(mode="json"))
     return config

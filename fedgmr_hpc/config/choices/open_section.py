@@ -9,15 +9,18 @@ made to which it belongs (`option_defaults`, rules.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
+from pydantic_core.core_schema import ErrorType
 
 from fedgmr_hpc.config.choices.registry import Registry
 from fedgmr_hpc.config.choices.section import Section
+
+_KINDS = frozenset(get_args(ErrorType))
 
 
 class OpenSection(Section):
@@ -57,12 +60,7 @@ class OpenSection(Section):
         try:
             checked = options.model_validate({key: extra[key] for key in fields})
         except ValidationError as error:
-            wrong += [
-                InitErrorDetails(
-                    type=item["type"], loc=item["loc"], input=item["input"], ctx=item.get("ctx", {})
-                )
-                for item in error.errors()
-            ]
+            wrong += [_detail(item) for item in error.errors()]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
         return {key: getattr(checked, key) for key in fields}
@@ -76,6 +74,16 @@ class OpenSection(Section):
             for name in registry.origins
             for option, field in registry.options(name).items()
         }
+
+
+def _detail(item: Any) -> InitErrorDetails:
+    """Return a mistake of an option as one of its section; one of a kind of the author's own is
+    told by its text.
+    """
+    kind, context = item["type"], item.get("ctx", {})
+    if kind not in _KINDS:
+        kind, context = "value_error", {"error": ValueError(item["msg"])}
+    return InitErrorDetails(type=kind, loc=item["loc"], input=item["input"], ctx=context)
 
 
 def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -104,8 +112,48 @@ def with_option_defaults(section: type[BaseModel], values: Mapping[str, Any]) ->
         for choice, registry in section.choices.items():
             chosen = values.get(choice, section.model_fields[choice].default)
             options = registry.options(chosen) if isinstance(chosen, str) else {}
-            found = {key: field.default for key, field in options.items()} | found
+            found = {
+                key: field.get_default(call_default_factory=True)
+                for key, field in options.items()
+                if not field.is_required()
+            } | found
     return found
+
+
+def without_unchosen(
+    section: type[BaseModel], values: Mapping[str, Any], kept: Collection[str], prefix: str = ""
+) -> dict[str, Any]:
+    """Return nested values without the options of choices that they do not make.
+
+    Args:
+        section: what the values are of: a configuration, or a section.
+        values: what was given.
+        kept: dotted keys that stay, since whoever sets them expects an effect.
+    """
+    found = dict(values)
+    for key, field in section.model_fields.items():
+        inner, own = field.annotation, found.get(key)
+        if isinstance(inner, type) and issubclass(inner, Section) and isinstance(own, Mapping):
+            found[key] = without_unchosen(inner, own, kept, f"{prefix}{key}.")
+    if issubclass(section, OpenSection):
+        chosen = set(section.model_fields)
+        for choice, registry in section.choices.items():
+            name = found.get(choice, section.model_fields[choice].default)
+            chosen |= registry.options(name).keys() if isinstance(name, str) else set()
+        for option in section.option_fields().keys() - chosen:
+            if f"{prefix}{option}" not in kept:
+                found.pop(option, None)
+    return found
+
+
+def owners_of(section: type[OpenSection], option: str) -> list[tuple[str, str]]:
+    """Return the choices that have an option: the key of each, and its name."""
+    return [
+        (choice, name)
+        for choice, registry in section.choices.items()
+        for name in registry.origins
+        if option in registry.options(name)
+    ]
 
 
 def unused_options(section: OpenSection) -> dict[str, tuple[str, str, str]]:
@@ -114,11 +162,26 @@ def unused_options(section: OpenSection) -> dict[str, tuple[str, str, str]]:
     Returns:
         By option: the key of the choice, what has the option, and what is chosen.
     """
-    found = {}
+    found: dict[str, tuple[str, str, str]] = {}
+    extra = section.model_extra or {}
     for choice, registry in section.choices.items():
         chosen = getattr(section, choice)
         for name in registry.origins:
-            for option in registry.options(name).keys() & (section.model_extra or {}).keys():
+            for option in registry.options(name).keys() & extra.keys():
                 if option not in registry.options(chosen):
                     found[option] = (choice, name, chosen)
+    return found
+
+
+def refused_by_choice(section: OpenSection) -> list[tuple[type[BaseModel], ValidationError]]:
+    """Return the chosen classes of plug-ins that refuse their options, with what they say."""
+    found = []
+    for choice, registry in section.choices.items():
+        chosen = getattr(section, choice)
+        if options := registry.options(chosen):
+            extra = section.model_extra or {}
+            try:
+                registry[chosen].model_validate({k: v for k, v in extra.items() if k in options})
+            except ValidationError as error:
+                found.append((registry[chosen], error))
     return found

@@ -16,16 +16,16 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import xxhash
 
-from fedgmr_hpc.config.choices.registry import REGISTRIES, registering
+from fedgmr_hpc.config.choices.registry import REGISTRIES, adopt, registering
 from fedgmr_hpc.config.messages import must, must_be
 
 GROUP = "fedgmr_hpc.plugins"
@@ -111,19 +111,24 @@ def _load(key: str, plugin: str) -> Plugin:
     digest = xxhash.xxh3_64_hexdigest(source)
     before = _loaded.get(str(path))
     if before is None or before.digest != digest:
-        _check_name(key, path)
+        _check_name(key, str(path), path.stem)
+        _loaded.pop(str(path), None)
         _execute(path, source)
         _loaded[str(path)] = Plugin(path.stem, digest)
     return _loaded[str(path)]
 
 
-def _check_name(key: str, path: Path) -> None:
-    """Two files of one name could not be told apart in a result."""
-    others = [each for each, found in _loaded.items() if found.name == path.stem]
-    if any(each != str(path) for each in others):
-        raise ValueError(
-            must(key, "have a name of its own", str(path), because=f"so has {others[0]}")
-        )
+def _check_name(key: str, plugin: str, name: str) -> None:
+    """Refuse a second plug-in of a name: the two could not be told apart in a result. One whose
+    file is not there any more was moved.
+    """
+    others = [
+        each
+        for each, found in _loaded.items()
+        if found.name == name and each != plugin and (not is_file(each) or Path(each).is_file())
+    ]
+    if others:
+        raise ValueError(must(key, "have a name of its own", plugin, because=f"so has {others[0]}"))
 
 
 def _execute(path: Path, source: bytes) -> None:
@@ -133,10 +138,10 @@ def _execute(path: Path, source: bytes) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # which dataclasses and pydantic look into
     try:
-        with registering(path.stem):
+        with registering(path.stem), redirect_stdout(sys.stderr):
             exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise ValueError(_failure(str(path), error)) from error
 
 
@@ -144,16 +149,21 @@ def _load_module(key: str, name: str) -> Plugin:
     if name in _loaded:
         return _loaded[name]
     try:
-        if importlib.util.find_spec(name) is None:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ModuleNotFoundError(f"there is no module {name}", name=name)
-        with registering(name):
-            module = importlib.import_module(name)
+        _check_name(key, name, name)
+        if name in sys.modules:
+            adopt(name)
+        else:
+            with registering(name), redirect_stdout(sys.stderr):
+                importlib.import_module(name)
+        digest = _digest(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name)):
             need = "a module that can be imported, or the path of a file"
             raise ValueError(must_be(key, need, name, because=str(error))) from None
         raise ValueError(_failure(name, error)) from error
-    _loaded[name] = Plugin(name, _digest(module))
+    _loaded[name] = Plugin(name, digest)
     return _loaded[name]
 
 
@@ -173,13 +183,20 @@ def _failure(plugin: str, error: BaseException) -> str:
     return f"plug-in {place}: {type(error).__name__}: {text}"
 
 
-def _digest(module: ModuleType) -> str:
-    """Return the xxh3 of a module's source; of a package, of all its modules by name."""
-    folders = [Path(folder) for folder in getattr(module, "__path__", [])]
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+def _digest(name: str) -> str:
+    """Return the xxh3 of a module's source; of one in a package, of all that the package has.
+
+    Raises:
+        ModuleNotFoundError: it has no source.
+    """
+    top = sys.modules[name.partition(".")[0]]
+    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
+    files = {str(path.relative_to(f)): path for f in folders for path in f.rglob("*.py")}
+    if not files and getattr(top, "__file__", None) is None:
+        raise ModuleNotFoundError(f"{name} has no source", name=name)
     hasher = xxhash.xxh3_64()
-    for path in files or [Path(str(module.__file__))]:
-        hasher.update(path.read_bytes())
+    for place, path in sorted((files or {"": Path(str(top.__file__))}).items()):
+        hasher.update(f"{place}\0".encode() + path.read_bytes())
     return hasher.hexdigest()
 
 
@@ -204,7 +221,10 @@ def used_digests(values: Mapping[str, Any], named: Iterable[Plugin]) -> dict[str
 def _digest_of_script(entry: Any) -> str:
     """Return the digest of what a script or a notebook has registered itself."""
     try:
-        source = Path(inspect.getfile(inspect.unwrap(entry))).read_bytes()
+        source = Path(inspect.getfile(entry)).read_bytes()
     except (OSError, TypeError):
-        return "unknown"
+        try:
+            source = inspect.getsource(entry).encode()
+        except (OSError, TypeError):
+            return "unknown"
     return xxhash.xxh3_64_hexdigest(source)

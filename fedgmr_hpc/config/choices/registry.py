@@ -34,14 +34,15 @@ class Registry:
         key: the dotted key that names one of them.
         homes: the built-in names, each with the module that registers it, "" for one that nothing
             stands behind, such as `none`.
+        base: `module:Class` of which a plug-in's class must be; "" for anything that can be called.
 
     Attributes:
         reserved: keys of the section in which the choice is made, which no option may be called.
         origins: the plug-in that registered a name; built-in names have none.
     """
 
-    def __init__(self, key: str, homes: Mapping[str, str]) -> None:
-        self.key, self.homes = key, dict(homes)
+    def __init__(self, key: str, homes: Mapping[str, str], base: str = "") -> None:
+        self.key, self.homes, self.base = key, dict(homes), base
         self.reserved: set[str] = set()
         self.origins: dict[str, str] = {}
         self._entries: dict[str, Any] = {}
@@ -80,10 +81,23 @@ class Registry:
             raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
         if not is_built_in:
             self._check_free(name, entry, origin)
+            self._check_kind(name, entry)
             self.origins[name] = origin
         self._entries[name] = entry
 
+    def _check_kind(self, name: str, entry: Any) -> None:
+        if not self.base:
+            return
+        module, _, base = self.base.partition(":")
+        expected = getattr(import_module(module), base)
+        if not isinstance(entry, type) or not issubclass(entry, expected):
+            found = getattr(entry, "__name__", type(entry).__name__)
+            raise ValueError(must_be(f"{self.key} {name!r}", f"a class of {base}", found=found))
+
     def _check_free(self, name: str, entry: Any, origin: str) -> None:
+        import_module("fedgmr_hpc.config.schema")  # whose sections reserve their keys
+        if _loading and name in self.origins:
+            raise ValueError(must_be(f"{self.key} {name!r}", "registered only once"))
         owner = self.origins.get(name, "the package" if name in self.homes else origin)
         if owner != origin:
             raise ValueError(
@@ -155,7 +169,12 @@ _loading: list[str] = []  # plug-ins whose code is running, the innermost last
 def registering(origin: str) -> Iterator[None]:
     """Let what is registered meanwhile be all that the plug-in `origin` has registered; nothing,
     where it fails.
+
+    Raises:
+        ValueError: the plug-in is loading itself.
     """
+    if origin in _loading:
+        raise ValueError(must("a plug-in", "not load itself"))
     _forget(origin)
     _loading.append(origin)
     try:
@@ -165,6 +184,16 @@ def registering(origin: str) -> Iterator[None]:
         raise
     finally:
         _loading.pop()
+
+
+def adopt(origin: str) -> None:
+    """Let what a module has registered, and the modules inside it, belong to the plug-in that it
+    is: it was imported before it was named as one.
+    """
+    for registry in REGISTRIES:
+        for name, owner in registry.origins.items():
+            if f"{owner}.".startswith(f"{origin}."):
+                registry.origins[name] = origin
 
 
 def _forget(origin: str) -> None:
@@ -182,13 +211,18 @@ AGGREGATIONS = Registry(
         **_homes("fl.aggregation", ("mask_aware", "gradient", "average", "mix", "fedbuff")),
         **_homes("fl.aggregation", ("momentum", "adam", "median", "trimmed_mean", "krum")),
     },
+    base="fedgmr_hpc.fl.aggregation.rule:AggregationRule",
 )
 SCORES = Registry("submodel.score", _homes("fl.scores", ("w", "wg", "g")))
 RESTORATIONS = Registry(
-    "restoration.trigger", {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))}
+    "restoration.trigger",
+    {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))},
+    base="fedgmr_hpc.fl.restoration.schedule:Schedule",
 )
 ADMISSIONS = Registry(
-    "admission.kind", _homes("fl.admission", ("window", "barrier", "count", "each"))
+    "admission.kind",
+    _homes("fl.admission", ("window", "barrier", "count", "each")),
+    base="fedgmr_hpc.fl.admission:AdmissionRule",
 )
 OBJECTIVES = Registry(
     "train.objective",
@@ -197,6 +231,7 @@ OBJECTIVES = Registry(
         **_homes("training.objectives.fedprox", ("fedprox",)),
         **_homes("training.objectives.scaffold", ("scaffold",)),
     },
+    base="fedgmr_hpc.training.objectives.contract:Objective",
 )
 DATASETS = Registry(
     "data.name",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,19 +12,22 @@ from pathlib import Path
 
 import pytest
 
+import fedgmr_hpc
 from fedgmr_hpc.config.choices import plugins
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS, REGISTRIES
 from fedgmr_hpc.config.files import describe_keys, load_config, make_config
-from fedgmr_hpc.config.identity import RESUMED, differences, identity, method_label
+from fedgmr_hpc.config.identity import RESUMED, differences, flat, identity, method_label
+from fedgmr_hpc.config.rules import is_used
+from fedgmr_hpc.config.schema import Config
 
 RULE = '''
 from typing import Annotated
 from pydantic import Field
 from fedgmr_hpc import register_aggregation
-from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.fl.aggregation.rule import WholeRule
 
 @register_aggregation("trimmed")
-class Trimmed(Section):
+class Trimmed(WholeRule):
     """A trimmed mean."""
 
     cut_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
@@ -185,3 +190,160 @@ def test_a_row_of_a_configuration_is_a_method() -> None:
 )
 def test_a_wrong_row_is_one_line(rows: dict[str, object], line: str) -> None:
     assert line in mistake(source={"method": "mine", "methods": rows})
+
+
+def load(path: Path, source: str, *words: str) -> Config:
+    path.write_text(source)
+    return load_config("digits", [f"plugins={path}", *words])
+
+
+def test_one_that_was_broken_and_mended_is_there_again(mine: Path) -> None:
+    word = "aggregation.rule=trimmed"
+    load(mine, RULE, word)
+    with pytest.raises(ValueError, match="SyntaxError"):
+        load(mine, "def f(:\n", word)
+    assert load(mine, RULE, word).aggregation.rule == "trimmed"
+
+
+def test_a_name_is_registered_only_once(mine: Path) -> None:
+    twice = RULE + RULE.replace("cut_frac", "other_frac")
+    with pytest.raises(ValueError, match="'trimmed' must be registered only once"):
+        load(mine, twice)
+
+
+def test_a_module_that_was_imported_before_is_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (package / "__init__.py").write_text("from mypackage import rules\n")
+    (package / "rules.py").write_text(RULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("mypackage")
+    words = ["plugins=mypackage", "aggregation.rule=trimmed"]
+    before = load_config("digits", words)
+    assert list(before.plugin_digests) == ["mypackage"]
+    plugins._loaded.clear()
+    (package / "core.py").write_text("x = 1\n")  # the whole package counts
+    assert load_config("digits", words).plugin_digests != before.plugin_digests
+
+
+def test_a_file_that_was_moved_takes_the_place_of_the_old_path(mine: Path, tmp_path: Path) -> None:
+    before = load_config("digits", [f"plugins={mine}", "aggregation.rule=trimmed"])
+    moved = tmp_path / "new" / "mine.py"
+    moved.parent.mkdir()
+    mine.rename(moved)
+    after = load_config(before.model_dump(mode="json"), [f"plugins={moved}"])
+    assert after.plugins == (str(moved),) and after.plugin_digests == before.plugin_digests
+
+
+def test_options_go_with_their_choice(mine: Path) -> None:
+    row = {"mine": {"base": "fedbuff", "aggregation": {"rule": "trimmed", "cut_frac": 0.2}}}
+    own = {"plugins": [str(mine)], "method": "mine", "methods": row}
+    plain = load_config(own, ["aggregation.rule=mask_aware"])
+    assert "cut_frac" not in plain.model_dump()["aggregation"]
+    written = load_config(own).model_dump(mode="json")
+    again = load_config(written, ["aggregation.rule=mask_aware"])
+    assert "cut_frac" not in again.model_dump()["aggregation"]
+    with pytest.raises(ValueError, match="aggregation.cut_frac must be absent"):
+        load_config(own, ["aggregation.rule=mask_aware", "aggregation.cut_frac=0.3"])
+    flat_values = flat(load_config(own).model_dump(mode="json"))
+    assert is_used("aggregation.cut_frac", flat_values)
+    assert not is_used("aggregation.cut_frac", flat_values | {"aggregation.rule": "average"})
+
+
+def test_required_options_and_validators_of_a_class_are_heeded(mine: Path) -> None:
+    required = RULE.replace(" = 0.1\n", "\n")
+    with pytest.raises(ValueError, match=r"^aggregation.cut_frac must be given$"):
+        load(mine, required, "aggregation.rule=trimmed")
+    assert "aggregation.cut_frac = required" in describe_keys("cut_frac")
+    strict = RULE.replace("import Field", "import Field, field_validator") + (
+        '    @field_validator("cut_frac")\n'
+        "    @classmethod\n"
+        "    def _check(cls, value):\n"
+        "        if value == 0.25:\n"
+        '            raise ValueError("other than a quarter")\n'
+        "        return value\n"
+    )
+    words = ("aggregation.rule=trimmed", "aggregation.cut_frac=0.25")
+    with pytest.raises(ValueError, match=r"^aggregation.cut_frac must be other than a quarter"):
+        load(mine, strict, *words)
+
+
+def test_options_of_several_values_count_only_where_they_differ(mine: Path) -> None:
+    several = RULE.replace(
+        "cut_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1", "parts: tuple[int, ...] = (1, 2)"
+    )
+    config = load(mine, several, "aggregation.rule=trimmed")
+    assert "aggregation.parts" not in identity(config)
+    assert method_label(config) == "fedgmr[aggregation.rule=trimmed]"
+    assert identity(load(mine, several, "aggregation.rule=trimmed", "aggregation.parts=3,4"))[
+        "aggregation.parts"
+    ] == [3, 4]
+
+
+def test_labels_say_options_of_plug_ins_that_are_not_there(mine: Path) -> None:
+    words = ["aggregation.rule=trimmed", "aggregation.cut_frac=0.2"]
+    values = load(mine, RULE, *words).model_dump(mode="json")
+    plugins._loaded.clear()
+    for registry in REGISTRIES:
+        registry.forget("mine")
+    assert method_label(values) == "fedgmr[aggregation.rule=trimmed,aggregation.cut_frac=0.2]"
+
+
+def test_what_it_prints_is_no_output(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(mine, 'print("hello")\n')
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (
+            "import fedgmr_hpc\n\n@fedgmr_hpc.register_objective('f')\ndef f(): pass\n",
+            "a class of Objective (got f)",
+        ),
+        (
+            "import fedgmr_hpc\nfedgmr_hpc.load_config(None, [f'plugins={__file__}'])\n",
+            "must not load itself",
+        ),
+    ],
+)
+def test_what_is_of_a_wrong_kind_is_told(source: str, line: str, mine: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(line)):
+        load(mine, source)
+
+
+def test_a_module_without_source_is_no_plug_in() -> None:
+    assert "plugins.0 must be a module that can be imported" in mistake("plugins=sys")
+
+
+def test_the_path_of_a_row_may_have_odd_letters(tmp_path: Path) -> None:
+    folder = tmp_path / "c++ 😀"
+    folder.mkdir()
+    row = folder / "mine.yaml"
+    row.write_text("base: fedgmr\n")
+    assert load_config(None, [f"method={row}+aux"]).method == "mine+aux"
+    (folder / "my row.yaml").write_text("base: fedgmr\n")
+    assert "method must be a file whose name has letters" in mistake(f"method={folder}/my row.yaml")
+
+
+def test_a_script_reserves_no_key(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fedgmr_hpc.config.choices.registry import register_score\n"
+        "from fedgmr_hpc.config.choices.section import Section\n"
+        "@register_score('mine')\n"
+        "class Mine(Section):\n"
+        "    floor_frac: float = 0.5\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert "an option of mine must have a name of its own (got 'floor_frac')" in ran.stderr
+
+
+def test_a_configuration_does_not_run_with_other_code(mine: Path) -> None:
+    before = load(mine, RULE)
+    load(mine, RULE + "\n# changed\n")
+    with pytest.raises(ValueError, match="plugin_digests.mine must be"):
+        fedgmr_hpc.run(before)
