@@ -75,6 +75,18 @@ _REFUSED_UNUSED = (
     "aggregation.max_entries",
     "admission.count",
 )
+# What `scaffold` needs, and why.
+_SAME_CLIENTS = "control variates need the mean of the same clients over several rounds"
+_NEEDED_BY_CONTROL_VARIATES: dict[str, tuple[Any, str]] = {
+    "admission.kind": ("barrier", _SAME_CLIENTS),
+    "aggregation.rule": ("mask_aware", _SAME_CLIENTS),
+    "submodel.refresh": ("interval", _SAME_CLIENTS),
+    "submodel.gate_biases": (False, "a gated bias comes back as it was sent"),
+    "clients.sampled": (None, _SAME_CLIENTS),
+    "clients.availability": (None, _SAME_CLIENTS),
+    "train.momentum": (0.0, "with momentum a step is longer than the rate times the gradient"),
+    "wire.dtype": ("fp32", "control variates are found in weights, which must not be rounded"),
+}
 # A period without the file that it repeats.
 _PERIODS = {
     "clients.availability_period_s": "clients.availability",
@@ -207,19 +219,17 @@ def _control_variates(config: Config) -> Iterator[str]:
     """Check that clients can find the server's variate in what they receive."""
     if config.train.objective != "scaffold":
         return
-    needed = {
-        "admission.kind": "barrier",
-        "aggregation.rule": "mask_aware",
-        "submodel.refresh": "interval",
-        "clients.sampled": None,
-        "clients.availability": None,
-    }
-    for key, value in needed.items():
-        if _get(config, key) != value:
-            reason = "control variates need the mean of the same clients over several rounds"
+    for key, (value, reason) in _NEEDED_BY_CONTROL_VARIATES.items():
+        found = _get(config, key)
+        if found != value and _is_used_beside_kind(key, config):
             condition = {"train.objective": "scaffold"}
-            found = _get(config, key)
             yield must_be(key, shown(value), found, when=condition, because=reason)
+
+
+def _is_used_beside_kind(key: str, config: Config) -> bool:
+    """Return whether a key has an effect on the run's kind of sub-model."""
+    other, choices = USED_WITH.get(key, ("", ()))
+    return other != "submodel.kind" or config.submodel.kind in choices
 
 
 def _faults(config: Config) -> Iterator[str]:

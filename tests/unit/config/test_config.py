@@ -249,6 +249,36 @@ def test_control_variates_need_the_mean_of_the_same_clients(overrides, key):
     assert line.endswith(": control variates need the mean of the same clients over several rounds")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ("wire.dtype=fp16",),
+            "wire.dtype must be 'fp32' when train.objective is 'scaffold' (got 'fp16'): "
+            "control variates are found in weights, which must not be rounded",
+        ),
+        (
+            ("train.momentum=0.9",),
+            "train.momentum must be 0 when train.objective is 'scaffold' (got 0.9): "
+            "with momentum a step is longer than the rate times the gradient",
+        ),
+        (
+            ("method=wo_asyn", "train.objective=scaffold"),
+            "submodel.gate_biases must be false when train.objective is 'scaffold' (got true): "
+            "a gated bias comes back as it was sent",
+        ),
+    ],
+)
+def test_what_would_falsify_control_variates_is_refused(overrides, line):
+    row = () if overrides[0].startswith("method=") else ("method=scaffold",)
+    assert errors(*row, *overrides) == [line]
+
+
+def test_gated_biases_are_no_matter_to_whole_models():
+    config = load_config(None, ["method=scaffold", "submodel.gate_biases=true"])
+    assert config.train.objective == "scaffold"
+
+
 def test_an_option_of_another_objective_is_refused():
     assert errors("method=scaffold", "train.proximal_mu=1") == [
         "train.proximal_mu must be 0.01 when train.objective is 'scaffold' (got 1)"

@@ -21,6 +21,8 @@ from fedgmr_hpc.doctor.estimate import RankSpeed
 from fedgmr_hpc.doctor.findings import Finding
 from fedgmr_hpc.doctor.host_facts import file_system, free_memory_bytes, slurm_left_s
 from fedgmr_hpc.models import MODELS, make_layout, register_model
+from fedgmr_hpc.runtime import rank_state
+from fedgmr_hpc.training.objectives.scaffold import Scaffold
 from fedgmr_hpc.transport.contract import make_inproc
 from fedgmr_hpc.transport.ping import Peer, tournament
 
@@ -340,8 +342,7 @@ def test_memory_is_summed_by_host() -> None:
 
 @pytest.mark.parametrize(
     ("words", "vectors"),
-    [((), 0), (("wire.dtype=int8",), 1), (("train.objective=scaffold",), 2),
-     (("train.objective=scaffold", "wire.dtype=int8"), 3)],
+    [((), 0), (("wire.dtype=int8",), 1), (("train.objective=scaffold",), 2)],
 )  # fmt: skip
 def test_what_clients_keep_is_on_their_ranks_and_in_checkpoints(words, vectors) -> None:
     rule = ("method=fedavg", "aggregation.rule=mask_aware", "clients.count=4")
@@ -352,6 +353,11 @@ def test_what_clients_keep_is_on_their_ranks_and_in_checkpoints(words, vectors) 
     assert estimate.checkpoint_bytes(config, num) == 4 * num * 6 + kept
     wall = load_config("digits", [*rule, *words, "clock=wall"])
     assert estimate.checkpoint_bytes(wall, num) == 4 * num * 6
+
+
+def test_error_feedback_comes_on_top_of_what_an_objective_keeps(monkeypatch) -> None:
+    monkeypatch.setattr(rank_state, "make_objective", lambda train: Scaffold())
+    assert rank_state.num_kept_vectors(load_config("digits", ["wire.dtype=int8"])) == 3
 
 
 def test_disk_holds_rows_weights_and_three_checkpoints() -> None:
