@@ -103,7 +103,7 @@ def make_objective(train: LocalConfig) -> Objective | None:
 
 
 class BoundObjective:
-    """An objective at work on one dispatch.
+    """An objective at work on one dispatch, and what it returns looked at.
 
     Args:
         objective: whose hooks are called.
@@ -116,20 +116,69 @@ class BoundObjective:
             objective.begin(steps)
 
     def change(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the gradients to step along in place of those of the loss."""
-        changed = self.objective.gradients(self.steps, gradients)
+        """Return the gradients to step along in place of those of the loss.
+
+        Raises:
+            ValueError: there is not one per parameter, of its shape.
+        """
+        changed = tuple(self.objective.gradients(self.steps, gradients))
+        if not self.steps.num_done:
+            self._check_gradients(changed)
         self.steps.num_done += 1
         return changed
+
+    def _check_gradients(self, changed: Sequence[Tensor]) -> None:
+        """Check a first step's; a wrong shape might be broadcast without a word."""
+        expected = [tuple(each.shape) for each in self.steps.parameters]
+        found = [tuple(each.shape) for each in changed]
+        if found == expected:
+            return
+        if len(found) != len(expected):
+            raise self._refusal(f"return {len(expected)} gradients", len(found))
+        index = next(i for i, shape in enumerate(found) if shape != expected[i])
+        raise self._refusal(f"return gradient {index} of shape {expected[index]}", found[index])
 
     @torch.no_grad()
     def end(self) -> LocalSteps:
         """Return the steps with what the client keeps.
 
         Raises:
-            ValueError: the objective has not left all that it keeps.
+            ValueError: the objective has not left what it keeps, or something else.
         """
         self.objective.end(self.steps)
-        if missing := [name for name in self.objective.keeps if name not in self.steps.kept]:
-            need = f"leave {', '.join(missing)} in steps.kept"
-            raise ValueError(must(type(self.objective).__name__, need, because="it keeps that"))
+        self._check_kept()
+        self.steps.numbers = {name: self._number(name) for name in self.steps.numbers}
         return self.steps
+
+    def _check_kept(self) -> None:
+        """Check that there is a flat vector for each name, and nothing where nothing is kept."""
+        keeps, kept = self.objective.keeps, self.steps.kept
+        if missing := [name for name in keeps if name not in kept]:
+            reason = "it keeps that"
+            raise self._refusal(f"leave {', '.join(missing)} in steps.kept", because=reason)
+        if others := [name for name in kept if name not in keeps]:
+            raise self._refusal(f"name in keeps what it leaves in steps.kept ({others[0]!r})")
+        if self.steps.numbers and not keeps:
+            reason = "numbers are kept with vectors only"
+            raise self._refusal("name a vector in keeps or leave no numbers", because=reason)
+        weights = self.steps.weights
+        for name in keeps:
+            like = f"leave a vector like steps.weights in steps.kept[{name!r}]"
+            if not isinstance(kept[name], Tensor):
+                raise self._refusal(like, type(kept[name]).__name__)
+            if kept[name].shape != weights.shape or kept[name].dtype != weights.dtype:
+                found = f"{kept[name].dtype} of shape {tuple(kept[name].shape)}"
+                raise self._refusal(like, found.removeprefix("torch."))
+
+    def _number(self, name: str) -> float:
+        """Return what was left under a name as a plain number, which a checkpoint can hold."""
+        value = self.steps.numbers[name]
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor with many entries
+            need = f"leave a number in steps.numbers[{name!r}]"
+            raise self._refusal(need, type(value).__name__) from None
+
+    def _refusal(self, need: str, found: Any = "", because: str = "") -> ValueError:
+        who = type(self.objective).__name__
+        return ValueError(must(who, need, found=str(found), because=because))

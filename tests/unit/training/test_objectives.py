@@ -369,21 +369,6 @@ def test_an_objective_of_a_users_own_changes_the_loss_and_keeps_numbers():
     assert (rank.memory.values["seen"] == 1).all()
 
 
-def test_without_vectors_no_numbers_are_kept_either():
-    """Whether int8 makes a client keep something must not matter."""
-
-    class Counting(Objective):
-        def end(self, steps: LocalSteps) -> None:
-            assert steps.numbers == {}
-            steps.numbers["dispatches"] = 1
-
-    rank = Rank("method=fedavg")
-    rank.training.objective = Counting()
-    for _ in range(2):
-        rank.train()
-    assert rank.memory.numbers == {}
-
-
 def test_an_own_loss_sees_the_classes_that_a_client_has():
     rank = Rank("method=heterofl", "data.partition=shards", "data.shards_per_client=2")
     seen: list[Tensor] = []
@@ -400,13 +385,99 @@ def test_an_own_loss_sees_the_classes_that_a_client_has():
     assert all(torch.equal(each, hide_classes(each, absent)) for each in seen)
 
 
-def test_an_objective_that_forgets_what_it_keeps_is_told_so():
-    class Forgetful(Objective):
-        keeps: ClassVar[tuple[str, ...]] = ("a", "b")
+class Leaving(Objective):
+    """Leaves what a test tells it to, and keeps `a`."""
 
+    keeps: ClassVar[tuple[str, ...]] = ("a",)
+
+    def end(self, steps: LocalSteps) -> None:
+        steps.own(steps)
+
+
+def leave(objective: Objective, change) -> LocalSteps:
+    bound = bind(objective, MaskedModel(Weights(2), 2, []), 0.1)
+    bound.steps.own = change
+    return bound.end()
+
+
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        ({}, "Leaving must leave a in steps.kept: it keeps that"),
+        (
+            {"a": torch.zeros(2), "b": torch.zeros(2)},
+            "Leaving must name in keeps what it leaves in steps.kept ('b')",
+        ),
+        (
+            {"a": torch.zeros(1)},
+            "Leaving must leave a vector like steps.weights in steps.kept['a'] "
+            "(got float32 of shape (1,))",
+        ),
+        (
+            {"a": torch.zeros(2, dtype=torch.float64)},
+            "Leaving must leave a vector like steps.weights in steps.kept['a'] "
+            "(got float64 of shape (2,))",
+        ),
+        (
+            {"a": [0.0, 0.0]},
+            "Leaving must leave a vector like steps.weights in steps.kept['a'] (got list)",
+        ),
+    ],
+)
+def test_what_is_kept_must_be_what_was_named(kept, sentence):
+    with pytest.raises(ValueError) as error:
+        leave(Leaving(), lambda steps: steps.kept.update(kept))
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), torch.tensor(2.0), torch.tensor([2])])
+def test_kept_numbers_are_plain(value):
+    def change(steps):
+        steps.kept["a"], steps.numbers["n"] = torch.zeros(2), value
+
+    number = leave(Leaving(), change).numbers["n"]
+    assert type(number) is float and number == 2.0
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (torch.zeros(2), "Tensor")])
+def test_what_is_no_number_is_refused_before_a_checkpoint(value, kind):
+    def change(steps):
+        steps.kept["a"], steps.numbers["n"] = torch.zeros(2), value
+
+    with pytest.raises(ValueError) as error:
+        leave(Leaving(), change)
+    assert str(error.value) == f"Leaving must leave a number in steps.numbers['n'] (got {kind})"
+
+
+def test_numbers_without_vectors_are_refused_with_any_codec():
+    class Counting(Objective):
         def end(self, steps: LocalSteps) -> None:
-            steps.kept["a"] = steps.weights
+            steps.numbers["dispatches"] = 1
 
-    bound = bind(Forgetful(), MaskedModel(Weights(1), 1, []), 0.1)
-    with pytest.raises(ValueError, match="Forgetful must leave b in steps.kept"):
-        bound.end()
+    rank = Rank("method=fedavg")
+    rank.training.objective = Counting()
+    with pytest.raises(ValueError) as error:
+        rank.train()
+    assert str(error.value) == (
+        "Counting must name a vector in keeps or leave no numbers: "
+        "numbers are kept with vectors only"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda gradients: [each.sum() for each in gradients],
+         "Changing must return gradient 0 of shape (2,) (got ())"),
+        (lambda gradients: [*gradients, *gradients],
+         "Changing must return 1 gradients (got 2)"),
+    ],
+)  # fmt: skip
+def test_gradients_of_another_shape_are_not_broadcast(change, sentence):
+    class Changing(Objective):
+        def gradients(self, steps, gradients):
+            return change(gradients)
+
+    with pytest.raises(ValueError) as error:
+        Clients(Changing(), [[1.0, 2.0]]).train(0, torch.tensor([4.0, 4.0]), 0.1, 2)
+    assert str(error.value) == sentence
