@@ -9,6 +9,7 @@ made to which it belongs (`option_defaults`, rules.py).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, get_args
 
@@ -179,9 +180,9 @@ def refused_by_choice(section: OpenSection) -> list[tuple[type[BaseModel], Valid
     for choice, registry in section.choices.items():
         chosen = getattr(section, choice)
         if options := registry.options(chosen):
-            extra = section.model_extra or {}
+            extra, chosen_class = section.model_extra or {}, inspect.unwrap(registry[chosen])
             try:
-                registry[chosen].model_validate({k: v for k, v in extra.items() if k in options})
+                chosen_class.model_validate({k: v for k, v in extra.items() if k in options})
             except ValidationError as error:
-                found.append((registry[chosen], error))
+                found.append((chosen_class, error))
     return found
