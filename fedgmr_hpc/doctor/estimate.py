@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.runtime.rank_state import num_kept_vectors, place_clients
 from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
@@ -208,11 +209,17 @@ def buffer_models(config: Config) -> float:
     return sum(sizes[:most])
 
 
+def rule_bytes(config: Config, num_weights: int) -> int:
+    """Return what the aggregation rule keeps from merge to merge."""
+    return 4 * num_weights * len(AGGREGATIONS[config.aggregation.rule].vectors)
+
+
 def checkpoint_bytes(config: Config, num_weights: int) -> int:
     """Return the length of a checkpoint."""
     models = buffer_models(config)
     versions = int(4 * num_weights * (2 + min(2 * models, max(models, num_active(config)))))
-    return versions + saved_memory_bytes(config, num_weights)
+    kept = rule_bytes(config, num_weights) + saved_memory_bytes(config, num_weights)
+    return versions + kept
 
 
 def memory_bytes(config: Config, num_weights: int) -> int:
@@ -237,7 +244,8 @@ def disk_bytes(config: Config, num_weights: int, rounds: int) -> int:
 def server_bytes(config: Config, num_weights: int) -> int:
     """Return the server's memory beside the program itself."""
     models = SERVER_MODELS + CUT_MODELS * bool(num_levels(config)) + buffer_models(config)
-    return int(4 * num_weights * models) + saved_memory_bytes(config, num_weights)
+    kept = rule_bytes(config, num_weights) + saved_memory_bytes(config, num_weights)
+    return int(4 * num_weights * models) + kept
 
 
 def worker_bytes(config: Config, num_weights: int, num_workers: int = 1) -> int:

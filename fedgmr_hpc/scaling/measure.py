@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.registry import ADMISSIONS
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.schema import Config
@@ -190,7 +191,7 @@ def make_system(measured: Measured, demand: Demand | None = None, num_cores: int
     return System(
         demand=measured.demand if demand is None else demand,
         rates=_rates(config) if is_wall else Rates(),
-        is_synchronous=config.admission.kind in ("barrier", "window"),
+        is_synchronous=ADMISSIONS[config.admission.kind].counts == "merges",
         is_placed=is_wall or keeps_memories(config),
         num_cores=num_cores or None,
     )

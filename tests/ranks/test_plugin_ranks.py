@@ -101,8 +101,18 @@ def test_what_an_objective_of_ones_own_keeps_outlives_a_kill(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python")
-def test_the_example_of_an_objective_gives_the_same_bytes_on_three_ranks(tmp_path: Path) -> None:
-    words = (*SHORT, f"plugins=[{ROOT / 'examples' / 'own_objective.py'}]", "train.objective=near")
+@pytest.mark.parametrize(
+    ("example", "choices"),
+    [
+        ("own_objective", ("train.objective=near",)),
+        ("own_rule", ("aggregation.rule=nesterov",)),
+        ("own_score_and_schedule", ("submodel.score=growth", "restoration.trigger=steady")),
+    ],
+)
+def test_examples_give_the_same_bytes_on_three_ranks(
+    example: str, choices: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = (*SHORT, f"plugins=[{ROOT / 'examples' / f'{example}.py'}]", *choices)
     found = []
     for number, launcher in ((1, "none"), (3, "mpirun")):
         path = tmp_path / f"{number}.h5"

@@ -98,9 +98,10 @@ class _Means:
         return new
 
     def _step_packed(self, out: Tensor, span: slice, held: float | Tensor) -> None:
-        old, statistics = torch.from_numpy(self.what.packed), self.what.statistics[0]
+        """Step the entries of a span, whose mean over the holders is `out`."""
+        old, statistics = torch.from_numpy(self.what.packed[span]), self.what.statistics[0]
         own = None if statistics is None else statistics[span]
-        self._step(old[span], out[span], held, self.state.packed_part(span), own)
+        self._step(old, out, held, self.state.packed_part(span), own)
 
     def _merge_chunk(self, new: Floats, start: int, stop: int, pairs: Pairs) -> None:
         """Merge [start, stop): prefixes first, span by span, then the updates with an index."""
@@ -116,16 +117,17 @@ class _Means:
                 for entry, weight in prefixes
                 if len(entry.values) >= right
             ]
-            held_here = _running_mean(out[span], parts)
+            mean = out[span]
+            held_here = _running_mean(mean, parts)
             if indexed:
                 held[left - start : right - start] = held_here
             else:
-                self._step_packed(out, span, held_here)
+                self._step_packed(mean, span, held_here)
             left = right
         if indexed:
             for entry, weight in indexed:
                 _add_indexed(out[start:stop], held, start, entry, weight)
-            self._step_packed(out, slice(start, stop), held)
+            self._step_packed(out[start:stop], slice(start, stop), held)
 
     def _step(
         self,

@@ -142,6 +142,7 @@ class Krum(WholeRule):
         squares = np.where(both, (values[:, None] - values[None]) ** 2, 0.0).sum(2)
         num_both = both.sum(2)
         apart = np.divide(squares, num_both, out=np.full_like(squares, np.inf), where=num_both > 0)
+        np.fill_diagonal(apart, 0.0)
         chosen = self._choose(apart)
         mean, num = np.nansum(values[chosen], 0), is_held[chosen].sum(0)
         new: Doubles = np.divide(mean, num, out=old.copy(), where=num > 0)
@@ -157,13 +158,18 @@ def _square_distances(merge: Merge) -> Doubles:
     for _, values, is_held in merge.parts():
         _add_squares(squares, num_both, values, is_held)
     _add_squares(squares, num_both, dense, torch.ones_like(dense, dtype=torch.bool))
-    return torch.where(num_both > 0, squares / num_both, torch.inf).numpy()
+    squares, num_both = squares + squares.T, num_both + num_both.T
+    apart = torch.where(num_both > 0, squares / num_both, torch.inf)
+    return apart.fill_diagonal_(0.0).numpy()
 
 
 def _add_squares(squares: Tensor, num_both: Tensor, values: Tensor, is_held: Tensor) -> None:
-    """Add the squared differences of each two updates in these entries, and how many they are."""
-    for index, (own, is_own) in enumerate(zip(values, is_held, strict=True)):
-        both = is_held & is_own
-        change = torch.where(both, values - own, 0.0).double()
-        squares[index] += change.square().sum(1)
-        num_both[index] += both.sum(1)
+    """Add the squared differences of each update and the later ones in these entries, and how many
+    both hold.
+    """
+    for first in range(len(values) - 1):
+        later = slice(first + 1, None)
+        both = is_held[later] & is_held[first]
+        change = (values[later] - values[first]).mul_(both)
+        squares[first, later] += change.square_().sum(1, dtype=torch.float64)
+        num_both[first, later] += both.sum(1)

@@ -12,11 +12,32 @@ from numpy.typing import NDArray
 
 from fedgmr_hpc.config.axes import AggregationConfig
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.aggregation.merging import Version, merge
-from fedgmr_hpc.fl.aggregation.rule import AggregationRule, BufferEntry, Merge
+from fedgmr_hpc.fl.aggregation.rule import (
+    AggregationRule,
+    BufferEntry,
+    MeanRule,
+    Merge,
+    WholeRule,
+)
 from fedgmr_hpc.fl.aggregation.state import RuleState
 from fedgmr_hpc.fl.submodels import MaskSet
+
+
+def _make_rule(choices: AggregationConfig) -> AggregationRule:
+    """Make the rule that is chosen.
+
+    Raises:
+        ValueError: a plug-in has registered something else under its name.
+    """
+    entry = AGGREGATIONS[choices.rule]
+    if not (isinstance(entry, type) and issubclass(entry, MeanRule | WholeRule)):
+        need = "a class derived from MeanRule or WholeRule"
+        raise ValueError(must_be(f"aggregation.rule {choices.rule!r}", need, repr(entry)))
+    rule: AggregationRule = AGGREGATIONS.make(choices.rule, choices)
+    return rule
 
 
 class ServerRule:
@@ -33,7 +54,7 @@ class ServerRule:
     def __init__(
         self, choices: AggregationConfig, sizes: tuple[int, int], num_trained: tuple[int, int]
     ) -> None:
-        self.rule: AggregationRule = AGGREGATIONS.make(choices.rule, choices)
+        self.rule = _make_rule(choices)
         self.state = RuleState(self.rule, *sizes)
         self._sizes, self._num_trained = sizes, num_trained
 

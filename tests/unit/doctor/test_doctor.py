@@ -360,6 +360,14 @@ def test_error_feedback_comes_on_top_of_what_an_objective_keeps(monkeypatch) -> 
     assert rank_state.num_kept_vectors(load_config("digits", ["wire.dtype=int8"])) == 3
 
 
+@pytest.mark.parametrize(("row", "vectors"), [("fedavg", 0), ("fedavgm", 1), ("fedadam", 2)])
+def test_what_a_rule_keeps_is_at_the_server_and_in_checkpoints(row, vectors) -> None:
+    num = 1000
+    plain, config = (load_config("digits", [f"method={name}"]) for name in ("fedavg", row))
+    for count in (estimate.server_bytes, estimate.checkpoint_bytes):
+        assert count(config, num) == count(plain, num) + 4 * num * vectors
+
+
 def test_disk_holds_rows_weights_and_three_checkpoints() -> None:
     config = load_config("digits", ["clients.count=4", "method=fedavg", "run.max_rounds=1000"])
     num = LAYOUT.num_weights

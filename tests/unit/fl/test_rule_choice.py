@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fedgmr_hpc.config.axes import AggregationConfig
-from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS, registering
 from fedgmr_hpc.config.rules import RULES_OF_CHANGES, USED_WITH
+from fedgmr_hpc.fl.aggregation import ServerRule
 
 
 def test_built_in_rules_of_changes_are_known_by_name():
     wanting = [name for name in AGGREGATIONS.names if AGGREGATIONS[name].wants == "changes"]
     assert tuple(wanting) == RULES_OF_CHANGES
+
+
+def test_what_is_no_rule_is_refused():
+    with registering("test"):
+        AGGREGATIONS.add("mine", lambda old, mean: mean)
+    try:
+        with pytest.raises(ValueError) as caught:
+            ServerRule(AggregationConfig(rule="mine"), (1, 1), (1, 1))
+    finally:
+        AGGREGATIONS.forget("test")
+    need = "aggregation.rule 'mine' must be a class derived from MeanRule or WholeRule"
+    assert str(caught.value).startswith(need)
 
 
 def test_options_of_rules_are_keys_used_with_them():
