@@ -30,13 +30,12 @@ def _make_rule(choices: AggregationConfig) -> AggregationRule:
     """Make the rule that is chosen.
 
     Raises:
-        ValueError: a plug-in has registered something else under its name.
+        ValueError: it is of neither kind.
     """
-    entry = AGGREGATIONS[choices.rule]
-    if not (isinstance(entry, type) and issubclass(entry, MeanRule | WholeRule)):
-        need = "a class derived from MeanRule or WholeRule"
-        raise ValueError(must_be(f"aggregation.rule {choices.rule!r}", need, repr(entry)))
     rule: AggregationRule = AGGREGATIONS.make(choices.rule, choices)
+    if not isinstance(rule, MeanRule | WholeRule):
+        need = "a class derived from MeanRule or WholeRule"
+        raise ValueError(must_be(f"aggregation.rule {choices.rule!r}", need))
     return rule
 
 

@@ -7,7 +7,7 @@ import pytest
 from fedgmr_hpc.config.axes import AggregationConfig
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS, registering
 from fedgmr_hpc.config.rules import RULES_OF_CHANGES, USED_WITH
-from fedgmr_hpc.fl.aggregation import ServerRule
+from fedgmr_hpc.fl.aggregation import AggregationRule, ServerRule
 
 
 def test_built_in_rules_of_changes_are_known_by_name():
@@ -15,9 +15,12 @@ def test_built_in_rules_of_changes_are_known_by_name():
     assert tuple(wanting) == RULES_OF_CHANGES
 
 
-def test_what_is_no_rule_is_refused():
+def test_a_rule_of_neither_kind_is_refused():
+    class Neither(AggregationRule):
+        """Neither steps nor combines."""
+
     with registering("test"):
-        AGGREGATIONS.add("mine", lambda old, mean: mean)
+        AGGREGATIONS.add("mine", Neither)
     try:
         with pytest.raises(ValueError) as caught:
             ServerRule(AggregationConfig(rule="mine"), (1, 1), (1, 1))
