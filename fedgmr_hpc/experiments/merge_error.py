@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.overrides import parse_values
@@ -43,6 +41,7 @@ from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import as_text, write_tables
 from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.training.numeric_settings import settled
 
 UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 IN_FLIGHT_FRACS = (0.2, 0.5, 0.8)
@@ -185,12 +184,8 @@ def probe_error(words: Sequence[str], out: str) -> str:
         OSError: `out` cannot be written.
     """
     overrides = [word for word in words if "=" in word]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with settled():
         rows = measure(_starts([w for w in words if "=" not in w], overrides))
-    finally:
-        torch.set_num_threads(threads)
     command = " ".join(["python -m fedgmr_hpc probe error", *words, "--out", out])
     tables, lines, folder = make_tables(*rows, command), verdicts(*rows), Path(out)
     write_tables([table for table in tables if table.records], folder, latex=False)

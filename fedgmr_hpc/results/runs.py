@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from fedgmr_hpc.config.files import Source, load_config, make_config
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import Overrides
@@ -16,6 +14,7 @@ from fedgmr_hpc.results.run_result import RunResult, read_result
 from fedgmr_hpc.runtime.callbacks.contract import Callback
 from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.runtime.roles import serve_alone
+from fedgmr_hpc.training.numeric_settings import settled
 from fedgmr_hpc.transport.contract import make_inproc
 from fedgmr_hpc.transport.termination import StopRequest
 
@@ -53,9 +52,8 @@ def run(
     config = _resolved(config, overrides, keys)
     if resume and config.results.path is None:
         raise ValueError(must_be("results.path", "the result file", None, when="resuming"))
-    threads, stop = torch.get_num_threads(), StopRequest()
-    torch.set_num_threads(1)
-    try:
+    stop = StopRequest()
+    with settled():
         experiment = prepare_experiment(config, resumes=resume)
         for note in experiment.plan.notes if experiment.plan is not None else ():
             say(note)
@@ -64,8 +62,6 @@ def run(
         with stop.noting_ctrl_c():
             server_side, client_side = make_inproc(2)
             result = serve_alone(experiment, server_side, client_side, stop, callbacks)
-    finally:
-        torch.set_num_threads(threads)
     if stop.is_by_person and result.status != "finished":
         raise KeyboardInterrupt(
             f"{result.status}; the same run with results.path={result.path} and resume=True goes on"

@@ -25,6 +25,7 @@ from fedgmr_hpc.runtime.replay import replayed_config
 from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
 from fedgmr_hpc.storage.process import describe_cores, pin_core
 from fedgmr_hpc.storage.reader import Result, read_result
+from fedgmr_hpc.training.numeric_settings import settle
 from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.joining import hidden_devices_note, make_transport
 from fedgmr_hpc.transport.ranks import (
@@ -78,7 +79,7 @@ def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], rep
 def _run_rank(
     config: Config | ValueError, recorded: Result | None, resumes: bool, report: Report
 ) -> int:
-    torch.set_num_threads(1)
+    settle()
     logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
     try:
         launch = detect_launch(os.environ)

@@ -30,6 +30,7 @@ from fedgmr_hpc.runtime.preparation import DISK_FAULTS, Experiment, prepare_expe
 from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.storage.reader import Result
+from fedgmr_hpc.training.numeric_settings import settle
 from fedgmr_hpc.training.process_settings import keep_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
 from fedgmr_hpc.transport.ranks import choose_device, detect_launch
@@ -135,6 +136,7 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
+    settle()  # whatever a plug-in has set
     is_replay, data_xxh3 = content["is_replay"], content["data_xxh3"]
     _begin(is_replay)
     return work(config, transport, run_id, data_xxh3, is_replay, device, checks_data)
@@ -158,7 +160,7 @@ def work(
     Returns:
         The exit code that the server gave.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # of this thread
     try:
         data = FederatedData(config, checks_all=checks_data)
         if data.fingerprint != data_xxh3:

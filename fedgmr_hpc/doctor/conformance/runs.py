@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import torch
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
@@ -23,6 +20,7 @@ from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.runtime.replay import check_versions
 from fedgmr_hpc.runtime.roles import work
 from fedgmr_hpc.storage.reader import Result, differing_columns
+from fedgmr_hpc.training.numeric_settings import settled
 from fedgmr_hpc.transport.contract import make_inproc
 from fedgmr_hpc.transport.termination import StopRequest
 
@@ -117,7 +115,7 @@ def run_on(
     threads = [
         threading.Thread(target=work, args=(config, end, *common), daemon=True) for end in ends
     ]
-    with _one_thread():
+    with settled():
         for thread in threads:
             thread.start()
         try:
@@ -126,16 +124,6 @@ def run_on(
             server.abort(1)  # wakes the ranks if the server has failed
             for thread in threads:
                 thread.join(timeout=60.0)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def check_runs(subject: str, sources: Sequence[Any], words: Sequence[str]) -> Iterator[Check]:
