@@ -6,7 +6,6 @@ Rank 0 prepares alone, so that a mistake is reported once (runtime/roles.py).
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -99,9 +98,9 @@ def prepare_experiment(
     if recorded is not None:
         then = recorded.provenance.get("data_xxh3")
         check_data(then, data.fingerprint, config, recorded.path)
-    path = Path(config.results.path or _default_path(config)).expanduser()
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
+    path = Path(config.results.path or _default_path(config, run_id)).expanduser()
     run = Experiment(config, data, path, run_id, recorded)
     finished = plan_finished(path, config, data.fingerprint) if resumes else None
     if finished is not None:
@@ -154,11 +153,12 @@ def _refused(error: OSError, what: str) -> ValueError | OSError:
     return OSError(error.errno, text) if error.errno in DISK_FAULTS else ValueError(text)
 
 
-def _default_path(config: Config) -> str:
+def _default_path(config: Config, run_id: int) -> str:
+    """Return a path that no other run has, also of those that begin in the same second."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return (
         f"results/{config.data.name}-{method_slug(config)}-{config.clients.level}"
-        f"-s{config.seed}-{stamp}-{os.getpid()}.h5"
+        f"-s{config.seed}-{stamp}-{run_id >> 32:08x}.h5"
     )
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_finished_run_is_read_and_not_run_again(
     assert f"{first.path} is finished: nothing to resume" in capsys.readouterr().out
     with pytest.raises(ValueError, match="exists and is never overwritten"):
         fedgmr_hpc.run("digits", TINY, **keys)
+
+
+def test_runs_of_one_second_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    results = [fedgmr_hpc.run("digits", TINY, **{"run.max_rounds": 1}) for _ in range(3)]
+    names = {result.path.name for result in results}
+    assert len(names) == 3
+    pattern = r"digits-fedgmr-high-s0-20260101-000000-[0-9a-f]{8}\.h5"
+    assert all(re.fullmatch(pattern, name) for name in names)
 
 
 @pytest.mark.parametrize(
