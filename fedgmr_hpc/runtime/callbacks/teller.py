@@ -37,16 +37,21 @@ class Teller:
         self.callbacks, self.ask_to_stop, self.status = tuple(callbacks), ask_to_stop, ""
         self.error: RunError | None = None
         self._handles: list[RunHandle] = []  # none before the start
-        self._round = 0
+        self._started: list[Callback] = []
+        self._round, self._path = 0, Path()
 
     def start(self, config: Config, path: Path, resumed_version: int | None, round: int) -> None:
         """Tell that the run begins, or goes on in this round."""
-        self._round = round
+        self._round, self._path = round, path
         self._handles = [
             RunHandle(config, path, resumed_version, partial(self._stop_for, each))
             for each in self.callbacks
         ]
-        self._tell("on_start", lambda callback, run: callback.on_start(run))
+        self._tell("on_start", self._start_one)
+
+    def _start_one(self, callback: Callback, run: RunHandle) -> None:
+        self._started.append(callback)
+        callback.on_start(run)
 
     def merged(self, end: RoundEnd) -> None:
         """Tell of a merge that completes a round; others are passed over."""
@@ -75,7 +80,9 @@ class Teller:
             tell(callback, run)
         except Exception as error:
             where, what = f"{_name(callback)}.{method}", f"{type(error).__name__}: {error}"
-            failed = RunError(f"callback {where} failed: {what}")
+            is_over = method == "on_end" and self.status == "finished"
+            kept = f"; the run is finished: {self._path}" if is_over else ""
+            failed = RunError(f"callback {where} failed: {what}{kept}")
             failed.__cause__ = error
             self.error = self.error or failed
             self.ask_to_stop(f"an error of {_name(callback)}")
@@ -89,9 +96,11 @@ class Teller:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell each callback how the run has ended, also after an error of another."""
+        """Tell each callback that was told of the start how the run has ended, also after an error
+        of another.
+        """
         status = self.status if error is None else f"failed: {type(error).__name__}: {error}"
-        for callback, run in zip(self.callbacks, self._handles, strict=False):
+        for callback, run in zip(self._started, self._handles, strict=False):
             self._tell_one(callback, run, "on_end", lambda c, r: c.on_end(r, status))
         if error is None and self.error is not None:
             raise self.error
