@@ -68,10 +68,7 @@ def export(
     """
     if form not in FORMS:
         raise ValueError(f"--format must be one of {', '.join(FORMS)} (got {form})")
-    names = [Path(path).stem for path in paths]
-    if len(set(names)) < len(names):
-        again = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"FILE must have another name than the others (got {again} again)")
+    names = run_names(paths)
     results = (read_result(path, partial=partial) for path in paths)
     if join:
         return _export_joined(dict(zip(names, results, strict=True)), form, Path(out))
@@ -80,6 +77,19 @@ def export(
         for name, result in zip(names, results, strict=True)
         for written in FORMS[form](result, _fresh_folder(Path(out) / name))
     ]
+
+
+def run_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return what the runs of files are called, their stems.
+
+    Raises:
+        ValueError: two are called alike.
+    """
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        again = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"FILE must have another name than the others (got {again} again)")
+    return names
 
 
 def _export_joined(runs: Mapping[str, Result], form: str, folder: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from fedgmr_hpc.config.identity import CELL, differences, flat, method_label
 from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.tables import finite
+from fedgmr_hpc.results.export import run_names
 from fedgmr_hpc.results.series import own_accuracies, scored
 from fedgmr_hpc.storage.reader import Result, read_result
 
@@ -36,7 +37,11 @@ Record = dict[str, Any]
 
 
 def export_tidy(
-    paths: Sequence[str | os.PathLike[str]], form: str, out: Path, *, partial: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    form: str,
+    out: str | os.PathLike[str],
+    *,
+    partial: bool = False,
 ) -> None:
     """Write the tidy table of result files, with a column for each key in which they vary.
 
@@ -46,9 +51,11 @@ def export_tidy(
         partial: take what is left of damaged files instead of refusing them.
 
     Raises:
-        ValueError: an unknown form, an unreadable file, or `out` exists.
+        ValueError: an unknown form, an unreadable file, two files of one stem, or `out` exists.
         OSError: `out` cannot be written.
     """
+    out = Path(out)
+    run_names(paths)
     if out.exists():
         raise ValueError(must_be("--out", "a new file", out))
     results = [read_result(path, partial=partial) for path in paths]

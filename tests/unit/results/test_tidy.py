@@ -15,7 +15,7 @@ from sample_results import EVALUATION, open_writer, write_run
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.files import load_config, render_config
-from fedgmr_hpc.results.tidy import FIGURES, tidy_records, varied_keys
+from fedgmr_hpc.results.tidy import FIGURES, export_tidy, tidy_records, varied_keys
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.rows import LookRow
 
@@ -118,6 +118,18 @@ def test_json_lines_keep_types(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert first["test_accuracy"] is None and first["version"] == 2
     assert main([*words[:-1], str(tmp_path / "all.csv")]) == 0
     assert rows_of(tmp_path / "all.csv")[1]["clients.shares"] == "[1.0, 0.5]"
+
+
+def test_two_files_of_one_stem_are_refused_and_a_text_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    sources = [write(tmp_path / "run.h5"), write(tmp_path / "other" / "run.h5", seed=1)]
+    out = tmp_path / "all.csv"
+    with pytest.raises(ValueError) as error:
+        export_tidy(sources, "csv", str(out))
+    assert str(error.value) == "FILE must have another name than the others (got run again)"
+    assert not out.exists()
+    export_tidy(sources[:1], "csv", str(out))
+    assert {row["run"] for row in rows_of(out)} == {"run"}
 
 
 @pytest.mark.parametrize(
