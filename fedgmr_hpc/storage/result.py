@@ -18,7 +18,7 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.storage.schema import TABLES, Columns, columns_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth: each result equals itself
 class Result:
     """One run, read back. A table maps column name to [N] or [N, C]; text columns hold str."""
 

@@ -119,3 +119,9 @@ def test_the_model_of_a_run_scores_what_the_run_says(tmp_path: Path) -> None:
     batches = data.pool_batches("test", 0, data.pool_size("test"))
     hits = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
     assert hits / data.num_scored("test") == result.evaluations["test_accuracy"][-1]
+
+
+def test_a_result_equals_itself_alone_and_can_be_a_key(result: RunResult) -> None:
+    again = fedgmr_hpc.read_result(result.path)
+    assert result == result and result != again
+    assert len({result, again, result}) == 2
