@@ -51,7 +51,7 @@ examples:
 SUBMIT = """\
 Submit to Slurm, as an array of jobs and a job that reports, what is missing,
 was interrupted or has failed. data.root is the site's `data` unless a word
-says otherwise.
+says otherwise; the site's plug-ins are those of every run.
 """
 SUBMIT_EPILOG = """\
 examples:
@@ -203,10 +203,10 @@ def run(arguments: argparse.Namespace) -> int:
 def submit(arguments: argparse.Namespace) -> int:
     """Submit a study."""
     from fedgmr_hpc.study.folder import check_time_limits, open_study
-    from fedgmr_hpc.study.slurm.submit import add_site_data
+    from fedgmr_hpc.study.slurm.submit import add_site
     from fedgmr_hpc.study.slurm.submit import main as submit_study
 
-    words = add_site_data(overrides_of(arguments), arguments.site)
+    words = add_site(overrides_of(arguments), arguments.site)
     folder = open_study(arguments.study, words, arguments.out, reuses_overrides=False)
     check_time_limits(folder)
     return _until_interrupted(folder, "submit", lambda: submit_study(folder, arguments))

@@ -39,6 +39,7 @@ Mpi = Annotated[
         r"[a-z0-9_]+", "auto, mpirun, torch, torchrun, or a plugin that `srun --mpi=list` names"
     ),
 ]
+Plugin = Annotated[str, text_like(r"\S+", "a module or a file's path, without spaces")]
 
 
 def _check_variable(value: Any) -> Any:
@@ -89,7 +90,7 @@ class Site(Section):
     scratch: str | None = None
     results: str | None = None
     max_requeues: Limit | None = None
-    plugins: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
     """Plug-ins for every run here: modules, and absolute paths of files."""
     env: dict[Name, Annotated[str | int, BeforeValidator(_check_variable)]] = {}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ from typing import Any
 from submitit import Job, LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from fedgmr_hpc.config.sites import job_values, load_site
+from fedgmr_hpc.config.overrides import leaves, only
+from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.folder import (
     ACTIVE,
@@ -108,15 +110,28 @@ def _awaited(states: States, jobs: Mapping[str, CellJob]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def add_site_data(words: list[str], source: str | None) -> list[str]:
-    """`words`, and where the site keeps the data unless they say it.
+def add_site(words: list[str], source: str | None) -> list[str]:
+    """Return `words`, and where the site keeps the data unless they say it, and its plug-ins.
 
     Raises:
-        ValueError: a wrong site.
+        ValueError: a wrong site, or plug-ins that are no list.
     """
-    root = job_values(load_site(source)).get("FEDGMR_DATA") if source else None
+    if source is None:
+        return words
+    site = load_site(source)
+    root = job_values(site).get("FEDGMR_DATA")
     says_it = any(word.startswith("data.root=") for word in words)
-    return [*words, f"data.root={root}"] if root and not says_it else words
+    return [*_with_plugins(words, site), *([f"data.root={root}"] if root and not says_it else [])]
+
+
+def _with_plugins(words: list[str], site: Site) -> list[str]:
+    """Return `words` that name the site's plug-ins, too, as its jobs do."""
+    if not site.plugins:
+        return words
+    named = only("plugins", words)
+    plugins = [*site.plugins, *leaves(named).get("plugins", [])]
+    others = [word for word in words if word not in named]
+    return [f"plugins={json.dumps(list(dict.fromkeys(plugins)), ensure_ascii=False)}", *others]
 
 
 def _check_slurm() -> None:

@@ -84,6 +84,10 @@ def test_a_shell_reads_odd_values_back() -> None:
         ("mem: 16 GB", "mem must be memory as Slurm writes it"),
         ("mem: 16", 'such as "0" (got 16)'),
         ("modules: gcc", "modules must be a list (got 'gcc')"),
+        (
+            "plugins: [a b.py]",
+            "plugins.0 must be a module or a file's path, without spaces (got 'a b.py')",
+        ),
         ("max_requeues: -1", "max_requeues must be at least 0 (got -1)"),
         (
             "env: {A: true}",

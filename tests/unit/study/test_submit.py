@@ -22,7 +22,7 @@ from fedgmr_hpc.study.job_states import (
     write_submission,
 )
 from fedgmr_hpc.study.slurm.plan import Plan, nodes_for, render_scripts
-from fedgmr_hpc.study.slurm.submit import split_cells
+from fedgmr_hpc.study.slurm.submit import add_site, split_cells
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.study_file import load_study
 
@@ -85,6 +85,18 @@ def test_a_sites_facts_for_the_job_are_not_those_for_sbatch() -> None:
     site = SITE.model_copy(update={"mpi": "pmi2", "venv": "~/v", "env": {"UCX_N": 2}})
     values = job_values(site, {"HOME": "/h"}, prefix="FEDGMR_")
     assert values == {"FEDGMR_VENV": "/h/v", "FEDGMR_MPI": "pmi2", "UCX_N": "2"}
+
+
+def test_cells_are_checked_with_the_sites_data_and_plug_ins(tmp_path: Path) -> None:
+    site, plugin = tmp_path / "site.yaml", tmp_path / "scores.py"
+    plugin.write_text("")
+    site.write_text(f"data: /data\nplugins: [{plugin}, numbers]\n")
+    words = add_site(["seed=1", "plugins=[fractions, numbers]"], str(site))
+    assert words == [f'plugins=["{plugin}", "numbers", "fractions"]', "seed=1", "data.root=/data"]
+    cells = expand(*load_study({**STUDY, "matrix": {"method": ["fedgmr"]}}, words))
+    assert cells[0].config.plugins == (str(plugin), "numbers", "fractions")
+    assert add_site(["data.root=/mine"], str(site))[1:] == ["data.root=/mine"]
+    assert add_site(["seed=1"], None) == ["seed=1"]
 
 
 @pytest.mark.parametrize(
