@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.files import load_config
@@ -104,10 +105,32 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
         raise ValueError(must("exclude", "leave at least one cell"))
     if shared := {cell.seed for cell in cells} & set(study.tune_seeds if study.tune else ()):
         raise ValueError(must("tune_seeds", "be seeds that no cell runs with", min(shared)))
+    _check_distinct(cells)
     for key, row in _named_rows(study):
         find_row(cells, row, key)
     trials = {trial.digest: trial for cell in cells if cell.tuning for trial in cell.tuning.trials}
     return [*trials.values(), *cells]
+
+
+def _check_distinct(cells: Sequence[Cell]) -> None:
+    """Check that no two runs are one in the tables.
+
+    Raises:
+        ValueError: two are, such as those of two files of one name; names both.
+    """
+    first: dict[tuple[str, str, int], Cell] = {}
+    for cell in cells:
+        other = first.setdefault((cell.row, cell.column, cell.seed), cell)
+        if other.digest != cell.digest:
+            found = f"{_without(other.labels, cell)} and {_without(cell.labels, other)}"
+            because = f"both are {cell.row} in {cell.column}"
+            raise ValueError(must("cells", "be told apart in tables", found=found, because=because))
+
+
+def _without(labels: Labels, other: Cell) -> str:
+    """Return the labels that another cell does not share."""
+    own = {k: v for k, v in labels.items() if k not in other.labels or other.labels[k] != v}
+    return " ".join(_words(own)) or "none"
 
 
 def label_sets(study: StudyFile) -> list[Labels]:
@@ -243,9 +266,10 @@ def _named(labels: Labels, study: StudyFile, config: Config) -> Labels:
 
 
 def _slug(labels: Labels) -> str:
+    short = {k: Path(str(v)).name if k == "method" else v for k, v in labels.items()}
     words = [
         f"s{value}" if key == "seed" else label_of({key: value}, [key])
-        for key, value in labels.items()
+        for key, value in short.items()
     ]
     return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words))[:MAX_SLUG] or "run"
 

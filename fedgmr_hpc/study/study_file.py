@@ -27,6 +27,8 @@ is not varied there. So that such rows get no more trials than the others, `tune
 combinations: the first values of all keys together, the second ones, and so on round the shorter
 lists, then the same with later keys moved on by one.
 
+Paths of rows (`method: [./mine.yaml]`) and plug-ins are taken from the study's folder.
+
 On the command line `key=value` sets a key in every cell; a key that the cells vary or tune takes a
 list and replaces its values.
 """
@@ -41,13 +43,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
-from fedgmr_hpc.config.choices.plugins import absolute
 from fedgmr_hpc.config.choices.section import Count, Number, Positive, Section
 from fedgmr_hpc.config.messages import must, must_be, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
+from fedgmr_hpc.study.named_files import files_from
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]
@@ -238,15 +240,12 @@ def load_study(
         >>> study.matrix["seed"], overrides
         ([0, 1], ['train.batch=10'])
     """
-    folder = Path()
     if isinstance(source, Mapping):
-        values = dict(source)
+        folder, values = Path(), dict(source)
     else:
         path = find_study(source)
         folder, values = path.parent, read_mapping(path)
-    study = validate(StudyFile, values)
-    plugins = tuple(absolute(plugin, folder) for plugin in study.plugins)
-    study = study.model_copy(update={"plugins": plugins})
+    study = validate(StudyFile, files_from(folder, values))
     study, others = _replace_varied(study, overrides)
     if wrong := _contradictions(study):
         raise ValueError("\n".join(wrong))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedgmr_hpc.config.yaml_file import configs_dir
+from fedgmr_hpc.config.yaml_file import configs_dir, dump
 from fedgmr_hpc.study import cells as cells_module
 from fedgmr_hpc.study.cells import digest_of, expand, find_row, label_of
 from fedgmr_hpc.study.study_file import load_study
@@ -140,6 +141,49 @@ def test_wrong_studies_are_named(changes: dict[str, Any], start: str) -> None:
 def test_a_study_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"there is no study 'nothing' \(give a file, or one of "):
         load_study("nothing")
+
+
+def test_rows_of_two_files_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "d2").mkdir()
+    (tmp_path / "row.yaml").write_text("base: fedgmr\n")
+    (tmp_path / "d2" / "row.yaml").write_text("base: fedavg\n")
+    rows = [f"{tmp_path}/row.yaml", f"{tmp_path}/d2/row.yaml"]
+    (line,) = errors_of({"matrix": {"method": rows, "seed": [3]}})
+    assert line == (
+        f"cells must be told apart in tables (got method={rows[0]} and method={rows[1]}): "
+        "both are row in all"
+    )
+
+
+def test_rows_and_plug_ins_are_found_from_the_studys_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    for each in (folder, elsewhere):
+        each.mkdir()
+    (folder / "row.yaml").write_text("base: fedavg\n")
+    for name in ("in_base", "in_set"):
+        (folder / f"{name}.py").write_text("")
+    values = {
+        **TINY,
+        "base": {"plugins": ["./in_base.py"], "clients.count": 3},
+        "set": {"plugins": ["./in_set.py"]},
+        "matrix": {"method": ["./row.yaml", "fedgmr"]},
+        "cells": [{"method": "./row.yaml", "clients.level": ["low", "high"]}],
+        "exclude": [{"method": "./row.yaml", "clients.level": "high"}],
+        "reference": "./row.yaml",
+        "claims": [{"name": "n", "kind": "difference", "a": "fedgmr", "b": ["./row.yaml"]}],
+    }
+    (folder / "study.yaml").write_text(dump(values))
+    for here, path in ((elsewhere, "../study/study.yaml"), (folder, "study.yaml")):
+        monkeypatch.chdir(here)
+        cells = expand(*load_study(path))
+        slugs = ["row.yaml", "fedgmr", "row.yaml-low"]
+        assert [cell.slug for cell in cells] == slugs
+        assert {cell.row for cell in cells} == {"row", "fedgmr"}
+        assert cells[0].config.plugins == (
+            *(str(folder / "in_base.py"), str(folder / "in_set.py")),
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
