@@ -4,7 +4,8 @@ Structure first (a whole file, every dataset of the schema, columns as long as `
 then the checksums, then what the tables say of each other: a configuration that holds, the event
 log's chain of hashes (replay.py), versions without gaps, as many updates as every merge counts,
 bytes that add up and never shrink, finite weights, and a final model with the hash that its last
-evaluation has.
+evaluation has. Plug-ins are not imported: what only they know, whether a configuration that names
+some holds and the chain of its events begins with it, is left out.
 
 Shapes: N rows of a table, C clients, P model weights.
 """
@@ -21,6 +22,7 @@ import numpy as np
 
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must_be
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.storage.hdf5_file import UNREADABLE, describe_error, open_for_reading
 from fedgmr_hpc.storage.reader import Result, doubt, read_result, refuse_cut
@@ -55,10 +57,13 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
 
 def remark(path: str | os.PathLike[str]) -> str:
     """Return what is to be said of a sound file: that it is of the time before there were
-    checksums.
+    checksums, and that its configuration needs plug-ins.
     """
-    is_guarded = read_result(path).is_guarded
-    return "" if is_guarded else ", but without checksums, which its format lacks"
+    result = read_result(path)
+    text = "" if result.is_guarded else ", but without checksums, which its format lacks"
+    if _needs_plugins(result):
+        text += "; its configuration was not checked, since verify imports no plug-ins"
+    return text
 
 
 def _structure(path: Path) -> list[str]:
@@ -120,7 +125,13 @@ def _table_structure(
             yield f"{table}/{name}: {size} rows, {wanted} are committed"
 
 
+def _needs_plugins(result: Result) -> bool:
+    return any(result.config.get(key) for key in ("plugins", "plugin_digests"))
+
+
 def _config(result: Result) -> Iterator[str]:
+    if _needs_plugins(result):
+        return
     try:
         make_config(result.config)
     except ValueError as error:
@@ -128,11 +139,11 @@ def _config(result: Result) -> Iterator[str]:
 
 
 def _event_log(result: Result) -> Iterator[str]:
+    needs_plugins, events = _needs_plugins(result), result.events
     try:
-        log = EventLog(make_config(result.config))
+        log = EventLog(Config() if needs_plugins else make_config(result.config))
     except ValueError:
         return  # said by `_config`
-    events = result.events
     names = ("kind", "now_s", "ready_s", "client")
     rows = zip(*(events[name].tolist() for name in names), strict=True)
     for index, (row, chain) in enumerate(zip(rows, events["chain_xxh3"].tolist(), strict=True)):
@@ -141,10 +152,11 @@ def _event_log(result: Result) -> Iterator[str]:
         if index:
             yield f"events: row {index} of {len(events['kind'])} breaks the chain of hashes"
             return
-        yield (
-            "events: the chain of hashes does not begin with this configuration, which was changed "
-            "or written by another version of fedgmr_hpc"
-        )
+        if not needs_plugins:
+            yield (
+                "events: the chain of hashes does not begin with this configuration, which was "
+                "changed or written by another version of fedgmr_hpc"
+            )
         log.restore({"chain": chain})
 
 

@@ -150,6 +150,30 @@ def test_verify_names_columns_of_unequal_length_and_a_wrong_configuration(
     assert any(": config: there is no method" in line for line in verify(path))
 
 
+def test_verify_imports_no_plug_in_and_says_what_it_leaves_out(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, there = read_result(whole), tmp_path / "there.py"
+    there.write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    for plugin in (there, tmp_path / "gone.py"):
+        text = result.config_yaml.replace("plugins: []", f"plugins: [{plugin}]")
+        text = text.replace("plugin_digests: {}", f"plugin_digests: {{{plugin.stem}: '12'}}")
+        path = write_result(tmp_path / "run.h5", dataclasses.replace(result, config_yaml=text))
+        assert read_result(path).config["plugins"] == [str(plugin)]
+        assert main(["results", "verify", str(path)]) == 0
+        assert capsys.readouterr().out == (
+            f"results {path}: sound; its configuration was not checked, since verify imports no "
+            "plug-ins\n"
+        )
+    assert not (tmp_path / "was_run").exists()
+
+    def change(found: Result) -> None:
+        found.events["now_s"][3] = 99.0
+
+    changed = rewrite(path, tmp_path / "changed.h5", change)
+    assert [line.partition(" breaks ")[2] for line in verify(changed)] == ["the chain of hashes"]
+
+
 def read_or_refuse(path: Path) -> str:
     """`read`, or why not; either way within seconds, not counting other work on the cores."""
     start_s = time.process_time()
