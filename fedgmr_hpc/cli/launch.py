@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedgmr_hpc.cli.arguments import (
     Verbs,
     add_configuration,
+    add_plugin_option,
     add_verb,
     overrides_of,
     sources_of,
@@ -41,6 +42,7 @@ same order give the same weights. The new result lies beside the old one, and
 the output says where the two differ.
 
 Only keys that describe the machine may be overridden, such as data.root.
+--plugin says where a plug-in of the run lies now.
 """
 REPLAY_EPILOG = """\
 examples:
@@ -74,6 +76,7 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument("result", metavar="RESULT", help="the result file of a finished run")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="overrides")
+    add_plugin_option(parser)
     parser.set_defaults(config=[])
 
 

@@ -148,7 +148,7 @@ def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequenc
         need = f"have no --config, and set nothing but {', '.join(allowed)}"
         raise ValueError(must("a replay", need, found=got))
     stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
-    return load_config({**recorded.config, "results": {}}, [f"results.path={stamp}"], overrides)
+    return load_config({**recorded.config, "results": {"path": stamp}}, overrides)
 
 
 def check_versions(recorded: Result, replayed: Result) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
@@ -163,6 +165,26 @@ def test_a_chain_covers_the_configuration(changes):
 )
 def test_what_changes_no_event_is_no_part_of_a_chain(changes):
     assert log_rows(make_config({"clients": {"count": 3}, **changes})) == ROWS
+
+
+# --- the verb
+
+
+def test_a_run_whose_plug_in_has_moved_is_replayed_with_it(tmp_path: Path) -> None:
+    plugin, moved = tmp_path / "moves.py", tmp_path / "new" / "moves.py"
+    plugin.write_text("")
+    words = ["data.max_train=200", "data.max_test=40", "run.max_rounds=2", "clients.count=2"]
+    words += [f"results.path={tmp_path}/run.h5", "progress=quiet"]
+    fedgmr_hpc = [sys.executable, "-m", "fedgmr_hpc"]
+    subprocess.run([*fedgmr_hpc, "launch", "--plugin", str(plugin), *words], check=True)
+    moved.parent.mkdir()
+    plugin.rename(moved)
+    again = [*fedgmr_hpc, "replay", f"{tmp_path}/run.h5"]
+    ran = subprocess.run([*again, "--plugin", str(moved)], capture_output=True, text=True)
+    assert ran.returncode == 0 and "all the same bit for bit" in ran.stdout, ran.stderr
+    moved.write_text("x = 1\n")
+    ran = subprocess.run([*again, "--plugin", str(moved)], capture_output=True, text=True)
+    assert ran.returncode == 2 and "plugin_digests.moves must be" in ran.stderr
 
 
 # --- the replay
