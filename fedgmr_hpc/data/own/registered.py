@@ -1,7 +1,8 @@
 """A data set from a function that a plug-in has registered.
 
-Its arrays are made once and kept in the cache, whose name depends on the source of the function, on
-its traits, and on the files that lie in the root: on their names, sizes and times.
+Its arrays are made once and kept in the cache, whose name depends on the source of the function and
+of its plug-in, on its traits, and on the files that lie in the root: on their names, sizes and
+times.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.choices.own_data import Arrays, OwnData
+from fedgmr_hpc.config.choices.plugins import used_digests
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.own.arrays import make_splits
@@ -40,16 +42,19 @@ def source_of(name: str, own: OwnData) -> DatasetSource:
 
 def _plan(data: DataConfig, files: Files, seed: int, *, own: OwnData, traits: Traits) -> Plan:
     root = None if data.root is None else Path(data.root).expanduser()
-    facts = [data.name, _source_digest(own), *own.facts(), *(root_facts(root) if root else ())]
+    plugin = used_digests({"data": {"name": data.name}}, ())  # of a package, all its modules
+    sources = [_source_digest(own), *(f"{name} {digest}" for name, digest in plugin.items())]
+    facts = [data.name, *sources, *own.facts(), *(root_facts(root) if root else ())]
     return plan_build(data.name, traits, facts, _build, own=own, of=data.name, root=root)
 
 
 def _source_digest(own: OwnData) -> str:
     """Return a digest of the file that defines the function, or of the function in a notebook."""
+    load = inspect.unwrap(own.load)  # what a decorator has wrapped
     try:
-        source = Path(inspect.getfile(own.load)).read_bytes()
+        source = Path(inspect.getfile(load)).read_bytes()
     except (OSError, TypeError):
-        source = inspect.getsource(own.load).encode()
+        source = inspect.getsource(load).encode()
     return hashlib.sha256(source).hexdigest()
 
 
@@ -91,7 +96,8 @@ def _call(where: str, own: OwnData, root: Path | None) -> tuple[Any, ...]:
 
 def _own_lines(own: OwnData, error: Exception) -> Iterator[str]:
     """Yield the lines of the function's file that were on the way to the error."""
-    file = own.load.__code__.co_filename if hasattr(own.load, "__code__") else ""
+    load = inspect.unwrap(own.load)
+    file = load.__code__.co_filename if hasattr(load, "__code__") else ""
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename == file:
             yield f"{file}:{frame.lineno}"

@@ -1,5 +1,8 @@
 """Data sets from a function of one's own: registered, cached, and refused in one line."""
 
+import functools
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +12,13 @@ import pytest
 
 from fedgmr_hpc import Arrays, register_dataset
 from fedgmr_hpc.config.choices import plugins
+from fedgmr_hpc.config.choices.own_data import OwnData
 from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data import describe_missing, load_dataset, prepare
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.data.own.registered import _source_digest
 
 X = np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4)
 Y = np.arange(12) % 3
@@ -146,6 +151,43 @@ def test_it_is_called_once_until_its_file_or_the_root_changes(tmp_path):
         (root / "size").write_bytes(b"x" * more)
         data = written(path, 2).model_copy(update={"root": str(root)})
         assert load_dataset(data, seed=0).train.x.max() == 2 + more
+
+
+def test_it_is_called_again_when_another_module_of_its_package_changes(tmp_path):
+    package = tmp_path / "made_of_two"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        PLUGIN.replace("VALUE", "core.VALUE") + "from made_of_two import core\n"
+    )
+    code = (
+        "import sys, fedgmr_hpc; from fedgmr_hpc.data import load_dataset\n"
+        "config = fedgmr_hpc.load_config(None, sys.argv[1:])\n"
+        "print(load_dataset(config.data, seed=0).train.x.max())\n"
+    )
+    words = ["plugins=[made_of_two]", "data.name=mine", f"data.cache={tmp_path}/cache"]
+    for value in ("1", "2"):
+        (package / "core.py").write_text(f"VALUE = {value}\n")
+        ran = subprocess.run(
+            [sys.executable, "-B", "-c", code, *words],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            **{"capture_output": True, "text": True, "check": True},
+        )
+        assert ran.stdout == f"{value}\n"
+
+
+def test_the_source_is_that_of_the_function_and_not_of_what_wraps_it(tmp_path):
+    def known(path, value):
+        path.write_text(f"def load(root):\n    return {value}\n")
+        found = runpy.run_path(str(path))["load"]
+
+        @functools.wraps(found)
+        def wrapped(root):
+            return found(root)
+
+        return _source_digest(OwnData(wrapped))
+
+    digests = {known(tmp_path / "mine.py", value) for value in (1, 2)}
+    assert len(digests) == 2
 
 
 def test_what_a_function_raises_is_one_line_with_its_place(tmp_path):
