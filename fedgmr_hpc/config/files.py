@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgmr_hpc.config.choices.open_section import fields_of, with_option_defaults, without_unchosen
+from fedgmr_hpc.config.choices.partition_file import with_content
 from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, used_digests
 from fedgmr_hpc.config.choices.registry import REGISTRIES, Registry
 from fedgmr_hpc.config.choices.section import Section
@@ -159,7 +160,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
         own = {key: value for key, value in own.items() if key not in ("method", "methods")}
         method = load_method(default)
     whole = without_unchosen(Config, merged(method.axes, own), flat(own))
-    own = with_option_defaults(Config, whole)
+    own = with_content(with_option_defaults(Config, whole))
     wrong += _set_digests(own, used_digests(own, named))
     config = None
     while config is None:

@@ -158,8 +158,9 @@ def _full_models(config: Config) -> Iterator[str]:
 def _partition(config: Config) -> Iterator[str]:
     data, condition = config.data, {"data.partition": config.data.partition}
     if data.partition != "file":
-        if data.partition_file is not None:
-            yield must_be("data.partition_file", "null", data.partition_file, when=condition)
+        for key in ("data.partition_file", "data.partition_xxh3"):
+            if (value := _get(config, key)) is not None:
+                yield must_be(key, "null", value, when=condition)
         return
     if data.partition_file is None:
         yield must_be("data.partition_file", "a CSV file", None, when=condition)

@@ -83,9 +83,12 @@ class DataConfig(OpenSection):
     classes_per_client: Run[Count] = 2
     """With `pathological`: number of classes of a client, each shared by about equally many clients
     in equal parts."""
-    partition_file: Run[Annotated[str, Field(min_length=1)] | None] = None
+    partition_file: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """With `file`: CSV file `client,sample`, a line for each sample that a client holds; samples
     are numbered from 0 in the order of the training split. Null otherwise."""
+    partition_xxh3: Run[str | None] = None
+    """The content of `partition_file`; filled in. Another content is another run, and refused where
+    one goes on."""
     sort_by_size: Run[bool] = False
     """Give the smallest parts to the fastest clients, as the released code of FedGMR does."""
     augment: Run[Augment | None] = None

@@ -27,6 +27,7 @@ from fedgmr_hpc.data.partition import (
     KINDS,
     LABELLED_KINDS,
     batch_indices,
+    check_content,
     cut_validation,
     make_partition,
 )
@@ -128,6 +129,8 @@ class FederatedData:
 
     def _check_partition(self) -> None:
         kind = self.config.data.partition
+        if kind == "file":
+            check_content(self.config.data)
         if kind == "group" and not self.dataset.traits.has_groups:
             others = tuple(other for other in KINDS if other != "group")
             raise self._wrong_partition(others, "its samples belong to no writer or user")

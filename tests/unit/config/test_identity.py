@@ -33,7 +33,7 @@ OF_THE_MACHINE = {
     "transport": "mpi",
 }
 # What these choose counts, as axes and as digests; where it lies does not.
-WHERE_CHOICES_LIE = ("methods", "plugins")
+WHERE_CHOICES_LIE = ("methods", "plugins", "data.partition_file")
 
 
 def words_of(values: dict[str, object]) -> list[str]:
@@ -83,6 +83,23 @@ def test_what_belongs_to_the_machine_makes_no_other_run(key: str) -> None:
     assert digest_of(other) == digest_of(plain)
     assert differences(plain, other, CELL) == {}
     assert EventLog(other).state() == EventLog(plain).state()
+
+
+def test_a_partition_file_counts_by_what_it_says_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    for path in (here, there):
+        path.write_text("client,sample\n0,0\n0,1\n")
+
+    def known(path: Path) -> str:
+        return digest_of(load_config(None, ["data.partition=file", f"data.partition_file={path}"]))
+
+    before = known(here)
+    assert known(there) == before
+    there.write_text("client,sample\n0,0\n0,2\n")
+    assert known(there) != before == known(here)
+    config = load_config(None, ["data.partition=file", f"data.partition_file={here}"])
+    here.unlink()
+    assert load_config(config.model_dump(mode="json")) == config  # as a result file tells it
 
 
 @pytest.mark.parametrize(

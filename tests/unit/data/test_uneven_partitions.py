@@ -240,6 +240,21 @@ def test_another_file_is_another_fingerprint(tmp_path):
     assert fingerprint(0, 0, 1, 1) == fingerprint(0, 0, 1, 1) != fingerprint(0, 1, 0, 1)
 
 
+def test_a_file_that_was_edited_is_refused_where_a_run_goes_on(tmp_path):
+    path = tmp_path / "who.csv"
+    path.write_text("client,sample\n0,0\n0,1\n1,2\n1,3\n")
+    words = ["data.partition=file", f"data.partition_file={path}", "clients.count=2"]
+    config = load_config("digits", words)
+    path.write_text("client,sample\n0,0\n0,2\n1,1\n1,3\n")
+    with pytest.raises(ValueError) as error:
+        FederatedData(config)
+    assert str(error.value) == (
+        f"data.partition_file must be a file of xxh3 {config.data.partition_xxh3} "
+        f"(got '{path}'): data.partition_xxh3 is what the run began with"
+    )
+    assert [len(part) for part in FederatedData(load_config("digits", words)).train_parts] == [1, 1]
+
+
 @pytest.mark.parametrize("kind", ["pathological", "quantity"])
 def test_the_seed_decides_and_nothing_else(kind):
     y = np.arange(100) % 10
