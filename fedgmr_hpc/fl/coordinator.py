@@ -67,6 +67,7 @@ class Coordinator:
 
     Attributes:
         classes: how many clients begin with each density.
+        same_since: see `Assignment`.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Coordinator:
         recent = max(1, config.run.interval_rounds // 2)
         self.clients = [Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
         self.quarantined: set[int] = set()
-        self.version = 0
+        self.version = self.same_since = 0
         # version of each client's last merged update, -1 without one
         self.base_versions = np.full(len(shares), -1)
         self.packed: Floats = weights[: self.masks.size].copy()
@@ -201,6 +202,7 @@ class Coordinator:
         """Continue without these clients; nothing that the server holds of them is used any
         more.
         """
+        self.same_since = self.version + 1
         for client in gone:
             self.clients[client].leave()
             self.base_versions[client] = -1
@@ -303,6 +305,7 @@ class Coordinator:
         densities = list(self.restoration.active_densities().values())
         old, self.masks = self.masks, self.masking.cut(self.packed, densities, self.round)
         if old is not self.masks:
+            self.same_since = max(self.same_since, self.version)
             self.packed = old.unpack(self.packed)  # the packed one is free before the next is
             self.packed = self.masks.pack(self.packed)
             self.rule.state.repack(old, self.masks)
@@ -335,7 +338,10 @@ class Coordinator:
         return [CloseAt(max(wake_s, now_s))]
 
     def _resume(self, now_s: float) -> list[Command]:
-        """Send the current version to those whose updates are lost with the process before."""
+        """Send the current version to those whose updates are lost with the process before, as is
+        what all clients kept.
+        """
+        self.same_since = self.version + 1
         for client in self.clients:
             client.recall(self.config.train.steps)
         return [*self._dispatch(now_s), *self._close_if_complete(now_s)]
@@ -361,6 +367,7 @@ class Coordinator:
             first_step=client.steps,
             learning_rate=self._learning_rate(),
             measure=self.restoration.watches_scores and not client.is_scored,
+            same_since=self.same_since,
         )
         client.take(assignment, self.masks, train.steps, now_s)
         return assignment

@@ -27,6 +27,7 @@ def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
     masks = {each.mask_id: each for each in (c.masks, *c.buffer.masks, *flying)}
     return {
         "version": c.version,
+        "same_since": c.same_since,
         "is_last": c.is_last,
         "quarantined": sorted(c.quarantined),
         "base_versions": c.base_versions,
@@ -58,6 +59,7 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     c = coordinator
     masks = {fields["mask_id"]: read_masks(fields) for fields in state["masks"]}
     c.version, c.is_last = state["version"], state["is_last"]
+    c.same_since = state.get("same_since", 0)  # which older checkpoints lack
     c.quarantined = set(state["quarantined"])
     c.base_versions, c.packed, c.dense = state["base_versions"], state["packed"], state["dense"]
     c.scores = {client: score for client, score in state["scores"]}

@@ -49,12 +49,15 @@ class Assignment(SubModelKey):
         num_kept: K.
         first_step: local steps this client has made before, the key of its batch stream.
         measure: whether the trained model is scored on the validation subset.
+        same_since: version from which on masks and clients are the same; what a client keeps of an
+            earlier one does not go with what the others keep.
     """
 
     num_kept: int
     first_step: int
     learning_rate: float
     measure: bool
+    same_since: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields by name; `Assignment(**fields)` is equal again."""

@@ -33,7 +33,9 @@ class LocalSteps:
         mask: flat, 1 where entries move and 0 elsewhere; None where all do.
         parameters: the tensors of `weights` that train.
         split: makes such tensors, in the same order, of any flat vector.
-        mask_id: of the masks by which the sub-model was cut; masks cut later have another.
+        version: of the model that the client was sent.
+        same_since: version from which on all clients have had the masks that they have now, and
+            none has gone or lost what it kept; 0 for always.
         learning_rate: of all steps.
         num_done: steps taken so far.
         kept: flat vectors by name, what the client keeps: empty at its first dispatch, later what
@@ -47,7 +49,8 @@ class LocalSteps:
     mask: Tensor | None
     parameters: Sequence[Tensor]
     split: Callable[[Tensor], list[Tensor]]
-    mask_id: int
+    version: int
+    same_since: int
     learning_rate: float
     num_done: int = 0
     kept: dict[str, Tensor] = field(default_factory=dict)

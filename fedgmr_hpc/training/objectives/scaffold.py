@@ -11,8 +11,8 @@ clients is (x - x') / (K eta), with x' the mean of their y, which is what they r
 client that keeps the x of its last dispatch finds c in the x' of this one.
 
 With sub-models this holds entry by entry for the clients that hold an entry, as long as they are
-the same. So variates begin anew, from 0, whenever masks are cut anew, which is for all clients at
-once: the round after a refresh is plain.
+the same. So variates begin anew, from 0, for all clients in the same round, which is plain:
+whenever masks are cut anew, a client has gone, or a run has lost what clients kept.
 
 Shapes: P prunable entries, D dense entries.
 """
@@ -33,14 +33,14 @@ class Scaffold(Objective):
     """The loss, its gradients corrected by how this client's differ from all clients' mean.
 
     A client keeps its variate c_i (`variate`), the weights that it received (`received`), K eta
-    (`way`) and which masks they are of.
+    (`way`) and the version that they are of.
     """
 
     keeps: ClassVar[tuple[str, ...]] = ("variate", "received")
 
     def begin(self, steps: LocalSteps) -> None:
-        """Find c - c_i [P + D]; None at a first dispatch."""
-        if steps.numbers.get("mask_id") == steps.mask_id:
+        """Find c - c_i [P + D]; None where variates begin."""
+        if steps.numbers.get("version", -1) >= steps.same_since:
             mean = (steps.kept["received"] - steps.received).div_(steps.numbers["way"])
             steps.own = mean.sub_(steps.kept["variate"])
 
@@ -58,4 +58,4 @@ class Scaffold(Objective):
         if steps.own is not None:
             variate.sub_(steps.own)
         steps.kept = {"variate": variate, "received": steps.received}
-        steps.numbers = {"way": way, "mask_id": steps.mask_id}
+        steps.numbers = {"way": way, "version": steps.version}

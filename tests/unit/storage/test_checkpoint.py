@@ -6,6 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,6 +273,7 @@ def test_a_coordinator_goes_on_with_the_same_bits(stop_after: int) -> None:
     a, b = unbroken.coordinator, broken.coordinator
     assert a.version == b.version == 7 and max(a.restoration.densities[1:]) == 1.0
     assert a.packed.tobytes() == b.packed.tobytes() and a.dense.tobytes() == b.dense.tobytes()
+    assert a.same_since == b.same_since > 0
     assert a.masks.mask_id == b.masks.mask_id and a.base_versions.tolist() == [6, 6, 5]
     for left, right in zip(unbroken.merged, broken.merged, strict=True):
         assert left.weight.tolist() == right.weight.tolist()
@@ -286,7 +288,8 @@ def test_a_resumed_wall_run_sends_the_current_version_again() -> None:
     commands = reload(course.coordinator).handle(Resumed(10.0))
     (dispatch,) = [c for c in commands if isinstance(c, Dispatch)]
     assert dispatch.version == 1
-    assert list(dispatch.assignments) == [before[1], before[2]]  # steps are counted once
+    # steps are counted once, and nothing that was kept goes with what others keep from now on
+    assert list(dispatch.assignments) == [replace(before[c], same_since=2) for c in (1, 2)]
     assert [type(command).__name__ for command in commands] == ["Dispatch", "CloseAt"]
 
 

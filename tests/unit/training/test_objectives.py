@@ -61,7 +61,8 @@ def bind(
     model: MaskedModel,
     rate: float,
     last: LocalSteps | None = None,
-    mask_id: int = 0,
+    version: int = 0,
+    same_since: int = 0,
 ) -> BoundObjective:
     """Have an objective look at what a model has loaded, after its client's last steps."""
     steps = LocalSteps(
@@ -70,7 +71,8 @@ def bind(
         mask=model.mask,
         parameters=model.net.trainable(),
         split=model.net.split,
-        mask_id=mask_id,
+        version=version,
+        same_since=same_since,
         learning_rate=rate,
         kept={} if last is None else last.kept,
         numbers={} if last is None else last.numbers,
@@ -93,7 +95,7 @@ class Clients:
         self.held, self.slopes = held or [None] * len(targets), slopes or [1.0] * len(targets)
         self.model, self.sgd = MaskedModel(Weights(size), size, []), SgdConfig(**sgd)
         self.kept: dict[int, LocalSteps] = {}
-        self.mask_id = 0
+        self.version = self.same_since = 0
 
     def train(self, client: int, weights: Tensor, rate: float, steps: int) -> Tensor:
         """Return the weights [n] that a client has trained, zeros outside its mask."""
@@ -114,7 +116,8 @@ class Clients:
     def _bind(self, client: int, rate: float) -> BoundObjective | None:
         if self.objective is None:
             return None
-        return bind(self.objective, self.model, rate, self.kept.get(client), self.mask_id)
+        versions = self.version, self.same_since
+        return bind(self.objective, self.model, rate, self.kept.get(client), *versions)
 
     def round(self, weights: Tensor, rate: float, steps: int) -> Tensor:
         """Return the mean over the holders of each entry."""
@@ -247,7 +250,7 @@ def test_variates_begin_anew_when_masks_are_cut_anew():
     kept = clients.kept[0]
     # c = (4 - 3) / 0.5 = 2 and c_i = 3 and 2: 3 - 0.5 (2 - 3 + 2) and 3 - 0.5 (1 - 2 + 2)
     assert clients.train(0, again, 0.5, 1).tolist() == [2.5, 2.5]
-    clients.kept[0], clients.mask_id = kept, 1
+    clients.kept[0], clients.version, clients.same_since = kept, 1, 1
     assert torch.equal(clients.train(0, again, 0.5, 1), plain.train(0, again, 0.5, 1))
 
 
@@ -313,7 +316,7 @@ def test_a_memory_weighs_what_the_sub_model_weighs():
     rank.train(some_positions(rank.num, 0.1))
     assert rank.memory.values.keys() == {"variate", "received"}
     assert {len(each) for each in rank.memory.values.values()} == {int(rank.num * 0.1)}
-    assert rank.memory.numbers == {"way": pytest.approx(0.2), "mask_id": 1}
+    assert rank.memory.numbers == {"way": pytest.approx(0.2), "version": 0}
 
 
 @pytest.mark.parametrize("words", [("method=heterofl",), ("method=fjord",), ("method=wo_asyn",)])
