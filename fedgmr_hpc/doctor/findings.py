@@ -66,8 +66,8 @@ def judge_silence(check: str, ranks: Iterable[int], places: Answers, limit_s: fl
 
 def judge_errors(check: str, answers: Answers, places: Answers, advice: str = "") -> Finding | None:
     """Return what went wrong, each error once, with the ranks that have it unless all do; None if
-    nothing
-    did."""
+    nothing did.
+    """
     ranks_of: dict[str, list[int]] = defaultdict(list)
     for rank, facts in answers.items():
         if "error" in facts:

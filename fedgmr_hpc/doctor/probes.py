@@ -124,9 +124,9 @@ class Probes:
             }
 
     def time_steps(self) -> Facts:
-        """Return seconds of a client's local training at the lowest and the highest density, and
-        of one
-        sample of an evaluation."""
+        """Return seconds of a client's local training at the lowest and the highest density, and of
+        one sample of an evaluation.
+        """
         if self.data is None:
             raise RunError(NO_DATA)
         torch.set_num_threads(1)  # of this thread

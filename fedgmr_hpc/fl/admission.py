@@ -2,11 +2,10 @@
 
 `window` is paced by those with the greatest bandwidth share of the clients that take part, which
 have been sent something: it closes `slack_s` after the last of them has arrived. `barrier` is paced
-by all that take part and closes at once. `count`
-(FedBuff) closes at once when that many updates have arrived since the last merge, `each` (FedAsync)
-at every arrival, even while the last merge is under way: `links.merge_s` delays a version, but does
-not make the next one wait. Whatever is there at the close is merged, so arrivals at one time share
-a merge.
+by all that take part and closes at once. `count` (FedBuff) closes at once when that many updates
+have arrived since the last merge, `each` (FedAsync) at every arrival, even while the last merge is
+under way: `links.merge_s` delays a version, but does not make the next one wait. Whatever is there
+at the close is merged, so arrivals at one time share a merge.
 
 A round is a merge for `window` and `barrier`, and for `count` and `each` as many merged updates as
 clients take part at a time. No window waits for a client that is gone: a window that waited only

@@ -46,9 +46,8 @@ class UpdateBuffer:
         self._merged.pop(client, None)
 
     def take(self, masks: MaskSet) -> list[BufferEntry]:
-        """Return what a merge is made of, in client order and in the packed order of `masks`;
-        from now on
-        nothing of it counts as arrived.
+        """Return what a merge is made of, in client order and in the packed order of `masks`; from
+        now on nothing of it counts as arrived.
         """
         num_new = len(self.arrived)
         self._merged.update(self.arrived)

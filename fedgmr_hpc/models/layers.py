@@ -186,8 +186,7 @@ class Forward:
 
     def batch_norm(self, name: str, x: Tensor) -> Tensor:
         """Return [B, O, H, W] normalised per channel by the batch, with its mean and unbiased
-        variance as
-        running statistics, or by given ones, a negative variance taken as 0.
+        variance as running statistics, or by given ones, a negative variance taken as 0.
         """
         weight, bias, mean, variance = (
             self.tensors[f"{name}.{part}"]

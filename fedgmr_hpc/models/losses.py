@@ -34,8 +34,8 @@ def loss_function(kind: Literal["bce", "cross_entropy"], logits: Tensor, labels:
 
 def hide_classes(logits: Tensor, absent: Tensor | None) -> Tensor:
     """Return logits [B, C], 0 at the classes [C] that are absent: such a class is never learnt to
-    be wrong
-    (the masked cross-entropy of Diao et al. 2021)."""
+    be wrong (the masked cross-entropy of Diao et al. 2021).
+    """
     return logits if absent is None else logits.masked_fill(absent, 0.0)
 
 

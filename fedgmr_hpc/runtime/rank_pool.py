@@ -279,9 +279,9 @@ class RankPool:
             self._go_on(evaluation, part.level)
 
     def _go_on(self, evaluation: Evaluation, level: int | None) -> None:
-        """Note that statistics are measured: queue what waited for them, before all else if a
-        newer version
-        is to be evaluated."""
+        """Note that statistics are measured: queue what waited for them, before all else if a newer
+        version is to be evaluated.
+        """
         is_old = evaluation.version < max(self.evaluations)
         for part, is_awaited in evaluation.finish_norms(level):
             self._queue(evaluation, part, is_awaited or is_old)

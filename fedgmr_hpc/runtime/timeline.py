@@ -193,9 +193,8 @@ def estimate_offset(samples: Iterable[tuple[float, float, float]]) -> ClockOffse
 
 
 def align(spans: Spans, start: ClockOffset, end: ClockOffset | None = None) -> Spans:
-    """Return a copy on rank 0's clock. With an `end` the offset moves linearly from one
-    measurement to
-    the other, and stands still outside; in between it is as exact as the worse of the two.
+    """Return a copy on rank 0's clock. With an `end` the offset moves linearly from one measurement
+    to the other, and stands still outside; in between it is as exact as the worse of the two.
 
     Raises:
         ValueError: `end` was not measured after `start`.

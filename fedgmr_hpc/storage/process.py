@@ -36,8 +36,8 @@ def pin_core(local_rank: int, num_local: int | None) -> None:
 
 def own_cores() -> list[int]:
     """Return the cores that this process may use, which under a scheduler are fewer than the node
-    has;
-    none where the system does not tell (outside Linux)."""
+    has; none where the system does not tell (outside Linux).
+    """
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 

@@ -198,8 +198,8 @@ def _column(name: str, hint: Any) -> Column:
 
 def _innermost(hint: Any) -> Any:
     """Return the scalar of NDArray[scalar], which is ndarray[shape, dtype[scalar]] or, since
-    numpy 2.5, an
-    alias of it."""
+    numpy 2.5, an alias of it.
+    """
     while arguments := get_args(hint):
         hint = arguments[-1]
     return hint

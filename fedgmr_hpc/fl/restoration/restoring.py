@@ -206,9 +206,7 @@ class Restoration:
 
     def _restore_floor(self) -> None:
         """Raise every client's floor, since the server has stagnated, and let the trigger rest
-        (wait
-        for
-        stable).
+        (wait for stable).
         """
         if not self.armed:
             self.armed = True
