@@ -64,7 +64,12 @@ def test_results_without_keys_or_of_unknown_rows_keep_their_name() -> None:
 @pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("file", RUNS, ids=lambda path: path.stem)
 def test_a_shipped_run_gives_every_row_its_own_name(file: Path, method: str) -> None:
-    assert method_label(load_config(file, [f"method={method}"])) == method
+    words = [f"method={method}"]
+    if method == "scaffold" and "momentum" in file.read_text():
+        with pytest.raises(ValueError, match="train.momentum must be 0"):
+            load_config(file, words)
+        words.append("train.momentum=0")
+    assert method_label(load_config(file, words)) == method
 
 
 def test_every_listed_key_is_one_and_follows_a_choice_that_is_one() -> None:

@@ -163,6 +163,7 @@ def make_worker(rule: str, trained: list[float], dense: list[float]) -> SimpleNa
         training=SimpleNamespace(sub_model=sub_model),
         run_id=1,
         num_prunable=4,
+        sends_changes=rule == "fedbuff",
         _squares=lambda trained: np.empty(0, np.float32),
     )
 
