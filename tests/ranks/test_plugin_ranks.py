@@ -71,6 +71,20 @@ def test_ranks_meet_over_a_transport_of_ones_own(tmp_path: Path) -> None:
     assert differing_columns(own, read_result(tmp_path / "alone.h5")) == []
 
 
+def test_what_a_plug_in_sets_in_torch_changes_no_bit_on_any_rank(tmp_path: Path) -> None:
+    plugin = tmp_path / "heavy.py"
+    plugin.write_text(
+        "import torch\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.backends.mkldnn.enabled = False\n"
+    )
+    found = []
+    for name, more in (("plain", ()), ("changed", (f"plugins=[{plugin}]",))):
+        ended = run_job(3, *SHORT, *more, f"results.path={tmp_path / name}.h5")
+        assert ended.code == 0, ended.output
+        found.append(read_result(tmp_path / f"{name}.h5"))
+    assert differing_columns(*found) == ["events/chain_xxh3"]  # over the digest of the plug-in
+
+
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python")
 def test_one_that_fails_is_told_once_and_ends_every_rank(tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
