@@ -114,6 +114,17 @@ def _split(method: str) -> list[str]:
     return method.split(WRAPPER_SIGN)
 
 
+def short_name(method: str) -> str:
+    """Return what a method is called, its row by the name of its file.
+
+    Example:
+        >>> short_name("rows/mine.yaml+aux")
+        'mine+aux'
+    """
+    row, *wrappers = _split(method)
+    return WRAPPER_SIGN.join([Path(row).stem if is_row_file(row) else row, *wrappers])
+
+
 def row_file_from(folder: Path, method: str) -> str:
     """Return a method that a file in `folder` names, with the path from here of its row's file."""
     found = folder / Path(_split(method)[0]).expanduser()

@@ -15,12 +15,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import flat, identity, method_label
 from fedgmr_hpc.config.messages import must, must_be, shown
+from fedgmr_hpc.config.methods import short_name
 from fedgmr_hpc.config.overrides import as_override, leaves
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
@@ -266,12 +266,13 @@ def _named(labels: Labels, study: StudyFile, config: Config) -> Labels:
 
 
 def _slug(labels: Labels) -> str:
-    short = {k: Path(str(v)).name if k == "method" else v for k, v in labels.items()}
+    """Return labels in a file's name, which is no hidden one."""
+    short = {k: short_name(str(v)) if k == "method" else v for k, v in labels.items()}
     words = [
         f"s{value}" if key == "seed" else label_of({key: value}, [key])
         for key, value in short.items()
     ]
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words))[:MAX_SLUG] or "run"
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words)).lstrip(".-")[:MAX_SLUG] or "run"
 
 
 def _short(key: str) -> str:

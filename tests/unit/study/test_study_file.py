@@ -45,6 +45,15 @@ def test_a_matrix_makes_every_combination_with_its_settings() -> None:
     }
 
 
+def test_cells_of_a_row_from_a_file_are_no_hidden_files(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: fedgmr\n")
+    matrix = {"method": [f"{tmp_path}/mine.yaml+aux", "fedgmr"], "data.root": ["./data"]}
+    cells = expand(*load_study({**TINY, "matrix": matrix}))
+    assert [cell.slug for cell in cells] == ["mine+aux-.data", "fedgmr-.data"]
+    swapped = {**TINY, "matrix": dict(reversed(matrix.items()))}
+    assert [cell.slug for cell in expand(*load_study(swapped))] == ["data-mine+aux", "data-fedgmr"]
+
+
 def test_the_old_spelling_of_max_parallel_still_works() -> None:
     assert [
         load_study({**TINY, key: 3})[0].max_parallel for key in ("max_parallel", "side_by_side")
@@ -178,7 +187,7 @@ def test_rows_and_plug_ins_are_found_from_the_studys_folder(
     for here, path in ((elsewhere, "../study/study.yaml"), (folder, "study.yaml")):
         monkeypatch.chdir(here)
         cells = expand(*load_study(path))
-        slugs = ["row.yaml", "fedgmr", "row.yaml-low"]
+        slugs = ["row", "fedgmr", "row-low"]
         assert [cell.slug for cell in cells] == slugs
         assert {cell.row for cell in cells} == {"row", "fedgmr"}
         assert cells[0].config.plugins == (
