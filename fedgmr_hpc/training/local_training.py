@@ -34,6 +34,7 @@ from fedgmr_hpc.training.narrow import SoftLoss
 from fedgmr_hpc.training.objectives.contract import (
     BoundObjective,
     LocalSteps,
+    loss_of,
     make_objective,
 )
 from fedgmr_hpc.training.process_settings import prepare_device
@@ -165,13 +166,10 @@ class LocalTraining:
     def _make_losses(self, client: int) -> tuple[Loss, SoftLoss]:
         """Return a client's loss towards labels and its loss towards a teacher."""
         kind, absent = self.config.train.loss, self._absent_classes(client)
-        objective = self.objective
+        minimised = loss_of(self.objective, self.loss)
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            shown = hide_classes(logits, absent)
-            if objective is None:
-                return self.loss(shown, labels)
-            return objective.loss(shown, labels, self.loss)
+            return minimised(hide_classes(logits, absent), labels)
 
         def teacher_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
             seen = hide_classes(logits, absent), hide_classes(teacher, absent)

@@ -77,7 +77,7 @@ class Objective(Section):
         """Look at the dispatch before the first step."""
 
     def loss(self, logits: Tensor, labels: Tensor, plain: Loss) -> Tensor:
-        """Return the loss of each scored item.
+        """Return the loss of each scored item, of the shape of `plain`'s: they are averaged later.
 
         Args:
             logits: of a batch [B, ...].
@@ -103,6 +103,34 @@ def make_objective(train: LocalConfig) -> Objective | None:
         return None
     objective: Objective = OBJECTIVES.make(train.objective, train)
     return objective
+
+
+def loss_of(objective: Objective | None, plain: Loss) -> Loss:
+    """Return the loss to minimise in one dispatch: the run's, or what an objective makes of it."""
+    if objective is None or type(objective).loss is Objective.loss:
+        return plain
+    is_checked = False
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal is_checked
+        losses = objective.loss(logits, labels, plain)
+        if not is_checked:
+            with torch.no_grad():
+                _check_losses(objective, losses, plain(logits, labels))
+            is_checked = True
+        return losses
+
+    return loss
+
+
+def _check_losses(objective: Objective, losses: Any, plain: Tensor) -> None:
+    """Refuse the sum over a batch, for one: its mean is too large by as many items as there are."""
+    found = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+    if found != (wanted := f"shape {tuple(plain.shape)}"):
+        who = type(objective).__name__
+        raise ValueError(
+            must(who, f"return the loss of each scored item, a tensor of {wanted}", found=found)
+        )
 
 
 class BoundObjective:

@@ -388,6 +388,28 @@ def test_an_own_loss_sees_the_classes_that_a_client_has():
     assert all(torch.equal(each, hide_classes(each, absent)) for each in seen)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda losses: losses.sum(), "shape ()"),
+        (lambda losses: losses[:, None], "shape (16, 1)"),
+        (lambda losses: losses.mean().item(), "float"),
+    ],
+)
+def test_a_loss_that_is_not_one_of_each_item_is_refused(change, found):
+    class Summed(Objective):
+        def loss(self, logits, labels, plain):
+            return change(plain(logits, labels))
+
+    rank = Rank("method=fedavg", "train.batch=16")
+    rank.training.objective = Summed()
+    with pytest.raises(ValueError) as error:
+        rank.train()
+    assert str(error.value) == (
+        f"Summed must return the loss of each scored item, a tensor of shape (16,) (got {found})"
+    )
+
+
 class Leaving(Objective):
     """Leaves what a test tells it to, and keeps `a`."""
 
