@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         register_score,
         register_transport,
     )
+    from fedgmr_hpc.config.choices.section import Section
     from fedgmr_hpc.config.files import load_config, make_config
     from fedgmr_hpc.config.schema import Config
     from fedgmr_hpc.fl.admission import AdmissionRule
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fedgmr_hpc.runtime.callbacks.csv_lines import CsvLines
     from fedgmr_hpc.runtime.callbacks.tensorboard import TensorBoard
     from fedgmr_hpc.runtime.callbacks.weights_and_biases import WeightsAndBiases
+    from fedgmr_hpc.training.objectives.contract import LocalSteps, Objective
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,12 +48,15 @@ __all__ = [
     "Callback",
     "Config",
     "CsvLines",
+    "LocalSteps",
     "MeanRule",
+    "Objective",
     "RoundEnd",
     "RunHandle",
     "RunResult",
     "Schedule",
     "Score",
+    "Section",
     "TensorBoard",
     "WeightsAndBiases",
     "WholeRule",
@@ -75,12 +80,15 @@ _HOMES = {
     "Callback": "fedgmr_hpc.runtime.callbacks.contract",
     "Config": "fedgmr_hpc.config.schema",
     "CsvLines": "fedgmr_hpc.runtime.callbacks.csv_lines",
+    "LocalSteps": "fedgmr_hpc.training.objectives.contract",
     "MeanRule": "fedgmr_hpc.fl.aggregation",
+    "Objective": "fedgmr_hpc.training.objectives.contract",
     "RoundEnd": "fedgmr_hpc.runtime.callbacks.contract",
     "RunHandle": "fedgmr_hpc.runtime.callbacks.contract",
     "RunResult": "fedgmr_hpc.results.run_result",
     "Schedule": "fedgmr_hpc.fl.restoration",
     "Score": "fedgmr_hpc.fl.scores",
+    "Section": "fedgmr_hpc.config.choices.section",
     "TensorBoard": "fedgmr_hpc.runtime.callbacks.tensorboard",
     "WeightsAndBiases": "fedgmr_hpc.runtime.callbacks.weights_and_biases",
     "WholeRule": "fedgmr_hpc.fl.aggregation",
