@@ -237,6 +237,8 @@ def _moves_its_state(rule: AggregationRule) -> str:
     if not rule.vectors and not rule.numbers:
         raise NotPromised("the rule keeps nothing from merge to merge")
     for name in rule.vectors:
+        is_used = still.packed[name].any() or still.dense[name].any()
+        demand(bool(is_used), f"{name!r} is 0 everywhere after 3 merges: change it in place")
         _demand_close(still.packed[name], moving.natural(name, masks)[:SIZE], f"in {name!r}")
     demand(still.numbers == moving.numbers, f"numbers: {still.numbers}, {moving.numbers}")
     return f"{', '.join([*rule.vectors, *rule.numbers])}: moved along as masks are cut anew"

@@ -17,7 +17,7 @@ Shapes: U updates, P prunable entries, K kept entries, D dense entries, n entrie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.aggregation.rule import (
     AggregationRule,
@@ -33,6 +35,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     MeanRule,
     Merge,
     Part,
+    Vectors,
     WholeRule,
 )
 from fedgmr_hpc.fl.aggregation.state import RuleState
@@ -134,7 +137,7 @@ class _Means:
         old: Tensor,
         mean: Tensor,
         held: float | Tensor,
-        vectors: dict[str, Tensor],
+        vectors: Vectors,
         statistics: NDArray[np.bool_] | None,
     ) -> None:
         """Step from the mean over the holders to the new version, in place."""
@@ -151,14 +154,28 @@ class _Means:
         """Step entries that somebody holds; the others keep what they have."""
         held, vectors = part.held, part.vectors
         if not self.rule.keeps_missing or (isinstance(held, float) and held > 0):
-            self.rule.step(old, mean, part)
+            _write_over(self.rule, old, mean, part)
         elif isinstance(held, Tensor):
             missing = held == 0
             before = {name: vector[missing] for name, vector in vectors.items()}
-            self.rule.step(old, mean, part)
+            _write_over(self.rule, old, mean, part)
             _keep(missing, (old[missing], mean), *((before[n], vectors[n]) for n in vectors))
         else:
             mean.copy_(old)
+
+
+def _write_over(rule: MeanRule, old: Tensor, mean: Tensor, part: Part) -> None:
+    """Step from the mean to the new values, in place.
+
+    Raises:
+        RunError: the rule returns something, which would be lost.
+    """
+    step: Callable[[Tensor, Tensor, Part], object] = rule.step
+    returned = step(old, mean, part)
+    if returned is not None:
+        need = "write the new values over `mean` and return nothing"
+        what, found = f"`step` of {type(rule).__name__}", f"a {type(returned).__name__}"
+        raise RunError(must(what, need, found=found), stage="merge")
 
 
 def _keep(missing: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
@@ -197,7 +214,7 @@ class _Wholes:
         values: Tensor,
         is_held: Tensor,
         held: float | Tensor,
-        vectors: dict[str, Tensor],
+        vectors: Vectors,
     ) -> Tensor:
         part = Part(self.what, held, self.prepared, vectors)
         missing = ~is_held.any(0)

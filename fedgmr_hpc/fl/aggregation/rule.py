@@ -15,7 +15,7 @@ Shapes: U updates, P prunable entries, D dense entries, n entries of a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.records import Floats, Ints
 
 WHOLE_CHUNK = 1 << 14  # entries of all updates at a time
@@ -129,6 +131,35 @@ def _fill(values: Tensor, is_held: Tensor, entry: BufferEntry, start: int) -> No
     values[at], is_held[at] = torch.from_numpy(entry.values[low:high]), True
 
 
+class Vectors(Mapping[str, Tensor]):
+    """A rule's vectors for some entries, by name. Each is changed in place: what else is put under
+    its name would be lost.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        """Let `vectors[name] += x` end, which has changed the tensor in place.
+
+        Raises:
+            RunError: it is another tensor.
+        """
+        if self._tensors.get(name) is not tensor:
+            because = "what is assigned to it is not kept"
+            what = f"part.vectors[{name!r}]"
+            raise RunError(must(what, "be changed in place", because=because), stage="merge")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Some entries of a merge: what is known of them, besides their values.
@@ -137,13 +168,13 @@ class Part:
         held: sum of the weights of those who hold an entry, 0 where nobody does; one value for all
             or [n].
         prepared: what `prepare` has returned.
-        vectors: [n] the rule's own, by name; written in place.
+        vectors: [n] the rule's own, by name; changed in place.
     """
 
     merge: Merge
     held: float | Tensor
     prepared: Any
-    vectors: dict[str, Tensor]
+    vectors: Vectors
 
     def share(self, total: float) -> float | Tensor:
         """Return the holders' share of a sum of weights, one value or [n]."""
@@ -199,7 +230,7 @@ class MeanRule(AggregationRule):
     """A rule that steps from the mean over the holders of an entry."""
 
     def step(self, old: Tensor, mean: Tensor, part: Part) -> None:
-        """Write the new values over the mean.
+        """Write the new values over the mean, in place, and return nothing.
 
         Args:
             old: [n] current weights, not to be written to.

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.fl.aggregation.rule import AggregationRule
+from fedgmr_hpc.fl.aggregation.rule import AggregationRule, Vectors
 from fedgmr_hpc.fl.submodels import MaskSet
 
 
@@ -34,13 +33,13 @@ class RuleState:
         self.dense = _zeros(rule.vectors, num_dense)
         self.numbers: dict[str, Any] = copy.deepcopy(rule.numbers)
 
-    def packed_part(self, span: slice) -> dict[str, Tensor]:
+    def packed_part(self, span: slice) -> Vectors:
         """Return the vectors' places for these packed entries, which share their memory."""
-        return {name: torch.from_numpy(vector)[span] for name, vector in self.packed.items()}
+        return Vectors({name: torch.from_numpy(each)[span] for name, each in self.packed.items()})
 
-    def dense_part(self) -> dict[str, Tensor]:
+    def dense_part(self) -> Vectors:
         """Return the vectors' places for the dense part, which share their memory."""
-        return {name: torch.from_numpy(vector) for name, vector in self.dense.items()}
+        return Vectors({name: torch.from_numpy(each) for name, each in self.dense.items()})
 
     def natural(self, name: str, masks: MaskSet) -> Floats:
         """Return [P + D] a vector in the natural order."""

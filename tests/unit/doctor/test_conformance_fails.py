@@ -94,6 +94,22 @@ class Sticking(MeanRule):
         mean[:3] = old[:3]
 
 
+class Returning(MeanRule):
+    def step(self, old, mean, part):
+        return old.lerp(mean, 0.5)
+
+
+class Forgetful(MeanRule):
+    """Takes its sum to a tensor of its own, which is lost."""
+
+    vectors = ("sum",)
+
+    def step(self, old, mean, part):
+        total = part.vectors["sum"]
+        total = total + mean - old
+        mean.copy_(old + total)
+
+
 @pytest.mark.parametrize(
     ("entry", "names"),
     [
@@ -106,6 +122,8 @@ class Sticking(MeanRule):
         (Overweight, {"shares"}),
         (OtherThanSaid, {"closed form"}),
         (Sticking, {"uncovered"}),
+        (Returning, {"uncovered", "repeat", "state"}),
+        (Forgetful, {"state"}),
     ],
 )
 def test_a_broken_rule_is_told_so(entry, names):

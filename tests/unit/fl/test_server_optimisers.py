@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.aggregation import BufferEntry, MeanRule, Merge, RuleState, merge
 from fedgmr_hpc.fl.submodels import MaskSet, full_masks
 
@@ -122,3 +123,36 @@ def test_vectors_follow_the_entries_from_masks_to_masks():
     state.repack(new, newer)
     assert state.packed["velocity"].tolist() == [12, 10, 13, 11]
     assert state.natural("velocity", newer).tolist() == [10, 11, 12, 13, 7]
+
+
+@pytest.mark.parametrize("index", [None, [0]])
+def test_a_step_that_returns_its_result_is_refused(index):
+    class Returning(MeanRule):
+        def step(self, old, mean, part):
+            return (old + mean) / 2
+
+    at = None if index is None else np.array(index, np.int32)
+    need = "`step` of Returning must write the new values over `mean` and return nothing"
+    with pytest.raises(RunError, match=need):
+        walk(Returning(), [1], [[BufferEntry(0, 0, floats(2), at, floats(), 1)]])
+
+
+class Summing(MeanRule):
+    vectors = ("sum",)
+
+    def step(self, old, mean, part):
+        part.vectors["sum"] += mean - old
+
+
+def test_a_vector_that_is_changed_in_place_by_an_operator_is_kept():
+    _, state = walk(Summing(), [1], [updates([3]), updates([7])])
+    assert state.packed["sum"].tolist() == [(3 - 1) + (7 - 3)]
+
+
+def test_another_tensor_in_place_of_a_vector_is_refused():
+    class Assigning(Summing):
+        def step(self, old, mean, part):
+            part.vectors["sum"] = part.vectors["sum"] + mean
+
+    with pytest.raises(RunError, match=r"part.vectors\['sum'\] must be changed in place"):
+        walk(Assigning(), [1], [updates([3])])
