@@ -25,7 +25,8 @@ examples:
 """
 KEYS = """\
 List the configuration keys with their defaults and meanings: all of them,
-those of a section, or those whose name or meaning has TEXT in it.
+those of a section or of a choice, or those whose name or meaning has TEXT in
+it.
 """
 KEYS_EPILOG = """\
 examples:

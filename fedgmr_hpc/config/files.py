@@ -15,7 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedgmr_hpc.config.choices.open_section import fields_of, with_option_defaults, without_unchosen
+from fedgmr_hpc.config.choices.open_section import (
+    OpenSection,
+    fields_of,
+    owners_of,
+    with_option_defaults,
+    without_unchosen,
+)
 from fedgmr_hpc.config.choices.partition_file import with_content
 from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, used_digests
 from fedgmr_hpc.config.choices.registry import REGISTRIES, Registry
@@ -209,7 +215,8 @@ def describe_keys(text: str = "") -> str:
 
     Args:
         text: A key or a section, for all that is in it; else what to look for in names and, as
-            whole words, in meanings. Empty for every key.
+            whole words, in meanings; or a choice, for its key and its options. Empty for every
+            key.
 
     Raises:
         ValueError: Nothing is found.
@@ -219,7 +226,8 @@ def describe_keys(text: str = "") -> str:
     if not found:
         word = re.compile(rf"\b{re.escape(text)}\b", re.IGNORECASE)
         named = [field for field in fields if text.lower() in field[0]]
-        found = named + [field for field in fields if field not in named and word.search(field[3])]
+        meant = [field for field in fields if word.search(field[3]) or text in _words(field[2])]
+        found = named + [field for field in meant if field not in named]
     if not found:
         near = did_you_mean(text, dotted_keys(Config))
         raise ValueError(f"no key has {text} in its name or meaning{near}")
@@ -231,6 +239,10 @@ def _describe_field(key: str, default: Any, allowed: str, about: str) -> Iterato
     yield f"    {about}" + (f" [{allowed}]" if allowed else "")
 
 
+def _words(allowed: str) -> list[str]:
+    return re.split(r", |=", allowed)
+
+
 def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any, str, str]]:
     for name, field in fields_of(section).items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -240,6 +252,8 @@ def _walk_fields(section: type[Section], prefix: str) -> Iterator[tuple[str, Any
             for registry in (each for each in field.metadata if isinstance(each, Registry)):
                 values = registry.names
             allowed = ", ".join(values) if all(isinstance(v, str) for v in values) else ""
+            if owners := owners_of(section, name) if issubclass(section, OpenSection) else []:
+                allowed = "with " + " or ".join(f"{prefix}{key}={each}" for key, each in owners)
             about = " ".join((field.description or "").split())
             default = field.get_default(call_default_factory=True)
             yield prefix + name, "required" if field.is_required() else default, allowed, about

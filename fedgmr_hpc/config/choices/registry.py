@@ -103,12 +103,17 @@ class Registry:
             raise ValueError(
                 must_be(f"{self.key} {name!r}", "a new name", because=f"{owner} has it")
             )
-        taken = self.reserved | {
-            option for other in self.origins if other != name for option in self.options(other)
-        }
         for option in getattr(entry, "model_fields", {}):
-            if option in taken:
-                raise ValueError(must(f"an option of {name}", "have a name of its own", option))
+            if why := self._taken(option, name):
+                what = f"an option of {name}"
+                raise ValueError(must(what, "have a name of its own", option, because=why))
+
+    def _taken(self, option: str, name: str) -> str:
+        """Return why a choice cannot have an option of this name; empty where it can."""
+        if option in self.reserved:
+            return f"{self.key.rpartition('.')[0]}.{option} is a key already".lstrip(".")
+        owners = [each for each in self.origins if each != name and option in self.options(each)]
+        return f"it is an option of {owners[0]}" if owners else ""
 
     def __getitem__(self, name: str) -> Any:
         """Return what is registered under a name.

@@ -99,7 +99,10 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
         ("x = 1\ndef f(:\n", ":2: SyntaxError: invalid syntax"),
         ("def f():\n    return 1 / 0\n\n\nf()\n", ":2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)\n", ":1: SystemExit: 3"),
-        (RULE.replace('"trimmed"', '"mean"').replace("cut_frac", "rule"), "a name of its own"),
+        (
+            RULE.replace('"trimmed"', '"mean"').replace("cut_frac", "rule"),
+            "a name of its own (got 'rule'): aggregation.rule is a key already",
+        ),
         (RULE.replace('"trimmed"', '"average"'), "'average' must be a new name: the package has"),
         (RULE.replace('"trimmed"', '"a b"'), "must be letters, digits and ._- (got 'a b')"),
     ],
@@ -155,9 +158,18 @@ def test_several_sources_add_up(mine: Path, tmp_path: Path) -> None:
 def test_options_of_two_plug_ins_do_not_share_a_name(mine: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text(RULE.replace('"trimmed"', '"other"'))
-    assert "an option of other must have a name of its own (got 'cut_frac')" in mistake(
-        f"plugins=[{mine}, {other}]"
-    )
+    line = "an option of other must have a name of its own (got 'cut_frac'): "
+    assert f"{line}it is an option of trimmed" in mistake(f"plugins=[{mine}, {other}]")
+
+
+def test_a_choice_is_found_among_the_keys_with_its_options(mine: Path) -> None:
+    plugins.load_plugins([str(mine)])
+    assert [line.split(" = ")[0] for line in describe_keys("trimmed").splitlines()[::2]] == [
+        "aggregation.rule",
+        "aggregation.cut_frac",
+    ]
+    line = "    Share of the updates cut off at each end. [with aggregation.rule=trimmed]"
+    assert describe_keys("aggregation.cut_frac").splitlines()[1] == line
 
 
 def test_one_of_the_site_counts_where_it_is_used(mine: Path) -> None:
