@@ -23,18 +23,19 @@ from fedgmr_hpc.config.choices.open_section import (
     without_unchosen,
 )
 from fedgmr_hpc.config.choices.partition_file import with_content
-from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, used_digests
+from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, plugins_in, used_digests
 from fedgmr_hpc.config.choices.registry import REGISTRIES, Registry
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.identity import flat
 from fedgmr_hpc.config.messages import did_you_mean, must, must_be, unknown_name
-from fedgmr_hpc.config.methods import is_row_file, load_method, merged, row_file_from
+from fedgmr_hpc.config.methods import is_row_file, load_method, merged, plugins_of, row_file_from
 from fedgmr_hpc.config.overrides import Overrides, leaves, only, override
 from fedgmr_hpc.config.rules import broken_rules
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
 from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 
+_OF_A_SCRIPT = "a script registered it itself; put it into a file and name that with --plugin"
 Source = str | PathLike[str] | Mapping[str, Any]
 
 
@@ -74,11 +75,15 @@ def load_config(
         plugins = _with_plugins(plugins, _plugins_in(own))
         values = merged(values, own)
     for layer in (overrides, *more, keys):
-        plugins = _with_plugins(plugins, _plugins_in(leaves(only("plugins", layer))))
+        plugins = _with_plugins(plugins, _plugins_in(_named_in(layer)))
         load_plugins(plugins)  # the overrides may set their options
         override(values, layer)
         values = without_unchosen(Config, values, _kept(values, leaves(layer)))
     return make_config(values | ({"plugins": plugins} if plugins else {}))
+
+
+def _named_in(layer: Overrides) -> dict[str, Any]:
+    return leaves(only("plugins", layer)) | leaves(only("method", layer))
 
 
 def _with_plugins(plugins: list[str], more: list[str]) -> list[str]:
@@ -96,15 +101,13 @@ def _kept(values: Mapping[str, Any], layer: Mapping[str, Any]) -> set[str]:
 
 
 def _plugins_in(values: Mapping[str, Any]) -> list[str]:
-    """Return the plug-ins that values name, the absolute paths of those that are files.
+    """Return the plug-ins that values name, or the file of their row does.
 
     Raises:
         ValueError: they are no list of texts.
     """
-    found = values.get("plugins", ())
-    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
-        raise ValueError(must_be("plugins", "a list of files and modules", found))
-    return [absolute(each, Path()) for each in found]
+    own = plugins_in(values, Path())
+    return list(dict.fromkeys([*own, *plugins_of(values.get("method"))]))
 
 
 def _read_run(source: str | PathLike[str]) -> dict[str, Any]:
@@ -189,7 +192,12 @@ def _set_digests(values: dict[str, Any], found: dict[str, str]) -> list[str]:
     if not isinstance(wanted, Mapping):
         return [must_be("plugin_digests", "a mapping from names to digests", wanted)]
     return [
-        must_be(f"plugin_digests.{name}", f"{wanted.get(name)}", found.get(name, "not loaded"))
+        must_be(
+            f"plugin_digests.{name}",
+            f"{wanted.get(name)}",
+            found.get(name, "not loaded"),
+            because=_OF_A_SCRIPT if name == "__main__" and name not in found else "",
+        )
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]

@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 Condition = str | Mapping[str, Any]
+MISSING_PLUGIN = "; is a plug-in missing (--plugin FILE, or plugins: in a file)?"
 _MAX_SHOWN = 200  # characters of a value
 _UNSAID = object()
 

@@ -26,6 +26,7 @@ from fedgmr_hpc.config.axes import (
     Transmission,
 )
 from fedgmr_hpc.config.choices.open_section import with_option_defaults
+from fedgmr_hpc.config.choices.plugins import load_plugins, plugins_in
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import did_you_mean, must_be, unknown_name
 from fedgmr_hpc.config.rules import broken_rules
@@ -55,7 +56,10 @@ class Differs(Section):
 
 
 class RowFile(Section):
-    """The content of a file of a row or a wrapper: facts, then the axes that it sets."""
+    """The content of a file of a row or a wrapper: facts, then the axes that it sets.
+
+    A row that is named by its path may say its `plugins`, too, files from its folder.
+    """
 
     about: Annotated[str, Field(min_length=1)]
     source: str = ""
@@ -125,6 +129,18 @@ def short_name(method: str) -> str:
     return WRAPPER_SIGN.join([Path(row).stem if is_row_file(row) else row, *wrappers])
 
 
+def plugins_of(method: Any) -> list[str]:
+    """Return the plug-ins that a row names in a file of its own; files as absolute paths.
+
+    Raises:
+        ValueError: they are no list of texts.
+    """
+    if not isinstance(method, str) or not is_row_file(method):
+        return []
+    path = Path(_split(method)[0]).expanduser()
+    return plugins_in(read_mapping(path), path.parent) if path.is_file() else []
+
+
 def row_file_from(folder: Path, method: str) -> str:
     """Return a method that a file in `folder` names, with the path from here of its row's file."""
     found = folder / Path(_split(method)[0]).expanduser()
@@ -191,7 +207,9 @@ def _take_file(path: Path, rows: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if not _ROW_NAME.fullmatch(path.stem):
         need = "a file whose name has letters, digits and ._- only"
         raise ValueError(must_be("method", need, str(path)))
-    own = _checked_own({path.stem: read_mapping(path)})
+    load_plugins(plugins_of(str(path)))
+    content = {key: value for key, value in read_mapping(path).items() if key != "plugins"}
+    own = _checked_own({path.stem: content})
     if rows.get(path.stem, own[path.stem]) != own[path.stem]:
         raise ValueError(must_be("method", "a file whose name methods does not have", str(path)))
     return path.stem, {**rows, **own}

@@ -13,8 +13,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from fedgmr_hpc.config.choices.open_section import fields_of
-from fedgmr_hpc.config.messages import must_be, shown, unknown_choice, unknown_key
+from fedgmr_hpc.config.choices.open_section import OpenSection, fields_of
+from fedgmr_hpc.config.choices.registry import REGISTRIES
+from fedgmr_hpc.config.messages import (
+    MISSING_PLUGIN,
+    must_be,
+    shown,
+    unknown_choice,
+    unknown_key,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -79,16 +86,23 @@ def _line(model: type[BaseModel], error: Any) -> str:
     if kind == "extra_forbidden":
         _, around = _follow(model, error["loc"][:-1])
         siblings = dict.fromkeys(name for each in around for name in fields_of(each))
-        return unknown_key(key, siblings, dotted_keys(model))
+        line = unknown_key(key, siblings, dotted_keys(model))
+        return _with_hint(line, any(issubclass(each, OpenSection) for each in around))
     if kind.startswith("union_tag"):
         key = f"{key}.{context['discriminator'].strip(_QUOTE_OR_CALL)}"
     if kind in ("literal_error", "union_tag_invalid"):
         expected = context.get("expected") or context["expected_tags"]
         got = context.get("tag", error["input"])
-        return unknown_choice(key, got, re.findall(r"'([^']*)'", expected))
+        line = unknown_choice(key, got, re.findall(r"'([^']*)'", expected))
+        return _with_hint(line, any(key == registry.key for registry in REGISTRIES))
     if kind in ("missing", "union_tag_not_found"):
         return must_be(key, "given")
     return must_be(key, _requirement(error), error["input"])
+
+
+def _with_hint(line: str, is_open: bool) -> str:
+    """Ask for a plug-in, where one could bring what is not known and nothing like it is."""
+    return line if not is_open or line.endswith("?") else line + MISSING_PLUGIN
 
 
 def _requirement(error: Any) -> str:

@@ -73,6 +73,18 @@ def absolute(plugin: str, folder: Path) -> str:
     return str((found if found.is_file() else path).resolve())
 
 
+def plugins_in(values: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return the plug-ins that the values of a file in `folder` name.
+
+    Raises:
+        ValueError: they are no list of texts.
+    """
+    found = values.get("plugins", ())
+    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
+        raise ValueError(must_be("plugins", "a list of files and modules", found))
+    return [absolute(each, folder) for each in found]
+
+
 def load_plugins(plugins: Sequence[str]) -> list[Plugin]:
     """Import plug-ins, each once while its content is the same; installed ones and those of the
     site, too.

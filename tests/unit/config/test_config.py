@@ -41,12 +41,14 @@ def shares(count: int, level: str) -> list[float]:
         ("submodel.floor_frac=2", "submodel.floor_frac must be at most 1 (got 2)"),
         (
             "admission.kind=eager",
-            "admission.kind must be 'window', 'barrier', 'count' or 'each' (got 'eager')",
+            "admission.kind must be 'window', 'barrier', 'count' or 'each' (got 'eager')"
+            "; is a plug-in missing (--plugin FILE, or plugins: in a file)?",
         ),
         ("transmission=7", "transmission must be 'increments' or 'whole' (got '7')"),
         (
             "restoration.trigger=on",
-            "restoration.trigger must be 'none', 'plateau', 'time' or 'both' (got 'on')",
+            "restoration.trigger must be 'none', 'plateau', 'time' or 'both' (got 'on')"
+            "; is a plug-in missing (--plugin FILE, or plugins: in a file)?",
         ),
     ],
 )
@@ -101,7 +103,10 @@ def test_an_unknown_key_suggests_or_lists_the_known_ones():
     (line,) = errors("admission.slack=1")
     assert line == "admission.slack is not a key; did you mean 'admission.slack_s'?"
     (line,) = errors("admission.patience_s=1")
-    assert line == "admission.patience_s is not a key (keys of admission: kind, slack_s, count)"
+    assert line == (
+        "admission.patience_s is not a key (keys of admission: kind, slack_s, count); "
+        "is a plug-in missing (--plugin FILE, or plugins: in a file)?"
+    )
     (line,) = errors("velocity=1")
     assert line.startswith("velocity is not a key (keys: seed, method, ")
     assert errors("restration.trigger=time") == [

@@ -335,7 +335,7 @@ def test_a_run_refuses_a_bad_row_in_one_line(table):
         load_config({"method": "odd"})
     assert str(error.value) == (
         "configs/methods/odd.yaml: admission.kind must be 'window', 'barrier', 'count' or 'each' "
-        "(got 'all')"
+        "(got 'all'); is a plug-in missing (--plugin FILE, or plugins: in a file)?"
     )
 
 

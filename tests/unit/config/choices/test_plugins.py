@@ -17,6 +17,7 @@ from fedgmr_hpc.config.choices import plugins
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS, REGISTRIES
 from fedgmr_hpc.config.files import describe_keys, load_config, make_config
 from fedgmr_hpc.config.identity import RESUMED, differences, flat, identity, method_label
+from fedgmr_hpc.config.methods import explain_method
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 
@@ -339,6 +340,51 @@ def test_the_path_of_a_row_may_have_odd_letters(tmp_path: Path) -> None:
     assert load_config(None, [f"method={row}+aux"]).method == "mine+aux"
     (folder / "my row.yaml").write_text("base: fedgmr\n")
     assert "method must be a file whose name has letters" in mistake(f"method={folder}/my row.yaml")
+
+
+def test_a_rows_file_brings_its_plug_ins_along(mine: Path, tmp_path: Path) -> None:
+    row, here = tmp_path / "cut.yaml", "aggregation: {rule: trimmed, cut_frac: 0.3}\n"
+    row.write_text(f"base: fedgmr\n{here}plugins: [./mine.py]\n")
+    config = load_config("digits", [f"method={row}", "aggregation.cut_frac=0.2"])
+    assert config.plugins == (str(mine),) and config.aggregation.cut_frac == 0.2  # type: ignore
+    assert make_config(config.model_dump(mode="json")) == config
+
+    row.write_text(f"base: fedgmr\n{here}")
+    words = [f"method={row}", f"plugins=[{mine}]", "aggregation.cut_frac=0.2"]
+    assert identity(load_config("digits", words)) == identity(config)
+
+
+def test_a_rows_file_is_explained_by_itself(mine: Path, tmp_path: Path) -> None:
+    row = tmp_path / "cut.yaml"
+    row.write_text("base: fedgmr\naggregation: {rule: trimmed}\nplugins: [./mine.py]\n")
+    assert "rule: trimmed" in explain_method(str(row))
+    row.write_text("base: fedgmr\nplugins: 3\n")
+    assert mistake(f"method={row}") == "plugins must be a list of files and modules (got 3)"
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("aggregation: {rule: elsewhere}", "methods.cut: aggregation.rule must be 'mask_aware', "),
+        (
+            "aggregation: {quirk: 3}",
+            "methods.cut: aggregation.quirk is not a key (keys of aggregat",
+        ),
+    ],
+)
+def test_a_missing_plug_in_is_asked_for(text: str, start: str, tmp_path: Path) -> None:
+    row = tmp_path / "cut.yaml"
+    row.write_text(f"base: fedgmr\n{text}\n")
+    line = mistake(f"method={row}")
+    assert line.startswith(start)
+    assert line.endswith("); is a plug-in missing (--plugin FILE, or plugins: in a file)?")
+    assert "plug-in" not in mistake("run.foo=3")  # no section of choices
+
+
+def test_what_a_script_has_registered_is_told_from_a_plug_in(mine: Path) -> None:
+    line = "plugin_digests.__main__ must be 1f (got 'not loaded'): a script registered it itself; "
+    found = mistake(source={"plugin_digests": {"__main__": "1f"}})
+    assert found == f"{line}put it into a file and name that with --plugin"
 
 
 def test_a_script_reserves_no_key(tmp_path: Path) -> None:
