@@ -7,9 +7,12 @@ by hand. A test compares every page with what this module makes of the code (tes
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,23 @@ from fedgmr_hpc.cli.parser import Parser
 from fedgmr_hpc.config.identity import marks
 from fedgmr_hpc.config.methods import AXES, CHOICES, COMPARED, Method, load_method, method_names
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.fl.admission import Window
+from fedgmr_hpc.fl.aggregation.rule import BufferEntry, Merge, Part
+from fedgmr_hpc.fl.restoration.schedule import Refresh
 from fedgmr_hpc.storage.schema import TABLES, RankRow, columns_of, meaning_of, unit_of
+from fedgmr_hpc.training.objectives.contract import LocalSteps
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- begin generated: `python docs/generate.py` -->", "<!-- end generated -->"
 HIDDEN_ACTIONS = (argparse._HelpAction, argparse._VersionAction, argparse._SubParsersAction)
+ALIASES = {
+    "AbstractSet": "Set",
+    "Floats": "NDArray[float32]",
+    "Doubles": "NDArray[float64]",
+    "Ints": "NDArray[integer]",
+    "np.bool_": "bool",
+    "Vectors": "Mapping[str, Tensor]",
+}
 Schema = Mapping[str, Any]
 
 TABLE_NOTES = {
@@ -215,11 +230,68 @@ def _linked(text: str) -> str:
     return re.sub(r"docs/([\w-]+)\.md(#[\w-]+)?", r"[\1](\1.md\2)", line)
 
 
+SEEN: Mapping[str, type] = {
+    "part": Part,
+    "merge": Merge,
+    "one of merge.entries": BufferEntry,
+    "refresh": Refresh,
+    "window": Window,
+    "steps": LocalSteps,
+}
+
+
+def hooks() -> Iterator[str]:
+    """What the methods of plug-ins are given: attributes and methods, from their docstrings."""
+    for name, seen in SEEN.items():
+        about = inspect.cleandoc(seen.__doc__ or "").partition("\nAttributes:")[0]
+        yield from (f"### {name}", "", _plain(about), "")
+        yield from ("| name | type | shape | meaning |", "|---|---|---|---|")
+        yield from (_row(*each) for each in (*_attributes(seen), *_methods(seen)))
+        yield ""
+
+
+def _attributes(seen: type) -> Iterator[tuple[str, str, str]]:
+    """Yield name, type and meaning of each field."""
+    found = inspect.cleandoc(seen.__doc__ or "").partition("\nAttributes:\n")[2]
+    told = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", found, re.MULTILINE))
+    for each in fields(seen):  # type: ignore[arg-type]
+        yield each.name, str(each.type), told[each.name]
+
+
+def _methods(seen: type) -> Iterator[tuple[str, str, str]]:
+    """Yield name, type and meaning of each property and method of its own."""
+    for name, own in vars(seen).items():
+        if name.startswith("_") or not (
+            inspect.isfunction(own) or isinstance(own, cached_property)
+        ):
+            continue
+        function = own.func if isinstance(own, cached_property) else own
+        taken = ", ".join([*inspect.signature(function).parameters][1:])
+        typed = f"{name}({taken})" if function is own else name
+        about = inspect.getdoc(function) or ""
+        yield typed, function.__annotations__["return"], about.partition("\n\n")[0]
+
+
+def _row(name: str, kind: str, about: str) -> str:
+    text = _plain(about)
+    shape = re.match(r"\[[\w +,]+\]", text)
+    for alias, meant in ALIASES.items():
+        kind = re.sub(rf"\b{alias}\b", meant, kind)
+    meaning = text.removeprefix(shape.group()).strip() if shape else text
+    kind = kind.replace("|", "or")
+    return f"| `{name}` | `{kind}` | {shape.group()[1:-1] if shape else ''} | {_linked(meaning)} |"
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "methods.md": methods,
     "configuration.md": configuration,
     "results-format.md": result_tables,
     "command-line.md": command_line,
+    "extending.md": hooks,
 }
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 STUDY_DIR = "results/studies"
 EXIT_INTERRUPTED = 130
 DESCRIPTION = """\
-Run a study: every combination of what its file in configs/studies varies, on
-this machine or on Slurm, then a report with tables, figures and verdicts.
+Run a study: every combination of what its file varies, on this machine or on
+Slurm; then write its report, with tables, figures and verdicts.
 
 DIR holds the runs in cells/, shared by all studies of DIR, and a folder for
 each study's report. `status`, `report` and `export` without KEY=VALUE take the
@@ -41,7 +41,8 @@ examples:
   %(prog)s submit main --site mysite.yaml
 """
 RUN = """\
-Run on this machine what is missing, was interrupted or has failed.
+Run on this machine what is missing, was interrupted or has failed. The report
+is written afterwards, by `study report`.
 """
 RUN_EPILOG = """\
 examples:

@@ -36,15 +36,25 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class BufferEntry:
-    """A client's last delivered update: immutable copies, never references to training state."""
+    """A client's last delivered update: immutable copies, never references to training state.
+
+    Attributes:
+        client: who sent it.
+        base_version: of the model that it was trained from.
+        values: [K] trained prunable weights, packed order; changes for a rule that wants them.
+        index: [K] ascending packed positions of `values`, None for the first K.
+        dense: [D] its dense part, likewise.
+        num_samples: training samples of the client.
+        mask_id: of the masks in whose packed order it is.
+    """
 
     client: int
     base_version: int
-    values: Floats  # [K] packed; changes for a rule that wants them, as are those of the dense part
-    index: Ints | None  # [K] ascending packed positions, None for the first K
-    dense: Floats  # [D]
+    values: Floats
+    index: Ints | None
+    dense: Floats
     num_samples: int
-    mask_id: int = 0  # of the masks in whose packed order it is
+    mask_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ class Part:
     """Some entries of a merge: what is known of them, besides their values.
 
     Attributes:
+        merge: the whole merge.
         held: sum of the weights of those who hold an entry, 0 where nobody does; one value for all
             or [n].
         prepared: what `prepare` has returned.

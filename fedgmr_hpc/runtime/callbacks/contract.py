@@ -47,7 +47,9 @@ class RunHandle:
     _ask_to_stop: Callable[[], None]
 
     def stop(self) -> None:
-        """Ask the run to stop: it is checkpointed between two events, and `resume=True` goes on."""
+        """Ask the run to stop: it is checkpointed between two events, once merges under way are
+        finished, and `resume=True` goes on.
+        """
         self._ask_to_stop()
 
 
