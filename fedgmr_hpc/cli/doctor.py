@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fedgmr_hpc.cli.arguments import (
     Verbs,
     above_zero,
     add_configuration,
     add_json,
+    add_plugin_option,
     add_verb,
     try_load,
 )
@@ -57,12 +59,16 @@ or - where there is nothing to check.
   run, ranks, resume, replay
                short runs on digits: 1 and 4 client ranks, stopped and resumed,
                and replayed, bit for bit; KEY=VALUE changes them
+
+A target may use what the other ones and --plugin register. A data set needs a
+model that fits it, and a model a data set: name it as KEY=VALUE.
 """
 CONFORMANCE_EPILOG = """\
 examples:
   %(prog)s ./mine.py
   %(prog)s fedavgm
-  %(prog)s ./mine.py model.name=digits_cnn
+  %(prog)s ./my_row.yaml --plugin ./mine.py
+  %(prog)s ./data.py ./net.py data.name=d model.name=m
 """
 
 
@@ -99,6 +105,7 @@ def _add_conformance(verbs: Verbs) -> None:
     )
     about = "a plug-in (a Python file, or a module with a dot), or a row (a name, or a YAML file)"
     parser.add_argument("targets", nargs="+", metavar="TARGET|KEY=VALUE", help=about)
+    add_plugin_option(parser)
     add_json(parser)
 
 
@@ -108,9 +115,11 @@ def conformance(arguments: argparse.Namespace) -> int:
     targets = [word for word in arguments.targets if "=" not in word]
     if not targets:
         raise ValueError(must_be("TARGET", "a plug-in or a row", arguments.targets))
-    from fedgmr_hpc.config.choices.plugins import is_plugin
+    from fedgmr_hpc.config.choices.plugins import absolute, is_plugin, load_plugins
     from fedgmr_hpc.config.methods import load_method
 
+    plugins = [*arguments.plugin, *filter(is_plugin, targets)]
+    load_plugins([absolute(each, Path()) for each in plugins])  # each target may use all of them
     for target in targets:
         if not is_plugin(target):
             load_method(target)  # a typo is told before torch is imported

@@ -37,6 +37,10 @@ from fedgmr_hpc.models import run_layout, run_model, run_net
 Pool = Literal["validation", "score", "test", "norms"]
 
 
+class ModelMisfit(ValueError):
+    """A data set and a model that do not fit one another."""
+
+
 class FederatedData:
     """The partitioned data set of a run.
 
@@ -92,7 +96,7 @@ class FederatedData:
             dataset.input_shape, dataset.num_classes, dataset.is_text
         )
         if wrong is not None:
-            raise ValueError(
+            raise ModelMisfit(
                 must(
                     "model.name",
                     "fit the data",

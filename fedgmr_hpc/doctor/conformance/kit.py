@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,17 @@ def _check_plugin(target: str, words: Sequence[str]) -> Iterator[Check]:
         if key in _TOGETHER:
             values |= data_and_model
         source = {**values, "plugins": [target]}
-        yield from check_runs(f"{key}={name}", ["digits", source], words)
+        unchosen = _unchosen(key, [*dict(found), *(word.partition("=")[0] for word in words)])
+        yield from check_runs(f"{key}={name}", ["digits", source], words, unchosen)
 
 
 _TOGETHER = ("data.name", "model.name")  # what a plug-in registers of both is tried together
+
+
+def _unchosen(key: str, chosen: Container[str]) -> str:
+    """Return the model's key for a data set, the data set's for a model, "" if it is chosen."""
+    other = {"data.name": "model.name", "model.name": "data.name"}.get(key, "")
+    return "" if other in chosen else other
 
 
 def _nested(choices: Iterable[tuple[str, str]]) -> Values:

@@ -13,7 +13,8 @@ from typing import Any
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.doctor.conformance.check import Check, demand, look
+from fedgmr_hpc.data.federated import ModelMisfit
+from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
 from fedgmr_hpc.runtime.callbacks.contract import Callback, RoundEnd, RunHandle
 from fedgmr_hpc.runtime.experiment import serve
 from fedgmr_hpc.runtime.preparation import prepare_experiment
@@ -45,11 +46,19 @@ class _Stop(Callback):
 
 
 class ShortRuns:
-    """Runs of one configuration, each into a file of its own."""
+    """Runs of one configuration, each into a file of its own.
 
-    def __init__(self, sources: Sequence[Any], words: Sequence[str], folder: Path) -> None:
+    Args:
+        unchosen: the key of the model or data set that may not fit what is looked at, as nobody has
+            chosen it; "" for none.
+    """
+
+    def __init__(
+        self, sources: Sequence[Any], words: Sequence[str], folder: Path, unchosen: str = ""
+    ) -> None:
         self.sources, self.words, self.folder = sources, words, folder
         self.whole: Result | None = None
+        self.unchosen = unchosen
 
     def config(self, name: str) -> Config:
         """Return the configuration, with the results of this name."""
@@ -64,10 +73,14 @@ class ShortRuns:
 
     def finishes(self) -> str:
         """Check that it runs at all."""
-        result = self.first()
+        try:
+            result = self.first()
+        except ModelMisfit as misfit:
+            if not self.unchosen:
+                raise
+            raise NotPromised(f"{misfit}; choose one that fits: {self.unchosen}=...") from None
         demand(result.status == "finished", f"the run is {result.status}")
-        accuracy = 100 * float(result.evaluations["test_accuracy"][-1])
-        return f"{ROUNDS} rounds, then a test accuracy of {accuracy:.1f} %"
+        return f"{result.evaluations['round'][-1]} rounds; how well it learns is not judged"
 
     def ranks(self) -> str:
         """Check that the ranks do not count."""
@@ -126,15 +139,18 @@ def run_on(
                 thread.join(timeout=60.0)
 
 
-def check_runs(subject: str, sources: Sequence[Any], words: Sequence[str]) -> Iterator[Check]:
+def check_runs(
+    subject: str, sources: Sequence[Any], words: Sequence[str], unchosen: str = ""
+) -> Iterator[Check]:
     """Yield what holds of short runs.
 
     Args:
         sources: of the configuration, over which `SMALL` is laid.
         words: overrides, which count more.
+        unchosen: see `ShortRuns`.
     """
     with TemporaryDirectory(prefix="conformance-") as folder:
-        runs = ShortRuns([*sources, SMALL], words, Path(folder))
+        runs = ShortRuns([*sources, SMALL], words, Path(folder), unchosen)
         tests: dict[str, Callable[[], str]] = {
             "run": runs.finishes,
             "ranks": runs.ranks,
@@ -144,5 +160,5 @@ def check_runs(subject: str, sources: Sequence[Any], words: Sequence[str]) -> It
         for name, test in tests.items():
             check = look(subject, name, test)
             yield check
-            if name == "run" and check.has_failed:
+            if name == "run" and check.state != "ok":
                 return

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.config.choices.registry import AGGREGATIONS, registering
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS, DATASETS, MODELS, registering
 from fedgmr_hpc.doctor.conformance.runs import check_runs
 from fedgmr_hpc.fl.aggregation import MeanRule
 
@@ -110,3 +110,74 @@ def test_a_run_that_fails_is_the_last_line():
         AGGREGATIONS.forget("test")
     assert (check.name, check.state) == ("run", "FAIL")
     assert "no step today" in check.text
+
+
+ROW = """
+about: a rule of one's own
+source: here
+base: fedavg
+aggregation: {rule: absent_is_zero}
+"""
+
+
+@pytest.mark.parametrize("option", [[], ["--plugin"]])
+def test_a_row_may_use_a_rule_of_another_word(option, tmp_path, capsys):
+    name = f"rule_of_a_row_{len(option)}"  # a plug-in's name is used once in a process
+    plugin, row = tmp_path / f"{name}.py", str(tmp_path / "own.yaml")
+    plugin.write_text(PLUGIN)
+    Path(row).write_text(ROW)
+    try:
+        main(["conformance", row, *option, str(plugin), "--json", *SHORT])
+    finally:
+        AGGREGATIONS.forget(name)
+    told = json.loads(capsys.readouterr().out)["checks"]
+    states = {check["name"]: check["state"] for check in told if check["subject"] == row}
+    assert states["no-ops"] == "ok"  # of full models, where nothing is absent
+    assert states["run"] == states["replay"] == "ok"
+
+
+DATA = """
+import numpy as np
+import fedgmr_hpc
+
+@fedgmr_hpc.register_dataset("tiny")
+def tiny(root):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((200, 6, 6), np.float32), np.arange(200) % 4
+    return fedgmr_hpc.Arrays(x[:160], y[:160], x[160:], y[160:])
+"""
+MODEL = """
+import torch
+import fedgmr_hpc
+
+@fedgmr_hpc.register_model("tiny_net", input_shape=(1, 6, 6))
+def tiny_net(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, num_classes))
+"""
+
+
+def test_a_data_set_and_a_model_may_lie_in_two_files(tmp_path, capsys):
+    data, model = str(tmp_path / "tiny_data.py"), str(tmp_path / "tiny_model.py")
+    Path(data).write_text(DATA)
+    Path(model).write_text(MODEL)
+    cache = f"data.cache={tmp_path / 'cache'}"
+    try:
+        assert main(["conformance", data, cache]) == 0
+        line, _ = capsys.readouterr().out.splitlines()
+        assert line.startswith("-     data.name=tiny  run: model.name must fit the data")
+        assert line.endswith("; choose one that fits: model.name=...")
+        assert main(["conformance", data, "model.name=digits_cnn", cache]) == 1
+        assert capsys.readouterr().out.startswith("FAIL  data.name=tiny  run: model.name must fit")
+        words = ["data.name=tiny", "model.name=tiny_net", cache]
+        assert main(["conformance", data, model, *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == ["ok"] * 8 + ["8"]
+    finally:
+        DATASETS.forget("tiny_data")
+        MODELS.forget("tiny_model")
+
+
+def test_a_short_run_is_not_judged_by_its_accuracy():
+    words = ["run.max_rounds=4", *SHORT]
+    (check, *_) = check_runs("x", ["digits", {"method": "fedavg"}], words)
+    assert check.text == "4 rounds; how well it learns is not judged"
