@@ -9,10 +9,12 @@ something.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from pydantic import PydanticUserError
 
 from fedgmr_hpc.config.choices.registry import REGISTRIES, adopt, registering
 from fedgmr_hpc.config.messages import must, must_be
@@ -191,8 +194,25 @@ def _failure(plugin: str, error: BaseException) -> str:
     ]:
         own = [frame for frame in frames if frame.filename == plugin]
         place = f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
-    text = " ".join(str(getattr(error, "msg", "") or error).split())
-    return f"plug-in {place}: {type(error).__name__}: {text}"
+    return f"plug-in {place}: {_what_failed(error)}"
+
+
+def _what_failed(error: BaseException) -> str:
+    """Say what an error is of, and what it says; what to write where a field has no type."""
+    if isinstance(error, PydanticUserError):
+        bare = re.search(r"`(\w+) = (.*?)`", error.message)
+        if error.code == "model-field-missing-annotation" and bare:
+            return f"{bare[1]} must have a type: write `{bare[1]}: {_type(bare[2])} = {bare[2]}`"
+    text = getattr(error, "msg", "") or getattr(error, "message", "") or error
+    return f"{type(error).__name__}: {' '.join(str(text).split())}"
+
+
+def _type(value: str) -> str:
+    """Return the type of a value as it is written."""
+    try:
+        return type(ast.literal_eval(value)).__name__
+    except (SyntaxError, ValueError):
+        return "TYPE"
 
 
 def _digest(name: str) -> str:

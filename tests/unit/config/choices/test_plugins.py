@@ -98,6 +98,14 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
     [
         ("import numpy\n\nimport nosuchmodule\n", ":3: ModuleNotFoundError: No module named"),
         ("x = 1\ndef f(:\n", ":2: SyntaxError: invalid syntax"),
+        (
+            "from fedgmr_hpc import Section\n\n\nclass Mine(Section):\n    l1 = 0.01\n",
+            ":4: l1 must have a type: write `l1: float = 0.01`",
+        ),
+        (
+            "from fedgmr_hpc import Section\nclass Mine(Section):\n    a = object\n",
+            ":2: a must have a type: write `a: TYPE = <class 'object'>`",
+        ),
         ("def f():\n    return 1 / 0\n\n\nf()\n", ":2: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)\n", ":1: SystemExit: 3"),
         (
