@@ -57,6 +57,7 @@ from fedgmr_hpc.fl.events import (
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
 from fedgmr_hpc.fl.restoration import Restoration
+from fedgmr_hpc.fl.scores import ScoreError
 from fedgmr_hpc.fl.selection import Availability, Selection
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
 from fedgmr_hpc.fl.updates import Assignment, Update
@@ -296,6 +297,9 @@ class Coordinator:
         """
         try:
             self.masking.rank(self.packed)
+        except ScoreError as error:
+            self._check_finite()  # of weights that are not, no score can be asked for
+            raise RunError(error.message, version=self.version, stage="merge") from None
         except RunError as error:
             self._fail_diverged(error.message)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,6 +24,10 @@ from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.records import Floats
 
 SOURCES = ("weights", "last_weights", "grad_squares")
+
+
+class ScoreError(RunError):
+    """A score that is another's has returned what cannot be ranked."""
 
 
 class Score(Section):
@@ -91,23 +95,35 @@ class Scorer:
             grad_squares: None if no client has delivered any.
 
         Raises:
-            RunError: they are not one number >= 0 an entry.
+            ScoreError: a plug-in's are not one finite number >= 0 an entry.
         """
         found = dict(zip(SOURCES, (weights, last_weights, grad_squares), strict=True))
         given = {name: found[name] for name in found if name in self.needs}
         if any(value is None for value in given.values()):
             return weights
         scores = self._function(**given)
-        is_own = scores is weights or scores is grad_squares
-        return scores if is_own else self._checked(scores, len(weights))
+        is_given = any(scores is each for each in (weights, grad_squares) if each is not None)
+        if is_given or self.name not in SCORES.origins:
+            return scores
+        self._check(scores, len(weights))
+        return np.asarray(scores, np.float32)
 
-    def _checked(self, scores: Any, size: int) -> Floats:
-        """Return scores of another's making as float32."""
-        checked = np.asarray(scores, np.float32)
-        if checked.shape != (size,) or not checked.min(initial=0) >= 0:
-            need = f"score each of {size} entries with a number >= 0"
-            raise RunError(must(f"submodel.score {self.name!r}", need), stage="merge")
-        return checked
+    def _check(self, scores: Any, size: int) -> None:
+        """Refuse scores of a plug-in that cannot be ranked."""
+        found = np.asarray(scores)
+        if found.dtype.kind not in "biuf":
+            self._refuse("return an array of numbers", f"a {type(scores).__name__}")
+        if found.shape != (size,):
+            self._refuse(f"return one number for each of {size} entries", f"shape {found.shape}")
+        with np.errstate(over="ignore"):
+            least, most = np.float32(found.min()), np.float32(found.max())
+        if not np.isfinite([least, most]).all():
+            self._refuse("return finite numbers of float32", f"{least:g} to {most:g}")
+        if least < 0:
+            self._refuse("return no number below 0", f"{least:g}")
+
+    def _refuse(self, need: str, found: str) -> NoReturn:
+        raise ScoreError(must(f"submodel.score {self.name!r}", need, found=found), stage="merge")
 
 
 def needs_grad_squares(choices: SubmodelConfig) -> bool:

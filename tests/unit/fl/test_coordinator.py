@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedgmr_hpc.config.choices.registry import SCORES, registering
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.coordinator import Coordinator
@@ -531,6 +532,22 @@ def test_a_diverged_model_raises_naming_the_version():
     driven.close()
     with pytest.raises(RunError, match="version 1.*diverged"):
         driven.evaluated()
+
+
+@pytest.mark.parametrize(("value", "told"), [(1.0, "below 0"), (3e38, "has diverged")])
+def test_a_score_below_0_is_blamed_unless_the_weights_are_not_finite(value, told):
+    with registering("test"):
+        SCORES.add("minus", lambda weights, last_weights: -np.abs(weights))
+    try:
+        more = {"run": {"interval_rounds": 1}, "submodel": {"score": "minus"}}
+        driven = Driven((1.0, 1.0), **more).start()
+        driven.deliver(0, value)
+        driven.deliver(1, -value / 2)  # the difference of the larger ones is not finite
+        driven.close()
+        with pytest.raises(RunError, match=told):
+            driven.evaluated()
+    finally:
+        SCORES.forget("test")
 
 
 def test_score_wg_ranks_by_weight_times_change_since_the_last_refresh():

@@ -114,13 +114,22 @@ def test_a_score_sees_the_model_of_the_last_refresh():
     assert seen == [([4, 2, 1], [1, 2, 3])]
 
 
-@pytest.mark.parametrize("bad", [[1.0, 2.0], [-1.0, 0, 0], [np.nan, 0, 0], [[1.0, 2, 3]]])
-def test_a_score_is_one_number_an_entry(bad):
-    with registered("bad", lambda weights: np.array(bad)), pytest.raises(RunError) as caught:
+@pytest.mark.parametrize(
+    ("bad", "need"),
+    [
+        ([1.0, 2.0], "return one number for each of 3 entries (got shape (2,))"),
+        ([[1.0, 2, 3]], "return one number for each of 3 entries (got shape (1, 3))"),
+        (None, "return an array of numbers (got a NoneType)"),
+        (["1", "2", "3"], "return an array of numbers (got a list)"),
+        ([np.nan, 0, 0], "return finite numbers of float32 (got nan to nan)"),
+        ([1.0, 2e300, 0], "return finite numbers of float32 (got 0 to inf)"),
+        ([-1.5, 0, 0], "return no number below 0 (got -1.5)"),
+    ],
+)
+def test_a_score_is_told_what_is_wrong_with_its_numbers(bad, need):
+    with registered("bad", lambda weights: bad), pytest.raises(RunError) as caught:
         scorer("bad").score(W, None, None)
-    assert "submodel.score 'bad' must score each of 3 entries with a number >= 0" in str(
-        caught.value
-    )
+    assert f"submodel.score 'bad' must {need}" in str(caught.value)
 
 
 def test_a_score_can_only_ask_for_what_there_is():
