@@ -20,7 +20,7 @@ from fedgmr_hpc.config.axes import SubmodelConfig
 from fedgmr_hpc.config.choices.registry import SCORES, register_score
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.errors import RunError
-from fedgmr_hpc.config.messages import must
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.records import Floats
 
 SOURCES = ("weights", "last_weights", "grad_squares")
@@ -68,22 +68,36 @@ def _function(name: str, choices: SubmodelConfig) -> Callable[..., Floats]:
     return entry  # type: ignore[no-any-return]
 
 
+def check_parameters(name: str, entry: Any) -> None:
+    """Refuse a score that asks for anything but `SOURCES`.
+
+    Args:
+        entry: a function, or a class with the method `score`.
+
+    Raises:
+        ValueError: it does, or is neither.
+    """
+    what, function = f"submodel.score {name!r}", entry
+    if isinstance(entry, type):
+        score = inspect.getattr_static(entry, "score", None)
+        function = score.__get__(object(), entry) if hasattr(score, "__get__") else None
+    if not callable(function):
+        raise ValueError(must_be(what, "a function, or a class with a method `score`"))
+    parameters = inspect.signature(function).parameters
+    if unknown := [each for each in parameters if each not in SOURCES]:
+        raise ValueError(must(what, f"have no parameters but {', '.join(SOURCES)}", unknown))
+
+
 class Scorer:
     """The score that a configuration chooses.
 
     Attributes:
         needs: what it is computed from, of `SOURCES`.
-
-    Raises:
-        ValueError: it needs anything else.
     """
 
     def __init__(self, choices: SubmodelConfig) -> None:
         self.name, self._function = choices.score, _function(choices.score, choices)
         self.needs = frozenset(inspect.signature(self._function).parameters)
-        if unknown := sorted(self.needs.difference(SOURCES)):
-            what = f"submodel.score {self.name!r}"
-            raise ValueError(must(what, f"have no parameters but {', '.join(SOURCES)}", unknown))
 
     def score(
         self, weights: Floats, last_weights: Floats | None, grad_squares: Floats | None

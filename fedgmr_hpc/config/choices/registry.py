@@ -35,14 +35,15 @@ class Registry:
         homes: the built-in names, each with the module that registers it, "" for one that nothing
             stands behind, such as `none`.
         base: `module:Class` of which a plug-in's class must be; "" for anything that can be called.
+        check: `module:function` that raises ValueError for a name and what cannot stand behind it.
 
     Attributes:
         reserved: keys of the section in which the choice is made, which no option may be called.
         origins: the plug-in that registered a name; built-in names have none.
     """
 
-    def __init__(self, key: str, homes: Mapping[str, str], base: str = "") -> None:
-        self.key, self.homes, self.base = key, dict(homes), base
+    def __init__(self, key: str, homes: Mapping[str, str], base: str = "", check: str = "") -> None:
+        self.key, self.homes, self.base, self.check = key, dict(homes), base, check
         self.reserved: set[str] = set()
         self.origins: dict[str, str] = {}
         self._entries: dict[str, Any] = {}
@@ -86,10 +87,11 @@ class Registry:
         self._entries[name] = entry
 
     def _check_kind(self, name: str, entry: Any) -> None:
+        if self.check:
+            _found(self.check)(name, entry)
         if not self.base:
             return
-        module, _, base = self.base.partition(":")
-        expected = getattr(import_module(module), base)
+        expected, base = _found(self.base), self.base.partition(":")[2]
         if not isinstance(entry, type) or not issubclass(entry, expected):
             found = getattr(entry, "__name__", type(entry).__name__)
             raise ValueError(must_be(f"{self.key} {name!r}", f"a class of {base}", found=found))
@@ -167,6 +169,11 @@ class Registry:
         return name
 
 
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
 _loading: list[str] = []  # plug-ins whose code is running, the innermost last
 
 
@@ -218,7 +225,11 @@ AGGREGATIONS = Registry(
     },
     base="fedgmr_hpc.fl.aggregation.rule:AggregationRule",
 )
-SCORES = Registry("submodel.score", _homes("fl.scores", ("w", "wg", "g")))
+SCORES = Registry(
+    "submodel.score",
+    _homes("fl.scores", ("w", "wg", "g")),
+    check="fedgmr_hpc.fl.scores:check_parameters",
+)
 RESTORATIONS = Registry(
     "restoration.trigger",
     {"none": "", **_homes("fl.restoration", ("plateau", "time", "both"))},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.config.axes import SubmodelConfig
+from fedgmr_hpc.config.choices.plugins import load_plugins
 from fedgmr_hpc.config.choices.registry import SCORES, registering
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.masking import Masking
@@ -132,8 +133,39 @@ def test_a_score_is_told_what_is_wrong_with_its_numbers(bad, need):
     assert f"submodel.score 'bad' must {need}" in str(caught.value)
 
 
-def test_a_score_can_only_ask_for_what_there_is():
-    with registered("odd", lambda weights, loss: weights), pytest.raises(ValueError) as caught:
-        scorer("odd")
-    assert "must have no parameters but weights, last_weights, grad_squares" in str(caught.value)
-    assert "loss" in str(caught.value)
+class Asking(Score):
+    def score(self, weights, loss):
+        return weights
+
+
+class Static(Score):
+    @staticmethod
+    def score(loss):
+        return loss
+
+
+@pytest.mark.parametrize("entry", [lambda weights, loss: weights, Asking, Static])
+def test_a_score_can_only_ask_for_what_there_is(entry):
+    need = "must have no parameters but weights, last_weights, grad_squares .got ..loss'.."
+    with pytest.raises(ValueError, match=need), registered("odd", entry):
+        pass
+    assert "odd" not in SCORES
+
+
+def test_a_score_without_a_function_is_refused():
+    class Mute(Score):
+        power: float = 1.0
+
+    for entry in (Mute, 3):
+        with pytest.raises(ValueError, match="a class with a method `score`"):
+            with registered("mute", entry):
+                pass
+
+
+def test_the_parameters_of_a_score_are_refused_with_their_line(tmp_path):
+    path = tmp_path / "odd_score.py"
+    path.write_text(
+        "import fedgmr_hpc\n\n@fedgmr_hpc.register_score('odd')\ndef odd(w, loss):\n    return w\n"
+    )
+    with pytest.raises(ValueError, match=r"odd_score.py:3: ValueError: submodel.score 'odd' must"):
+        load_plugins([str(path)])
