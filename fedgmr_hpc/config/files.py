@@ -35,7 +35,10 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
 from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 
-_OF_A_SCRIPT = "a script registered it itself; put it into a file and name that with --plugin"
+_OF_A_SCRIPT = (
+    "a script registered it itself; runs that can be replayed elsewhere have it from a file, "
+    "named with --plugin"
+)
 Source = str | PathLike[str] | Mapping[str, Any]
 
 

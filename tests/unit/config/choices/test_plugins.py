@@ -392,7 +392,10 @@ def test_a_missing_plug_in_is_asked_for(text: str, start: str, tmp_path: Path) -
 def test_what_a_script_has_registered_is_told_from_a_plug_in(mine: Path) -> None:
     line = "plugin_digests.__main__ must be 1f (got 'not loaded'): a script registered it itself; "
     found = mistake(source={"plugin_digests": {"__main__": "1f"}})
-    assert found == f"{line}put it into a file and name that with --plugin"
+    assert (
+        found
+        == f"{line}runs that can be replayed elsewhere have it from a file, named with --plugin"
+    )
 
 
 def test_a_script_reserves_no_key(tmp_path: Path) -> None:
