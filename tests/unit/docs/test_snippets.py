@@ -25,7 +25,7 @@ def _no_plugins() -> Iterator[None]:
     plugins._loaded.clear()
 
 
-@pytest.mark.parametrize(("snippet", "named"), zip(SNIPPETS, NAMES, strict=True))
+@pytest.mark.parametrize(("snippet", "named"), [*zip(SNIPPETS, NAMES, strict=True)])
 def test_a_snippet_registers_its_choice(
     snippet: str, named: tuple[str, str], tmp_path: Path
 ) -> None:
