@@ -20,6 +20,7 @@ import pytest
 from launchers import LIMIT_S, MPIRUN, ROOT, TINY, last_of_each, run_job
 
 import fedgmr_hpc
+import fedgmr_hpc.results.runs as runs
 import fedgmr_hpc.runtime.checkpoints.manager as manager
 import fedgmr_hpc.runtime.experiment as experiment
 import fedgmr_hpc.storage.checkpoint as checkpoint
@@ -278,6 +279,7 @@ def test_a_run_that_is_told_to_end_and_cannot_checkpoint_fails(
     monkeypatch.setattr(manager, "RETRY_S", 0.0)
     monkeypatch.setattr(manager, "GIVE_UP_S", 0.1)
     monkeypatch.setattr(STOP_REQUEST, "cause", None)
+    monkeypatch.setattr(runs, "StopRequest", lambda: STOP_REQUEST)  # as the command line has it
     with pytest.raises(RunError, match=r"stopped by SIGTERM, but no checkpoint .*No space"):
         run_here(tmp_path / "run.h5", "run.max_rounds=100000")
     assert read_result(tmp_path / "run.h5").status.startswith("failed: RunError: stopped by")
