@@ -95,6 +95,8 @@ class Registry:
         if not isinstance(entry, type) or not issubclass(entry, expected):
             found = getattr(entry, "__name__", type(entry).__name__)
             raise ValueError(must_be(f"{self.key} {name!r}", f"a class of {base}", found=found))
+        if missing := sorted(getattr(entry, "__abstractmethods__", ())):
+            raise ValueError(must(f"{self.key} {name!r}", f"have a method {', '.join(missing)}"))
 
     def _check_free(self, name: str, entry: Any, origin: str) -> None:
         import_module("fedgmr_hpc.config.schema")  # whose sections reserve their keys

@@ -15,6 +15,7 @@ Shapes: U updates, P prunable entries, D dense entries, n entries of a part.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -240,6 +241,7 @@ class AggregationRule(Section):
 class MeanRule(AggregationRule):
     """A rule that steps from the mean over the holders of an entry."""
 
+    @abstractmethod
     def step(self, old: Tensor, mean: Tensor, part: Part) -> None:
         """Write the new values over the mean, in place, and return nothing.
 
@@ -247,12 +249,12 @@ class MeanRule(AggregationRule):
             old: [n] current weights, not to be written to.
             mean: [n] over the holders, in client order; 0 without any.
         """
-        raise NotImplementedError
 
 
 class WholeRule(AggregationRule):
     """A rule that looks at all updates' values of an entry."""
 
+    @abstractmethod
     def combine(self, old: Tensor, values: Tensor, is_held: Tensor, part: Part) -> Tensor:
         """Return the new values [n].
 
@@ -261,4 +263,3 @@ class WholeRule(AggregationRule):
             values: [U, n] of the updates in client order, 0 where they hold nothing.
             is_held: [U, n].
         """
-        raise NotImplementedError

@@ -10,6 +10,7 @@ Shapes: C clients.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class Schedule(Section):
 
     watches_scores: ClassVar[bool] = False
 
+    @abstractmethod
     def densities(self, refresh: Refresh) -> Sequence[float]:
         """Return the densities [C] from each client's next dispatch on."""
-        raise NotImplementedError
 
     def allowed(self, refresh: Refresh) -> list[float]:
         """Return what it asks for, as far as that is allowed.
@@ -88,6 +89,10 @@ class BuiltIn(Schedule):
     """A trigger of restoring.py, whose rules raise a floor under all densities, too."""
 
     watches_time: ClassVar[bool] = False
+
+    def densities(self, refresh: Refresh) -> Sequence[float]:
+        """Return the present densities: those rules raise them, not the schedule."""
+        return refresh.densities
 
 
 @register_restoration("plateau")

@@ -31,6 +31,9 @@ from fedgmr_hpc.fl.aggregation.rule import WholeRule
 class Trimmed(WholeRule):
     """A trimmed mean."""
 
+    def combine(self, old, values, is_held, part):
+        return old
+
     cut_frac: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the updates cut off at each end."""
 '''
@@ -325,6 +328,7 @@ def test_what_it_prints_is_no_output(mine: Path, capsys: pytest.CaptureFixture[s
             "import fedgmr_hpc\n\n@fedgmr_hpc.register_objective('f')\ndef f(): pass\n",
             "a class of Objective (got f)",
         ),
+        (RULE.replace("combine", "merge"), "'trimmed' must have a method combine"),
         (
             "import fedgmr_hpc\nfedgmr_hpc.load_config(None, [f'plugins={__file__}'])\n",
             "must not load itself",
