@@ -52,6 +52,10 @@ class RunConfig(Section):
     """Seconds that a rank which owes an answer may be silent before the run fails and names it."""
     pin_cores: Machine[bool] = False
     """Bind every rank of a node to a core of its own, where the node has enough cores."""
+    relay: Machine[Literal["auto", "off"]] = "auto"
+    """Whether a model crosses to each node once, for all client ranks there: `auto` where MPI
+    carries the messages of the virtual clock and a node hosts at least two of them, else every
+    rank is sent its own (docs/scaling.md#one-copy-a-node)."""
 
 
 class DataConfig(OpenSection):

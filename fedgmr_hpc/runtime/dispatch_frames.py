@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.transport.contract import Shared
 from fedgmr_hpc.wire.frames import Dtype, Frame, Kind, encode_parts
 
 
@@ -17,7 +18,15 @@ class DispatchFrames:
     def __init__(self, dispatch: Dispatch, dtype: Dtype, run_id: int, codes: PositionCodes) -> None:
         self.dispatch, self._dtype, self._run_id = dispatch, dtype, run_id
         self._codes = codes
+        self._shared: dict[tuple[int, bool], Shared] = {}
         self._encoded: dict[tuple[int, bool], tuple[memoryview, ...]] = {}
+
+    def shared(self, level: int, *, with_positions: bool) -> Shared:
+        """Return the increment of a level as what several ranks are sent."""
+        key = (level, with_positions)
+        if key not in self._shared:
+            self._shared[key] = Shared(*self.frame(level, with_positions=with_positions))
+        return self._shared[key]
 
     def frame(self, level: int, *, with_positions: bool) -> tuple[memoryview, ...]:
         """Return the increment of a level in parts; the first one has the dense part."""

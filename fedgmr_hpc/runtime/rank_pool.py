@@ -35,7 +35,7 @@ from fedgmr_hpc.runtime.rank_state import (
 from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part
-from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.transport.contract import Message, Shared, Tag, Transport
 from fedgmr_hpc.wire.frames import Kind, decode_frame
 
 log = logging.getLogger("fedgmr_hpc")
@@ -63,6 +63,7 @@ class RankPool:
         self.config, self.transport, self.run_id = config, transport, run_id
         self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
+        self.is_relayed = config.run.relay == "auto"
         self.is_placed = keeps_memories(config)  # whether a client must stay on one rank
         self.tasks: deque[tuple[DispatchFrames, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
@@ -165,16 +166,22 @@ class RankPool:
         is_whole = self.config.transmission == "whole"
         for level in state.levels_to_send(task, whole=is_whole):
             with self.tracer.span("encode", version=task.base_version):
-                parts = outgoing.frame(level, with_positions=level >= state.num_known)
-            self.transport.send(rank, Tag.FRAME, *parts)
+                frame = outgoing.shared(level, with_positions=level >= state.num_known)
+            self._send_frame(rank, frame)
             state.num_known = max(state.num_known, level + 1)
         self.transport.send(rank, Tag.TASK, json.dumps(task.as_json()).encode())
+
+    def _send_frame(self, rank: int, frame: Shared) -> None:
+        if self.is_relayed:
+            self.transport.send_shared(rank, Tag.FRAME, frame)
+        else:
+            self.transport.send(rank, Tag.FRAME, *frame.parts)
 
     def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
             state.eval_version, state.norm_levels = evaluation.version, set()
-            self.transport.send(rank, Tag.FRAME, *evaluation.payload)
+            self._send_frame(rank, evaluation.payload)
             if all(other.eval_version == evaluation.version for other in self.ranks.values()):
                 self._drop_payload(evaluation)
         if chunk.part.level is not None:
@@ -186,7 +193,7 @@ class RankPool:
 
     def _drop_payload(self, evaluation: Evaluation) -> None:
         """Note that every rank has the version's frame."""
-        evaluation.payload = ()
+        evaluation.payload = Shared()
 
     def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
         assert ladder is not None

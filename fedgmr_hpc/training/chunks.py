@@ -17,6 +17,7 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.data.federated import Pool
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.training.sgd import mean_statistics
+from fedgmr_hpc.transport.contract import Shared
 
 Found = tuple[int, float] | list[float]  # (correct, summed loss), or of `norms` statistics [S]
 
@@ -39,7 +40,7 @@ class Evaluation:
 
     Attributes:
         version: its number.
-        payload: the version's frame, kept until every rank has it.
+        payload: the version's frame, without parts once every rank has it.
         chunks: result of each chunk by part and first sample, None while it is missing.
         ladder: masks of the levels; None if only the whole model is scored.
         statistics: [S] by level, once they are measured.
@@ -47,7 +48,7 @@ class Evaluation:
     """
 
     version: int
-    payload: tuple[memoryview, ...]
+    payload: Shared
     chunks: dict[Part, dict[int, Found | None]]
     ladder: MaskSet | None = None
     statistics: dict[int | None, Floats] = field(default_factory=dict)

@@ -53,6 +53,18 @@ class Message(NamedTuple):
     payload: memoryview  # of bytes, contiguous
 
 
+class Shared:
+    """Bytes that several ranks are to get; see `Transport.send_shared`.
+
+    Args:
+        parts: bytes-like, contiguous; they never change.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = tuple(as_bytes(part) for part in parts)
+        self.num_bytes = sum(len(part) for part in self.parts)
+
+
 class Transport(ABC):
     """Bytes between `size` ranks, this one being `rank`."""
 
@@ -62,6 +74,7 @@ class Transport(ABC):
         self.rank, self.size = rank, size
         self.sent_bytes_to = [0] * size
         self.received_bytes_from = [0] * size
+        self.relayed_bytes = 0  # of those sent: what the receiver's node had already
         self.gone: set[int] = set()  # ranks that no longer answer; a collective close would hang
 
     @property
@@ -86,14 +99,23 @@ class Transport(ABC):
             ValueError: no such rank.
             TransportError: the transport has failed.
         """
-        if not 0 <= dest < self.size:
-            raise ValueError(must_be("dest", f"a rank between 0 and {self.size - 1}", dest))
+        self._check_rank(dest)
         views = [as_bytes(part) for part in parts]
         total_bytes = sum(len(view) for view in views)
         if total_bytes <= JOIN_BYTES:
             views = [memoryview(b"".join(views))]
         self.sent_bytes_to[dest] += total_bytes
         self._send(dest, Tag(tag), views)
+
+    def send_shared(self, dest: int, tag: Tag, shared: Shared) -> None:
+        """Send what other ranks are sent, too: as `send`, but a binding may move the bytes to each
+        node once, for as long as `shared` exists. The payload is read-only there.
+        """
+        self.send(dest, tag, *shared.parts)
+
+    def _check_rank(self, dest: int) -> None:
+        if not 0 <= dest < self.size:
+            raise ValueError(must_be("dest", f"a rank between 0 and {self.size - 1}", dest))
 
     def recv(self, timeout_s: float) -> Message:
         """Return the next message from any rank.

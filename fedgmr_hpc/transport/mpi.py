@@ -5,6 +5,8 @@ Anything else is announced by a head (total bytes, tag, number of pieces) and fo
 which no other message of the same rank can come between: MPI keeps the order of a pair of ranks.
 Every receive goes straight into the message's own fresh buffer.
 
+What many ranks are sent (`send_shared`) crosses to a node once; see relay.py.
+
 Large messages move only while both ends look after them: call `poll` during long computations.
 
 MPI takes short messages for a rank that does not look, into memory that all ranks of a host share
@@ -15,11 +17,12 @@ until that has been taken.
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import mpi4py
@@ -30,12 +33,23 @@ from mpi4py import MPI  # noqa: E402  (importing it initialises MPI with the set
 
 from fedgmr_hpc.config.choices.registry import register_transport  # noqa: E402
 from fedgmr_hpc.config.errors import TransportTimeout  # noqa: E402
-from fedgmr_hpc.transport.contract import Backoff, Inbox, Message, Tag, Transport, frozen  # noqa: E402
+from fedgmr_hpc.transport.contract import (  # noqa: E402
+    JOIN_BYTES,
+    Backoff,
+    Inbox,
+    Message,
+    Shared,
+    Tag,
+    Transport,
+    frozen,
+)
+from fedgmr_hpc.transport.node_copies import NodeCopy, can_read, make_sample  # noqa: E402
 from fedgmr_hpc.transport.ranks import Launch, check_world  # noqa: E402
+from fedgmr_hpc.transport.relay import Note, Relay, pretended_node_size, unpack_use  # noqa: E402
 
 _Found = TypeVar("_Found")
 
-_HEAD = struct.Struct("<qqq")  # total bytes, tag, number of pieces
+_HEAD = struct.Struct("<qqqq")  # total bytes, tag, number of pieces, key of a copy or 0
 _HEAD_TAG, _PIECE_TAG = 100, 101  # MPI tags; messages in one piece use theirs
 _MAX_TURNS = 64  # then a loop over arrivals ends, however fast they come
 _WINDOW = 16  # MPI messages to a rank of which it has taken none
@@ -65,9 +79,8 @@ class _Outgoing:
 class _Arriving:
     """One message on its way in: its buffer fills piece by piece."""
 
-    def __init__(self, tag: Tag, total_bytes: int, num_pieces: int) -> None:
-        self.tag = tag
-        self.buffer = np.empty(total_bytes, np.uint8)
+    def __init__(self, tag: Tag, num_pieces: int, buffer: memoryview, key: int = 0) -> None:
+        self.tag, self.buffer, self.key = tag, buffer, key
         self._num_missing, self._filled_bytes = num_pieces, 0
         self._requests: deque[MPI.Request] = deque()
 
@@ -82,6 +95,19 @@ class _Arriving:
         while self._requests and self._requests[0].Test():
             self._requests.popleft()
         return not self._requests and not self._num_missing
+
+
+class _Borrowed:
+    """One message whose bytes are in a copy of this node: complete once they can be mapped."""
+
+    def __init__(self, relay: Relay, content: memoryview) -> None:
+        self.tag, self._key, self._holder = unpack_use(content)
+        self.buffer, self.key, self._relay = memoryview(b""), 0, relay
+
+    def is_complete(self) -> bool:
+        found = self._relay.open(self._holder, self._key)
+        self.buffer = self.buffer if found is None else found
+        return found is not None
 
 
 class MpiTransport(Transport):
@@ -107,9 +133,10 @@ class MpiTransport(Transport):
         self._chunk_bytes, self._close_timeout_s = chunk_bytes, close_timeout_s
         self._outgoing: dict[int, _Outgoing] = {}  # by dest, while there is any
         self._num_posted = [0] * self.size
-        self._arriving: dict[int, deque[_Arriving]] = {}  # by source, oldest first
+        self._arriving: dict[int, deque[_Arriving | _Borrowed]] = {}  # by source, oldest first
         self._inbox = Inbox()
         self._status = MPI.Status()
+        self._relay = Relay(self.rank, find_nodes(self._comm), self._post)
 
     @property
     def library(self) -> str:
@@ -153,10 +180,26 @@ class MpiTransport(Transport):
         if self._outgoing:
             self._advance()
 
-    def _send_pieces(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
+    def send_shared(self, dest: int, tag: Tag, shared: Shared) -> None:
+        self._check_rank(dest)
+        self._relay.drop_unused()
+        if shared.num_bytes <= JOIN_BYTES or not self._relay.serves(dest):
+            self.send(dest, tag, *shared.parts)
+            return
+        self.sent_bytes_to[dest] += shared.num_bytes
+        if key := self._relay.key_for_holder(dest, shared):
+            self._send_pieces(dest, tag, shared.parts, key)
+        else:
+            self.relayed_bytes += shared.num_bytes
+            self._relay.use(dest, tag, shared)
+        self._advance()
+
+    def _send_pieces(
+        self, dest: int, tag: Tag, views: Sequence[memoryview], copy_key: int = 0
+    ) -> None:
         step = self._chunk_bytes
         pieces = [view[at : at + step] for view in views for at in range(0, len(view), step)]
-        head = _HEAD.pack(sum(len(piece) for piece in pieces), tag, len(pieces))
+        head = _HEAD.pack(sum(len(piece) for piece in pieces), tag, len(pieces), copy_key)
         self._post(dest, _HEAD_TAG, memoryview(head))
         for piece in pieces:
             self._post(dest, _PIECE_TAG, piece)
@@ -215,17 +258,31 @@ class MpiTransport(Transport):
         return True
 
     def _accept(self, matched: MPI.Message, source: int, mpi_tag: int) -> None:
-        arriving = self._arriving.setdefault(source, deque())
-        if mpi_tag == _HEAD_TAG:
-            head = bytearray(_HEAD.size)
-            matched.Recv([head, MPI.BYTE])  # so short that it came whole with its envelope
-            total_bytes, tag, num_pieces = _HEAD.unpack(head)
-            arriving.append(_Arriving(Tag(tag), total_bytes, num_pieces))
-            return
         num_bytes = self._status.Get_count(MPI.BYTE)
+        if mpi_tag == _HEAD_TAG or mpi_tag >= Note.USE:
+            content = bytearray(num_bytes)
+            matched.Recv([content, MPI.BYTE])  # so short that it came whole with its envelope
+            self._take_word(source, mpi_tag, memoryview(content))
+            return
         if mpi_tag != _PIECE_TAG:
-            arriving.append(_Arriving(Tag(mpi_tag), num_bytes, 1))
-        arriving[-1].accept(matched, num_bytes)
+            whole = _Arriving(Tag(mpi_tag), 1, _new_buffer(num_bytes))
+            self._arriving.setdefault(source, deque()).append(whole)
+        arriving = self._arriving[source][-1]
+        assert isinstance(arriving, _Arriving)
+        arriving.accept(matched, num_bytes)
+
+    def _take_word(self, source: int, mpi_tag: int, content: memoryview) -> None:
+        """Take the head of a message in pieces, or what concerns copies."""
+        if mpi_tag == _HEAD_TAG:
+            total_bytes, tag, num_pieces, key = _HEAD.unpack(content)
+            place = self._relay.hold(key, total_bytes) if key else _new_buffer(total_bytes)
+            arriving = _Arriving(Tag(tag), num_pieces, place, key)
+            self._arriving.setdefault(source, deque()).append(arriving)
+        elif mpi_tag == Note.USE:
+            borrowed = _Borrowed(self._relay, content)
+            self._arriving.setdefault(source, deque()).append(borrowed)
+        else:
+            self._relay.take(source, mpi_tag, content)
 
     def _deliver_complete(self) -> bool:
         """Hand over what is complete, in each source's order."""
@@ -233,7 +290,11 @@ class MpiTransport(Transport):
         for source, queue in list(self._arriving.items()):
             while queue and queue[0].is_complete():
                 arrived = queue.popleft()
-                self._inbox.put(Message(source, arrived.tag, arrived.buffer.data))
+                payload = arrived.buffer
+                if arrived.key:
+                    self._relay.publish(arrived.key)
+                    payload = payload.toreadonly()
+                self._inbox.put(Message(source, arrived.tag, payload))
                 moved = True
             if not queue:
                 del self._arriving[source]
@@ -251,6 +312,35 @@ class MpiTransport(Transport):
             if not outgoing.under_way:
                 del self._outgoing[dest]
         return moved
+
+
+def _new_buffer(num_bytes: int) -> memoryview:
+    return np.empty(num_bytes, np.uint8).data
+
+
+def find_nodes(comm: MPI.Intracomm) -> list[int]:
+    """Return the node of each rank, named by its first rank; -1 where one of its ranks cannot map
+    another's memory. Collective.
+    """
+    node_size = pretended_node_size(os.environ)
+    if node_size is None:
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+    else:
+        node = comm.Split(comm.rank // node_size, comm.rank)
+    sample = make_sample() if node.rank == 0 else None
+    copy, token = sample or (NodeCopy(0, 0, 0), b"")
+    where = np.array([*copy, *np.frombuffer(token.ljust(16), np.int64), comm.rank], np.int64)
+    node.Bcast(where)
+    reads = can_read(NodeCopy(*where[:3].tolist()), where[3:5].tobytes())
+    is_shared = np.array([reads], np.int64)
+    node.Allreduce(MPI.IN_PLACE, is_shared, MPI.MIN)
+    if sample is not None:
+        copy.close()
+    node.Free()
+    nodes = np.empty(comm.size, np.int64)
+    comm.Allgather(np.where(is_shared, where[5:], -1), nodes)
+    found: list[int] = nodes.tolist()
+    return found
 
 
 @register_transport("mpi")

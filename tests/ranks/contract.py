@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
-from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.transport.contract import Message, Shared, Tag, Transport
 
 Found = TypeVar("Found")
 WAIT_S = 60.0
@@ -272,6 +272,47 @@ def check_counters(peer: Peer) -> None:
     assert peer.transport.received_bytes == sum(peer.transport.received_bytes_from)
 
 
+def check_shared(peer: Peer) -> None:
+    """What many ranks are sent comes whole and in its place, and counts as if sent to each."""
+    payloads = [make_payload(num_bytes, 40 + num_bytes) for num_bytes in (300_000, 900, 1_000_001)]
+    if peer.rank == 0:
+        sent = list(peer.transport.sent_bytes_to)
+        for number, payload in enumerate(payloads):
+            shared = Shared(payload[:100], payload[100:])
+            for dest in (*peer.others, *peer.others):
+                peer.transport.send_shared(dest, Tag.FRAME, shared)
+                peer.send(dest, bytes([number]))
+        total_bytes = 2 * sum(1 + len(payload) for payload in payloads)
+        assert all(
+            peer.transport.sent_bytes_to[rank] - sent[rank] == total_bytes for rank in peer.others
+        )
+        return
+    for number, payload in enumerate(payloads):
+        for _ in range(2):
+            check_same(peer.recv(), payload)
+            assert bytes(peer.recv().payload) == bytes([number])
+
+
+def check_shared_waits_for_nobody_who_has_it(peer: Peer) -> None:
+    """A rank that looks away keeps a neighbour from nothing that it has received before."""
+    if peer.size < 3 or peer.transport.name != "mpi":
+        return
+    deaf, last = peer.size - 2, peer.size - 1
+    if peer.rank == 0:
+        shared = Shared(make_payload(500_000, 77))
+        peer.transport.send_shared(deaf, Tag.FRAME, shared)
+        peer.recv(Tag.RESULT)
+        peer.transport.send_shared(last, Tag.FRAME, shared)
+        peer.recv(Tag.RESULT)
+        peer.say_aside("the last one has it")
+    elif peer.rank >= deaf:
+        check_same(peer.recv(), make_payload(500_000, 77))
+        peer.send(0, tag=Tag.RESULT)
+        peer.transport.flush(WAIT_S)
+        if peer.rank == deaf:
+            peer.hear_aside("the last one has it", 0)
+
+
 def check_idle(peer: Peer) -> None:
     """Waiting 1 s for nothing costs less than a tenth of a core."""
     start_s = time.process_time()
@@ -300,6 +341,23 @@ def run_checks(transport: Transport, names: list[str]) -> None:
         peer.meet()
         if peer.rank == 0:
             print("ok", name, flush=True)
+
+
+def check_copies_are_given_up(transport: Transport) -> None:
+    """No rank holds a copy for its node when all who were to use it have."""
+    relay = getattr(transport, "_relay", None)
+    if relay is None:
+        return
+    peer = Peer(transport)
+    if peer.rank == 0 and peer.others:
+        transport.send_shared(1, Tag.FRAME, Shared(b""))  # drops those before
+    elif peer.rank == 1:
+        peer.recv()
+    for _ in range(2):  # a DROP, then what it answers
+        peer.meet()
+    assert not relay.held, f"{len(relay.held)} copies left"
+    if peer.rank == 0 and max(Counter(relay.node_of[1:]).values(), default=0) > 1:
+        assert transport.relayed_bytes, "nothing was relayed"
 
 
 def check_channels(transport: Transport) -> None:
@@ -367,6 +425,7 @@ def main(binding: str, names: list[str]) -> None:
         else:
             run_checks(transport, names or list(CHECKS))
             check_channels(transport)
+            check_copies_are_given_up(transport)
     except BaseException:
         print(f"rank {transport.rank}: {traceback.format_exc()}", flush=True)
         transport.abort(1)

@@ -13,6 +13,7 @@ from launchers import LIMIT_S, MPIRUN, SOON_S, TINY, Ended, run_job
 
 import fedgmr_hpc
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
+from fedgmr_hpc.transport.relay import NODE_SIZE
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
@@ -75,9 +76,10 @@ def test_norms_measured_by_any_ranks_are_bit_identical(tmp_path: Path) -> None:
         "clients.shares=[0.2, 0.05]",
     ]  # fmt: skip
     results = []
-    for num_ranks, launcher in ((1, "none"), (3, "mpirun")):
+    for num_ranks, launcher in ((1, "none"), (4, "mpirun")):  # frames relayed to two nodes of 2
         path = tmp_path / f"{num_ranks}.h5"
-        ended = run_job(num_ranks, *words, f"results.path={path}", launcher=launcher)
+        nodes = {NODE_SIZE: "2"}
+        ended = run_job(num_ranks, *words, f"results.path={path}", launcher=launcher, env=nodes)
         assert ended.code == 0, ended.output
         results.append(read_result(path))
     assert differing_columns(*results) == []

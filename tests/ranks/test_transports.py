@@ -18,6 +18,7 @@ from contract import ABORT_CODE, CHECKS, FOLDER, run_checks
 from launchers import MPIRUN, ROOT, SOON_S, run_job
 
 from fedgmr_hpc.transport.contract import Transport, make_inproc
+from fedgmr_hpc.transport.relay import NODE_SIZE
 
 HERE = Path(__file__).parent
 DEADLINE_S = 300.0
@@ -32,8 +33,15 @@ needs_two_devices = pytest.mark.skipif(
 )
 
 
-def launch(binding: str, num_ranks: int, *names: str, folder: Path = HERE) -> tuple[int, str]:
-    """Run contract.py on real ranks: exit code and output. Past the deadline all are killed."""
+def launch(
+    binding: str, num_ranks: int, *names: str, folder: Path = HERE, node_size: int = 0
+) -> tuple[int, str]:
+    """Run contract.py on real ranks: exit code and output. Past the deadline all are killed.
+
+    Args:
+        node_size: successive ranks that count as a node; 0 for the real nodes.
+    """
+    more = {NODE_SIZE: str(node_size)} if node_size else {}
     ended = run_job(
         num_ranks,
         binding,
@@ -41,7 +49,7 @@ def launch(binding: str, num_ranks: int, *names: str, folder: Path = HERE) -> tu
         launcher="mpirun" if binding.startswith("mpi") else "torchrun",
         module=(str(HERE / "contract.py"),),
         timeout_s=DEADLINE_S,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", FOLDER: str(folder)},
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", FOLDER: str(folder), **more},
     )
     return ended.code, ended.output
 
@@ -78,21 +86,22 @@ def test_threads(num_ranks, name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("binding", "num_ranks"),
+    ("binding", "num_ranks", "node_size"),
     [
-        pytest.param("mpi", 1, marks=needs_mpirun),
-        pytest.param("mpi", 2, marks=needs_mpirun),
-        pytest.param("mpi", 4, marks=needs_mpirun),
-        pytest.param("mpi-chunked", 4, marks=needs_mpirun),
-        ("gloo", 4),
-        ("device", 3),
-        ("device-small", 3),
-        pytest.param("nccl", 2, marks=needs_two_devices),
-        pytest.param("nccl", 3, marks=needs_two_devices),
+        pytest.param("mpi", 1, 0, marks=needs_mpirun),
+        pytest.param("mpi", 2, 0, marks=needs_mpirun),
+        pytest.param("mpi", 4, 0, marks=needs_mpirun),
+        pytest.param("mpi", 5, 2, marks=needs_mpirun),
+        pytest.param("mpi-chunked", 4, 2, marks=needs_mpirun),
+        ("gloo", 4, 0),
+        ("device", 3, 0),
+        ("device-small", 3, 0),
+        pytest.param("nccl", 2, 0, marks=needs_two_devices),
+        pytest.param("nccl", 3, 0, marks=needs_two_devices),
     ],
 )
-def test_real_ranks(binding, num_ranks, tmp_path):
-    code, output = launch(binding, num_ranks, folder=tmp_path)
+def test_real_ranks(binding, num_ranks, node_size, tmp_path):
+    code, output = launch(binding, num_ranks, folder=tmp_path, node_size=node_size)
     passed = [line.removeprefix("ok ") for line in output.splitlines() if line.startswith("ok ")]
     assert (code, passed) == (0, list(CHECKS)), output
     assert output.count("closed") == num_ranks, output

@@ -70,6 +70,7 @@ class LivePool(RankPool):
         record: Callable[[TransferRow], None],
     ) -> None:
         super().__init__(config, transport, run_id, codes, while_waiting)
+        self.is_relayed = False  # a rank that has gone silent may keep nobody else waiting
         self.clock, self.rank_of = clock, rank_of
         self.transfers = Transfers(
             config.wire,

@@ -10,6 +10,7 @@ from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
 from fedgmr_hpc.runtime.worker import ReceivedModel
 from fedgmr_hpc.training.chunks import Evaluation, Part
+from fedgmr_hpc.transport.contract import Shared
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
 
 KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
@@ -61,7 +62,7 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
 
 def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:
     whole = Part("validation")
-    evaluation = Evaluation(1, (), {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
+    evaluation = Evaluation(1, Shared(), {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
     parts = {4: (1, 0.1), 0: (2, 1e16), 2: (1, 1.0)}
     for start, part in parts.items():
         assert not evaluation.is_done(whole)

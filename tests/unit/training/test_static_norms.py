@@ -21,6 +21,7 @@ from fedgmr_hpc.training.chunks import Evaluation, Part
 from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.training.sgd import evaluate, measure_statistics
+from fedgmr_hpc.transport.contract import Shared
 
 NUM_STATISTICS = 9600  # a mean and a variance of each of the 4,800 channels of ResNet-18's norms
 RESNET = (
@@ -82,7 +83,7 @@ def test_statistics_do_not_depend_on_who_measures_which_chunk() -> None:
         for rank in ranks:
             rank.load_version(weights[:num], weights[num:])
         chunks = dict.fromkeys(starts)
-        evaluation = Evaluation(1, (), {Part("norms"): chunks}, waiting={None: []})
+        evaluation = Evaluation(1, Shared(), {Part("norms"): chunks}, waiting={None: []})
         for index, start in enumerate(reversed(starts)):
             rank = ranks[index % num_ranks]
             chunks[start] = rank.measure_statistics(start, start + 20).tolist()
