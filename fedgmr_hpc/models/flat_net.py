@@ -58,7 +58,7 @@ class FlatNet:
         memory = torch.zeros(sum(sizes), device=device)
         self.flat, self.statistics = memory[: sizes[0]], memory[sizes[0] :]
         entries = (*self.layout.entries, *self.layout.statistics)
-        self.tensors = {e.name: _view(memory, e) for e in entries}
+        self.tensors = {e.name: view_of(memory, e) for e in entries}
         self.generator = torch.Generator(device)
         self._logits = described.logits
         shares = _kept_shares(described, density) if scaler else {}
@@ -103,7 +103,8 @@ class FlatNet:
         return self.statistics.clone()
 
 
-def _view(flat: Tensor, entry: Entry) -> Tensor:
+def view_of(flat: Tensor, entry: Entry) -> Tensor:
+    """Return the tensor in a flat vector, as a parameter if it trains."""
     view = flat[entry.span].view(entry.shape)
     return nn.Parameter(view) if entry.trainable else view
 

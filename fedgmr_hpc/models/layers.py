@@ -26,6 +26,7 @@ HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(  # type: i
 )
 NORM_EPSILON = 1e-5
 NormUse = Literal["given", "tracked", "batch", "measured"]
+WeightKind = Literal["linear", "conv", "embedding"]
 NORM_MOMENTUM = {"given": 0.0, "tracked": 0.1, "measured": 1.0}  # of running mean and variance
 DROPOUT_FRAC = 0.1
 
@@ -57,6 +58,7 @@ class TensorSpec:
         prunable: whether masks of single weights may cut it.
         cost: kappa of one entry (docs/method.md#layer-costs).
         trainable: False for running statistics.
+        kind: what a weight computes; None for other tensors.
     """
 
     part: str
@@ -66,6 +68,7 @@ class TensorSpec:
     prunable: bool = False
     cost: float = 1.0
     trainable: bool = True
+    kind: WeightKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ def conv(
 ) -> LayerSpec:
     """Convolution [O, I, kernel, kernel]."""
     axes = (out, Axis(into.units, kernel**2, into.heads, into.cut))
-    weight = TensorSpec("weight", axes, start, kernel, prunable, cost)
+    weight = TensorSpec("weight", axes, start, kernel, prunable, cost, kind="conv")
     biases = (TensorSpec("bias", (out,), fan_in_start(into.units * kernel**2)),) if bias else ()
     return LayerSpec(name, (weight, *biases), out)
 
@@ -116,14 +119,16 @@ def linear(
 ) -> LayerSpec:
     """Linear layer [O, I]; an input axis with `inner` is an image laid flat."""
     default = fan_in_start(into.units * into.inner)
-    weight = TensorSpec("weight", (out, into), start or default, 0, prunable, cost)
+    start = start or default
+    weight = TensorSpec("weight", (out, into), start, 0, prunable, cost, kind="linear")
     return LayerSpec(name, (weight, TensorSpec("bias", (out,), default)), out)
 
 
 def embedding(name: str, rows: int, out: Axis, *, cost: float = 1.0) -> LayerSpec:
     """Table [rows, O] of standard normals; every width keeps all rows."""
     axes = (Axis(rows, cut="whole"), out)
-    weight = TensorSpec("weight", axes, Start("normal", 1.0), prunable=True, cost=cost)
+    start = Start("normal", 1.0)
+    weight = TensorSpec("weight", axes, start, prunable=True, cost=cost, kind="embedding")
     return LayerSpec(name, (weight,), out)
 
 
@@ -204,7 +209,8 @@ class Forward:
         if not self.training:
             return x
         kept_frac = 1 - DROPOUT_FRAC
-        kept = torch.empty_like(x).bernoulli_(kept_frac, generator=self.generator)
+        kept = torch.empty_like(x, memory_format=torch.contiguous_format)  # drawn in one order
+        kept.bernoulli_(kept_frac, generator=self.generator)
         return x * kept.div_(kept_frac)
 
     def _scaled(self, name: str, x: Tensor) -> Tensor:

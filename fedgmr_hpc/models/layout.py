@@ -24,7 +24,7 @@ from typing import Literal, get_args
 
 from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.fl.widths import Axis, narrowed
-from fedgmr_hpc.models.layers import LayerSpec, TensorSpec
+from fedgmr_hpc.models.layers import LayerSpec, TensorSpec, WeightKind
 
 Kind = Literal[
     "full", "importance", "magnitude", "width_prefix", "width_rolling", "ordered_dropout"
@@ -42,6 +42,7 @@ class Entry:
         gated_by: the weight that gates this bias.
         trainable: False for running statistics.
         axes: its dimensions, as the width methods see them.
+        kind: what a weight of a described layer computes; None for other tensors.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Entry:
     gated_by: str | None = None
     trainable: bool = True
     axes: tuple[Axis, ...] = ()
+    kind: WeightKind | None = None
 
     @property
     def size(self) -> int:
@@ -186,6 +188,7 @@ def _entry(layer: LayerSpec, tensor: TensorSpec, kind: Kind, density: float) -> 
         gated_by=f"{layer.name}.weight" if is_gated else None,
         trainable=tensor.trainable,
         axes=axes,
+        kind=tensor.kind,
     )
 
 

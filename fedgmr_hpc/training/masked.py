@@ -80,6 +80,7 @@ class MaskedModel:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
         self.spans, self.surrogate = tuple(through_threshold), surrogate
         self.mask: Tensor | None = None
+        self._front = num_prunable  # entries before the dense part
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
         self._loaded: tuple[int, int] | None = None  # (mask id, K) of the loaded entries
@@ -108,8 +109,9 @@ class MaskedModel:
             mask_id: with K it identifies `positions`, so that work on them is not repeated.
             density: ignored, since the mask says it all; `NarrowModel` needs it.
         """
-        prunable = self.net.flat[: self.num_prunable]
-        self.net.flat[self.num_prunable :] = dense
+        self._front = self.num_prunable
+        prunable = self.net.flat[: self._front]
+        self.net.flat[self._front :] = dense
         key = (mask_id, len(values))
         if positions is None:
             prunable.copy_(values)
@@ -117,7 +119,7 @@ class MaskedModel:
             positions = self._place(positions, key)
             # the same mask overwrites all its entries, and outside it there are zeros already
             if key != self._loaded and len(values) < self.num_prunable:
-                _clear(prunable, self._kept)
+                _clear(prunable, None if self._loaded is None else self._kept)
             prunable.scatter_(0, positions, values.to(prunable.device))
         self._kept, self._loaded, self.mask, self._held_back = positions, key, None, []
         self._threshold = None
@@ -128,7 +130,7 @@ class MaskedModel:
         """Return the positions on the network's device, moving them once per mask."""
         if positions.device == self.net.flat.device:
             return positions
-        _keep_mask(self._moved, key)
+        keep_mask(self._moved, key)
         if key not in self._moved:
             self._moved[key] = positions.to(self.net.flat.device)
         return self._moved[key]
@@ -144,15 +146,20 @@ class MaskedModel:
             self._masked, self._masked_as = positions, key
         self.mask[self.num_prunable :] = 1.0
         for gate, is_dead in zip(self.gated, self._dead_units(key), strict=True):
-            bias = self.net.flat[gate.bias]
-            self._held_back.append((gate.bias, is_dead, bias[is_dead].clone()))
-            self.mask[gate.bias][is_dead] = 0.0
-            bias[is_dead] = 0.0
+            self._hold_back(gate.bias, is_dead)
+
+    def _hold_back(self, span: slice, is_dead: Tensor) -> None:
+        """Train with zero in place of some of the biases at `span`, which return unchanged."""
+        assert self.mask is not None
+        bias = self.net.flat[span]
+        self._held_back.append((span, is_dead, bias[is_dead].clone()))
+        self.mask[span][is_dead] = 0.0
+        bias[is_dead] = 0.0
 
     def _dead_units(self, key: tuple[int, int]) -> list[Tensor]:
         """Tell for each gated bias which units have lost all their weights under the mask."""
         assert self.mask is not None
-        _keep_mask(self._dead, key)
+        keep_mask(self._dead, key)
         if key not in self._dead:
             weights = [self.mask[gate.weight].view(gate.units, -1) for gate in self.gated]
             self._dead[key] = [weight.amax(1) == 0 for weight in weights]
@@ -225,26 +232,25 @@ class MaskedModel:
         """Copy the sub-model's entries to host memory.
 
         Args:
-            flat: [P + D] another vector to take them from, on the network's device; None for the
-                network's weights.
+            flat: another vector like the network's weights to take them from; None for them.
 
         Returns:
             The values [K] in the order in which they were loaded, and the dense part [D].
         """
         source = self.net.flat if flat is None else flat
-        dense = source[self.num_prunable :].clone()
+        dense = source[self._front :].clone()
         if flat is None:
             for bias, is_dead, value in self._held_back:
-                own = dense[bias.start - self.num_prunable : bias.stop - self.num_prunable]
+                own = dense[bias.start - self._front : bias.stop - self._front]
                 own[is_dead] = value
-        prunable = source[: self.num_prunable]
+        prunable = source[: self._front]
         kept = (
             prunable.clone() if self._kept is None else torch.index_select(prunable, 0, self._kept)
         )
         return to_host(kept), to_host(dense)
 
 
-def _keep_mask(kept: dict[tuple[int, int], Any], key: tuple[int, int]) -> None:
+def keep_mask(kept: dict[tuple[int, int], Any], key: tuple[int, int]) -> None:
     """Forget what was kept for other masks than that of `key`, which is (mask id, K)."""
     if any(mask_id != key[0] for mask_id, _ in kept):
         kept.clear()

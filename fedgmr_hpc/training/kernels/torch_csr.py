@@ -51,7 +51,7 @@ class TorchKernels:
         """Apply a linear layer: [..., I] -> [..., O]."""
         flat = x.reshape(-1, pattern.row_size)
         product: Tensor = _Product.apply(values, flat.t(), pattern)  # type: ignore[no-untyped-call]
-        return (product.t() + bias).view(*x.shape[:-1], -1)
+        return (product.t().contiguous() + bias).view(*x.shape[:-1], -1)
 
     def conv(
         self,
