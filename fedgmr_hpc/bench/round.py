@@ -33,7 +33,7 @@ from fedgmr_hpc.runtime.roles import guard
 from fedgmr_hpc.runtime.server import prunable_layers
 from fedgmr_hpc.runtime.worker import Worker
 from fedgmr_hpc.storage.process import private_bytes
-from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport
 from fedgmr_hpc.transport.joining import make_transport
 from fedgmr_hpc.transport.ranks import detect_launch
@@ -88,6 +88,7 @@ def run_cases(transport: Transport, out: Path, quick: bool) -> int:
 
 def lead(config: Config, name: str, transport: Transport) -> dict[str, Any]:
     """Time both parts, as rank 0; return one row of the table."""
+    return_large_blocks()
     rest_bytes = private_bytes()
     experiment = prepare_experiment(config)
     hello = {"config": config.model_dump(mode="json"), "run_id": experiment.run_id}

@@ -35,7 +35,6 @@ from fedgmr_hpc.storage.reader import Result, kept_rows, read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, log_path, timeline_path
 from fedgmr_hpc.storage.schema import RankRow
 from fedgmr_hpc.storage.writer import ResultWriter
-from fedgmr_hpc.training.process_settings import return_large_blocks
 from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
 
@@ -66,7 +65,6 @@ def serve(
 
 def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell: Teller) -> Result:
     config, path = experiment.config, experiment.path
-    return_large_blocks()
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
     manager = CheckpointManager(path, config, stop, experiment.check_owner)

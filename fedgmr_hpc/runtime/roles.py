@@ -31,7 +31,7 @@ from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.training.numeric_settings import settle
-from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
 from fedgmr_hpc.transport.ranks import choose_device, detect_launch
 from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
@@ -57,6 +57,7 @@ def lead(
     Args:
         report: tells a person how the run has ended; return the exit code.
     """
+    return_large_blocks()
     experiment = _try_prepare(config, recorded, resumes)
     if isinstance(experiment, int):
         for rank in range(1, transport.size):
@@ -215,6 +216,7 @@ def serve_alone(
     Raises:
         RunError: the run has failed, or a callback.
     """
+    keep_large_blocks()
     is_replay = experiment.recorded is not None
     config = experiment.config
     device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # of mallopt
 
 
 def prepare_device(device: str) -> None:
@@ -37,16 +37,20 @@ def return_large_blocks() -> None:
     glibc moves its threshold up to the size of what is freed, after which a few long-lived arrays
     pin many times their size.
     """
+    _set_malloc(_MMAP_MAX, 1 << 16)  # what glibc begins with
     _set_malloc(_MMAP_THRESHOLD, 4 << 20)
 
 
 def keep_large_blocks() -> None:
-    """Make the C library keep freed model-sized blocks: for a worker's speed.
+    """Make the C library keep freed model-sized blocks: for the speed of whoever trains.
 
-    Every local step allocates gradients as large as the model; fresh pages for each of them cost a
-    tenth of the step.
+    Every task allocates weights, gradients and positions as large as the model; fresh pages for
+    each of them cost a third of a local step. So nothing is mapped by itself, and all threads share
+    one heap: that of another thread is given back whenever it is empty. Call it before the process
+    has other threads.
     """
-    _set_malloc(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
+    _set_malloc(_ARENA_MAX, 1)
+    _set_malloc(_MMAP_MAX, 0)
     _set_malloc(_TRIM_THRESHOLD, 1 << 30)
 
 
