@@ -1,6 +1,7 @@
 # make run    build .venv, install, run the main job: 1 server + 8 client ranks on the embedded digits
 # make test   install and run all tests, the linter and the type checker
 # make bench  quick benchmarks with their ceilings
+# make kernels  compile the kernels of compact training anew, after a change of their sources
 # make docs   the pages of docs/ as a site in build/site
 
 PYTHON ?= python3
@@ -22,6 +23,9 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	for what in codec merge mask round; do $(BIN)/python -m fedgmr_hpc bench $$what --quick || exit 1; done
 
+kernels: $(VENV)/.installed
+	$(BIN)/python -m fedgmr_hpc.training.kernels.build
+
 # The generated parts of pages are made anew, then the site; a warning is an error.
 docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
@@ -41,4 +45,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: run test bench docs clean
+.PHONY: run test bench kernels docs clean
