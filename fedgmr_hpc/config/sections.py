@@ -74,6 +74,9 @@ class DataConfig(OpenSection):
     cache_owner: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """User whose files in the cache are trusted besides your own and root's, such as a colleague
     who prepared it for everybody; null for none."""
+    device_memory_frac: Machine[Fraction] = 0.4
+    """Share of a GPU's free memory that samples may take. Where they fit they are kept there, else
+    sent with each batch; the bits are the same. Less where ranks share a GPU, 0 to send always."""
     partition: Run[Partition] = "dirichlet"
     """How samples are dealt to clients: `iid` in equal random parts, `group` by whole writers or
     users, `dirichlet` by Dirichlet(`alpha`) shares of each class, `shards` by random slices of the

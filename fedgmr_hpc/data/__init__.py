@@ -3,11 +3,10 @@
 Each data set is a module that registers its `source`; `registry` looks for one and for its files.
 `formats` has readers that several share, `own` the data sets that users bring. Files are decoded
 once into a `cache` of checksummed `splits`; `untrusted` guards the readers.
-`datasets` opens a data set and hands out normalised batches, changed at random by `augment`;
-`partition` deals samples to clients, and `federated` brings both together for a run.
+`datasets` opens a data set; `batches` are drawn on the host and made there or on a GPU;
+`partition` deals samples to clients, and `federated` brings all together for a run.
 """
 
-from fedgmr_hpc.data.augment import augment_images, crop_and_resize
 from fedgmr_hpc.data.datasets import Dataset, load_dataset, prepare
 from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
 from fedgmr_hpc.data.registry import describe_missing, find_source
@@ -16,10 +15,8 @@ from fedgmr_hpc.data.splits import Split
 __all__ = [
     "Dataset",
     "Split",
-    "augment_images",
     "batch_indices",
     "class_counts",
-    "crop_and_resize",
     "cut_validation",
     "describe_missing",
     "find_source",

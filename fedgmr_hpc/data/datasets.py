@@ -1,6 +1,6 @@
 """Open data sets: decoded once, memory-mapped, normalised one batch at a time.
 
-Pixels are bytes on disk and become float32 only in `Dataset.images`. FEMNIST and digits are scaled
+Pixels are bytes on disk and become float32 only in a batch. FEMNIST and digits are scaled
 to 0..1; CIFAR-10 and ImageNet-100 are also normalised by channel and augmented in training
 (docs/method.md#data-sets).
 
@@ -10,17 +10,19 @@ Shapes: N samples, B batch, C channels, H height, W width, T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedgmr_hpc.config.choices.own_data import Augment
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.randomness import make_rng
-from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data.augment import augment_images, crop_and_resize
+from fedgmr_hpc.data.batches import on_device, on_host
+from fedgmr_hpc.data.batches.draws import draw_changes
 from fedgmr_hpc.data.cache import Reader
 from fedgmr_hpc.data.registry import describe_missing, find_source, plan_dataset
 from fedgmr_hpc.data.source import Traits, complete
@@ -29,7 +31,7 @@ from fedgmr_hpc.data.stackoverflow import FIRST_WORD, first_target
 
 SUBSET_SEED = 0  # one subset, and one stand-in, for every seed of a study
 SUBSET_STEP = 1000  # a stream of its own, apart from the attempts of make_partition
-NOT_SCORED = -1  # label of a token that neither loss nor accuracy counts
+Batch = tuple[Tensor, Tensor]  # images and classes, or inputs and targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,59 +84,61 @@ class Dataset:
         """How many guesses the data set's accuracy allows."""
         return self.traits.top_k
 
-    def batch(
-        self, split: Split, index: Longs, rng: np.random.Generator | None = None
-    ) -> tuple[Floats | Longs, Longs]:
-        """Return one batch: `images` and `labels`, or `tokens` of a data set of text.
+    def draw_changes(self, num: int, rng: np.random.Generator) -> Longs | None:
+        """Draw how training images are changed: [B, n] as `batch` takes them; None for not."""
+        if self.augment == "none":
+            return None
+        height, width = self.input_shape[1:]
+        return draw_changes(self.augment, num, height, width, rng)
+
+    def batch(self, split: Split, index: Longs, draws: Longs | None = None) -> Batch:
+        """Return one batch, made in host memory.
 
         Args:
             split: `train` or `test` of this data set.
             index: [B] positions in the split.
-            rng: stream of the augmentation; None for images as they are.
+            draws: [B, n] how each image is changed; None for images as they are.
+
+        Returns:
+            Normalised images float32 [B, C, H, W] and classes int64 [B]; of a data set of text
+            inputs and targets int64 [B, T] each. Inputs are tokens 1..T, targets are tokens
+            2..T+1, where T+1 is the length of the longest sentence. Targets that are not scored
+            (pads, and unknown words unless configured) are -1.
         """
-        if self.is_text:
-            return self.tokens(split, index)
-        return self.images(split, index, rng), self.labels(split, index)
-
-    @cached_property
-    def _scale_shift(self) -> tuple[Floats, Floats]:
-        """Factor and summand [C, 1, 1] by which pixels become (x / max - mean) / std."""
-        traits = self.traits
-        mean, std = (np.array(values)[:, None, None] for values in (traits.mean, traits.std))
-        return (1 / (traits.max_value * std)).astype(np.float32), (-mean / std).astype(np.float32)
-
-    def images(self, split: Split, index: Longs, rng: np.random.Generator | None = None) -> Floats:
-        """Return normalised images float32 [B, C, H, W], augmented if a stream is given."""
         x = split.take(index)
-        if rng is not None and self.augment != "none":
-            x = _AUGMENT[self.augment](x, rng)
-        scale, shift = self._scale_shift
-        out: Floats = np.multiply(x, scale, dtype=np.float32)
-        if shift.any():
-            out += shift
-        return out
+        if self.is_text:
+            length = int(np.flatnonzero(x.any(axis=0))[-1]) + 1
+            return self.sentences(torch.from_numpy(x.view(np.int16)), length)
+        if draws is not None:
+            x = on_host.CHANGES[self.augment](x, draws)
+        return self.images(torch.from_numpy(x)), torch.from_numpy(self.labels(split, index))
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return bytes [B, C, H, W] on any device as normalised images float32."""
+        return on_device.normalise(x, *_scale_shift(self.traits, x.device))
+
+    def sentences(self, x: Tensor, length: int) -> Batch:
+        """Return inputs and targets of tokens [B, L] on any device; the longest has `length`."""
+        return on_device.inputs_and_targets(x, length, self.first_target)
 
     def labels(self, split: Split, index: Longs) -> Longs:
         """Return the classes int64 [B] of images."""
         return split.y[index]
-
-    def tokens(self, split: Split, index: Longs) -> tuple[Longs, Longs]:
-        """Return the inputs and the targets of sentences, int64 [B, T] each.
-
-        Inputs are tokens 1..T, targets are tokens 2..T+1, where T+1 is the length of the longest
-        sentence. Targets that are not scored (pads, and unknown words unless configured) are -1.
-        """
-        x = split.take(index)
-        x = x[:, : np.flatnonzero(x.any(axis=0))[-1] + 1].astype(np.int64)
-        targets = x[:, 1:]
-        return x[:, :-1].copy(), np.where(targets < self.first_target, NOT_SCORED, targets)
 
     def num_scored(self, split: Split, index: Longs) -> int:
         """Count what loss and accuracy average over: samples, or scored target tokens."""
         return int(split.y[index].sum()) if self.is_text else len(index)
 
 
-_AUGMENT = {"crop_flip": augment_images, "resized_crop": crop_and_resize}
+@lru_cache
+def _scale_shift(traits: Traits, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Factor and summand [C, 1, 1] by which pixels become (x / max - mean) / std."""
+    mean, std = (np.array(values)[:, None, None] for values in (traits.mean, traits.std))
+    factor, summand = (1 / (traits.max_value * std)).astype(np.float32), -mean / std
+    scale, shift = torch.tensor(factor, device=device), None
+    if summand.any():
+        shift = torch.tensor(summand.astype(np.float32), device=device)
+    return scale, shift
 
 
 def load_dataset(data: DataConfig, *, seed: int, checks_all: bool = True) -> Dataset:

@@ -9,7 +9,7 @@ Shapes: B batch, V validation samples, T test samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -17,12 +17,13 @@ import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedgmr_hpc.config.messages import listed, must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.data.datasets import SUBSET_SEED, load_dataset
+from fedgmr_hpc.data.batches.device_batches import DeviceBatches, fits
+from fedgmr_hpc.data.batches.draws import BatchSpec
+from fedgmr_hpc.data.datasets import SUBSET_SEED, Batch, load_dataset
 from fedgmr_hpc.data.partition import (
     KINDS,
     LABELLED_KINDS,
@@ -88,6 +89,7 @@ class FederatedData:
         self.train_parts, self.validation_parts = cut_validation(
             parts, frac=data.validation_frac, seed=config.seed
         )
+        self._on_device: DeviceBatches | None = None
         self._pools = self._make_pools(np.sort(np.concatenate(self.validation_parts)))
 
     def _check_model(self) -> None:
@@ -201,10 +203,25 @@ class FederatedData:
         part = self.train_parts[client]
         return np.unique(self.dataset.labels(self.dataset.train, part))
 
+    def place(self, device: torch.device | str) -> None:
+        """Make batches on a device from now on, to the same bits; on the CPU nothing changes.
+
+        Samples are kept on a GPU where they fit into `data.device_memory_frac` of the memory that
+        is free there, else sent to it batch by batch.
+
+        Raises:
+            RunError: a sample is not what was decoded.
+        """
+        device = torch.device(device)
+        has_it = self._on_device is not None and self._on_device.device == device
+        if device.type != "cpu" and not has_it:
+            keeps = fits(self.dataset, device, self.config.data.device_memory_frac)
+            self._on_device = DeviceBatches(self.dataset, device, keeps)
+
     def train_batches(
-        self, client: int, first_step: int, steps: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's batches of some local steps.
+        self, client: int, first_step: int, steps: int, out: Batch | None = None
+    ) -> Iterator[Batch]:
+        """Yield a client's batches of some local steps, where `place` has said.
 
         Batches are images float32 [B, C, H, W] and classes int64 [B], or tokens and their
         successors int64 [B, T], -1 where a successor is not scored.
@@ -213,29 +230,55 @@ class FederatedData:
             client: whose samples they are.
             first_step: number of the first local step since the run began.
             steps: how many batches.
+            out: memory for images and classes of `train.batch` samples or more, which each batch
+                overwrites; None for new memory.
         """
-        part, config = self.train_parts[client], self.config
-        for step in range(first_step, first_step + steps):
-            inside = batch_indices(
-                len(part), batch=config.train.batch, step=step, seed=config.seed, client=client
-            )
-            rng = None
-            if self.dataset.augment != "none":
-                rng = make_rng(config.seed, "augment", client, step)
-            yield self._batch(self.dataset.train, part[inside], rng)
+        steps_wanted = range(first_step, first_step + steps)
+        specs = [self._draw(client, step) for step in steps_wanted]
+        return self._batches(self.dataset.train, specs, out)
 
-    def pool_batches(self, pool: Pool, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the samples [start, stop) of a pool in batches of `eval.chunk`."""
-        split = self._split(pool)
-        chunk = self.config.eval.chunk
-        for at in range(start, stop, chunk):
-            yield self._batch(split, self._pools[pool][at : min(at + chunk, stop)], None)
+    def _draw(self, client: int, step: int) -> BatchSpec:
+        part, config = self.train_parts[client], self.config
+        inside = batch_indices(
+            len(part), batch=config.train.batch, step=step, seed=config.seed, client=client
+        )
+        if self.dataset.augment == "none":
+            return BatchSpec(part[inside])
+        rng = make_rng(config.seed, "augment", client, step)
+        return BatchSpec(part[inside], self.dataset.draw_changes(len(inside), rng))
+
+    def pool_batches(
+        self, pool: Pool, start: int, stop: int, out: Batch | None = None
+    ) -> Iterator[Batch]:
+        """Yield the samples [start, stop) of a pool in batches of `eval.chunk`.
+
+        Args:
+            pool: which samples.
+            start: the first one.
+            stop: one past the last.
+            out: as for `train_batches`, of `eval.chunk` samples or more.
+        """
+        index, chunk = self._pools[pool][start:stop], self.config.eval.chunk
+        specs = [BatchSpec(index[at : at + chunk]) for at in range(0, len(index), chunk)]
+        return self._batches(self._split(pool), specs, out)
 
     def _split(self, pool: Pool) -> Split:
         return self.dataset.test if pool == "test" else self.dataset.train
 
-    def _batch(
-        self, split: Split, index: NDArray[np.int64], rng: np.random.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        x, y = self.dataset.batch(split, index, rng)
-        return torch.from_numpy(x), torch.from_numpy(y)
+    def _batches(
+        self, split: Split, specs: Sequence[BatchSpec], out: Batch | None
+    ) -> Iterator[Batch]:
+        if self._on_device is not None:
+            batches = self._on_device.make(split, specs)
+        else:
+            batches = (self.dataset.batch(split, spec.index, spec.draws) for spec in specs)
+        return batches if out is None else (_overwrite(out, batch) for batch in batches)
+
+
+def _overwrite(out: Batch, batch: Batch) -> Batch:
+    """Copy a batch to the beginning of memory that is there."""
+    samples, labels = (
+        memory[: len(each)].copy_(each, non_blocking=True)
+        for memory, each in zip(out, batch, strict=True)
+    )
+    return samples, labels

@@ -42,6 +42,7 @@ class VersionEvaluator:
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
         prepare_device(device)
+        data.place(device)
         self.config, self.data = config, data
         self.net = run_net(config, data.num_classes, device)
         self.num_prunable = self.net.layout.num_prunable

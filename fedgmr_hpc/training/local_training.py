@@ -61,6 +61,7 @@ class LocalTraining:
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
         prepare_device(device)
+        data.place(device)
         self.config, self.data = config, data
         self.layout = run_layout(config, data.num_classes)
         self.sub_model = make_sub_model(config, device, data.num_classes)

@@ -21,6 +21,7 @@ OF_THE_MACHINE = {
     "checkpoint.every_s": 10.0,
     "data.cache": "elsewhere",
     "data.cache_owner": "somebody",
+    "data.device_memory_frac": 0.1,
     "data.root": "/somewhere",
     "device": "cpu",
     "progress": "plain",

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.errors import RunError
@@ -22,7 +23,6 @@ from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data import (
     Split,
-    augment_images,
     describe_missing,
     find_source,
     load_dataset,
@@ -112,7 +112,9 @@ def test_leaf_images_are_inverted_and_writers_numbered_in_file_order(tmp_path, l
         np.int32,
     )
     assert (data.num_classes, data.input_shape, data.augment) == (62, (1, 28, 28), "none")
-    assert data.images(data.train, np.array([0, 3]))[:, 0, 0, 0].tolist() == pytest.approx([1, 0.2])
+    assert data.batch(data.train, np.array([0, 3]))[0][:, 0, 0, 0].tolist() == pytest.approx(
+        [1, 0.2]
+    )
 
 
 def test_leaf_data_folder_directly_under_root_and_writers_only_in_test(tmp_path, load):
@@ -415,7 +417,7 @@ def test_digits_are_split_within_each_class_and_independent_of_the_seed(load):
     assert whole.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert np.bincount(data.test.y).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
     assert np.array_equal(load("digits", root=None, seed=5).train.x, data.train.x)
-    assert data.images(data.train, np.arange(1438)).max() == 1
+    assert data.batch(data.train, np.arange(1438))[0].max() == 1
 
 
 @pytest.mark.parametrize(
@@ -476,44 +478,25 @@ def test_images_are_normalised_per_channel(tmp_path, load):
     write_cifar(tmp_path, encode_binary, ".bin")
     data = load("cifar10")
     index = np.array([4, 1])
-    x = data.images(data.train, index)
+    x, classes = data.batch(data.train, index)
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
     expected = (np.array([[10, 20, 30], [11, 21, 31]]) / 255 - mean) / std
-    assert (x.dtype, x.shape) == (np.float32, (2, 3, 32, 32))
-    assert x[:, :, 0, 0] == pytest.approx(expected, abs=1e-6)
-    assert data.labels(data.train, index).tolist() == [2, 9]
-
-
-def test_augmentation_shifts_over_zeros_and_mirrors(monkeypatch):
-    class Fixed:
-        draws = iter([np.array([[4, 4, 0], [4, 4, 8]]), np.array([0, 1, 0])])
-
-        def integers(self, low, high, size):
-            assert (low, high) in ((0, 9), (0, 2))
-            return next(self.draws)
-
-    x = np.arange(1, 26, dtype=np.uint8).reshape(1, 1, 5, 5).repeat(3, axis=0)
-    same, mirrored, moved = augment_images(x, Fixed())[:, 0]
-    assert same.tolist() == x[0, 0].tolist()
-    assert mirrored[0].tolist() == [5, 4, 3, 2, 1]
-    assert moved[4].tolist() == [5, 0, 0, 0, 0]
-    assert moved[:4].sum() == 0
+    assert (x.dtype, x.shape) == (torch.float32, (2, 3, 32, 32))
+    assert x[:, :, 0, 0].numpy() == pytest.approx(expected, abs=1e-6)
+    assert classes.tolist() == [2, 9]
 
 
 def test_augmentation_is_applied_only_where_the_data_set_has_it(tmp_path, load):
     write_cifar(tmp_path, encode_binary, ".bin")
     cifar, digits = load("cifar10"), load("digits")
     index = np.arange(10)
-    plain, moved, again = (
-        cifar.images(cifar.train, index, rng)
-        for rng in (None, make_rng(0, "augment"), make_rng(0, "augment"))
-    )
-    assert not np.array_equal(plain, moved)
-    assert np.array_equal(moved, again)
+    draws = [cifar.draw_changes(10, make_rng(0, "augment")) for _ in range(2)]
+    plain, moved, again = (cifar.batch(cifar.train, index, each)[0] for each in (None, *draws))
+    assert not torch.equal(plain, moved)
+    assert torch.equal(moved, again)
     border = -np.array(cifar.traits.mean) / np.array(cifar.traits.std)  # padded before normalising
-    assert moved[:, 0].min() == pytest.approx(border[0], abs=1e-6)
-    same = digits.images(digits.train, index, make_rng(0, "augment"))
-    assert np.array_equal(same, digits.images(digits.train, index))
+    assert moved[:, 0].min().item() == pytest.approx(border[0], abs=1e-6)
+    assert digits.draw_changes(10, make_rng(0, "augment")) is None
 
 
 # cache

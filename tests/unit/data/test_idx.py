@@ -63,7 +63,7 @@ def test_four_files_are_read_plain_or_packed(tmp_path, load, name, place, pack):
     assert data.train.x[:, 0, 0, 9].tolist() == [0, 1, 2]
     assert data.train.x[1, 0, 2, 5] == 255 and data.train.x[1, 0, 5, 2] == 0
     assert (data.num_classes, data.input_shape, data.augment) == (10, (1, 28, 28), "none")
-    assert data.images(data.train, np.array([0])).max() == 1
+    assert data.batch(data.train, np.array([0]))[0].max() == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,9 +57,8 @@ def test_grey_images_are_stored_as_they_are(load, save):
     assert data.train.group.tolist() == [2, 2, 0, 2, 3, 1]
     assert (data.num_classes, data.input_shape, data.augment) == (3, (1, 5, 7), "none")
     assert data.traits.has_groups and not data.is_text
-    assert data.images(data.train, np.array([4])).ravel() == pytest.approx(
-        made["x_train"][4].ravel() / 255
-    )
+    images, _ = data.batch(data.train, np.array([4]))
+    assert images.flatten().tolist() == pytest.approx(made["x_train"][4].ravel() / 255)
 
 
 def test_channels_come_first_or_last(load):
@@ -99,11 +99,11 @@ def test_subsets_augmentation_partition_and_preparation_are_those_of_all_data_se
     assert [len(part) for part in data.train_parts] == [10] * 5
     ((images, classes),) = data.train_batches(0, 0, 1)
     assert images.shape == (20, 1, 28, 28) and classes.shape == (20,)
+    draws = data.dataset.draw_changes(9, np.random.default_rng(0))
     plain, moved = (
-        data.dataset.images(data.dataset.train, np.arange(9), rng)
-        for rng in (None, np.random.default_rng(0))
+        data.dataset.batch(data.dataset.train, np.arange(9), each)[0] for each in (None, draws)
     )
-    assert not np.array_equal(plain, moved)
+    assert not torch.equal(plain, moved)
     few = FederatedData(load_config(None, [*words, "data.partition=iid", "data.max_train=30"]))
     assert sum(map(len, few.train_parts + few.validation_parts)) == 30
     text = prepare(configure(tmp_path, tmp_path))

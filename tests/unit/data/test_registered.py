@@ -55,16 +55,15 @@ def test_what_is_not_said_is_read_from_the_arrays(load):
     assert np.array_equal(data.train.x[:, 0], X)
     assert (data.num_classes, data.input_shape, data.augment) == (3, (1, 4, 4), "none")
     assert not data.traits.has_groups
-    assert data.images(data.train, np.array([1]))[0, 0, 0, 1] == pytest.approx(17 / 255)
+    assert data.batch(data.train, np.array([1]))[0][0, 0, 0, 1].item() == pytest.approx(17 / 255)
 
 
 def test_what_is_said_counts(load):
     said = {"num_classes": 7, "input_shape": (1, 4, 4), "max_value": 200, "top_k": 2}
     data = load(mean=(0.5,), std=(0.25,), augment="crop_flip", **said)
     assert (data.num_classes, data.top_k, data.augment) == (7, 2, "crop_flip")
-    assert data.images(data.train, np.array([0]))[0, 0, 0, 1] == pytest.approx(
-        (1 / 200 - 0.5) / 0.25
-    )
+    images, _ = data.batch(data.train, np.array([0]))
+    assert images[0, 0, 0, 1].item() == pytest.approx((1 / 200 - 0.5) / 0.25)
 
 
 def test_a_plain_tuple_lists_and_groups_will_do(load):

@@ -5,6 +5,7 @@ import os
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig
@@ -68,8 +69,8 @@ def test_targets_are_the_next_words_without_pads_and_unknown_ones(load):
     x, y = data.batch(data.test, np.array([0, 1]))
     assert x.tolist() == [[2, 3], [3, 1]]
     assert y.tolist() == [[3, -1], [-1, 2]]
-    assert (x.dtype, y.dtype) == (np.int64, np.int64)
-    assert x.flags.c_contiguous and y.flags.c_contiguous
+    assert (x.dtype, y.dtype) == (torch.int64, torch.int64)
+    assert x.is_contiguous() and y.is_contiguous()
     assert data.train.y.tolist() == [2, 2, 3]
     assert [data.num_scored(data.test, np.array(pool)) for pool in ([0, 1], [2])] == [2, 4]
 
