@@ -20,6 +20,7 @@ import torch
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.console import print_error, say
+from fedgmr_hpc.runtime.callbacks.contract import Callback
 from fedgmr_hpc.runtime.preparation import Experiment
 from fedgmr_hpc.runtime.replay import replayed_config
 from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
@@ -40,19 +41,25 @@ from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt_on_term
 Report = Callable[[Experiment, Result], int]  # tells a person how a run ended: the exit code
 
 
-def launch_rank(config: Config | ValueError, resumes: bool, report: Report) -> int:
+def launch_rank(
+    config: Config | ValueError,
+    resumes: bool,
+    report: Report,
+    callbacks: Sequence[Callback] = (),
+) -> int:
     """Run this rank of a training.
 
     Args:
         config: of the run, or what is wrong with it, which rank 0 reports.
         resumes: whether to continue the run of `results.path` from its checkpoint.
         report: called on rank 0 at the end of the run.
+        callbacks: are told on rank 0 what happens.
 
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input, 75 checkpointed.
     """
     STOP_REQUEST.install()
-    return _run_rank(config, None, resumes, report)
+    return _run_rank(config, None, resumes, report, callbacks)
 
 
 def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], report: Report) -> int:
@@ -77,7 +84,11 @@ def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], rep
 
 
 def _run_rank(
-    config: Config | ValueError, recorded: Result | None, resumes: bool, report: Report
+    config: Config | ValueError,
+    recorded: Result | None,
+    resumes: bool,
+    report: Report,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     settle()
     logging.raiseExceptions = False  # a terminal that has gone away is no reason to stop
@@ -98,10 +109,10 @@ def _run_rank(
     if hidden := hidden_devices_note(torch.cuda.device_count(), device):
         print_warning(launch, hidden)
     if transport is None:
-        code = run_alone(config, recorded, report, resumes)
+        code = run_alone(config, recorded, report, resumes, callbacks)
     else:
         _print_identity(launch, transport, device)
-        lead_here = partial(lead, config, recorded, transport, report, resumes)
+        lead_here = partial(lead, config, recorded, transport, report, resumes, callbacks)
         follow_here = partial(follow, transport, chosen, launch.local_rank == 0)
         code = guard(transport, follow_here if transport.rank else lead_here)
     STOP_REQUEST.ignore()

@@ -51,11 +51,13 @@ def lead(
     transport: Transport,
     report: Callable[[Experiment, Result], int],
     resumes: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Run rank 0 of several: prepare the run, hand out its configuration, serve, report.
 
     Args:
         report: tells a person how the run has ended; return the exit code.
+        callbacks: are told what happens.
     """
     return_large_blocks()
     experiment = _try_prepare(config, recorded, resumes)
@@ -73,7 +75,7 @@ def lead(
         }
         transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
     _begin(recorded is not None)
-    return report(experiment, serve(experiment, transport))
+    return report(experiment, serve(experiment, transport, callbacks=callbacks))
 
 
 def _try_prepare(
@@ -181,6 +183,7 @@ def run_alone(
     recorded: Result | None,
     report: Callable[[Experiment, Result], int],
     resumes: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
     """Run server and clients in one process; return the exit code."""
     experiment = _try_prepare(config, recorded, resumes)
@@ -192,10 +195,11 @@ def run_alone(
         f"one process: server and clients, pid {os.getpid()}, {torch.get_num_threads()} thread each"
     )
 
-    return guard(
-        server_side,
-        lambda: report(experiment, serve_alone(experiment, server_side, client_side)),
-    )
+    def serve_here() -> int:
+        result = serve_alone(experiment, server_side, client_side, callbacks=callbacks)
+        return report(experiment, result)
+
+    return guard(server_side, serve_here)
 
 
 def serve_alone(
