@@ -11,58 +11,96 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     server   server.py   small updates a second                  against a bare request and reply
     clients  clients.py  many clients, few of which take part    against only those that take part
     memory   memory.py   rank 0 over many rounds                 against a flat line
+    peers    peers/      FedAvg rounds, full models              against pfl-research and Flower
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.bench.case import Benchmark
+from fedgmr_hpc.bench.baseline import compare, read_baseline
+from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
 from fedgmr_hpc.bench.masks import measure_refresh
 from fedgmr_hpc.bench.memory import measure_memory
 from fedgmr_hpc.bench.merging import measure_merge
+from fedgmr_hpc.bench.peers.comparison import measure_peers
+from fedgmr_hpc.bench.peers.environment import DEFAULT as PEERS_VENV
+from fedgmr_hpc.bench.system import describe_system
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.transport.launchers import run_ranks
 
 HERE = {"codec": measure_codec, "merge": measure_merge, "mask": measure_refresh}
-ON_RANKS = ("round", "links", "server")
+# The columns that name their rows, and those that are ratios.
+ON_RANKS: dict[str, tuple[tuple[str, ...], dict[str, Better]]] = {
+    "round": (("densities",), {"efficiency": "higher"}),
+    "links": ((), {}),
+    "server": (("ranks",), {"of bare": "higher", "fairness": "higher"}),
+}
 
 
-def run_bench(what: str, *, quick: bool, ranks: int, as_json: bool = False) -> int:
+@dataclass(frozen=True)
+class Request:
+    """What to measure, and what to compare it with.
+
+    Attributes:
+        what: the benchmark, as the module docstring has it.
+        quick: few repeats, as a smoke test.
+        ranks: of those that need several, the server included.
+        venv: the environment of the peers.
+        baseline: a file with an earlier measurement, if any.
+        tolerance: by how much of its earlier value a ratio may be worse.
+    """
+
+    what: str
+    quick: bool = False
+    ranks: int = 3
+    venv: Path = Path(PEERS_VENV)
+    baseline: Path | None = None
+    tolerance: float = 0.1
+
+
+def run_bench(request: Request, aside: AbstractContextManager[object] | None = None) -> int:
     """Run one benchmark and print its table, then one JSON line.
 
     Args:
-        as_json: Print the JSON line alone.
+        aside: is entered while it runs, and leaves the JSON line alone on stdout.
 
     Returns:
-        The exit code: 1 where a row is outside its bound.
-    """
-    found = measure(what, quick=quick, ranks=ranks)
-    columns = list(found.rows[0])
-    if not as_json:
-        print(as_text(columns, [[_cell(row[column]) for column in columns] for row in found.rows]))
-    print(json.dumps(as_record(what, quick, found)))
-    return 1 if found.num_outside else 0
-
-
-def measure(what: str, *, quick: bool, ranks: int) -> Benchmark:
-    """Run one benchmark.
-
-    Args:
-        what: Its name, as the module docstring has it.
-        quick: Few repeats, as a smoke test.
-        ranks: Of those that need several, the server included.
+        The exit code: 1 where a row is outside its bound, or worse than the baseline.
 
     Raises:
-        ValueError: There are fewer than two ranks.
+        ValueError: as `measure`, or the baseline is none.
+    """
+    before = None
+    if request.baseline is not None:
+        before = read_baseline(request.baseline, request.what, quick=request.quick)
+    with aside or nullcontext():
+        found = measure(request)
+    compared = [] if before is None else compare(before, found, request.tolerance)
+    if aside is None:
+        for rows in filter(None, (found.rows, compared)):
+            print(_as_table(rows))
+    record = as_record(request, found)
+    print(json.dumps(record | {"compared": compared} if before else record))
+    return 1 if found.num_outside or any(not row["within"] for row in compared) else 0
+
+
+def measure(request: Request) -> Benchmark:
+    """Run one benchmark.
+
+    Raises:
+        ValueError: There are fewer than two ranks, or no peers.
         AssertionError: What is measured does not give the right answer.
     """
+    what, quick, ranks = request.what, request.quick, request.ranks
     if ranks < 2:
         raise ValueError(must_be("--ranks", "at least 2, one of them the server", ranks))
     if what in HERE:
@@ -71,15 +109,25 @@ def measure(what: str, *, quick: bool, ranks: int) -> Benchmark:
         return _on_ranks(what, quick, ranks)
     if what == "clients":
         return measure_clients(quick, ranks)
+    if what == "peers":
+        return measure_peers(quick, request.venv.expanduser())
     return measure_memory(200 if quick else 2000, ranks)
 
 
-def as_record(what: str, quick: bool, found: Benchmark) -> dict[str, Any]:
+def as_record(request: Request, found: Benchmark) -> dict[str, Any]:
     """Return the content of the final JSON line."""
-    return {"bench": what, "quick": quick, "outside": found.num_outside, **found.summary}
+    told = {"bench": request.what, "quick": request.quick, "outside": found.num_outside}
+    return told | found.summary | {"rows": found.rows, "system": describe_system()}
+
+
+def _as_table(rows: list[Row]) -> str:
+    columns = list(rows[0])
+    return as_text(columns, [[_cell(row[column]) for column in columns] for row in rows])
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -90,4 +138,4 @@ def _on_ranks(what: str, quick: bool, ranks: int) -> Benchmark:
         flags = ["--quick"] if quick else []
         run_ranks(ranks, f"fedgmr_hpc.bench.{what}", str(out), *flags)
         rows = json.loads(out.read_text())
-    return Benchmark(rows, {"ranks": ranks, "rows": rows})
+    return Benchmark(rows, {"ranks": ranks}, *ON_RANKS[what])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fedgmr_hpc.models import initial_weights, make_layout
 
 DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)
 Row = dict[str, Any]
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,15 @@ class Benchmark:
     Attributes:
         rows: The lines of its table; `within` is False where a row is outside its bound.
         summary: What the final JSON line says besides.
+        keys: The columns that tell its rows apart.
+        ratios: The columns that do not depend on how fast a machine is, and which way is better;
+            a later measurement is compared by them (baseline.py).
     """
 
     rows: list[Row]
     summary: dict[str, Any]
+    keys: tuple[str, ...] = ()
+    ratios: Mapping[str, Better] = field(default_factory=dict)
 
     @property
     def num_outside(self) -> int:

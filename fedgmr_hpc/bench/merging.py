@@ -48,7 +48,7 @@ def measure_merge(repeats: int) -> Benchmark:
                 "of copy": rate / ceiling,
             }
         )
-    return Benchmark(rows, {"rows": rows})
+    return Benchmark(rows, {}, ("buffer",), {"of copy": "higher"})
 
 
 def mask_aware_mean(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from pathlib import Path
 
 from fedgmr_hpc.cli.arguments import (
     Verbs,
@@ -14,7 +14,7 @@ from fedgmr_hpc.cli.arguments import (
     stdout_to_stderr,
 )
 
-BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory")
+BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory", "peers")
 DESCRIPTION = """\
 Benchmark one part of the system. Each benchmark warms up, checks its answer,
 repeats, and states the ceiling that it is measured against in the same run:
@@ -27,14 +27,20 @@ repeats, and states the ceiling that it is measured against in the same run:
   server   small updates a second           a bare request and reply
   clients  many clients, few take part      only those that take part
   memory   rank 0 over many rounds          a flat line
+  peers    FedAvg rounds of full models     pfl-research and Flower
 
 The last line is JSON, with --json the only one. The exit code is 1 where a
-row is outside its bound.
+row is outside its bound, or worse than the --baseline: ratios are compared,
+not times.
+
+peers installs pfl and flwr, once, into an environment of their own (--venv).
 """
 EPILOG = """\
 examples:
   %(prog)s codec --quick
   %(prog)s round --ranks 5
+  %(prog)s merge --json >> baseline.jsonl
+  %(prog)s merge --baseline baseline.jsonl --tolerance 5%%
 """
 
 
@@ -54,16 +60,41 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--quick", action="store_true", help="few repeats, as a smoke test")
     add_ranks(parser, default=3, least=2)
     add_json(parser)
+    parser.add_argument(
+        "--venv", metavar="DIR", help="the Python of the peers (default: ~/.cache/fedgmr_hpc/peers)"
+    )
+    parser.add_argument("--baseline", metavar="FILE", help="JSON lines of earlier measurements")
+    parser.add_argument(
+        "--tolerance",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help="by how much a ratio may be worse than before, 0.1 or 10%% (default: 10%%)",
+    )
+
+
+def share(text: str) -> float:
+    """Return a share that is given as a number or in percent."""
+    number, _, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if "%" in text else 1)
+    except ValueError:
+        value = -1.0
+    if rest or not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.1 or 10% (got {text})")
+    return value
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Run a benchmark; return 1 where a row is outside its bounds."""
-    from fedgmr_hpc.bench.benchmarks import as_record, measure, run_bench
+    from fedgmr_hpc.bench.benchmarks import Request, run_bench
 
-    how = {"quick": arguments.quick, "ranks": arguments.ranks}
-    if not arguments.json:
-        return run_bench(arguments.what, **how)
-    with stdout_to_stderr(True):
-        found = measure(arguments.what, **how)
-    print(json.dumps(as_record(arguments.what, arguments.quick, found)))
-    return 1 if found.num_outside else 0
+    places = {"venv": arguments.venv, "baseline": arguments.baseline}
+    request = Request(
+        arguments.what,
+        quick=arguments.quick,
+        ranks=arguments.ranks,
+        tolerance=arguments.tolerance,
+        **{name: Path(path) for name, path in places.items() if path is not None},
+    )
+    return run_bench(request, stdout_to_stderr(True) if arguments.json else None)

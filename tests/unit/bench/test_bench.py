@@ -11,6 +11,7 @@ import pytest
 from fedgmr_hpc.bench import benchmarks as bench
 from fedgmr_hpc.bench import masks as masks_module
 from fedgmr_hpc.bench import merging
+from fedgmr_hpc.bench.benchmarks import Request
 from fedgmr_hpc.bench.case import Benchmark
 from fedgmr_hpc.bench.links import describe
 from fedgmr_hpc.storage.rows import TransferRow
@@ -19,7 +20,7 @@ from fedgmr_hpc.storage.rows import TransferRow
 def test_a_merge_that_leaves_the_model_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "merge", lambda rule, what: what)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        bench.run_bench("merge", quick=True, ranks=2)
+        bench.run_bench(Request("merge", quick=True, ranks=2))
 
 
 def test_masks_in_another_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,7 @@ def test_masks_in_another_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(masks_module, "conv2", lambda: (weights, layers))
     monkeypatch.setattr(masks_module, "cut_masks", turned)
     with pytest.raises(AssertionError):
-        bench.run_bench("mask", quick=True, ranks=2)
+        bench.run_bench(Request("mask", quick=True, ranks=2))
 
 
 def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
@@ -52,12 +53,13 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
 
     monkeypatch.setattr(bench, "_on_ranks", on_ranks)
     rows = [row(2.0e6), row(1.97e6)]
-    assert bench.run_bench("links", quick=True, ranks=3) == 0
+    assert bench.run_bench(Request("links", quick=True, ranks=3)) == 0
     rows = [row(2.0e6), row(1.95e6)]  # 2.6 % slower, 2 % are allowed
-    assert bench.run_bench("links", quick=True, ranks=3) == 1
+    assert bench.run_bench(Request("links", quick=True, ranks=3)) == 1
 
 
 @pytest.mark.parametrize("what", ["links", "server"])
 def test_benchmarks_over_ranks_run_and_give_records(what: str) -> None:
-    found = bench.measure(what, quick=True, ranks=2)
-    assert found.rows and bench.as_record(what, True, found)["rows"] == found.rows
+    request = Request(what, quick=True, ranks=2)
+    found = bench.measure(request)
+    assert found.rows and bench.as_record(request, found)["rows"] == found.rows
