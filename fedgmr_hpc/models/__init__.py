@@ -11,7 +11,14 @@ from fedgmr_hpc.models.as_module import DescribedModule, module_with_weights, st
 from fedgmr_hpc.models.convnets import TABLES, Layer
 from fedgmr_hpc.models.flat_net import FlatNet
 from fedgmr_hpc.models.layout import WIDTH_KINDS, BatchNorm, Entry, Kind, Layout
-from fedgmr_hpc.models.losses import NOT_SCORED, count_hits, hide_classes, loss_function, soft_loss
+from fedgmr_hpc.models.losses import (
+    NOT_SCORED,
+    count_hits,
+    hide_classes,
+    loss_function,
+    mean_of_scored,
+    soft_loss,
+)
 from fedgmr_hpc.models.modules.net import ModuleNet
 from fedgmr_hpc.models.registry import (
     accepts,
@@ -46,6 +53,7 @@ __all__ = [
     "initial_weights",
     "input_shape",
     "loss_function",
+    "mean_of_scored",
     "make_layout",
     "module_with_weights",
     "register_model",

@@ -32,6 +32,7 @@ from fedgmr_hpc.training.sgd import (
     Net,
     SgdConfig,
     StepLosses,
+    StepMemory,
     Trained,
     on_device,
     to_host,
@@ -81,6 +82,7 @@ class MaskedModel:
         self.spans, self.surrogate = tuple(through_threshold), surrogate
         self.mask: Tensor | None = None
         self._front = num_prunable  # entries before the dense part
+        self._step_memory = StepMemory()
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
         self._loaded: tuple[int, int] | None = None  # (mask id, K) of the loaded entries
@@ -180,7 +182,7 @@ class MaskedModel:
 
         Args:
             batches: one for each step.
-            loss: loss of each scored item.
+            loss: loss of each item.
             learning_rate: of all steps.
             sgd: the optimiser's other settings.
             sum_grad_squares: whether to sum squared gradients, for score `g`.
@@ -188,11 +190,19 @@ class MaskedModel:
             after_step: lets the caller serve its links; on a CUDA device steps are only queued by
                 then.
         """
-        squares = torch.zeros_like(self.net.flat) if sum_grad_squares else None
+        squares = self._step_memory.zeros("squares", self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
             self._threshold = Threshold(self.net, self.mask, self.spans, self.surrogate)
         step = LocalSgd(
-            self.net, loss, learning_rate, sgd, self.mask, squares, self._threshold, change
+            self.net,
+            loss,
+            learning_rate,
+            sgd,
+            self.mask,
+            squares,
+            self._threshold,
+            change,
+            self._step_memory,
         )
         losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):

@@ -27,6 +27,7 @@ from fedgmr_hpc.training.sgd import (
     Net,
     SgdConfig,
     StepLosses,
+    StepMemory,
     Trained,
     differentiate,
     on_device,
@@ -62,6 +63,7 @@ class NarrowModel:
     ) -> None:
         self._make_net, self.tensors, self.num_prunable = make_net, tensors, num_prunable
         self._nets: dict[float, Net] = {}
+        self.step_memory = StepMemory()
         self._orders: dict[tuple[int, int], Tensor] = {}  # by (mask id, K)
         self._inner: dict[tuple[float, float], Tensor] = {}  # by (density, outer)
         self._order: Tensor | None = None  # of the loaded values by natural position
@@ -128,7 +130,7 @@ class NarrowModel:
 
         Args:
             batches: one for each step.
-            loss: loss of each scored item.
+            loss: loss of each item.
             learning_rate: of all steps.
             sgd: the optimiser's other settings.
             change: what the objective makes of gradients; None for what they are.
@@ -145,7 +147,9 @@ class NarrowModel:
                 self, loss, learning_rate, sgd, widths, soft_loss, change
             )
         else:
-            step = LocalSgd(self.net, loss, learning_rate, sgd, change=change)
+            step = LocalSgd(
+                self.net, loss, learning_rate, sgd, change=change, memory=self.step_memory
+            )
         losses = StepLosses()
         for batch in on_device(batches, self.net.flat.device):
             losses.add(step, batch)
@@ -159,7 +163,7 @@ class NarrowModel:
             The network, and its positions in the flat vector of the loaded one.
         """
         net, at = self._net(density), self._inner_index(density)
-        net.flat.copy_(self.net.flat[at])
+        torch.index_select(self.net.flat, 0, at, out=net.flat)
         net.generator.set_state(self.net.generator.get_state())  # one stream for all widths
         return net, at
 
@@ -203,7 +207,7 @@ class OrderedDropoutSgd(LocalSgd):
 
     Args:
         model: the sub-model.
-        loss: loss of each scored item.
+        loss: loss of each item.
         learning_rate: of all steps.
         sgd: the optimiser's other settings.
         densities: of the part, one for each step.
@@ -221,10 +225,11 @@ class OrderedDropoutSgd(LocalSgd):
         soft_loss: SoftLoss | None = None,
         change: Change | None = None,
     ) -> None:
-        super().__init__(model.net, loss, learning_rate, sgd, change=change)
+        self.memory = model.step_memory
+        super().__init__(model.net, loss, learning_rate, sgd, change=change, memory=self.memory)
         self.model, self.densities, self.soft_loss = model, densities, soft_loss
 
-    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of one step and its mean loss on the labels.
 
         Without distillation they are those of the part, zero outside it; with it, the sum of those
@@ -234,11 +239,11 @@ class OrderedDropoutSgd(LocalSgd):
         if density == self.model.density:  # a model learns nothing from its own answer
             return super().gradients(samples, labels)
         if self.soft_loss is None:
-            total = torch.zeros_like(self.net.flat)
+            total = self.memory.zeros("gradient", self.net.flat)
             mean = self._add_part(total, density, self.loss, samples, labels)
             return self.net.split(total), mean
         whole, mean, logits = differentiate(self.net, self.loss, samples, labels)
-        total = _joined(self.net, whole)
+        total = _lay_flat(self.net, whole, self.memory.zeros("gradient", self.net.flat))
         towards = partial(_towards, self.soft_loss, logits)
         self._add_part(total, density, towards, samples, labels)
         return self.net.split(total), mean
@@ -250,8 +255,9 @@ class OrderedDropoutSgd(LocalSgd):
         part, at = self.model.inner(density)
         gradients, mean, _ = differentiate(part, loss, samples, labels)
         self.net.generator.set_state(part.generator.get_state())
-        self.net.flat[at] = part.flat  # takes over the part's running statistics
-        total.index_add_(0, at, _joined(part, gradients))
+        self.net.flat.index_copy_(0, at, part.flat)  # takes over the part's running statistics
+        own = _lay_flat(part, gradients, self.memory.zeros("part", part.flat))
+        total.index_add_(0, at, own)
         return mean
 
 
@@ -259,9 +265,7 @@ def _towards(soft_loss: SoftLoss, teacher: Tensor, logits: Tensor, labels: Tenso
     return soft_loss(logits, teacher, labels)
 
 
-def _joined(net: Net, gradients: Sequence[Tensor]) -> Tensor:
-    """Lay the gradients out as a flat vector [P + D], zero at running statistics."""
-    flat = torch.zeros_like(net.flat)
-    for part, gradient in zip(net.split(flat), gradients, strict=True):
-        part.copy_(gradient)
+def _lay_flat(net: Net, gradients: Sequence[Tensor], flat: Tensor) -> Tensor:
+    """Lay gradients out in a vector [P + D] of zeros, which stay at running statistics."""
+    torch._foreach_copy_(net.split(flat), list(gradients))
     return flat

@@ -19,11 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedgmr_hpc.models.losses import mean_of_scored
 from fedgmr_hpc.training.threshold import Threshold
 
 NORM_EPSILON = 1e-6  # added to a gradient's norm before a limit is divided by it
 Batch = tuple[Tensor, Tensor]  # samples [B, ...], labels [B, ...]
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each item
 Hits = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> how many scored items are hit
 Change = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # of gradients, one per parameter
 
@@ -80,6 +81,19 @@ class Trained:
     grad_squares: Tensor | None
 
 
+class StepMemory:
+    """Vectors that steps write besides the weights, allocated once for all nets of a sub-model."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, Tensor] = {}
+
+    def zeros(self, name: str, like: Tensor) -> Tensor:
+        """Return a vector of zeros; it is the caller's until the next call of that name."""
+        if name not in self._vectors or len(self._vectors[name]) < len(like):
+            self._vectors[name] = torch.empty_like(like)
+        return self._vectors[name][: len(like)].zero_()
+
+
 class LocalSgd:
     """The local SGD steps of one dispatch.
 
@@ -88,13 +102,15 @@ class LocalSgd:
 
     Args:
         net: holds the weights that the client received.
-        loss: loss of each scored item.
+        loss: loss of each item.
         learning_rate: of all steps.
         sgd: the optimiser's other settings.
-        mask: [P + D] of 0 and 1; only entries at 1 move. None for all.
+        mask: [P + D] of 0 and 1; only entries at 1 move, and the others' weights are 0. None for
+            all.
         squares: [P + D] to which squared gradients on the mask are added; None if not wanted.
         threshold: what gradients pass through; None for masks without one.
         change: what the objective makes of the gradients; None for what they are.
+        memory: that the steps of all dispatches share; None for one of their own.
     """
 
     def __init__(
@@ -107,30 +123,33 @@ class LocalSgd:
         squares: Tensor | None = None,
         threshold: Threshold | None = None,
         change: Change | None = None,
+        memory: StepMemory | None = None,
     ) -> None:
         self.net, self.loss, self.threshold, self.change = net, loss, threshold, change
-        self.learning_rate, self.sgd = learning_rate, sgd
-        self.parameters = net.trainable()
-        momentum = torch.zeros_like(net.flat) if sgd.momentum else None
+        memory = memory or StepMemory()
+        self.sgd, self.parameters = sgd, net.trainable()
+        # where a step reads it on the device, so that one recorded for another rate can be replayed
+        self.learning_rate = memory.zeros("learning_rate", net.flat[:1])[0].fill_(learning_rate)
+        momentum = memory.zeros("momentum", net.flat) if sgd.momentum else None
         self.masks, self.momenta, self.squares = (
-            [*([None] * len(self.parameters) if flat is None else net.split(flat))]
-            for flat in (mask, momentum, squares)
+            [] if flat is None else net.split(flat) for flat in (mask, momentum, squares)
         )
 
     def run(self, batch: Batch) -> Tensor:
         """Take one step; return the batch's mean loss without waiting for the device."""
         gradients, mean = self.gradients(*batch)
         with torch.no_grad():
-            self._sum_squares(gradients)
+            self._mask(gradients)
+            if self.squares:
+                torch._foreach_addcmul_(self.squares, gradients, gradients)
             if self.change is not None:
-                gradients = self.change(gradients)
-            for row in zip(
-                self.parameters, self._clipped(gradients), self.masks, self.momenta, strict=True
-            ):
-                self._move(*row)
+                gradients = _own(self.change(gradients), gradients)
+                self._mask(gradients)
+            self._clip(gradients)
+            self._move(gradients)
         return mean
 
-    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+    def gradients(self, samples: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of the mean loss, one per parameter, and that loss."""
         if self.threshold is not None:
             self.threshold.hide()
@@ -139,56 +158,63 @@ class LocalSgd:
             gradients = self.threshold.restore(gradients)
         return gradients, mean
 
-    def _sum_squares(self, gradients: Sequence[Tensor]) -> None:
-        for gradient, mask, squares in zip(gradients, self.masks, self.squares, strict=True):
-            if squares is not None:
-                kept = _masked(gradient, mask)
-                squares.addcmul_(kept, kept)
+    def _mask(self, gradients: list[Tensor]) -> None:
+        if self.masks:
+            torch._foreach_mul_(gradients, self.masks)
 
-    def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Scale all gradients by one factor so that their kept entries stay within the limit."""
+    def _clip(self, gradients: list[Tensor]) -> None:
+        """Scale all gradients by one factor so that together they stay within the limit."""
         limit = self.sgd.clip_norm
         if limit is None:
-            return gradients
-        kept = map(_masked, gradients, self.masks)
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in kept])
-        factor = (limit / (torch.linalg.vector_norm(norms) + NORM_EPSILON)).clamp(max=1)
-        return [gradient * factor for gradient in gradients]
+            return
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (limit / (norm + NORM_EPSILON)).clamp(max=1))
 
-    def _move(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        mask: Tensor | None,
-        momentum: Tensor | None,
-    ) -> None:
-        if self.sgd.weight_decay:
-            gradient = gradient.add(parameter, alpha=self.sgd.weight_decay)
-        if momentum is not None:
-            gradient = momentum.mul_(self.sgd.momentum).add_(gradient)
-        if mask is None:
-            parameter.add_(gradient, alpha=-self.learning_rate)
-        else:
-            parameter.addcmul_(gradient, mask, value=-self.learning_rate)
+    def _move(self, gradients: list[Tensor]) -> None:
+        """Update momenta and weights, each read and written once."""
+        torch._fused_sgd_(
+            self.parameters,
+            gradients,
+            self.momenta,
+            weight_decay=self.sgd.weight_decay,
+            momentum=self.sgd.momentum,
+            lr=self.learning_rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
 
-def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:
-    return gradient if mask is None else gradient * mask
+def _own(changed: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return what an objective has made of gradients, as tensors that a step may write to."""
+    pairs = zip(changed, gradients, strict=True)
+    return [
+        new if new is old else new.clone(memory_format=torch.contiguous_format)
+        for new, old in pairs
+    ]
 
 
 def differentiate(
     net: Net, loss: Loss, samples: Tensor, labels: Tensor
-) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+) -> tuple[list[Tensor], Tensor, Tensor]:
     """Differentiate the mean loss of one training pass.
 
     Returns:
-        The gradients, one per parameter, 0 of those that the pass has not used; the mean loss; the
-        logits.
+        The gradients, one per parameter and laid out like it, 0 of those that the pass has not
+        used; they are the caller's to write to. The mean loss. The logits.
     """
+    parameters = net.trainable()
     logits = net(samples, training=True)
-    mean = loss(logits, labels).mean()
-    gradients = torch.autograd.grad(mean, net.trainable(), materialize_grads=True)
-    return gradients, mean.detach(), logits.detach()
+    mean = mean_of_scored(loss(logits, labels), labels)
+    # unlike autograd.grad, this gives every parameter a gradient of its own, laid out like it
+    mean.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    return [_take_gradient(each) for each in parameters], mean.detach(), logits.detach()
+
+
+def _take_gradient(parameter: torch.nn.Parameter) -> Tensor:
+    gradient, parameter.grad = parameter.grad, None
+    return torch.zeros_like(parameter) if gradient is None else gradient
 
 
 class StepLosses:
@@ -222,7 +248,7 @@ def evaluate(net: Net, batches: Iterable[Batch], loss: Loss, hits: Hits) -> tupl
     for samples, labels in on_device(batches, device):
         logits = net(samples)
         num_hits += hits(logits, labels)
-        loss_sum += loss(logits, labels).sum(dtype=torch.float64)
+        loss_sum += loss(logits, labels).sum(dtype=torch.float64)  # 0 of what is not scored
     return int(num_hits), float(loss_sum)
 
 

@@ -17,7 +17,7 @@ from fedgmr_hpc.config.choices.registry import OBJECTIVES
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.messages import must
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each scored item
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each item
 
 
 @dataclass(eq=False, slots=True)
@@ -77,11 +77,11 @@ class Objective(Section):
         """Look at the dispatch before the first step."""
 
     def loss(self, logits: Tensor, labels: Tensor, plain: Loss) -> Tensor:
-        """Return the loss of each scored item, of the shape of `plain`'s: they are averaged later.
+        """Return the loss of each item, of the shape of `plain`'s: they are averaged later.
 
         Args:
             logits: of a batch [B, ...].
-            labels: likewise.
+            labels: likewise; -1 is a pad, whose loss does not count.
             plain: the run's loss (`train.loss`), of the same arguments.
         """
         return plain(logits, labels)
@@ -89,7 +89,8 @@ class Objective(Section):
     def gradients(self, steps: LocalSteps, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the gradients to step along, one per parameter, out of those of the loss.
 
-        They are clipped afterwards and masked, and weight decay and momentum act on them.
+        They come masked. Afterwards they are masked again and clipped, and weight decay and
+        momentum act on them.
         """
         return gradients
 
@@ -129,7 +130,7 @@ def _check_losses(objective: Objective, losses: Any, plain: Tensor) -> None:
     if found != (wanted := f"shape {tuple(plain.shape)}"):
         who = type(objective).__name__
         raise ValueError(
-            must(who, f"return the loss of each scored item, a tensor of {wanted}", found=found)
+            must(who, f"return the loss of each item, a tensor of {wanted}", found=found)
         )
 
 

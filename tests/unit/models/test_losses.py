@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedgmr_hpc.models import count_hits, hide_classes, loss_function, soft_loss
+from fedgmr_hpc.models import count_hits, hide_classes, loss_function, mean_of_scored, soft_loss
 
 LOG_2, LOG_3, LOG_4 = math.log(2), math.log(3), math.log(4)
 IMAGES = torch.tensor([[0.1, 0.9, 0.5], [3.0, 2.0, 1.0], [0.0, 1.0, 2.0]])
@@ -29,17 +29,26 @@ def test_cross_entropy_is_per_sample():
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("cross_entropy", [LOG_4, LOG_2, LOG_4 - LOG_3]),
-        ("bce", [math.log(8) / 2, LOG_2, math.log(8 / 3) / 2]),
+        ("cross_entropy", [LOG_4, LOG_2, 0.0, LOG_4 - LOG_3]),
+        ("bce", [math.log(8) / 2, LOG_2, 0.0, math.log(8 / 3) / 2]),
     ],
 )
-def test_losses_of_sequences_are_those_of_their_scored_tokens(kind, expected):
+def test_pads_have_no_loss_and_do_not_count(kind, expected):
     logits = torch.tensor([[[0.0, LOG_3], [0.0, 0.0]], [[9.0, -9.0], [LOG_3, 0.0]]])
     logits.requires_grad_()
-    losses = loss_function(kind, logits, torch.tensor([[0, 1], [-1, 0]]))
+    labels = torch.tensor([[0, 1], [-1, 0]])
+    losses = loss_function(kind, logits, labels)
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
-    (gradient,) = torch.autograd.grad(losses.mean(), logits)
+    mean = mean_of_scored(losses + 5, labels)  # whatever an objective adds to pads
+    assert mean.item() == pytest.approx(sum(expected) / 3 + 5)
+    (gradient,) = torch.autograd.grad(mean, logits)
     assert (gradient != 0).any(2).tolist() == [[True, True], [False, True]]
+
+
+def test_images_and_other_targets_all_count():
+    losses = torch.tensor([1.0, 3.0])
+    for labels in (torch.tensor([0, 7]), torch.tensor([[-1.0, 2.0], [-1.0, -1.0]])):
+        assert mean_of_scored(losses, labels) == 2
 
 
 def test_absent_classes_have_logit_0_and_no_gradient():
@@ -77,7 +86,8 @@ def test_a_teacher_says_nothing_of_tokens_that_are_not_scored():
     labels = torch.tensor([[0, -1], [-1, 2]])
     found = soft_loss("cross_entropy", logits, IMAGES[:2].expand(2, 2, 3), labels)
     expected = soft_loss("cross_entropy", logits[[0, 1], [0, 1]], IMAGES[:2], labels[:, 0])
-    assert torch.allclose(found, expected)
+    assert torch.allclose(found[[0, 3]], expected)
+    assert found[[1, 2]].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("top_k", "hits"), [(1, 1), (2, 2), (3, 3)])

@@ -406,7 +406,7 @@ def test_a_loss_that_is_not_one_of_each_item_is_refused(change, found):
     with pytest.raises(ValueError) as error:
         rank.train()
     assert str(error.value) == (
-        f"Summed must return the loss of each scored item, a tensor of shape (16,) (got {found})"
+        f"Summed must return the loss of each item, a tensor of shape (16,) (got {found})"
     )
 
 
