@@ -236,7 +236,7 @@ def test_density_one_is_the_dense_parent_bit_for_bit(as_positions, choices):
         sgd=SgdConfig(**choices),
     )
     parent.flat.copy_(flat)
-    optimiser = torch.optim.SGD(parent.trainable(), 0.1, foreach=False, **choices)
+    optimiser = torch.optim.SGD(parent.trainable(), 0.1, fused=True, **choices)
     for images, labels in batches:
         optimiser.zero_grad()
         nn.functional.cross_entropy(parent(images), labels, reduction="none").mean().backward()

@@ -90,7 +90,7 @@ def test_training_it_is_training_the_module(name: str) -> None:
     torch.manual_seed(3)
     plain = MODELS[name]()
     torch.manual_seed(5)
-    optimiser = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
+    optimiser = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, fused=True)
     for _ in range(3):
         optimiser.zero_grad()
         losses(plain(batch()[0]), batch()[1]).mean().backward()
