@@ -26,6 +26,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     return Scheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs more CUDA devices than there are, before its fixtures are made."""
+    if marker := item.get_closest_marker("gpu"):
+        import torch
+
+        found, needed = torch.cuda.device_count(), marker.args[0] if marker.args else 1
+        if found < needed:
+            pytest.skip(f"{found} CUDA devices, needs {needed}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Lets tests that start real launchers fail once, where pytest-rerunfailures is installed.
 

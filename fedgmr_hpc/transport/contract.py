@@ -66,9 +66,15 @@ class Shared:
 
 
 class Transport(ABC):
-    """Bytes between `size` ranks, this one being `rank`."""
+    """Bytes between `size` ranks, this one being `rank`.
+
+    Attributes:
+        limit_s: how long another rank may leave a message that is under way where it is; matters to
+            bindings that cannot leave it to their library. Runs set their `run.timeout_s`.
+    """
 
     name: str
+    limit_s = 600.0
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size

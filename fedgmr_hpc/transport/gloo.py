@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 _GOODBYE = 0  # in the header's place for a tag
 _HEADER_TAG, _PAYLOAD_TAG = 1, 2  # gloo's own tags
-_RUN_TIMEOUT = timedelta(days=365)
+RUN_TIMEOUT = timedelta(days=365)
 
 
 class _Sending(NamedTuple):
@@ -87,7 +87,7 @@ class GlooTransport(Transport):
         except (RuntimeError, ValueError) as error:  # with a stack of C++ below its first line
             raise TransportError(f"gloo: {str(error).splitlines()[0]}") from None
         super().__init__(dist.get_rank(), dist.get_world_size())
-        self._group = dist.new_group(timeout=_RUN_TIMEOUT, backend="gloo")
+        self._group = dist.new_group(timeout=RUN_TIMEOUT, backend="gloo")
         self._close_timeout_s = close_timeout_s
         self._inbox = Inbox()
         self._num_sent, self._num_received = Counter[int](), Counter[int]()

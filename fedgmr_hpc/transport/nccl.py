@@ -20,6 +20,11 @@ whatever is pending in either direction, and a slow client holds up no other.
 
 What is shorter goes on gloo and could overtake; messages of a rank that come while one of its
 payloads is on its way wait behind it in the pair's queue.
+
+A rank that dies or stops halfway through a payload is named by whoever waits for it, when that wait
+has lasted for `limit_s`. The pair's thread waits twice as long and then ends the transport, unless
+the run has gone on without that rank (`gone`). NCCL's watchdog would end the process; it is told to
+abort the group and no more.
 """
 
 from __future__ import annotations
@@ -27,107 +32,25 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fedgmr_hpc.config.choices.registry import register_transport
+from fedgmr_hpc.config.errors import TransportError
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.transport.contract import JOIN_BYTES, Message, Tag, Transport, frozen
-from fedgmr_hpc.transport.gloo import GlooTransport
+from fedgmr_hpc.transport.gloo import RUN_TIMEOUT, GlooTransport
+from fedgmr_hpc.transport.payloads import PayloadChannel, StagedChannel
 from fedgmr_hpc.transport.ranks import Launch, choose_device
 
 _COMMIT = -1  # in the header's place for a tag
 _SERVER = 0
-_PAYLOAD_TIMEOUT = timedelta(minutes=10)  # of one piece, both sides being there
+_GRACE = 2  # times the limit: who waits for a rank has named it by then
 _WARM_UP_BYTES = 64
-
-
-class PayloadChannel(Protocol):
-    """Moves payloads between this rank and one other; both call in the same order."""
-
-    def send(self, view: memoryview) -> None:
-        """Return when the bytes may change."""
-
-    def recv(self, num_bytes: int) -> memoryview:
-        """Return the next payload, in memory of its own."""
-
-
-class Staging:
-    """A host buffer, pinned beside a CUDA device, and its twin on the device.
-
-    Copies run on a stream of their own, so they wait for no training step.
-
-    Args:
-        device: where the twin lies.
-        piece_bytes: length of both buffers.
-    """
-
-    def __init__(self, device: torch.device, piece_bytes: int) -> None:
-        is_cuda = device.type == "cuda"
-        self.piece_bytes = piece_bytes
-        self.stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
-        self._host = torch.empty(piece_bytes, dtype=torch.uint8, pin_memory=is_cuda)
-        self._twin = torch.empty(piece_bytes, dtype=torch.uint8, device=device)
-
-    def twin(self, num_bytes: int) -> Tensor:
-        """Return the first bytes of the device's buffer."""
-        return self._twin[:num_bytes]
-
-    def load(self, piece: Tensor) -> Tensor:
-        """Copy host bytes [n] to the device; the twin is ready in the stream's order."""
-        host = self._host[: len(piece)]
-        host.copy_(piece)
-        return self.twin(len(piece)).copy_(host, non_blocking=True)
-
-    def unload(self, into: Tensor) -> None:
-        """Copy the twin's first bytes into host bytes [n]; they are there on return."""
-        host = self._host[: len(into)]
-        host.copy_(self.twin(len(into)), non_blocking=True)
-        self.wait()
-        into.copy_(host)
-
-    def wait(self) -> None:
-        """Return when everything in the stream is done."""
-        if self.stream is not None:
-            self.stream.synchronize()
-
-
-class StagedChannel:
-    """Payloads over one pair's process group, piece by piece through a `Staging`.
-
-    Args:
-        group: of this rank and `peer`; NCCL with a staging on a CUDA device, gloo on the CPU.
-        peer: the other rank.
-        staging: this side's buffers; `piece_bytes` must be that of the other side.
-    """
-
-    def __init__(self, group: dist.ProcessGroup, peer: int, staging: Staging) -> None:
-        self._group, self._peer, self._staging = group, peer, staging
-
-    def send(self, view: memoryview) -> None:
-        with torch.cuda.stream(self._staging.stream):
-            for piece in self._pieces(torch.from_numpy(np.frombuffer(view, np.uint8))):
-                dist.send(self._staging.load(piece), self._peer, group=self._group)
-                self._staging.wait()
-
-    def recv(self, num_bytes: int) -> memoryview:
-        payload = np.empty(num_bytes, np.uint8)
-        with torch.cuda.stream(self._staging.stream):
-            for piece in self._pieces(torch.from_numpy(payload)):
-                dist.recv(self._staging.twin(len(piece)), self._peer, group=self._group)
-                self._staging.unload(piece)
-        return payload.data
-
-    def _pieces(self, payload: Tensor) -> Iterator[Tensor]:
-        step = self._staging.piece_bytes
-        return (payload[at : at + step] for at in range(0, len(payload), step))
+_ABORT_THE_GROUP = "2"  # what the watchdog does after an error; by default it ends the process
 
 
 class _Pair:
@@ -173,24 +96,35 @@ class DeviceTransport(GlooTransport):
     ) -> None:
         super().__init__(start_timeout_s=start_timeout_s, close_timeout_s=close_timeout_s)
         self._inline_bytes, self._piece_bytes = inline_bytes, piece_bytes
+        self._start_timeout_s = start_timeout_s
         self._pairs = {peer: _Pair(channel) for peer, channel in self._open_channels().items()}
-        for peer, pair in self._pairs.items():
-            self._start(pair.run, f"payloads of rank {peer}")
+        for peer in self._pairs:
+            self._start(partial(self._serve_pair, peer), f"payloads of rank {peer}")
         dist.barrier()  # no rank sends before every rank can receive
 
     def _open_channels(self) -> dict[int, PayloadChannel]:
-        """Return this rank's warm channels by peer; every rank takes part in making every group."""
-        groups = {
-            peer: dist.new_group([_SERVER, peer], timeout=_PAYLOAD_TIMEOUT, backend=self.backend)
-            for peer in range(1, self.size)
-        }
-        peers = range(1, self.size) if self.rank == _SERVER else [_SERVER]
+        """Return this rank's warm channels by peer: rank 0 has one with each other rank.
+
+        Every rank names every group, which gives it its name, in microseconds; only the two ranks
+        of a group connect.
+        """
         channels: dict[int, PayloadChannel] = {}
-        for peer in peers:
-            staging = Staging(self._staging_device(peer), self._piece_bytes)
-            channels[peer] = StagedChannel(groups[peer or self.rank], peer, staging)
-            self._warm_up(channels[peer])
+        for client in range(1, self.size):
+            group = dist.new_group([_SERVER, client], timeout=RUN_TIMEOUT, backend=self.backend)
+            if self.rank in (_SERVER, client):
+                peer = client if self.rank == _SERVER else _SERVER
+                device = self._staging_device(peer)
+                channels[peer] = StagedChannel(group, self.rank, peer, device, self._piece_bytes)
+                self._warm_up(channels[peer])
         return channels
+
+    def _serve_pair(self, peer: int) -> None:
+        """Do a pair's jobs until the end, or until the run has gone on without the other rank."""
+        try:
+            self._pairs[peer].run()
+        except TransportError:
+            if peer not in self.gone:
+                raise
 
     def _staging_device(self, peer: int) -> torch.device:
         """Return the device of this rank that payloads of `peer` go through."""
@@ -199,10 +133,10 @@ class DeviceTransport(GlooTransport):
     def _warm_up(self, channel: PayloadChannel) -> None:
         """Make the pair's connection, which takes seconds, by one payload in each direction."""
         if self.rank == _SERVER:
-            channel.send(memoryview(bytes(_WARM_UP_BYTES)))
-            channel.recv(_WARM_UP_BYTES)
+            channel.send(memoryview(bytes(_WARM_UP_BYTES)), self._start_timeout_s)
+            channel.recv(_WARM_UP_BYTES, self._start_timeout_s)
         else:
-            channel.send(channel.recv(_WARM_UP_BYTES))
+            channel.send(channel.recv(_WARM_UP_BYTES, self._start_timeout_s), self._start_timeout_s)
 
     def _send(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
         pair = self._pairs.get(dest)
@@ -221,7 +155,7 @@ class DeviceTransport(GlooTransport):
 
     def _send_next(self, pair: _Pair, dest: int) -> None:
         pair.commits.acquire()
-        pair.channel.send(pair.outgoing.get())
+        pair.channel.send(pair.outgoing.get(), _GRACE * self.limit_s)
         self._count_pending(dest, -1)
 
     def _take(self, source: int, tag: int, num_bytes: int) -> None:
@@ -235,12 +169,15 @@ class DeviceTransport(GlooTransport):
         elif num_bytes > self._inline_bytes:
             with self._posting:
                 self._post(source, _COMMIT, memoryview(b""))
-                self._queue(pair, source, tag, partial(pair.channel.recv, num_bytes))
+                self._queue(pair, source, tag, partial(self._receive_next, pair, num_bytes))
         elif pair.num_queued != pair.num_delivered:  # it must not overtake them
             payload = self._receive(source, num_bytes)
             self._queue(pair, source, tag, lambda: payload)
         else:
             super()._take(source, tag, num_bytes)
+
+    def _receive_next(self, pair: _Pair, num_bytes: int) -> memoryview:
+        return pair.channel.recv(num_bytes, _GRACE * self.limit_s)
 
     def _queue(self, pair: _Pair, source: int, tag: int, take: Callable[[], memoryview]) -> None:
         """Deliver, when the pair's thread comes to it, a message whose payload `take` gives."""
@@ -278,6 +215,7 @@ class NcclTransport(DeviceTransport):
     def __init__(self, device: str = "cuda:0", **more: float) -> None:
         if not torch.cuda.device_count():
             raise _refusal(f"rank {os.environ.get('RANK', 0)} sees no CUDA device")
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", _ABORT_THE_GROUP)
         own = torch.device(device)
         self._own = own.index or 0 if own.type == "cuda" else 0
         super().__init__(**more)  # type: ignore[arg-type]
@@ -291,6 +229,14 @@ class NcclTransport(DeviceTransport):
         dist.all_gather_object(gathered, (visible, visible[self._own]))
         self._server_devices = pair_devices(gathered[_SERVER][0], [own for _, own in gathered])
         return super()._open_channels()
+
+    def _serve_pair(self, peer: int) -> None:
+        """Do a pair's jobs until the end, or until the run has gone on without the other rank."""
+        try:
+            self._pairs[peer].run()
+        except TransportError:
+            if peer not in self.gone:
+                raise
 
     def _staging_device(self, peer: int) -> torch.device:
         index = self._server_devices[peer] if self.rank == _SERVER else self._own

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from launchers import TINY, run_job
 
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 def run_tiny(path: Path, num_ranks: int, *words: str) -> Result:

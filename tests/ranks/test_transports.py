@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from contract import ABORT_CODE, CHECKS, FOLDER, run_checks
 from launchers import MPIRUN, ROOT, SOON_S, run_job
 
@@ -27,10 +26,7 @@ HUGE_MEMORY_BYTES = 8 << 30
 needs_mpirun = pytest.mark.skipif(
     not MPIRUN.exists(), reason="no mpirun beside this python: install the mpich wheel"
 )
-needs_two_devices = pytest.mark.skipif(
-    torch.cuda.device_count() < 2,
-    reason=f"{torch.cuda.device_count()} CUDA devices, NCCL between two ranks needs 2",
-)
+needs_two_devices = pytest.mark.gpu(2)  # one for each of two ranks
 
 
 def launch(

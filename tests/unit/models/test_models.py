@@ -22,9 +22,7 @@ from fedgmr_hpc.models import (
 
 DEVICES = [
     "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 CONVNETS = ("digits_cnn", "conv2", "vgg11")
 CONV2_COSTS = {"conv1": 5.56e-6, "conv2": 4.106e-5, "fc1": 6.525e-6}

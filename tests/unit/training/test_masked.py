@@ -16,9 +16,7 @@ from fedgmr_hpc.training.sgd import SgdConfig, evaluate
 
 DEVICES = [
     "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 GATED = [GatedBias(slice(4, 6), slice(0, 4), 2)]
 

@@ -14,7 +14,7 @@ import torch
 
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
 from fedgmr_hpc.transport.contract import Backoff, Inbox, Message, Tag, as_bytes, make_inproc
-from fedgmr_hpc.transport.nccl import NcclTransport, Staging, pair_devices
+from fedgmr_hpc.transport.nccl import NcclTransport, pair_devices
 
 
 def put_all(inbox: Inbox, *sources: int) -> None:
@@ -134,28 +134,6 @@ def test_abort_ends_every_wait():
 
 
 # --- devices
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("num_bytes", [1, 5, 8])
-def test_bytes_survive_the_way_over_a_device(device, num_bytes):
-    staging = Staging(torch.device(device), 8)
-    sent = torch.arange(1, num_bytes + 1, dtype=torch.uint8)
-    got = torch.zeros_like(sent)
-    with torch.cuda.stream(staging.stream):
-        twin = staging.load(sent)
-        assert (twin.device.type, len(twin)) == (device, num_bytes)
-        staging.wait()
-        staging.twin(num_bytes).add_(1)
-        staging.unload(got)
-    assert torch.equal(got, sent + 1)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 DEVICES = [
     "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
 
