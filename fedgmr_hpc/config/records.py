@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ Ints = NDArray[np.int32]
 
 def fields_of(record: Any) -> dict[str, Any]:
     """Return the fields of a dataclass by name; their values are not copied."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: getattr(record, name) for name in _names_of(type(record))}  # type: ignore[arg-type]
 
 
 def shared_fields(record: Any, wanted: type[Any]) -> dict[str, Any]:
@@ -23,5 +24,9 @@ def shared_fields(record: Any, wanted: type[Any]) -> dict[str, Any]:
     Example:
         >>> UpdateRow(**shared_fields(update, UpdateRow), now_s=now_s, ...)
     """
-    names = (field.name for field in fields(wanted))
-    return {name: getattr(record, name) for name in names if hasattr(record, name)}
+    return {name: getattr(record, name) for name in _names_of(wanted) if hasattr(record, name)}  # type: ignore[arg-type]
+
+
+@cache
+def _names_of(record: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record))

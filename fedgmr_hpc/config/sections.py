@@ -258,6 +258,9 @@ class LinksConfig(Section):
 class WireConfig(Section):
     """Values on the wire, and transfers that fail (docs/wire-format.md)."""
 
+    verify: Machine[bool] = False
+    """Encode, checksum and decode frames even where server and clients share one process. No result
+    depends on it; between ranks frames always travel so."""
     dtype: Run[Literal["fp32", "fp16", "bf16", "int8"]] = "fp32"
     """Type of the values in frames; training and merging stay in fp32. With `int8` the dense part
     stays in fp32, and what rounding took from an upload is added to the client's next one."""

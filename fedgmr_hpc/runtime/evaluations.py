@@ -45,8 +45,8 @@ from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.storage.rows import EvaluationRow, LookRow, SubmodelRow
 from fedgmr_hpc.storage.writer import ResultWriter
 from fedgmr_hpc.training.chunks import Evaluation, Found, Part
-from fedgmr_hpc.transport.contract import Shared
-from fedgmr_hpc.wire.frames import Frame, Kind, encode_parts
+from fedgmr_hpc.wire.frames import Frame, Kind
+from fedgmr_hpc.wire.parcels import Parcel
 
 POOLS: tuple[Pool, ...] = ("validation", "test")
 VALIDATION, TEST = Part("validation"), Part("test")
@@ -182,7 +182,7 @@ class Evaluator:
         digest = xxhash.xxh3_64(frame.values.data)
         digest.update(frame.dense.data)
         chunks = {part: self._chunks(part) for part in (VALIDATION, TEST)}
-        evaluation = Evaluation(command.version, Shared(*encode_parts(frame)), chunks)
+        evaluation = Evaluation(command.version, Parcel(frame), chunks)
         self._newest = _PendingRows(evaluation, command.round, now_s, digest, [])
         return self._newest
 
@@ -276,7 +276,7 @@ class Evaluator:
         """Nothing of it is to come from the ranks any more, if that is so."""
         if pending.is_complete:
             self.pool.evaluations.pop(pending.evaluation.version, None)
-            pending.evaluation.payload = Shared()
+            pending.evaluation.parcel = None
 
     def _row(
         self, pending: _PendingRows, row_type: type[EvaluationRow], at_s: float

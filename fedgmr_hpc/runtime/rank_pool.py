@@ -35,8 +35,9 @@ from fedgmr_hpc.runtime.rank_state import (
 from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part
-from fedgmr_hpc.transport.contract import Message, Shared, Tag, Transport
-from fedgmr_hpc.wire.frames import Kind, decode_frame
+from fedgmr_hpc.transport.contract import Message, Tag, Transport
+from fedgmr_hpc.wire.frames import Kind
+from fedgmr_hpc.wire.parcels import Parcel, hands_over, open_parcel
 
 log = logging.getLogger("fedgmr_hpc")
 PREFETCH = 2  # tasks a rank holds: one at work, one ready
@@ -64,6 +65,7 @@ class RankPool:
         self.codes, self.while_waiting = codes, while_waiting
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
         self.is_relayed = config.run.relay == "auto"
+        self.hands_over = hands_over(config.wire, transport)
         self.is_placed = keeps_memories(config)  # whether a client must stay on one rank
         self.tasks: deque[tuple[DispatchFrames, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
@@ -165,25 +167,30 @@ class RankPool:
             state.mask_id, state.num_known = task.mask_id, 0
         is_whole = self.config.transmission == "whole"
         for level in state.levels_to_send(task, whole=is_whole):
-            with self.tracer.span("encode", version=task.base_version):
-                frame = outgoing.shared(level, with_positions=level >= state.num_known)
-            self._send_frame(rank, frame)
+            parcel = outgoing.parcel(level, with_positions=level >= state.num_known)
+            self._send_frame(rank, parcel)
             state.num_known = max(state.num_known, level + 1)
         self.transport.send(rank, Tag.TASK, json.dumps(task.as_json()).encode())
 
-    def _send_frame(self, rank: int, frame: Shared) -> None:
+    def _send_frame(self, rank: int, parcel: Parcel) -> None:
+        if self.hands_over:
+            parcel.hand(self.transport, rank, Tag.FRAME)
+            return
+        with self.tracer.span("encode", version=parcel.frame.base_version):
+            shared = parcel.shared
         if self.is_relayed:
-            self.transport.send_shared(rank, Tag.FRAME, frame)
+            self.transport.send_shared(rank, Tag.FRAME, shared)
         else:
-            self.transport.send(rank, Tag.FRAME, *frame.parts)
+            self.transport.send(rank, Tag.FRAME, *shared.parts)
 
     def _send_chunk(self, rank: int, state: RankState, chunk: Chunk) -> None:
         evaluation = chunk.evaluation
         if state.eval_version != evaluation.version:
             state.eval_version, state.norm_levels = evaluation.version, set()
-            self._send_frame(rank, evaluation.payload)
+            assert evaluation.parcel is not None
+            self._send_frame(rank, evaluation.parcel)
             if all(other.eval_version == evaluation.version for other in self.ranks.values()):
-                self._drop_payload(evaluation)
+                self._drop_parcel(evaluation)
         if chunk.part.level is not None:
             self._send_ladder(rank, state, evaluation.ladder)
         state.chunks.append(chunk)
@@ -191,9 +198,9 @@ class RankPool:
         task = {"version": evaluation.version, **chunk.part._asdict(), "start": chunk.start}
         self.transport.send(rank, Tag.EVALUATE, json.dumps(task | {"norms": norms}).encode())
 
-    def _drop_payload(self, evaluation: Evaluation) -> None:
+    def _drop_parcel(self, evaluation: Evaluation) -> None:
         """Note that every rank has the version's frame."""
-        evaluation.payload = Shared()
+        evaluation.parcel = None
 
     def _send_ladder(self, rank: int, state: RankState, ladder: MaskSet | None) -> None:
         assert ladder is not None
@@ -264,7 +271,7 @@ class RankPool:
     def _take_update(self, message: Message) -> None:
         try:
             with self.tracer.span("decode"):
-                frame = decode_frame(message.payload)
+                frame = open_parcel(message)
         except WireError as error:
             raise WireError(error.message, rank=message.source, stage="decode") from None
         if frame.run != self.run_id or frame.kind != Kind.UPDATE:

@@ -44,6 +44,7 @@ from fedgmr_hpc.training.sgd import Trained
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.error_feedback import round_with_feedback
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_parts
+from fedgmr_hpc.wire.parcels import Parcel, hands_over
 
 SERVER_RANK = 0
 FLUSH_TIMEOUT_S = 60.0
@@ -113,6 +114,8 @@ class Worker:
     ) -> None:
         self.config, self.transport, self.data, self.run_id = config, transport, data, run_id
         self.device = device
+        # from a GPU, entries come in pinned memory, which the server must not hold
+        self.hands_over = device == "cpu" and hands_over(config.wire, transport)
         self.training = LocalTraining(config, data, device)
         self.evaluator = VersionEvaluator(config, data, device)
         self.num_prunable = self.training.layout.num_prunable
@@ -146,7 +149,7 @@ class Worker:
 
     def _serve(self, message: Message) -> bool:
         if message.tag == Tag.FRAME:
-            self._accept(message.payload)
+            self._accept(message)
         elif message.tag == Tag.TASK:
             self._train(Assignment(**json.loads(bytes(message.payload))))
         elif message.tag == Tag.MASKS:
@@ -162,17 +165,20 @@ class Worker:
             return False
         return True  # HELLO only says that the server lives
 
-    def _accept(self, payload: memoryview) -> None:
-        frame = self._decode(payload)
+    def _accept(self, message: Message) -> None:
+        frame = self._open(message)
         if frame.kind == Kind.INCREMENT:
             self.received.accept(frame)
         else:
             self._hold_for_evaluation(frame)
 
-    def _decode(self, payload: memoryview) -> Frame:
+    def _open(self, message: Message) -> Frame:
         self.stage = "decode"
-        with self.tracer.span("decode"):
-            frame = decode_frame(payload)
+        if isinstance(message.handed, Frame):
+            frame = message.handed
+        else:
+            with self.tracer.span("decode"):
+                frame = decode_frame(message.payload)
         self.version = frame.base_version
         if frame.run != self.run_id:
             raise WireError(f"frame of run {frame.run:x}, this is {self.run_id:x}", stage="decode")
@@ -187,15 +193,24 @@ class Worker:
         self.evaluator.load_ladder(read_masks(unpack_tree(payload)))
 
     def _train(self, task: Assignment) -> None:
-        parts = self.answer(task, self.received, self.transport.poll)
+        update = self.answer(task, self.received, self.transport.poll)
+        if self.hands_over:
+            Parcel(update).hand(self.transport, SERVER_RANK, Tag.UPDATE)
+            return
+        parts = self._encode(update)
         self.stage = "send"
         with self.tracer.span("send", task.client, task.base_version):
             self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
 
+    def _encode(self, update: Frame) -> tuple[memoryview, ...]:
+        self.stage = "encode"
+        with self.tracer.span("encode", update.client, update.base_version):
+            return encode_parts(update)
+
     def answer(
         self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
-    ) -> tuple[memoryview, ...]:
-        """Train a client's sub-model of the version received; return the update's frame."""
+    ) -> Frame:
+        """Train a client's sub-model of the version received; return the update, in new arrays."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
         memory = self._open_memory(task, received)
@@ -208,8 +223,7 @@ class Worker:
             score = self.training.score(task) if task.measure else float("nan")
         self.stage = "encode"
         self.num_tasks += 1
-        with self.tracer.span("encode", task.client, task.base_version):
-            return encode_parts(self._update(task, received, trained, score, memory))
+        return self._update(task, received, trained, score, memory)
 
     def _open_memory(self, task: Assignment, received: ReceivedModel) -> Memory | None:
         """Return what the client keeps, on its present mask; None where clients keep nothing."""

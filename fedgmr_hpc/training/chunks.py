@@ -17,7 +17,7 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.data.federated import Pool
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.training.sgd import mean_statistics
-from fedgmr_hpc.transport.contract import Shared
+from fedgmr_hpc.wire.parcels import Parcel
 
 Found = tuple[int, float] | list[float]  # (correct, summed loss), or of `norms` statistics [S]
 
@@ -40,7 +40,7 @@ class Evaluation:
 
     Attributes:
         version: its number.
-        payload: the version's frame, without parts once every rank has it.
+        parcel: the version's frame; None once every rank has it.
         chunks: result of each chunk by part and first sample, None while it is missing.
         ladder: masks of the levels; None if only the whole model is scored.
         statistics: [S] by level, once they are measured.
@@ -48,7 +48,7 @@ class Evaluation:
     """
 
     version: int
-    payload: Shared
+    parcel: Parcel | None
     chunks: dict[Part, dict[int, Found | None]]
     ladder: MaskSet | None = None
     statistics: dict[int | None, Floats] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from fedgmr_hpc.config.errors import TransportError, TransportTimeout
 from fedgmr_hpc.config.messages import must_be
 
+NOTHING = memoryview(b"")
 JOIN_BYTES = 1 << 16  # up to here copying a message costs less than a second one
 
 
@@ -51,6 +52,13 @@ class Message(NamedTuple):
     source: int
     tag: Tag
     payload: memoryview  # of bytes, contiguous
+    handed: object = None  # in place of bytes; see `Transport.hand`
+    handed_bytes: int = 0  # what it is counted as
+
+    @property
+    def num_bytes(self) -> int:
+        """What it is counted as."""
+        return len(self.payload) + self.handed_bytes
 
 
 class Shared:
@@ -75,6 +83,7 @@ class Transport(ABC):
 
     name: str
     limit_s = 600.0
+    shares_memory = False  # whether all ranks are one process, so that objects can be handed over
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -119,6 +128,14 @@ class Transport(ABC):
         """
         self.send(dest, tag, *shared.parts)
 
+    def hand(self, dest: int, tag: Tag, content: object, num_bytes: int) -> None:
+        """Send an object itself, where `shares_memory`: nobody may change it from now on.
+
+        Args:
+            num_bytes: what it is counted as, sent and received.
+        """
+        raise TransportError(f"{self.name} moves bytes alone", rank=self.rank, stage="send")
+
     def _check_rank(self, dest: int) -> None:
         if not 0 <= dest < self.size:
             raise ValueError(must_be("dest", f"a rank between 0 and {self.size - 1}", dest))
@@ -135,14 +152,14 @@ class Transport(ABC):
             raise TransportTimeout(
                 f"no message within {timeout_s:g} s", rank=self.rank, stage="receive"
             )
-        self.received_bytes_from[message.source] += len(message.payload)
+        self.received_bytes_from[message.source] += message.num_bytes
         return message
 
     def recv_now(self) -> Message | None:
         """Return the next message if one is there already."""
         message = self._recv(0.0)
         if message is not None:
-            self.received_bytes_from[message.source] += len(message.payload)
+            self.received_bytes_from[message.source] += message.num_bytes
         return message
 
     def flush(self, timeout_s: float) -> None:
@@ -259,6 +276,7 @@ class InprocTransport(Transport):
     """
 
     name = "inproc"
+    shares_memory = True
 
     def __init__(self, rank: int, inboxes: list[Inbox]) -> None:
         super().__init__(rank, len(inboxes))
@@ -277,6 +295,12 @@ class InprocTransport(Transport):
     def _send(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
         self.poll()
         self._inboxes[dest].put(Message(self.rank, tag, frozen(views)))
+
+    def hand(self, dest: int, tag: Tag, content: object, num_bytes: int) -> None:
+        self._check_rank(dest)
+        self.poll()
+        self.sent_bytes_to[dest] += num_bytes
+        self._inboxes[dest].put(Message(self.rank, tag, NOTHING, content, num_bytes))
 
     def _recv(self, deadline_s: float) -> Message | None:
         return self._inboxes[self.rank].pop(deadline_s)

@@ -129,7 +129,7 @@ class Peer:
             del self._owes_since_s[rank]
 
     def _take(self, message: Message) -> None:
-        source, tag, payload = message
+        source, tag, payload = message[:3]
         self._owes_since_s.pop(source, None)
         if source == _SERVER:
             self._heard_s = time.monotonic()

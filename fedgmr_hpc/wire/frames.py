@@ -171,7 +171,7 @@ def encode_parts(frame: Frame, coded: CodedPositions | None = None) -> tuple[mem
     Raises:
         ValueError: arrays of another type or length than `Frame` allows, or positions out of order.
     """
-    _check_arrays(frame)
+    check_arrays(frame)
     codec, packed = coded or (Codec.NONE, b"")
     if coded is None and frame.positions is not None:
         codec, packed = encode_positions(frame.positions, frame.num_prunable)
@@ -275,7 +275,12 @@ def _check_lengths(header: _Header, num_bytes: int) -> None:
         raise _damaged(f"sections that contradict one another: {header}")
 
 
-def _check_arrays(frame: Frame) -> None:
+def check_arrays(frame: Frame) -> None:
+    """Check that a frame's arrays can be encoded.
+
+    Raises:
+        ValueError: one is of another type or length than `Frame` allows.
+    """
     arrays = {"values": frame.values, "dense": frame.dense, "extra": frame.extra}
     for name, array in arrays.items():
         if array.dtype != np.float32 or array.ndim != 1:

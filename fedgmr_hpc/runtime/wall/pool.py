@@ -71,6 +71,7 @@ class LivePool(RankPool):
     ) -> None:
         super().__init__(config, transport, run_id, codes, while_waiting)
         self.is_relayed = False  # a rank that has gone silent may keep nobody else waiting
+        self.hands_over = False  # frames travel in pieces
         self.clock, self.rank_of = clock, rank_of
         self.transfers = Transfers(
             config.wire,
@@ -121,7 +122,8 @@ class LivePool(RankPool):
         for task in dispatch.assignments:
             if self.rank_of[task.client] not in self.ranks:
                 continue  # it was lost, which the coordinator has yet to hear
-            parts = [frames.frame(level, with_positions=new) for level, new in self._levels(task)]
+            parcels = [frames.parcel(level, with_positions=n) for level, n in self._levels(task)]
+            parts = [parcel.shared.parts for parcel in parcels]
             payload = Outgoing([part for each in parts for part in each])
             number = self.num_dispatched
             self.transfers.cycles[task.client] = Cycle(task, number, payload, 0.0)
@@ -216,7 +218,7 @@ class LivePool(RankPool):
             is_idle = not any(cycle.is_training for cycle in self.transfers.of_rank(rank))
         return super()._feed_rank(rank, state, is_idle=is_idle)
 
-    def _drop_payload(self, evaluation: Evaluation) -> None:
+    def _drop_parcel(self, evaluation: Evaluation) -> None:
         """Keep the version's frame: the chunks of a rank that is lost go to those left."""
 
     def _take(self, message: Message) -> None:

@@ -144,7 +144,7 @@ class LiveWorker(Worker):
         elif message.tag == Tag.RETRY:
             self._offer_again(read_mark(message.payload))
         elif message.tag == Tag.FRAME:
-            self._add_job(_EVALUATE, partial(self._accept, message.payload))
+            self._add_job(_EVALUATE, partial(self._accept, message))
         elif message.tag == Tag.MASKS:
             self._add_job(_EVALUATE, partial(self._hold_ladder, message.payload))
         elif message.tag == Tag.EVALUATE:
@@ -257,7 +257,7 @@ class LiveWorker(Worker):
         model = self.models.setdefault(task.client, ReceivedModel(self.num_prunable))
         for frame in frames:
             model.accept(frame)
-        payload = Outgoing(self.answer(task, model, lambda: None))
+        payload = Outgoing(self._encode(self.answer(task, model, lambda: None)))
         ready_s = arrived_s + self.compute_s
         has_overrun = time.perf_counter() > ready_s
         self.answers.put((ready_s, _Answer(task.client, number, payload, has_overrun)))

@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+import fedgmr_hpc
+from fedgmr_hpc.storage.reader import differing_columns, read_result
+from fedgmr_hpc.transport.contract import InprocTransport, Tag
+
 MODEL_PAGES = 6_603_710 * 4 // 4096  # of Conv2: what one copy in fresh memory would fault in
 
 ROUNDS = """
@@ -25,6 +29,31 @@ config = fedgmr_hpc.load_config("femnist", sys.argv[1:])
 fedgmr_hpc.run(config, callbacks=[Faults()])
 print(json.dumps(Faults.counts))
 """
+
+
+@pytest.mark.parametrize("method", ["fedgmr", "heterofl"])
+def test_frames_that_are_handed_over_give_what_their_bytes_give(method, tmp_path, monkeypatch):
+    handed = []
+    hand = InprocTransport.hand
+
+    def noting(self, dest, tag, content, num_bytes):
+        handed.append(tag)
+        hand(self, dest, tag, content, num_bytes)
+
+    monkeypatch.setattr(InprocTransport, "hand", noting)
+    results = []
+    for is_verified in (False, True):
+        num_before = len(handed)
+        words = ["run.max_rounds=4", "run.interval_rounds=2", "progress=quiet", f"method={method}"]
+        words += [f"results.path={tmp_path}/{is_verified}.h5", f"wire.verify={is_verified}".lower()]
+        path = fedgmr_hpc.run(fedgmr_hpc.load_config("digits", words)).path
+        results.append(read_result(path))
+        assert set(handed[num_before:]) == (set() if is_verified else {Tag.FRAME, Tag.UPDATE})
+    assert not differing_columns(*results)
+    moved = [result.ranks["sent_bytes"].astype(int) for result in results]
+    assert (
+        abs(moved[0] - moved[1]).max() < 100
+    )  # what ranks say of their times has more digits or less
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")

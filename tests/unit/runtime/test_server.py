@@ -10,8 +10,8 @@ from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
 from fedgmr_hpc.runtime.worker import ReceivedModel
 from fedgmr_hpc.training.chunks import Evaluation, Part
-from fedgmr_hpc.transport.contract import Shared
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
+from fedgmr_hpc.wire.parcels import Parcel
 
 KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
 PACKED = np.array([10, 11, 12, 13, 14, 15], np.float32)
@@ -24,12 +24,12 @@ def outgoing(version: int = 4, mask_id: int = 3) -> DispatchFrames:
     return DispatchFrames(dispatch, "fp32", 99, PositionCodes())
 
 
-def sent(parts: tuple[memoryview, ...]) -> Frame:
-    return decode_frame(b"".join(parts))
+def sent(parcel: Parcel) -> Frame:
+    return decode_frame(b"".join(parcel.shared.parts))
 
 
 def test_increments_carry_their_slice_and_the_first_the_dense_part() -> None:
-    frames = [sent(outgoing().frame(level, with_positions=True)) for level in range(3)]
+    frames = [sent(outgoing().parcel(level, with_positions=True)) for level in range(3)]
     assert [frame.values.tolist() for frame in frames] == [[10, 11], [12, 13], [14, 15]]
     assert [frame.positions.tolist() for frame in frames] == [[0, 5], [1, 3], [2, 4]]
     assert [frame.dense.tolist() for frame in frames] == [[7, 8], [], []]
@@ -41,28 +41,28 @@ def test_increments_carry_their_slice_and_the_first_the_dense_part() -> None:
 def test_a_rank_puts_increments_together_and_keeps_positions_between_versions() -> None:
     received, first, second = ReceivedModel(6), outgoing(4), outgoing(5)
     for level in range(2):
-        received.accept(sent(first.frame(level, with_positions=True)))
+        received.accept(sent(first.parcel(level, with_positions=True)))
     values, dense, positions = received.sub_model(4)
     assert values.tolist() == [10, 11, 12, 13] and dense.tolist() == [7, 8]
     assert positions is not None and positions.tolist() == [0, 5, 1, 3]
-    received.accept(sent(second.frame(0, with_positions=False)))
+    received.accept(sent(second.parcel(0, with_positions=False)))
     assert received.version == 5 and received.sub_model(2)[2].tolist() == [0, 5]
 
 
 def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received = ReceivedModel(6)
-    received.accept(sent(outgoing().frame(0, with_positions=True)))
+    received.accept(sent(outgoing().parcel(0, with_positions=True)))
     in_use = received.sub_model(2)[2]
     masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
     newer = DispatchFrames(Dispatch(5, masks, PACKED, DENSE, ()), "fp32", 99, PositionCodes())
-    received.accept(sent(newer.frame(0, with_positions=True)))
+    received.accept(sent(newer.parcel(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]
     assert received.sub_model(2)[2].tolist() == [2, 4]
 
 
 def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:
     whole = Part("validation")
-    evaluation = Evaluation(1, Shared(), {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
+    evaluation = Evaluation(1, None, {whole: dict.fromkeys((0, 2, 4)), Part("test"): {}})
     parts = {4: (1, 0.1), 0: (2, 1e16), 2: (1, 1.0)}
     for start, part in parts.items():
         assert not evaluation.is_done(whole)
