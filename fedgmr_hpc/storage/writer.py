@@ -116,6 +116,10 @@ class ResultWriter:
         self._flush_s, self._flushed_s = flush_s, time.monotonic()
         self._sizes = Sizes(num_clients, num_weights, num_ranks)
         self._schema = {table: columns_of(row_type) for table, row_type in TABLES.items()}
+        self._per_client_names = {
+            table: [c.name for c in columns if c.per_client]
+            for table, columns in self._schema.items()
+        }
         self._rows: dict[str, list[Row]] = {table: [] for table in TABLES}
         self._error: OSError | RunError | None = None  # after which nothing is written
         self._is_ended = False
@@ -171,10 +175,8 @@ class ResultWriter:
         """Return the row with its per-client arrays as they are now: their owner goes on changing
         them.
         """
-        columns = self._schema[TABLE_OF[type(row)]]
-        own: dict[str, Any] = {
-            c.name: self._per_client(row, c.name) for c in columns if c.per_client
-        }
+        names = self._per_client_names[TABLE_OF[type(row)]]
+        own: dict[str, Any] = {name: self._per_client(row, name) for name in names}
         return replace(row, **own) if own else row
 
     def _per_client(self, row: Row, name: str) -> NDArray[Any]:

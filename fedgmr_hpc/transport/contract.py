@@ -199,15 +199,16 @@ class Transport(ABC):
 
 
 class Backoff:
-    """How long to wait between two looks: an eighth of the wait so far, from 20 us to 2 ms.
+    """How long to wait between two looks: a quarter of the wait so far, from 50 us to 2 ms.
 
     The first looks only yield the core. In proportion, because sleeps that double overshoot by as
     much as was waited, and two ranks that answer each other would drive one another to the longest
-    sleep. An idle rank uses about a hundredth of a core.
+    sleep. An idle rank uses about a hundredth of a core; where ranks share cores, every look of one
+    is work that the others wait for.
     """
 
-    YIELD_S = 150e-6
-    SHORTEST_S, LONGEST_S = 20e-6, 2e-3
+    YIELD_S = 50e-6
+    SHORTEST_S, LONGEST_S = 50e-6, 2e-3
 
     def __init__(self) -> None:
         self.reset()
@@ -222,7 +223,7 @@ class Backoff:
         if waited_s < self.YIELD_S:
             os.sched_yield()
         else:
-            time.sleep(min(max(waited_s / 8, self.SHORTEST_S), self.LONGEST_S))
+            time.sleep(min(max(waited_s / 4, self.SHORTEST_S), self.LONGEST_S))
 
 
 class Inbox:

@@ -52,6 +52,7 @@ _Found = TypeVar("_Found")
 _HEAD = struct.Struct("<qqqq")  # total bytes, tag, number of pieces, key of a copy or 0
 _HEAD_TAG, _PIECE_TAG = 100, 101  # MPI tags; messages in one piece use theirs
 _MAX_TURNS = 64  # then a loop over arrivals ends, however fast they come
+_SHORT_BYTES = 4000  # comes whole with its envelope, with every MPI
 _WINDOW = 16  # MPI messages to a rank of which it has taken none
 
 
@@ -263,6 +264,11 @@ class MpiTransport(Transport):
             content = bytearray(num_bytes)
             matched.Recv([content, MPI.BYTE])  # so short that it came whole with its envelope
             self._take_word(source, mpi_tag, memoryview(content))
+            return
+        if num_bytes <= _SHORT_BYTES and source not in self._arriving and mpi_tag != _PIECE_TAG:
+            short = _new_buffer(num_bytes)
+            matched.Recv([short, MPI.BYTE])
+            self._inbox.put(Message(source, Tag(mpi_tag), short))
             return
         if mpi_tag != _PIECE_TAG:
             whole = _Arriving(Tag(mpi_tag), 1, _new_buffer(num_bytes))
