@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -26,15 +25,19 @@ def shared_fields(record: Any, wanted: type[Any]) -> dict[str, Any]:
     Example:
         >>> UpdateRow(**shared_fields(update, UpdateRow), now_s=now_s, ...)
     """
-    names, read = _shared_names(type(record), wanted)
+    kinds = type(record), wanted
+    if kinds not in _SHARED:
+        _SHARED[kinds] = _find_shared(*kinds)
+    names, read = _SHARED[kinds]
     return dict(zip(names, read(record), strict=True))
 
 
-@lru_cache
-def _shared_names(
-    have: Any, wanted: Any
-) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """Return the names of the fields that both have, and what reads them. Every message asks."""
+_Shared = tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]
+_SHARED: dict[tuple[type[Any], type[Any]], _Shared] = {}  # every message asks
+
+
+def _find_shared(have: type[Any], wanted: type[Any]) -> _Shared:
+    """Return the names of the fields that both have, and what reads them."""
     own = have.__annotations__ if issubclass(have, tuple) else {f.name for f in fields(have)}
     names = tuple(field.name for field in fields(wanted) if field.name in own)
     if len(names) < 2:  # of which attrgetter would make no tuple

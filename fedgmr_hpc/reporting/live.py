@@ -16,11 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+if TYPE_CHECKING:
+    from fedgmr_hpc.reporting.redrawing import RedrawnText
 
 LIVE_INTERVAL_S = 0.2
 PLAIN_INTERVAL_S = 10.0
@@ -53,7 +52,7 @@ class LiveText:
         self.is_live = can_redraw(self.stream) if is_live is None else is_live
         self._interval_s = live_interval_s if self.is_live else plain_interval_s
         self._clock, self._shown_s = clock, -math.inf
-        self._live: Live | None = None
+        self._live: RedrawnText | None = None
 
     @property
     def is_due(self) -> bool:
@@ -74,7 +73,7 @@ class LiveText:
         self._shown_s = self._clock()
         with suppress(OSError):
             if self.is_live:
-                self._started().update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
+                self._started().update(text)
             else:
                 self.stream.write(f"{time.strftime(STAMP)} {text}\n")
                 self.stream.flush()
@@ -101,33 +100,12 @@ class LiveText:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _started(self) -> Live:
+    def _started(self) -> RedrawnText:
         if self._live is None:
-            # Whether to redraw is decided already; the rest of the environment has the width.
-            console = _Console(
-                file=self.stream,
-                force_terminal=True,
-                color_system=None,
-                _environ={**os.environ, "TERM": "xterm"},
-            )
-            self._live = Live(
-                console=console,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="crop",
-            )
-            self._live.start()
-            console.show_cursor(True)  # a killed process must not leave it hidden
+            from fedgmr_hpc.reporting.redrawing import RedrawnText
+
+            self._live = RedrawnText(self.stream)
         return self._live
-
-
-class _Console(Console):
-    """A console for which a reader that has left is no reason to end the process."""
-
-    def on_broken_pipe(self) -> None:
-        """Say nothing more."""
-        self.quiet = True
 
 
 def can_redraw(stream: TextIO) -> bool:

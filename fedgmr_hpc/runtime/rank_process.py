@@ -14,18 +14,15 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.console import print_error, say
-from fedgmr_hpc.runtime.callbacks.contract import Callback
-from fedgmr_hpc.runtime.preparation import Experiment
-from fedgmr_hpc.runtime.replay import replayed_config
 from fedgmr_hpc.runtime.roles import EXIT_BAD_INPUT, EXIT_FAILED, follow, guard, lead, run_alone
 from fedgmr_hpc.storage.process import describe_cores, pin_core
-from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.training.numeric_settings import settle
 from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.joining import hidden_devices_note, make_transport
@@ -38,7 +35,12 @@ from fedgmr_hpc.transport.ranks import (
 )
 from fedgmr_hpc.transport.termination import STOP_REQUEST, interrupt_on_term
 
-Report = Callable[[Experiment, Result], int]  # tells a person how a run ended: the exit code
+if TYPE_CHECKING:
+    from fedgmr_hpc.runtime.callbacks.contract import Callback
+    from fedgmr_hpc.runtime.preparation import Experiment
+    from fedgmr_hpc.storage.reader import Result
+
+Report = Callable[["Experiment", "Result"], int]  # tells a person how a run ended: the exit code
 
 
 def launch_rank(
@@ -74,6 +76,9 @@ def replay_rank(path: str, sources: Sequence[str], overrides: Sequence[str], rep
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input.
     """
+    from fedgmr_hpc.runtime.replay import replayed_config
+    from fedgmr_hpc.storage.reader import read_result
+
     interrupt_on_term()
     try:
         recorded = read_result(path)

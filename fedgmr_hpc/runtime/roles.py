@@ -3,6 +3,9 @@
 Rank 0 alone reads and checks the configuration and the data, and hands the resolved configuration
 to the others, so a mistake is reported once and every rank ends with exit code 2. A failure while
 running ends every rank with exit code 1.
+
+What only the server needs is imported where it begins: on a thousand client ranks, every module is
+a thousand times some files and memory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,17 +28,18 @@ from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.reporting.console import print_error, say
-from fedgmr_hpc.runtime.callbacks.contract import Callback
-from fedgmr_hpc.runtime.experiment import serve
-from fedgmr_hpc.runtime.preparation import DISK_FAULTS, Experiment, prepare_experiment
 from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
-from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.training.numeric_settings import settle
 from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
 from fedgmr_hpc.transport.ranks import choose_device, detect_launch
 from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
+
+if TYPE_CHECKING:
+    from fedgmr_hpc.runtime.callbacks.contract import Callback
+    from fedgmr_hpc.runtime.preparation import Experiment
+    from fedgmr_hpc.storage.reader import Result
 
 # Received arrays are read-only on purpose; torch only reads them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -59,6 +64,8 @@ def lead(
         report: tells a person how the run has ended; return the exit code.
         callbacks: are told what happens.
     """
+    from fedgmr_hpc.runtime.experiment import serve
+
     return_large_blocks()
     experiment = _try_prepare(config, recorded, resumes)
     if isinstance(experiment, int):
@@ -66,14 +73,15 @@ def lead(
             transport.send(rank, Tag.STOP, json.dumps({"code": experiment}).encode())
         transport.flush(START_TIMEOUT_S)
         return experiment
+    hello = {
+        "config": experiment.config.model_dump(mode="json"),
+        "run_id": experiment.run_id,
+        "is_replay": experiment.recorded is not None,
+        "data_xxh3": experiment.data.fingerprint,
+    }
+    packed = json.dumps(hello).encode()  # once for all ranks
     for rank in range(1, transport.size):
-        hello = {
-            "config": experiment.config.model_dump(mode="json"),
-            "run_id": experiment.run_id,
-            "is_replay": experiment.recorded is not None,
-            "data_xxh3": experiment.data.fingerprint,
-        }
-        transport.send(rank, Tag.HELLO, json.dumps(hello).encode())
+        transport.send(rank, Tag.HELLO, packed)
     _begin(recorded is not None)
     return report(experiment, serve(experiment, transport, callbacks=callbacks))
 
@@ -82,6 +90,8 @@ def _try_prepare(
     config: Config | ValueError, recorded: Result | None, resumes: bool
 ) -> Experiment | int:
     """Return the run, or the exit code if there is nothing to run."""
+    from fedgmr_hpc.runtime.preparation import DISK_FAULTS, prepare_experiment
+
     try:
         if isinstance(config, ValueError):
             raise config
@@ -220,6 +230,8 @@ def serve_alone(
     Raises:
         RunError: the run has failed, or a callback.
     """
+    from fedgmr_hpc.runtime.experiment import serve
+
     keep_large_blocks()
     is_replay = experiment.recorded is not None
     config = experiment.config

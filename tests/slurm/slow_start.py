@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import fedgmr_hpc.launch as launch
-import fedgmr_hpc.runtime.roles as roles
+import fedgmr_hpc.runtime.preparation as preparation
 from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 SLOW_S = 120.0
-prepare = roles.prepare_experiment
+prepare = preparation.prepare_experiment
 
 
 def prepare_slowly(*arguments: Any) -> Any:
@@ -21,5 +21,5 @@ def prepare_slowly(*arguments: Any) -> Any:
     return prepare(*arguments)
 
 
-roles.prepare_experiment = prepare_slowly
+preparation.prepare_experiment = prepare_slowly
 sys.exit(launch.main(sys.argv[1:]))
