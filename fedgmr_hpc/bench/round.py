@@ -162,7 +162,7 @@ def follow(transport: Transport) -> None:
 
 def report_ceiling(worker: Worker, transport: Transport) -> None:
     """Train this rank's share of the clients on their initial sub-models, as in a run."""
-    config, training = worker.config, worker.training
+    config, training = worker.config, worker.trainings[0]
     shares = config.clients.bandwidth_shares()
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]

@@ -233,6 +233,12 @@ def _is_used_beside_kind(key: str, config: Config) -> bool:
     return other != "submodel.kind" or config.submodel.kind in choices
 
 
+def _side_by_side(config: Config) -> Iterator[str]:
+    if config.train.parallel_clients > 1 and config.clock == "wall":
+        found = config.train.parallel_clients
+        yield must_be("train.parallel_clients", "1", found, when={"clock": "wall"})
+
+
 def _faults(config: Config) -> Iterator[str]:
     if config.faults and config.clock == "virtual":
         yield must_be("faults", "empty", len(config.faults), when={"clock": "virtual"})
@@ -245,6 +251,7 @@ def _faults(config: Config) -> Iterator[str]:
 
 
 _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _side_by_side,
     _unused_keys,
     _unused_options,
     _full_models,

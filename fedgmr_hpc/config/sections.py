@@ -191,6 +191,14 @@ class TrainConfig(LocalConfig):
     """Heavy-ball momentum, whose state is reset whenever a client receives a model."""
     weight_decay: Run[NonNegative] = 0.0
     """Coefficient of the L2 penalty, which acts on the kept entries only."""
+    cuda_graphs: Machine[bool] = True
+    """On a GPU: record a local step as a CUDA graph and replay it. A recorded step is compared with
+    a plain one before it is used; steps that cannot be recorded stay plain, and the result file
+    says why."""
+    parallel_clients: Machine[Annotated[int, Field(ge=1, le=64, strict=True)]] = 1
+    """Clients that a rank trains side by side on its GPU, each in a stream and in memory of its
+    own, so that small batches fill the device. On the CPU they train in turn, to the same bits.
+    Virtual clock only."""
 
 
 class EvalConfig(Section):

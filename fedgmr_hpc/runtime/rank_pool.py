@@ -40,7 +40,6 @@ from fedgmr_hpc.wire.frames import Kind
 from fedgmr_hpc.wire.parcels import Parcel, hands_over, open_parcel
 
 log = logging.getLogger("fedgmr_hpc")
-PREFETCH = 2  # tasks a rank holds: one at work, one ready
 PINGS_PER_TIMEOUT = 4
 LOOK_UP_S = 1.0  # how long a wait goes on before the server looks after its other duties
 
@@ -66,6 +65,7 @@ class RankPool:
         self.ranks = {rank: RankState() for rank in range(1, transport.size)}
         self.is_relayed = config.run.relay == "auto"
         self.hands_over = hands_over(config.wire, transport)
+        self.most_owed = config.train.parallel_clients + 1  # those at work, and one ready
         self.is_placed = keeps_memories(config)  # whether a client must stay on one rank
         self.tasks: deque[tuple[DispatchFrames, Assignment]] = deque()
         self.evaluations: dict[int, Evaluation] = {}
@@ -131,7 +131,7 @@ class RankPool:
 
     def _feed(self) -> None:
         """Give ranks with room their next piece of work."""
-        for depth in range(1, PREFETCH + 1):
+        for depth in range(1, self.most_owed + 1):
             for rank, state in self.ranks.items():
                 is_fed = state.owes >= depth or self._feed_rank(rank, state, is_idle=not state.owes)
                 if not is_fed and not self.is_placed:

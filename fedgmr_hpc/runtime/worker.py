@@ -1,7 +1,9 @@
 """A client rank's I/O loop: receive, decode, train, encode, send.
 
 Messages are served strictly in order: frames of a version, then the tasks that use them, so a rank
-holds one version for training and one for evaluation, whatever number of clients it serves. A
+holds one version for training and one for evaluation, whatever number of clients it serves. On a
+GPU several clients of a version train side by side: their steps are queued, each in a stream of its
+own, and answered in the order in which they came. A
 failure travels to the server as a value with its stage, client, version and traceback; the server
 ends the run.
 
@@ -15,9 +17,10 @@ import socket
 import struct
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,6 @@ from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.storage.process import resident_bytes
 from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
-from fedgmr_hpc.training.masked import MaskedModel
 from fedgmr_hpc.training.sgd import Trained
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.error_feedback import round_with_feedback
@@ -101,6 +103,18 @@ class ReceivedModel:
         return None if self.ends[0] == len(self.packed) else self.positions[:num_kept]
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A task whose steps are taken, or queued on a GPU."""
+
+    task: Assignment
+    received: ReceivedModel
+    training: LocalTraining
+    trained: Trained
+    memory: Memory | None
+    began_s: float
+
+
 class Worker:
     """Serves one rank's tasks until the server says stop."""
 
@@ -116,9 +130,11 @@ class Worker:
         self.device = device
         # from a GPU, entries come in pinned memory, which the server must not hold
         self.hands_over = device == "cpu" and hands_over(config.wire, transport)
-        self.training = LocalTraining(config, data, device)
+        num_side_by_side = config.train.parallel_clients
+        self.trainings = [LocalTraining(config, data, device) for _ in range(num_side_by_side)]
+        self.begun: deque[_Begun] = deque()
         self.evaluator = VersionEvaluator(config, data, device)
-        self.num_prunable = self.training.layout.num_prunable
+        self.num_prunable = self.trainings[0].layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
         self.memories = Memories(self.num_prunable) if keeps_memories(config) else None
         self.sends_changes = AGGREGATIONS[config.aggregation.rule].wants == "changes"
@@ -127,6 +143,7 @@ class Worker:
         self.client: int | None = None
         self.version: int | None = None
         self.num_tasks, self.train_s, self.wait_s = 0, 0.0, 0.0
+        self._answered_s = 0.0  # when the last task was answered
         self.tracer = Tracer(config.trace)
         self.exit_code = 0  # with which the server wants this rank to end
 
@@ -140,6 +157,11 @@ class Worker:
                 report_failure(self.transport, error, self.stage, self.client, self.version)
 
     def _receive(self) -> Message:
+        """Return the next message; while none is there, finish what was begun."""
+        while self.begun:
+            if message := self.transport.recv_now():
+                return message
+            self._answer_first()
         self.stage, self.client, self.version = "receive", None, None
         began_s = time.perf_counter()
         with self.tracer.span("receive"):
@@ -150,9 +172,12 @@ class Worker:
     def _serve(self, message: Message) -> bool:
         if message.tag == Tag.FRAME:
             self._accept(message)
-        elif message.tag == Tag.TASK:
+            return True
+        if message.tag == Tag.TASK:
             self._train(Assignment(**json.loads(bytes(message.payload))))
-        elif message.tag == Tag.MASKS:
+            return True
+        self._answer_all()
+        if message.tag == Tag.MASKS:
             self._hold_ladder(message.payload)
         elif message.tag == Tag.EVALUATE:
             self._evaluate(json.loads(bytes(message.payload)))
@@ -167,6 +192,8 @@ class Worker:
 
     def _accept(self, message: Message) -> None:
         frame = self._open(message)
+        if frame.kind != Kind.INCREMENT or frame.level == 0:  # whose weights tasks may still need
+            self._answer_all()
         if frame.kind == Kind.INCREMENT:
             self.received.accept(frame)
         else:
@@ -193,14 +220,25 @@ class Worker:
         self.evaluator.load_ladder(read_masks(unpack_tree(payload)))
 
     def _train(self, task: Assignment) -> None:
-        update = self.answer(task, self.received, self.transport.poll)
+        """Begin a task; finish the first one begun if no more can train side by side."""
+        self.begun.append(self._begin_training(task, self.received, self.transport.poll))
+        if len(self.begun) == len(self.trainings):
+            self._answer_first()
+
+    def _answer_all(self) -> None:
+        while self.begun:
+            self._answer_first()
+
+    def _answer_first(self) -> None:
+        update = self._end_training(self.begun.popleft())
         if self.hands_over:
             Parcel(update).hand(self.transport, SERVER_RANK, Tag.UPDATE)
-            return
-        parts = self._encode(update)
-        self.stage = "send"
-        with self.tracer.span("send", task.client, task.base_version):
-            self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
+        else:
+            parts = self._encode(update)
+            self.stage = "send"
+            with self.tracer.span("send", update.client, update.base_version):
+                self.transport.send(SERVER_RANK, Tag.UPDATE, *parts)
+        self._answered_s = time.perf_counter()
 
     def _encode(self, update: Frame) -> tuple[memoryview, ...]:
         self.stage = "encode"
@@ -211,19 +249,34 @@ class Worker:
         self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
     ) -> Frame:
         """Train a client's sub-model of the version received; return the update, in new arrays."""
+        return self._end_training(self._begin_training(task, received, after_step))
+
+    def _begin_training(
+        self, task: Assignment, received: ReceivedModel, after_step: Callable[[], None]
+    ) -> _Begun:
+        """Load a client's sub-model and train it, or queue that, where no other client trains."""
         self.stage, self.client, self.version = "train", task.client, task.base_version
         began_s = time.perf_counter()
+        busy = [each.training for each in self.begun]
+        training = next(each for each in self.trainings if each not in busy)
         memory = self._open_memory(task, received)
-        trained = self.training.train(task, *received.sub_model(task.num_kept), after_step, memory)
-        ended_s = time.perf_counter()
+        trained = training.train(task, *received.sub_model(task.num_kept), after_step, memory)
+        return _Begun(task, received, training, trained, memory, began_s)
+
+    def _end_training(self, begun: _Begun) -> Frame:
+        """Wait for a client's training; return the update, in new arrays."""
+        task, training = begun.task, begun.training
+        self.stage, self.client, self.version = "train", task.client, task.base_version
+        mean_loss = begun.trained.mean_loss
+        began_s, ended_s = max(begun.began_s, self._answered_s), time.perf_counter()
         self.train_s += ended_s - began_s
         self.tracer.add("train", began_s, ended_s, task.client, task.base_version)
         self.stage = "evaluate"
         with self.tracer.span("evaluate", task.client, task.base_version):
-            score = self.training.score(task) if task.measure else float("nan")
+            score = training.score(task) if task.measure else float("nan")
         self.stage = "encode"
         self.num_tasks += 1
-        return self._update(task, received, trained, score, memory)
+        return self._update(begun, mean_loss, score)
 
     def _open_memory(self, task: Assignment, received: ReceivedModel) -> Memory | None:
         """Return what the client keeps, on its present mask; None where clients keep nothing."""
@@ -231,21 +284,15 @@ class Worker:
             return None
         return self.memories.open(task.client, task.mask_id, received.kept(task.num_kept))
 
-    def _update(
-        self,
-        task: Assignment,
-        received: ReceivedModel,
-        trained: Trained,
-        score: float,
-        memory: Memory | None,
-    ) -> Frame:
-        values, dense = (part.numpy() for part in self.training.sub_model.entries())
+    def _update(self, begun: _Begun, mean_loss: float, score: float) -> Frame:
+        task, received = begun.task, begun.received
+        values, dense = (part.numpy() for part in begun.training.entries())
         if self.sends_changes:  # since the version sent
             values -= received.packed[: task.num_kept]
             dense -= received.dense
         if self.config.wire.dtype == "int8":
-            assert memory is not None
-            values = round_with_feedback(memory, values)
+            assert begun.memory is not None
+            values = round_with_feedback(begun.memory, values)
         return Frame(
             **shared_fields(task, SubModelKey),
             kind=Kind.UPDATE,
@@ -253,19 +300,18 @@ class Worker:
             num_prunable=self.num_prunable,
             values=values,
             dense=dense,
-            extra=self._squares(trained),
+            extra=self._squares(begun),
             dtype=self.config.wire.dtype,
-            train_loss=trained.mean_loss,
+            train_loss=mean_loss,
             score=score,
-            num_samples=trained.num_samples,
+            num_samples=begun.trained.num_samples,
         )
 
-    def _squares(self, trained: Trained) -> Floats:
+    def _squares(self, begun: _Begun) -> Floats:
         """Return [K] summed squared gradients, empty unless they were asked for."""
-        if trained.grad_squares is None:
+        if begun.trained.grad_squares is None:
             return np.empty(0, np.float32)
-        assert isinstance(self.training.sub_model, MaskedModel)
-        squares: Floats = self.training.sub_model.entries(trained.grad_squares)[0].numpy()
+        squares: Floats = begun.training.entries(begun.trained.grad_squares)[0].numpy()
         return squares
 
     def _evaluate(self, task: dict[str, Any]) -> None:
@@ -319,9 +365,15 @@ class Worker:
                 "rss_bytes": resident_bytes(),
                 "sent_bytes": self.transport.sent_bytes,
                 "received_bytes": self.transport.received_bytes,
+                "cuda_graphs": self._tell_graphs(),
                 **rank_software(self.transport, self.device),
             },
         )
+
+    def _tell_graphs(self) -> str:
+        """Say how steps ran on a GPU, for each of the clients side by side."""
+        graphs = [each.graphs for each in self.trainings]
+        return "; ".join(each.summary for each in graphs if each is not None)
 
     def _send_json(self, tag: Tag, content: dict[str, Any]) -> None:
         self.transport.send(SERVER_RANK, tag, json.dumps(content).encode())

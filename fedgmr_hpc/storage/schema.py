@@ -56,6 +56,7 @@ class RankRow:
     modules: str = ""
     gpu: str = ""
     gpu_driver: str = ""
+    cuda_graphs: str = ""
     versions: str = ""
 
 
@@ -71,7 +72,9 @@ TABLES: dict[str, type[Any]] = {
 }
 PARTS = (*TABLES, "ranks", "model")  # all that comes in rows under checksums
 LATER_COLUMNS = {  # that older files lack
-    "ranks": {"transport", "mpi_library", "modules", "gpu", "gpu_driver", "versions"}
+    "ranks": {
+        *("transport", "mpi_library", "modules", "gpu", "gpu_driver", "cuda_graphs", "versions")
+    }
 }
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
 _LATER_TABLES = {"checkpoints", "looks", "submodels"}  # that older files lack
@@ -152,6 +155,7 @@ MEANINGS = {
     "modules": "environment modules loaded, as LOADEDMODULES has them",
     "gpu": "model of its CUDA device, empty on the CPU",
     "gpu_driver": "version of the device's driver",
+    "cuda_graphs": "whether local steps were replayed, or why not; empty without a GPU",
     "versions": "versions of the packages that compute and talk",
     "host": "name of the rank's host",
     "device": "what the rank computed on",

@@ -9,7 +9,8 @@ Shapes: P prunable entries, K kept entries, D dense entries, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,6 @@ from fedgmr_hpc.models import (
     run_model,
     soft_loss,
 )
-from fedgmr_hpc.training.narrow import SoftLoss
 from fedgmr_hpc.training.objectives.contract import (
     BoundObjective,
     LocalSteps,
@@ -39,6 +39,7 @@ from fedgmr_hpc.training.objectives.contract import (
 )
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
+from fedgmr_hpc.training.step_graphs import CudaRecorder, StepGraphs
 from fedgmr_hpc.training.sub_models import make_sub_model
 
 
@@ -57,6 +58,7 @@ class LocalTraining:
         hits: counts correct answers.
         sgd: the optimiser's settings but for the learning rate, which comes with an assignment.
         objective: what clients minimise besides the loss; None for nothing.
+        graphs: replays steps on a GPU; None where all steps are plain.
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
@@ -71,7 +73,23 @@ class LocalTraining:
         train = config.train
         self.sgd = SgdConfig(train.momentum, train.weight_decay, train.clip_norm)
         self.objective = make_objective(train)
-        self._device = device
+        self._absent = self._make_absent(device)
+        self._minimised: Loss = self.loss
+        is_cuda = torch.device(device).type == "cuda"
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+        self.graphs = StepGraphs(CudaRecorder()) if is_cuda and train.cuda_graphs else None
+        if self.graphs is not None:
+            self.sub_model.run_step = self.graphs.run
+
+    @contextmanager
+    def in_stream(self) -> Iterator[None]:
+        """Queue what follows in this training's own stream, after all that was queued before."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            yield
 
     def train(
         self,
@@ -82,7 +100,7 @@ class LocalTraining:
         after_step: Callable[[], None] = lambda: None,
         memory: Memory | None = None,
     ) -> Trained:
-        """Load one client's sub-model and train it.
+        """Load one client's sub-model and train it, or, on a GPU, queue that.
 
         Args:
             task: the client, its sub-model and its first local step.
@@ -93,21 +111,34 @@ class LocalTraining:
             memory: what the client keeps, where its objective keeps anything; renewed.
 
         Returns:
-            The mean loss, and what else the sub-model's score needs.
+            The losses, and what else the sub-model's score needs.
         """
+        with self.in_stream():
+            return self._train(task, values, dense, positions, after_step, memory)
+
+    def _train(
+        self,
+        task: Assignment,
+        values: Tensor,
+        dense: Tensor,
+        positions: Tensor | None,
+        after_step: Callable[[], None],
+        memory: Memory | None,
+    ) -> Trained:
         model, train = self.sub_model, self.config.train
         model.load(values, dense, positions, mask_id=task.mask_id, density=task.density)
         model.net.generator.manual_seed(self._draw_dropout_seed(task))
-        loss, teacher_loss = self._make_losses(task.client)
+        self._mark_absent(task.client)
+        self._minimised = loss_of(self.objective, self.loss)
         bound = self._bind_objective(task, memory)
         trained = model.train(
             self.data.train_batches(task.client, task.first_step, train.steps),
-            loss,
+            self._training_loss,
             learning_rate=task.learning_rate,
             sgd=self.sgd,
             change=None if bound is None else bound.change,
             after_step=after_step,
-            **self._extra_arguments(task, teacher_loss),
+            **self._extra_arguments(task),
         )
         if bound is not None:
             self._end_objective(bound, memory)
@@ -149,6 +180,11 @@ class LocalTraining:
             memory.dense[name] = dense.numpy().copy()
         memory.numbers = steps.numbers
 
+    def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Copy the trained sub-model's entries to host memory; see `MaskedModel.entries`."""
+        with self.in_stream():
+            return self.sub_model.entries(flat)
+
     def score(self, task: Assignment) -> float:
         """Return the validation accuracy of the sub-model just trained.
 
@@ -157,42 +193,40 @@ class LocalTraining:
         """
         size, steps = self.data.pool_size("score"), self.config.train.steps
         batches = self.data.pool_batches("score", 0, size)
-        with self.sub_model.in_use() as net:
+        with self.in_stream(), self.sub_model.in_use() as net:
             if self.layout.num_statistics:
                 own = self.data.train_batches(task.client, task.first_step, steps)
                 net.statistics.copy_(measure_statistics(net, own))
             hits, _ = evaluate(net, batches, self.loss, self.hits)
         return hits / self.data.num_scored("score")
 
-    def _make_losses(self, client: int) -> tuple[Loss, SoftLoss]:
-        """Return a client's loss towards labels and its loss towards a teacher."""
-        kind, absent = self.config.train.loss, self._absent_classes(client)
-        minimised = loss_of(self.objective, self.loss)
+    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self._minimised(hide_classes(logits, self._absent), labels)
 
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return minimised(hide_classes(logits, absent), labels)
+    def _teacher_loss(self, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        seen = hide_classes(logits, self._absent), hide_classes(teacher, self._absent)
+        return soft_loss(self.config.train.loss, *seen, labels)
 
-        def teacher_loss(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-            seen = hide_classes(logits, absent), hide_classes(teacher, absent)
-            return soft_loss(kind, *seen, labels)
-
-        return loss, teacher_loss
-
-    def _absent_classes(self, client: int) -> Tensor | None:
-        """Mark the classes [C] of which a client has no training sample; None to hide no class."""
+    def _make_absent(self, device: str) -> Tensor | None:
+        """Return a mark [C] of no class; None where no class is ever hidden."""
         if not self.config.train.masked_loss or self.data.dataset.is_text:
             return None
         model = run_model(self.config, self.data.num_classes)
         num_outputs = model.count_outputs(self.data.dataset.input_shape)
-        absent = torch.ones(num_outputs, dtype=torch.bool)
-        absent[torch.from_numpy(self.data.held_classes(client))] = False
-        return absent.to(self._device)
+        return torch.zeros(num_outputs, dtype=torch.bool, device=device)
+
+    def _mark_absent(self, client: int) -> None:
+        """Mark the classes [C] of which a client has no training sample, in place."""
+        if self._absent is not None:
+            is_absent = torch.ones(self._absent.shape, dtype=torch.bool)
+            is_absent[torch.from_numpy(self.data.held_classes(client))] = False
+            self._absent.copy_(is_absent)
 
     def _draw_dropout_seed(self, task: Assignment) -> int:
         rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)
         return int(rng.integers(2**62))
 
-    def _extra_arguments(self, task: Assignment, teacher_loss: SoftLoss) -> dict[str, Any]:
+    def _extra_arguments(self, task: Assignment) -> dict[str, Any]:
         """Return the arguments of `train` that only some kinds of sub-model have."""
         submodel = self.config.submodel
         if self.sums_squares:
@@ -205,4 +239,4 @@ class LocalTraining:
         drawn = rng.integers(len(rates), size=self.config.train.steps)
         densities = [rates[index] for index in drawn]
         distils = self.config.train.distillation
-        return {"densities": densities, "soft_loss": teacher_loss if distils else None}
+        return {"densities": densities, "soft_loss": self._teacher_loss if distils else None}

@@ -31,10 +31,9 @@ from fedgmr_hpc.training.sgd import (
     Loss,
     Net,
     SgdConfig,
-    StepLosses,
     StepMemory,
     Trained,
-    on_device,
+    take_steps,
     to_host,
 )
 from fedgmr_hpc.training.threshold import Threshold
@@ -68,7 +67,10 @@ class MaskedModel:
 
     Attributes:
         mask: [P + D] of 0 and 1; None for everything.
+        run_step: takes a step and returns the mean loss of its batch.
     """
+
+    run_step: Callable[[LocalSgd, Batch], Tensor] = staticmethod(LocalSgd.run)
 
     def __init__(
         self,
@@ -204,11 +206,7 @@ class MaskedModel:
             change,
             self._step_memory,
         )
-        losses = StepLosses()
-        for batch in on_device(batches, self.net.flat.device):
-            losses.add(step, batch)
-            after_step()
-        return losses.trained(squares)
+        return take_steps(step, batches, after_step, self.run_step, squares)
 
     def spread(self, values: Tensor, dense: Tensor) -> Tensor:
         """Return a flat vector [P + D] with entries laid out as the loaded ones, zeros elsewhere.

@@ -26,11 +26,10 @@ from fedgmr_hpc.training.sgd import (
     Loss,
     Net,
     SgdConfig,
-    StepLosses,
     StepMemory,
     Trained,
     differentiate,
-    on_device,
+    take_steps,
     to_host,
 )
 
@@ -50,10 +49,12 @@ class NarrowModel:
         net: the network that was loaded last.
         density: its density.
         mask: none, as everything of that network trains.
+        run_step: takes a step and returns the mean loss of its batch.
     """
 
     net: Net
     mask = None
+    run_step: Callable[[LocalSgd, Batch], Tensor] = staticmethod(LocalSgd.run)
 
     def __init__(
         self,
@@ -150,11 +151,7 @@ class NarrowModel:
             step = LocalSgd(
                 self.net, loss, learning_rate, sgd, change=change, memory=self.step_memory
             )
-        losses = StepLosses()
-        for batch in on_device(batches, self.net.flat.device):
-            losses.add(step, batch)
-            after_step()
-        return losses.trained()
+        return take_steps(step, batches, after_step, self.run_step)
 
     def inner(self, density: float) -> tuple[Net, Tensor]:
         """Return a narrower network, with the weights and the random stream of the loaded one.
@@ -228,6 +225,10 @@ class OrderedDropoutSgd(LocalSgd):
         self.memory = model.step_memory
         super().__init__(model.net, loss, learning_rate, sgd, change=change, memory=self.memory)
         self.model, self.densities, self.soft_loss = model, densities, soft_loss
+
+    @property
+    def why_plain(self) -> str:
+        return "each step trains another width"
 
     def gradients(self, samples: Tensor, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of one step and its mean loss on the labels.

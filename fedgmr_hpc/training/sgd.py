@@ -71,14 +71,26 @@ class Trained:
     """The outcome of a client's training, besides the weights in `net.flat`.
 
     Attributes:
-        mean_loss: over all samples of all steps.
-        num_samples: samples of all steps.
-        grad_squares: [P + D] summed squared gradients, on the net's device; None if not wanted.
+        losses: mean loss of each step's batch [steps], on the net's device.
+        counts: samples of each step.
+        grad_squares: [P + D] summed squared gradients, on the net's device, valid until the next
+            training; None if not wanted.
     """
 
-    mean_loss: float
-    num_samples: int
-    grad_squares: Tensor | None
+    losses: Tensor
+    counts: Sequence[int]
+    grad_squares: Tensor | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all steps."""
+        return sum(self.counts)
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean over all samples of all steps; this waits for the device."""
+        pairs = zip(self.losses.tolist(), self.counts, strict=True)
+        return float(sum(mean * n for mean, n in pairs) / self.num_samples)
 
 
 class StepMemory:
@@ -111,6 +123,10 @@ class LocalSgd:
         threshold: what gradients pass through; None for masks without one.
         change: what the objective makes of the gradients; None for what they are.
         memory: that the steps of all dispatches share; None for one of their own.
+
+    Attributes:
+        written: the vectors [P + D] that steps write.
+        why_plain: why they cannot be recorded and replayed (step_graphs.py); "" where they can.
     """
 
     def __init__(
@@ -127,13 +143,21 @@ class LocalSgd:
     ) -> None:
         self.net, self.loss, self.threshold, self.change = net, loss, threshold, change
         memory = memory or StepMemory()
-        self.sgd, self.parameters = sgd, net.trainable()
+        self.sgd = sgd
+        self.parameters: list[Tensor] = [*net.trainable()]
         # where a step reads it on the device, so that one recorded for another rate can be replayed
         self.learning_rate = memory.zeros("learning_rate", net.flat[:1])[0].fill_(learning_rate)
         momentum = memory.zeros("momentum", net.flat) if sgd.momentum else None
         self.masks, self.momenta, self.squares = (
             [] if flat is None else net.split(flat) for flat in (mask, momentum, squares)
         )
+        self.written = [each for each in (net.flat, momentum, squares) if each is not None]
+
+    @property
+    def why_plain(self) -> str:
+        if self.change is not None:
+            return "an objective changes gradients"
+        return "gradients pass through a threshold" if self.threshold is not None else ""
 
     def run(self, batch: Batch) -> Tensor:
         """Take one step; return the batch's mean loss without waiting for the device."""
@@ -217,26 +241,28 @@ def _take_gradient(parameter: torch.nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-class StepLosses:
-    """Losses and batch sizes of the steps so far.
+def take_steps(
+    step: LocalSgd,
+    batches: Iterable[Batch],
+    after_step: Callable[[], None] = lambda: None,
+    run: Callable[[LocalSgd, Batch], Tensor] = LocalSgd.run,
+    squares: Tensor | None = None,
+) -> Trained:
+    """Take a step on each batch, without waiting for the device.
 
-    Losses stay on the device until the end: reading one would wait for all queued work.
+    Args:
+        step: to be taken again and again.
+        batches: one for each.
+        after_step: called after each; on a CUDA device steps are only queued by then.
+        run: takes one step and returns the mean loss of its batch.
+        squares: what `Trained` is to have.
     """
-
-    def __init__(self) -> None:
-        self.means: list[Tensor] = []
-        self.counts: list[int] = []
-
-    def add(self, step: LocalSgd, batch: Batch) -> None:
-        """Take one more step."""
-        self.means.append(step.run(batch))
-        self.counts.append(len(batch[1]))
-
-    def trained(self, squares: Tensor | None = None) -> Trained:
-        """Return the outcome of all steps."""
-        pairs = zip(torch.stack(self.means).tolist(), self.counts, strict=True)
-        num_samples = sum(self.counts)
-        return Trained(sum(mean * n for mean, n in pairs) / num_samples, num_samples, squares)
+    means, counts = [], []
+    for batch in on_device(batches, step.net.flat.device):
+        means.append(run(step, batch))
+        counts.append(len(batch[1]))
+        after_step()
+    return Trained(torch.stack(means), counts, squares)
 
 
 @torch.inference_mode()

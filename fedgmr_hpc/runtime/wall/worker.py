@@ -236,7 +236,7 @@ class LiveWorker(Worker):
 
     def _warm_up(self) -> None:
         """Train and evaluate once on nothing, so that no client pays for first calls."""
-        training, train = self.training, self.config.train
+        training, train = self.trainings[0], self.config.train
         size = training.layout.num_prunable
         dense = torch.zeros(training.layout.num_weights - size)
         batch = next(iter(self.data.train_batches(0, 0, 1)))

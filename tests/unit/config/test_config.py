@@ -154,6 +154,10 @@ def test_a_full_model_has_nothing_to_restore(override, line):
     ("overrides", "line"),
     [
         (
+            ("clock=wall", "train.parallel_clients=2"),
+            "train.parallel_clients must be 1 when clock is 'wall' (got 2)",
+        ),
+        (
             ("faults=[{kind: drop}, {kind: cut}]",),
             "faults must be empty when clock is 'virtual' (got 2)",
         ),

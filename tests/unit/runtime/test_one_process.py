@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import fedgmr_hpc
+from fedgmr_hpc.runtime.worker import Worker
 from fedgmr_hpc.storage.reader import differing_columns, read_result
 from fedgmr_hpc.transport.contract import InprocTransport, Tag
 
@@ -54,6 +55,29 @@ def test_frames_that_are_handed_over_give_what_their_bytes_give(method, tmp_path
     assert (
         abs(moved[0] - moved[1]).max() < 100
     )  # what ranks say of their times has more digits or less
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["method=fedgmr"], ["method=heterofl"], ["method=scaffold"], ["wire.dtype=int8"]],
+)
+def test_clients_side_by_side_give_what_clients_in_turn_give(words, tmp_path, monkeypatch):
+    most_begun = []
+    finish = Worker._end_training
+
+    def noting(self, begun):
+        most_begun.append(len(self.begun) + 1)
+        return finish(self, begun)
+
+    monkeypatch.setattr(Worker, "_end_training", noting)
+    results = []
+    for number in (1, 3):
+        most_begun.clear()
+        more = ["run.max_rounds=4", "run.interval_rounds=2", "progress=quiet", *words]
+        more += [f"results.path={tmp_path}/{number}.h5", f"train.parallel_clients={number}"]
+        results.append(read_result(fedgmr_hpc.run(fedgmr_hpc.load_config("digits", more)).path))
+        assert max(most_begun) == number
+    assert not differing_columns(*results)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")

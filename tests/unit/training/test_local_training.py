@@ -52,5 +52,4 @@ def test_fjord_teaches_its_narrower_parts(words: list[str], is_taught: bool) -> 
     config = load_config(None, [*words, "data.max_train=100", "data.max_test=20"])
     training = LocalTraining(config, FederatedData(config))
     task = Assignment(0, 0, 1, 0, 1.0, 0, 0, 0.1, False)
-    _, towards = training._make_losses(0)
-    assert (training._extra_arguments(task, towards)["soft_loss"] is towards) == is_taught
+    assert (training._extra_arguments(task)["soft_loss"] is not None) == is_taught

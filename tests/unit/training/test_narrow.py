@@ -407,7 +407,7 @@ def fjord() -> LocalTraining:
 def drawn(training: LocalTraining, density: float, client: int = 0, first_step: int = 0):
     """Densities of the steps that a client would make."""
     task = Assignment(client, 0, 1, 0, density, 0, first_step, 0.1, False)
-    return training._extra_arguments(task, None)["densities"]
+    return training._extra_arguments(task)["densities"]
 
 
 @pytest.mark.parametrize(

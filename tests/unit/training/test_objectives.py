@@ -383,7 +383,7 @@ def test_an_own_loss_sees_the_classes_that_a_client_has():
 
     rank.training.objective = Looking()
     rank.train()
-    absent = rank.training._absent_classes(0)
+    absent = rank.training._absent
     assert absent is not None and absent.any()
     assert all(torch.equal(each, hide_classes(each, absent)) for each in seen)
 

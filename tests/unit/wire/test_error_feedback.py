@@ -157,14 +157,14 @@ def make_frame(kind: Kind, num_prunable: int, **changed) -> Frame:
 def make_worker(rule: str, trained: list[float], dense: list[float]) -> SimpleNamespace:
     """All of a worker that makes an update of 4 prunable entries out of what was trained."""
     method = {"mask_aware": "fedgmr", "fedbuff": "fedbuff"}[rule]
-    sub_model = SimpleNamespace(entries=lambda: (torch.tensor(trained), torch.tensor(dense)))
+    training = SimpleNamespace(entries=lambda: (torch.tensor(trained), torch.tensor(dense)))
     return SimpleNamespace(
         config=make_config({"method": method, "wire": {"dtype": "int8"}}),
-        training=SimpleNamespace(sub_model=sub_model),
+        trainings=[training],
         run_id=1,
         num_prunable=4,
         sends_changes=rule == "fedbuff",
-        _squares=lambda trained: np.empty(0, np.float32),
+        _squares=lambda begun: np.empty(0, np.float32),
     )
 
 
@@ -180,13 +180,15 @@ def test_a_worker_adds_what_its_last_upload_lost(rule):
     base = 1.0 if rule == "fedbuff" else 0.0
     worker = make_worker(rule, [base + 127, base + 0.375, base - 1.25], [base / 2 + 0.1])
     received = receive(model, np.array([3, 0, 1], np.int32), dense)
-    trained = SimpleNamespace(mean_loss=0.0, num_samples=1)
-    memory = Memories(4).open(0, 0, received.kept(3))
+    begun = SimpleNamespace(
+        task=make_task(),
+        received=received,
+        training=worker.trainings[0],
+        trained=SimpleNamespace(num_samples=1),
+        memory=Memories(4).open(0, 0, received.kept(3)),
+    )
     uploads = [
-        decode_frame(
-            encode_frame(Worker._update(worker, make_task(), received, trained, 0.0, memory))
-        )
-        for _ in range(3)
+        decode_frame(encode_frame(Worker._update(worker, begun, 0.0, 0.0))) for _ in range(3)
     ]
     assert [upload.values.tolist() for upload in uploads] == [
         [127, 0, -1],
