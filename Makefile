@@ -2,6 +2,7 @@
 # make test   install and run all tests, the linter and the type checker
 # make bench  quick benchmarks with their ceilings
 # make kernels  compile the kernels of compact training anew, after a change of their sources
+# make gpu-check  every test and benchmark for CUDA devices, as a report to paste
 # make docs   the pages of docs/ as a site in build/site
 
 PYTHON ?= python3
@@ -25,6 +26,9 @@ bench: $(VENV)/.installed
 
 kernels: $(VENV)/.installed
 	$(BIN)/python -m fedgmr_hpc.training.kernels.build
+
+gpu-check: $(VENV)/.installed
+	$(BIN)/python tests/gpu_check.py $(ARGS)
 
 # The generated parts of pages are made anew, then the site; a warning is an error.
 docs: $(VENV)/.docs

@@ -7,6 +7,7 @@ payload on the channels and in many pieces. NCCL itself needs two CUDA devices.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -101,6 +102,16 @@ def test_real_ranks(binding, num_ranks, node_size, tmp_path):
     passed = [line.removeprefix("ok ") for line in output.splitlines() if line.startswith("ok ")]
     assert (code, passed) == (0, list(CHECKS)), output
     assert output.count("closed") == num_ranks, output
+
+
+@pytest.mark.parametrize("binding", [pytest.param("mpi", marks=needs_mpirun), "gloo"])
+def test_rates_of_a_frame_are_measured(binding):
+    """As `make gpu-check` does."""
+    launcher = "mpirun" if binding == "mpi" else "torchrun"
+    ended = run_job(2, binding, launcher=launcher, module=(str(ROOT / "tests/transfer_rates.py"),))
+    assert ended.code == 0, ended.output
+    rates = json.loads(ended.output.strip().splitlines()[-1])
+    assert rates["down_gb_per_s"] > 0 and rates["up_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("binding", [pytest.param("mpi", marks=needs_mpirun), "gloo", "device"])

@@ -26,9 +26,7 @@ from fedgmr_hpc.data.splits import RowGuard, row_checksums
 
 DEVICES = [
     "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 KINDS = ("digits", "femnist", "cifar10", "imagenet100", "stackoverflow")
 MODELS = {"digits": "digits_cnn", "femnist": "conv2_small", "cifar10": "cifar_cnn"}
