@@ -123,7 +123,16 @@ def _keys(prefix: str, keys: Schema, schema: Schema, has_kinds: bool = True) -> 
     """A table of the keys of a section."""
     yield "| key | type | default |" + " kind |" * has_kinds + " meaning |"
     yield "|---" * (4 + has_kinds) + "|"
+    yield from _key_rows(prefix, keys, schema, has_kinds)
+
+
+def _key_rows(prefix: str, keys: Schema, schema: Schema, has_kinds: bool) -> Iterator[str]:
+    """Rows of keys, those of a section within the section in its place."""
     for name, field in keys.items():
+        inner = _resolve(field, schema).get("properties")
+        if inner:
+            yield from _key_rows(f"{prefix}{name}.", inner, schema, has_kinds)
+            continue
         default = f"`{_value(field['default'])}`" if "default" in field else "required"
         kind = f" {marks()[prefix + name]} |" if has_kinds else ""
         meaning = _linked(field.get("description", ""))

@@ -34,6 +34,7 @@ from fedgmr_hpc.runtime.server import prunable_layers
 from fedgmr_hpc.runtime.worker import Worker
 from fedgmr_hpc.storage.process import private_bytes
 from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
+from fedgmr_hpc.training.sub_models import make_sub_model
 from fedgmr_hpc.transport.contract import Tag, Transport
 from fedgmr_hpc.transport.joining import make_transport
 from fedgmr_hpc.transport.ranks import detect_launch
@@ -160,9 +161,19 @@ def follow(transport: Transport) -> None:
     report_ceiling(worker, transport)
 
 
+def with_dense_steps(config: Config) -> Config:
+    """Return a configuration of which no layer is compact."""
+    values = config.model_dump(mode="json")
+    values["train"]["compact_below"] |= dict.fromkeys(("linear", "conv", "embedding"), 0.0)
+    return make_config(values)
+
+
 def report_ceiling(worker: Worker, transport: Transport) -> None:
-    """Train this rank's share of the clients on their initial sub-models, as in a run."""
+    """Train this rank's share of the clients on their initial sub-models, as in a run, but with
+    every layer dense.
+    """
     config, training = worker.config, worker.trainings[0]
+    dense_model = make_sub_model(with_dense_steps(config), num_classes=worker.data.num_classes)
     shares = config.clients.bandwidth_shares()
     weights = torch.from_numpy(initial_weights(config.model.name, 0))
     prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
@@ -180,9 +191,9 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
         for client in mine:
             count = masks.counts[masks.level(shares[client])]
             positions = None if perm is None else perm[:count]
-            training.sub_model.load(packed[:count], dense, positions, mask_id=-1)
+            dense_model.load(packed[:count], dense, positions, mask_id=-1)
             began_s = time.perf_counter()
-            training.sub_model.train(
+            dense_model.train(
                 worker.data.train_batches(client, index * config.train.steps, config.train.steps),
                 training.loss,
                 learning_rate=config.train.learning_rate,

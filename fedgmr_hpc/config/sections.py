@@ -169,6 +169,22 @@ class ClientsConfig(Section):
         return tuple(rung for rung, n in zip(RUNGS, counts, strict=True) for _ in range(n))
 
 
+class CompactBelow(Section):
+    """Densities below which a layer trains as the vector of its kept weights
+    (docs/compact-training.md)."""
+
+    linear: Run[Fraction] = 0.4
+    """Masks of single weights, on the CPU: a linear layer of lower density than this is computed
+    from its kept weights alone; 0 for never."""
+    conv: Run[Fraction] = 0.15
+    """The same of convolutions."""
+    embedding: Run[Fraction] = 0.5
+    """The same of tables of embeddings."""
+    min_weights: Run[Count] = 100_000
+    """Linear layers and tables of fewer weights, kept or not, are computed as a whole: they have
+    more calls than work."""
+
+
 class TrainConfig(LocalConfig):
     """Local training (docs/method.md#local-training)."""
 
@@ -199,6 +215,7 @@ class TrainConfig(LocalConfig):
     """Clients that a rank trains side by side on its GPU, each in a stream and in memory of its
     own, so that small batches fill the device. On the CPU they train in turn, to the same bits.
     Virtual clock only."""
+    compact_below: CompactBelow = CompactBelow()
 
 
 class EvalConfig(Section):

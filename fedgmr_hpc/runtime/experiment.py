@@ -67,7 +67,7 @@ def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell
     config, path = experiment.config, experiment.path
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
-    manager = CheckpointManager(path, config, stop, experiment.check_owner)
+    manager = CheckpointManager(path, config, stop, experiment.check_owner, experiment.kernels)
     with writer, make_progress(experiment) as progress:
         if idle := describe_idle_ranks(config.clients.count, transport.size):
             log.warning("warning: %s", idle)
@@ -122,6 +122,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
     layout = run_layout(config, experiment.data.num_classes)
     provenance = collect_provenance(Path(__file__).resolve().parents[2])
     provenance["data_xxh3"] = experiment.data.fingerprint
+    provenance["kernels"] = experiment.kernels
     provenance["plugins"] = json.dumps(config.plugin_digests)
     if saved is not None:
         before = read_result(experiment.path)

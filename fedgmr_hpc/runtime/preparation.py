@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import xxhash
 
 from fedgmr_hpc.config.files import render_config
@@ -21,6 +22,7 @@ from fedgmr_hpc.network.link_traces import load_trace
 from fedgmr_hpc.runtime.checkpoints.plan import (
     ResumePlan,
     check_data,
+    check_kernels,
     plan_finished,
     plan_resume,
 )
@@ -30,6 +32,7 @@ from fedgmr_hpc.storage.checkpoint import has_checkpoint
 from fedgmr_hpc.storage.ownership import Owner, claim, describe_self
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.run_files import checkpoint_path
+from fedgmr_hpc.training.sub_models import kernels_in_use
 from fedgmr_hpc.transport.termination import STOP_REQUEST
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -46,6 +49,7 @@ class Experiment:
     recorded: Result | None = None  # the run to replay
     plan: ResumePlan | None = None  # of a run that may be a resumed one
     owner: Owner | None = None  # of its files, until `serve` returns
+    kernels: str = ""  # which compute its compact layers; "" where no layer can be compact
 
     def check_owner(self) -> None:
         """Fail where another process has taken the run over.
@@ -87,22 +91,24 @@ def prepare_experiment(
 
     Raises:
         ValueError: data missing, damaged, too small for the clients or other than those of the
-            run to go on with or to replay, the results file exists or its checkpoint does not fit,
-            or the log to replay is damaged or of another configuration, or another process is
-            the owner of the results.
+            run to go on with or to replay, its kernels likewise, the results file exists or its
+            checkpoint does not fit, or the log to replay is damaged or of another configuration,
+            or another process is the owner of the results.
         OSError: the disk is full or failing.
     """
     if recorded is not None:
         ReplayClock(config, recorded)
     data = check_inputs(config)
+    kernels = kernels_in_use(config, _device(config), data.num_classes)
     if recorded is not None:
         then = recorded.provenance.get("data_xxh3")
         check_data(then, data.fingerprint, config, recorded.path)
+        check_kernels(recorded.provenance.get("kernels"), kernels, recorded.path)
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
     path = Path(config.results.path or _default_path(config, run_id)).expanduser()
-    run = Experiment(config, data, path, run_id, recorded)
-    finished = plan_finished(path, config, data.fingerprint) if resumes else None
+    run = Experiment(config, data, path, run_id, recorded, kernels=kernels)
+    finished = plan_finished(path, config, data.fingerprint, kernels) if resumes else None
     if finished is not None:
         return replace(run, plan=finished)
     _make_folder(path.parent)
@@ -114,6 +120,12 @@ def prepare_experiment(
         raise
 
 
+def _device(config: Config) -> str:
+    """Return what clients train on, as far as rank 0 can tell."""
+    sees_gpus = config.device == "auto" and torch.cuda.is_available()
+    return "cuda" if sees_gpus or config.device == "cuda" else "cpu"
+
+
 def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
     """Plan how the run begins; None for one that needs a new file.
 
@@ -121,7 +133,7 @@ def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
         ValueError: there is a file, or it cannot be gone on with.
     """
     if resumes:
-        return plan_resume(run.path, run.config, run.data.fingerprint)
+        return plan_resume(run.path, run.config, run.data.fingerprint, run.kernels)
     if run.path.exists():
         can_resume = has_checkpoint(checkpoint_path(run.path))
         hint = "; name another" + (", or continue it with --resume" if can_resume else "")

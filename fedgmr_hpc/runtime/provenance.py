@@ -52,9 +52,10 @@ def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
     }
 
 
-def rank_software(transport: Transport, device: str = "cpu") -> dict[str, str]:
+def rank_software(transport: Transport, device: str = "cpu", kernels: str = "") -> dict[str, str]:
     """Return what this rank runs on, as the texts of its row in the result: the transport, the MPI
-    library, loaded modules, GPU and driver (both "" on the CPU), versions of the packages."""
+    library, loaded modules, GPU and driver (both "" on the CPU), versions of the packages, and the
+    kernels of compact layers ("" where none can be)."""
     library = getattr(transport, "library", "")
     is_cuda = device.startswith("cuda")
     packages = ("torch", "numpy", "h5py", "mpi4py")
@@ -64,6 +65,7 @@ def rank_software(transport: Transport, device: str = "cpu") -> dict[str, str]:
         "modules": os.environ.get("LOADEDMODULES", ""),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else "",
         "gpu_driver": _gpu_driver() if is_cuda else "",
+        "kernels": kernels,
         "versions": f"python {platform.python_version()} "
         + " ".join(f"{name} {_version(name)}" for name in packages),
     }

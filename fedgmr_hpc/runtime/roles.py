@@ -32,6 +32,7 @@ from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.training.numeric_settings import settle
 from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
+from fedgmr_hpc.training.sub_models import kernels_in_use
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
 from fedgmr_hpc.transport.ranks import choose_device, detect_launch
 from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
@@ -78,6 +79,7 @@ def lead(
         "run_id": experiment.run_id,
         "is_replay": experiment.recorded is not None,
         "data_xxh3": experiment.data.fingerprint,
+        "kernels": experiment.kernels,
     }
     packed = json.dumps(hello).encode()  # once for all ranks
     for rank in range(1, transport.size):
@@ -150,9 +152,9 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
     settle()  # whatever a plug-in has set
-    is_replay, data_xxh3 = content["is_replay"], content["data_xxh3"]
+    is_replay, same = content["is_replay"], (content["data_xxh3"], content["kernels"])
     _begin(is_replay)
-    return work(config, transport, run_id, data_xxh3, is_replay, device, checks_data)
+    return work(config, transport, run_id, *same, is_replay, device, checks_data)
 
 
 def work(
@@ -160,6 +162,7 @@ def work(
     transport: Transport,
     run_id: int,
     data_xxh3: str,
+    kernels: str,
     is_replay: bool = False,
     device: str = "cpu",
     checks_data: bool = False,
@@ -168,6 +171,7 @@ def work(
 
     Args:
         data_xxh3: the fingerprint of the server's data, which this rank must have, too.
+        kernels: what computes compact layers on rank 0, likewise; "" for nothing.
         checks_data: see `follow`.
 
     Returns:
@@ -179,6 +183,7 @@ def work(
         if data.fingerprint != data_xxh3:
             found = f"the data here have the fingerprint {data.fingerprint}"
             raise RunError(f"{found}, those of rank 0 {data_xxh3}: see data.root and data.cache")
+        _check_kernels(kernels_in_use(config, device, data.num_classes), kernels)
     except Exception as error:
         report_failure(transport, error, "receive")
         return 0
@@ -186,6 +191,13 @@ def work(
     worker = kind(config, transport, data, run_id, device)
     worker.run()
     return worker.exit_code
+
+
+def _check_kernels(here: str, on_rank_0: str) -> None:
+    """Fail where the same sub-model would get other bits here than on another rank."""
+    if here and on_rank_0 and here != on_rank_0:
+        found = f"compact layers are computed here by the kernels {here}"
+        raise RunError(f"{found}, on rank 0 by {on_rank_0}: see docs/compact-training.md")
 
 
 def run_alone(
@@ -236,8 +248,8 @@ def serve_alone(
     is_replay = experiment.recorded is not None
     config = experiment.config
     device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
-    data_xxh3 = experiment.data.fingerprint
-    arguments = (config, client_side, experiment.run_id, data_xxh3, is_replay, device)
+    same = experiment.data.fingerprint, experiment.kernels
+    arguments = (config, client_side, experiment.run_id, *same, is_replay, device)
     thread = threading.Thread(target=work, args=arguments, name="clients", daemon=True)
     thread.start()
     try:

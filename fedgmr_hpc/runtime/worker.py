@@ -366,7 +366,7 @@ class Worker:
                 "sent_bytes": self.transport.sent_bytes,
                 "received_bytes": self.transport.received_bytes,
                 "cuda_graphs": self._tell_graphs(),
-                **rank_software(self.transport, self.device),
+                **rank_software(self.transport, self.device, self.trainings[0].kernels),
             },
         )
 

@@ -58,6 +58,7 @@ class RankRow:
     gpu_driver: str = ""
     cuda_graphs: str = ""
     versions: str = ""
+    kernels: str = ""
 
 
 TABLES: dict[str, type[Any]] = {
@@ -73,7 +74,8 @@ TABLES: dict[str, type[Any]] = {
 PARTS = (*TABLES, "ranks", "model")  # all that comes in rows under checksums
 LATER_COLUMNS = {  # that older files lack
     "ranks": {
-        *("transport", "mpi_library", "modules", "gpu", "gpu_driver", "cuda_graphs", "versions")
+        *("transport", "mpi_library", "modules", "gpu", "gpu_driver", "cuda_graphs", "versions"),
+        "kernels",
     }
 }
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
@@ -157,6 +159,7 @@ MEANINGS = {
     "gpu_driver": "version of the device's driver",
     "cuda_graphs": "whether local steps were replayed, or why not; empty without a GPU",
     "versions": "versions of the packages that compute and talk",
+    "kernels": "what computes compact layers, empty where none can be",
     "host": "name of the rank's host",
     "device": "what the rank computed on",
     "sent_bytes": "bytes that the rank sent, uncharged ones included",

@@ -80,12 +80,12 @@ class CompactModel(MaskedModel):
     def _cut_compact(self, net: CompactNet) -> None:
         """Set the mask, and hold back the biases of units that have lost all their weights."""
         place, layout = net.place, net.layout
-        gated = [each for each in layout.entries if each.gated_by and self.gated]
         self.mask = self._ones[: len(net.flat)]
         torch.lt(place.source, len(place.places), out=self.mask[: self._front])
         self.mask[self._front :] = 1.0
-        for bias in gated:
-            self._hold_back(bias.span, place.lost[bias.gated_by])
+        for entry in layout.entries if self.gated else ():
+            if entry.gated_by is not None:
+                self._hold_back(entry.span, place.lost[entry.gated_by])
 
     def spread(self, values: Tensor, dense: Tensor) -> Tensor:
         """Return a flat vector of the loaded network with entries laid out as the loaded ones.

@@ -40,7 +40,7 @@ from fedgmr_hpc.training.objectives.contract import (
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
 from fedgmr_hpc.training.step_graphs import CudaRecorder, StepGraphs
-from fedgmr_hpc.training.sub_models import make_sub_model
+from fedgmr_hpc.training.sub_models import kernels_in_use, make_sub_model
 
 
 class LocalTraining:
@@ -54,6 +54,7 @@ class LocalTraining:
     Attributes:
         layout: of the flat vector [P + D] of the whole model.
         sub_model: the sub-model that was loaded last.
+        kernels: name of what computes compact layers; "" where none can be.
         loss: the run's loss, before classes are hidden.
         hits: counts correct answers.
         sgd: the optimiser's settings but for the learning rate, which comes with an assignment.
@@ -67,6 +68,7 @@ class LocalTraining:
         self.config, self.data = config, data
         self.layout = run_layout(config, data.num_classes)
         self.sub_model = make_sub_model(config, device, data.num_classes)
+        self.kernels = kernels_in_use(config, device, data.num_classes)
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
         self.sums_squares = needs_grad_squares(config.submodel)

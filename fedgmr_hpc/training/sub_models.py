@@ -1,16 +1,23 @@
 """Build the trainable sub-model that a configuration asks for.
 
 Width methods train a narrower network (`NarrowModel`); every other kind masks the whole network in
-place (`MaskedModel`). Both have the same interface: `load`, `train`, `in_use` and `entries`.
+place (`MaskedModel`), but on the CPU layers of few kept weights can train as the vector of them
+(`CompactModel`). All have the same interface: `load`, `train`, `spread`, `in_use` and `entries`.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import torch
+
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.models import FlatNet, Layout, ModuleNet, run_layout, run_model, run_net
+from fedgmr_hpc.config.sections import CompactBelow
+from fedgmr_hpc.models import Entry, FlatNet, Layout, ModuleNet, run_layout, run_model, run_net
+from fedgmr_hpc.training.compact import CompactModel
+from fedgmr_hpc.training.compact_layout import IsCompact
+from fedgmr_hpc.training.kernels.choice import make_kernels
 from fedgmr_hpc.training.masked import GatedBias, MaskedModel
 from fedgmr_hpc.training.narrow import NarrowModel
 
@@ -22,6 +29,32 @@ def gated_biases(layout: Layout) -> list[GatedBias]:
         for entry in layout.entries
         if entry.gated_by is not None
     ]
+
+
+def compact_choice(below: CompactBelow) -> IsCompact:
+    """Return what chooses the layers that train compact, by kind, size and density alone."""
+
+    def is_compact(weight: Entry, num_kept: int) -> bool:
+        if weight.kind is None or (weight.kind != "conv" and weight.size < below.min_weights):
+            return False
+        limit: float = getattr(below, weight.kind)
+        return num_kept < limit * weight.size
+
+    return is_compact
+
+
+def kernels_in_use(config: Config, device: str = "cpu", num_classes: int | None = None) -> str:
+    """Return the name of what computes compact layers; "" where no layer can be compact."""
+    can_be = _can_be_compact(config, device, num_classes)
+    return make_kernels().name if can_be else ""
+
+
+def _can_be_compact(config: Config, device: str, num_classes: int | None) -> bool:
+    if config.submodel.kind != "importance" or torch.device(device).type != "cpu":
+        return False
+    is_compact = compact_choice(config.train.compact_below)
+    prunable = (each for each in run_layout(config, num_classes).entries if each.prunable)
+    return any(is_compact(weight, 0) for weight in prunable)
 
 
 def make_sub_model(
@@ -39,11 +72,17 @@ def make_sub_model(
         make_net = partial(_narrow_net, config, device, num_classes)
         axes = [entry.axes for entry in layout.entries]
         return NarrowModel(make_net, axes, layout.num_prunable)
+    gated = gated_biases(layout) if submodel.gate_biases else []
+    net = run_net(config, num_classes, device)
+    if _can_be_compact(config, device, num_classes):
+        assert isinstance(net, FlatNet)  # weights of other nets have no kind
+        is_compact = compact_choice(config.train.compact_below)
+        return CompactModel(net, gated, is_compact, make_kernels())
     spans = [entry.span for entry in layout.entries if entry.prunable]
     return MaskedModel(
-        run_net(config, num_classes, device),
+        net,
         layout.num_prunable,
-        gated_biases(layout) if submodel.gate_biases else (),
+        gated,
         through_threshold=spans if submodel.kind == "magnitude" else (),
         surrogate=submodel.surrogate,
     )

@@ -124,7 +124,8 @@ def run_on(
     """
     experiment = prepare_experiment(config, recorded, resumes)
     server, *ends = make_inproc(num_ranks + 1)
-    common = (experiment.run_id, experiment.data.fingerprint, recorded is not None)
+    same = experiment.data.fingerprint, experiment.kernels
+    common = (experiment.run_id, *same, recorded is not None)
     threads = [
         threading.Thread(target=work, args=(config, end, *common), daemon=True) for end in ends
     ]

@@ -45,8 +45,9 @@ class CheckpointManager:
         config: Config,
         stop: StopRequest,
         may_write: Callable[[], None] = lambda: None,
+        kernels: str = "",
     ) -> None:
-        self.may_write = may_write
+        self.may_write, self.kernels = may_write, kernels
         self.path, self.config, self.stop = checkpoint_path(results), config, stop
         self.resumed_version: int | None = None
         self.version = -1  # of the last checkpoint
@@ -149,6 +150,7 @@ class CheckpointManager:
         return {
             "config": self.config.model_dump(mode="json"),
             "data_xxh3": server.data.fingerprint,
+            "kernels": self.kernels,
             "version": server.coordinator.version,
             "resumed_version": self.resumed_version,
             "server": server_state(server),

@@ -59,40 +59,47 @@ class ResumePlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_finished(results: Path, config: Config, data_xxh3: str | None = None) -> ResumePlan | None:
+def plan_finished(
+    results: Path, config: Config, data_xxh3: str | None = None, kernels: str = ""
+) -> ResumePlan | None:
     """Plan for a finished run, and remove what a kill left of its checkpoints.
 
     Args:
         data_xxh3: the fingerprint of the data that the run would be resumed with, if that counts.
+        kernels: what would compute its compact layers; "" if nothing.
 
     Returns:
         None where the run is not finished.
 
     Raises:
-        ValueError: it is of another configuration or of other data.
+        ValueError: it is of another configuration, of other data or of other kernels.
     """
     begun = _read_begun(results)
     if begun is None or begun.status != "finished":
         return None
     _check_config(begun.config, config, f"{results}, which is finished", CELL)
     check_data(begun.provenance.get("data_xxh3"), data_xxh3, config, results)
+    check_kernels(begun.provenance.get("kernels"), kernels, results)
     if doubt(begun):
         return None
     remove_checkpoints(checkpoint_path(results))
     return ResumePlan(is_finished=True, notes=(f"{results} is finished: nothing to resume",))
 
 
-def plan_resume(results: Path, config: Config, data_xxh3: str | None = None) -> ResumePlan:
+def plan_resume(
+    results: Path, config: Config, data_xxh3: str | None = None, kernels: str = ""
+) -> ResumePlan:
     """Plan from what the result file and its checkpoints say.
 
     Args:
         data_xxh3: as for `plan_finished`.
+        kernels: likewise.
 
     Raises:
-        ValueError: no checkpoint is whole and fits, or it is of another configuration or of other
-            data.
+        ValueError: no checkpoint is whole and fits, or it is of another configuration, of other
+            data or of other kernels.
     """
-    finished = plan_finished(results, config, data_xxh3)
+    finished = plan_finished(results, config, data_xxh3, kernels)
     if finished is not None:
         return finished
     path, begun = checkpoint_path(results), _read_begun(results)
@@ -111,7 +118,7 @@ def plan_resume(results: Path, config: Config, data_xxh3: str | None = None) -> 
             f"results.path: got {results}, which is not there, but its checkpoint is: "
             f"bring it back, or remove {path}*"
         )
-    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3)
+    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3, kernels)
     notes = (f"{wrong}; resumes from the older {file}",) if wrong else ()
     return ResumePlan(checkpoint=file, notes=(*doubts, *notes))
 
@@ -125,12 +132,12 @@ def _read_begun(results: Path) -> Result | None:
 
 
 def _fitting_checkpoint(
-    path: Path, result: Result, config: Config, data_xxh3: str | None
+    path: Path, result: Result, config: Config, data_xxh3: str | None, kernels: str
 ) -> tuple[Path, str]:
     """Return the newest generation from which a result goes on, and why no newer one.
 
     Raises:
-        ValueError: there is none, or one is of another configuration or of other data.
+        ValueError: there is none, or one is of another configuration, data or kernels.
     """
     wrong: list[str] = []
     for each in (path, older(path)):
@@ -141,6 +148,7 @@ def _fitting_checkpoint(
             continue
         _check_config(saved["config"], config, f"the checkpoint {each}", RESUMED)
         check_data(saved.get("data_xxh3"), data_xxh3, config, each)
+        check_kernels(saved.get("kernels"), kernels, each)
         try:
             _check_fit(result, saved)
             return each, "; ".join(wrong)
@@ -178,6 +186,19 @@ def check_data(then: str | None, now: str | None, config: Config, of: Path) -> N
         root = config.data.root
         need, because = f"hold data with fingerprint {then}", f"its data have {now}"
         raise ValueError(must("data.root", need, root, when=f"continuing {of}", because=because))
+
+
+def check_kernels(then: str | None, now: str, of: Path) -> None:
+    """Fail if other kernels would compute the compact layers of a run than those of `of`; where
+    nothing is compact there are none.
+
+    Raises:
+        ValueError: names both.
+    """
+    if then and now and then != now:
+        because = "others round otherwise, see docs/compact-training.md"
+        what = "the kernels of compact layers"
+        raise ValueError(must_be(what, then, now, when=f"continuing {of}", because=because))
 
 
 def adopt_checkpoint(results: Path, file: Path) -> Tree:

@@ -23,7 +23,7 @@ from fedgmr_hpc.transport.contract import Tag, make_inproc
 config = load_config("digits", ["data.max_train=100", "data.max_test=50"])
 hello = {
     "config": config.model_dump(mode="json"), "run_id": 1, "is_replay": False,
-    "data_xxh3": FederatedData(config).fingerprint,
+    "data_xxh3": FederatedData(config).fingerprint, "kernels": "",
 }
 server, client = make_inproc(2)
 server.send(1, Tag.HELLO, json.dumps(hello).encode())

@@ -399,6 +399,25 @@ def test_a_start_with_other_data_is_refused_and_names_both_fingerprints(tmp_path
     assert plan_resume(path, config, "bb22").checkpoint
 
 
+def test_a_start_with_other_kernels_is_refused_and_names_both(tmp_path: Path) -> None:
+    path, config = tmp_path / "run.h5", make_config({})
+    num_rows = write_results(path)
+    server = {"log": {"chain": num_rows["events"] - 1}}
+    saved = {"config": config.model_dump(mode="json"), "server": server, "num_rows": num_rows}
+    where = checkpoint_path(path)
+    write_checkpoint(where, {**saved, "kernels": "c1"})
+    assert plan_resume(path, config, kernels="c1").checkpoint
+    with pytest.raises(ValueError) as wrong:
+        plan_resume(path, config, kernels="torch1")
+    assert str(wrong.value) == (
+        f"the kernels of compact layers must be c1 when continuing {where} (got 'torch1'): "
+        "others round otherwise, see docs/compact-training.md"
+    )
+    for kernels in ("", None):  # nothing compact, or from before there were any
+        write_checkpoint(where, {**saved, "kernels": kernels})
+        assert plan_resume(path, config, kernels="torch1").checkpoint
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
