@@ -3,7 +3,7 @@
 A message of one part up to `chunk_bytes` is one MPI message whose MPI tag is the message's tag.
 Anything else is announced by a head (total bytes, tag, number of pieces) and follows in pieces,
 which no other message of the same rank can come between: MPI keeps the order of a pair of ranks.
-Every receive goes straight into the message's own fresh buffer.
+Every receive goes straight into the message's own block; see blocks.py.
 
 What many ranks are sent (`send_shared`) crosses to a node once; see relay.py.
 
@@ -33,6 +33,7 @@ from mpi4py import MPI  # noqa: E402  (importing it initialises MPI with the set
 
 from fedgmr_hpc.config.choices.registry import register_transport  # noqa: E402
 from fedgmr_hpc.config.errors import TransportTimeout  # noqa: E402
+from fedgmr_hpc.transport.blocks import Blocks  # noqa: E402
 from fedgmr_hpc.transport.contract import (  # noqa: E402
     JOIN_BYTES,
     Backoff,
@@ -136,6 +137,7 @@ class MpiTransport(Transport):
         self._num_posted = [0] * self.size
         self._arriving: dict[int, deque[_Arriving | _Borrowed]] = {}  # by source, oldest first
         self._inbox = Inbox()
+        self._blocks = Blocks()
         self._status = MPI.Status()
         self._relay = Relay(self.rank, find_nodes(self._comm), self._post)
 
@@ -266,12 +268,12 @@ class MpiTransport(Transport):
             self._take_word(source, mpi_tag, memoryview(content))
             return
         if num_bytes <= _SHORT_BYTES and source not in self._arriving and mpi_tag != _PIECE_TAG:
-            short = _new_buffer(num_bytes)
+            short = self._blocks.take(num_bytes)
             matched.Recv([short, MPI.BYTE])
             self._inbox.put(Message(source, Tag(mpi_tag), short))
             return
         if mpi_tag != _PIECE_TAG:
-            whole = _Arriving(Tag(mpi_tag), 1, _new_buffer(num_bytes))
+            whole = _Arriving(Tag(mpi_tag), 1, self._blocks.take(num_bytes))
             self._arriving.setdefault(source, deque()).append(whole)
         arriving = self._arriving[source][-1]
         assert isinstance(arriving, _Arriving)
@@ -281,7 +283,7 @@ class MpiTransport(Transport):
         """Take the head of a message in pieces, or what concerns copies."""
         if mpi_tag == _HEAD_TAG:
             total_bytes, tag, num_pieces, key = _HEAD.unpack(content)
-            place = self._relay.hold(key, total_bytes) if key else _new_buffer(total_bytes)
+            place = self._relay.hold(key, total_bytes) if key else self._blocks.take(total_bytes)
             arriving = _Arriving(Tag(tag), num_pieces, place, key)
             self._arriving.setdefault(source, deque()).append(arriving)
         elif mpi_tag == Note.USE:
@@ -318,10 +320,6 @@ class MpiTransport(Transport):
             if not outgoing.under_way:
                 del self._outgoing[dest]
         return moved
-
-
-def _new_buffer(num_bytes: int) -> memoryview:
-    return np.empty(num_bytes, np.uint8).data
 
 
 def find_nodes(comm: MPI.Intracomm) -> list[int]:
