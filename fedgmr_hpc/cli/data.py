@@ -75,8 +75,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     given = {"root": arguments.root, "cache": arguments.cache}
     chosen = {key: value for key, value in given.items() if value is not None}
     data = data.model_copy(update={"name": name, **chosen})
-    from fedgmr_hpc.data import describe_missing
-    from fedgmr_hpc.data import prepare as prepare_files
+    from fedgmr_hpc.data.datasets import prepare as prepare_files
+    from fedgmr_hpc.data.registry import describe_missing
 
     print(prepare_files(data))
     return 2 if describe_missing(name, data.root) else 0

@@ -6,21 +6,3 @@ once into a `cache` of checksummed `splits`; `untrusted` guards the readers.
 `datasets` opens a data set; `batches` are drawn on the host and made there or on a GPU;
 `partition` deals samples to clients, and `federated` brings all together for a run.
 """
-
-from fedgmr_hpc.data.datasets import Dataset, load_dataset, prepare
-from fedgmr_hpc.data.partition import batch_indices, class_counts, cut_validation, make_partition
-from fedgmr_hpc.data.registry import describe_missing, find_source
-from fedgmr_hpc.data.splits import Split
-
-__all__ = [
-    "Dataset",
-    "Split",
-    "batch_indices",
-    "class_counts",
-    "cut_validation",
-    "describe_missing",
-    "find_source",
-    "load_dataset",
-    "make_partition",
-    "prepare",
-]

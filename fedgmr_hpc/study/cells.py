@@ -24,7 +24,7 @@ from fedgmr_hpc.config.methods import short_name
 from fedgmr_hpc.config.overrides import as_override, leaves
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.data import describe_missing
+from fedgmr_hpc.data.registry import describe_missing
 from fedgmr_hpc.study.study_file import Row, StudyFile
 
 MAX_SLUG = 80

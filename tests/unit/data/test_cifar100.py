@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data import describe_missing, load_dataset
+from fedgmr_hpc.data.datasets import load_dataset
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.data.registry import describe_missing
 
 
 def pixels(num):

@@ -21,16 +21,11 @@ from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data import (
-    Split,
-    describe_missing,
-    find_source,
-    load_dataset,
-    prepare,
-)
 from fedgmr_hpc.data.cache import Reader, build, check_room, open_or_build
 from fedgmr_hpc.data.cache import files as cache_files
-from fedgmr_hpc.data.splits import fingerprint
+from fedgmr_hpc.data.datasets import load_dataset, prepare
+from fedgmr_hpc.data.registry import describe_missing, find_source
+from fedgmr_hpc.data.splits import Split, fingerprint
 
 WHITE, BLACK, GREY = 1.0, 0.0, 0.8
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data import describe_missing, load_dataset, prepare
+from fedgmr_hpc.data.datasets import load_dataset, prepare
+from fedgmr_hpc.data.registry import describe_missing
 
 RED, GREEN, BLUE = (250, 10, 20), (10, 240, 30), (0, 20, 230)
 

@@ -13,8 +13,9 @@ from PIL import Image
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig, TrainConfig
-from fedgmr_hpc.data import imagenet, load_dataset, prepare
+from fedgmr_hpc.data import imagenet
 from fedgmr_hpc.data.cache import Meter, build, open_or_fill
+from fedgmr_hpc.data.datasets import load_dataset, prepare
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.formats import images
 

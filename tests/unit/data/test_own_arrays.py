@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data import describe_missing, load_dataset, prepare
+from fedgmr_hpc.data.datasets import load_dataset, prepare
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.own import npz
 from fedgmr_hpc.data.own.arrays import Arrays, make_splits
+from fedgmr_hpc.data.registry import describe_missing
 from fedgmr_hpc.data.splits import fingerprint
 
 RNG = np.random.default_rng(0)

@@ -16,9 +16,10 @@ from fedgmr_hpc.config.choices.own_data import OwnData
 from fedgmr_hpc.config.choices.registry import DATASETS
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.sections import DataConfig
-from fedgmr_hpc.data import describe_missing, load_dataset, prepare
+from fedgmr_hpc.data.datasets import load_dataset, prepare
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.own.registered import _source_digest
+from fedgmr_hpc.data.registry import describe_missing
 
 X = np.arange(12 * 16, dtype=np.uint8).reshape(12, 4, 4)
 Y = np.arange(12) % 3
@@ -159,7 +160,7 @@ def test_it_is_called_again_when_another_module_of_its_package_changes(tmp_path)
         PLUGIN.replace("VALUE", "core.VALUE") + "from made_of_two import core\n"
     )
     code = (
-        "import sys, fedgmr_hpc; from fedgmr_hpc.data import load_dataset\n"
+        "import sys, fedgmr_hpc; from fedgmr_hpc.data.datasets import load_dataset\n"
         "config = fedgmr_hpc.load_config(None, sys.argv[1:])\n"
         "print(load_dataset(config.data, seed=0).train.x.max())\n"
     )

@@ -9,7 +9,8 @@ import torch
 
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import ClientsConfig, DataConfig, ModelConfig
-from fedgmr_hpc.data import load_dataset, prepare, stackoverflow
+from fedgmr_hpc.data import stackoverflow
+from fedgmr_hpc.data.datasets import load_dataset, prepare
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.stackoverflow import make_vocabulary
 

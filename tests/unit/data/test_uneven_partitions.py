@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.data import cut_validation, make_partition
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.data.partition import skew
+from fedgmr_hpc.data.partition import cut_validation, make_partition, skew
 
 SEEDS = st.integers(0, 2**31)
 

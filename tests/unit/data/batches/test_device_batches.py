@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.data import Split, imagenet, stackoverflow
+from fedgmr_hpc.data import imagenet, stackoverflow
 from fedgmr_hpc.data.batches import device_batches, on_device, on_host
 from fedgmr_hpc.data.batches.device_batches import DeviceBatches, fits
 from fedgmr_hpc.data.batches.draws import BatchSpec, draw_changes
 from fedgmr_hpc.data.datasets import Dataset
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.data.splits import RowGuard, row_checksums
+from fedgmr_hpc.data.splits import RowGuard, Split, row_checksums
 
 DEVICES = [
     "cpu",
