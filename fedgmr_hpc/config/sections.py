@@ -34,6 +34,7 @@ LEVELS = {
 }
 
 
+Precision = Literal["fp32", "bf16", "tf32"]
 Partition = Literal["iid", "group", "dirichlet", "shards", "pathological", "quantity", "file"]
 
 
@@ -207,6 +208,14 @@ class TrainConfig(LocalConfig):
     """Heavy-ball momentum, whose state is reset whenever a client receives a model."""
     weight_decay: Run[NonNegative] = 0.0
     """Coefficient of the L2 penalty, which acts on the kept entries only."""
+    precision: Run[Precision] = "fp32"
+    """What clients multiply in: `fp32`, `bf16`, or `tf32` on CUDA devices. Weights, gradients and
+    updates are fp32 in all of them (docs/method.md#precision). Refused where the hardware would
+    only emulate it."""
+    deterministic: Run[bool] = True
+    """Use repeatable algorithms on CUDA devices, so that a training gives the same bits however
+    often it runs. `false` takes torch's fastest ones, and runs then agree only nearly. CPUs always
+    repeat themselves."""
     cuda_graphs: Machine[bool] = True
     """On a GPU: record a local step as a CUDA graph and replay it. A recorded step is compared with
     a plain one before it is used; steps that cannot be recorded stay plain, and the result file

@@ -173,7 +173,9 @@ class Checkup:
         self.show(render_places(known, self.peer.size))
         advice = "see whether the CUDA driver works there, or set device=cpu"
         failed = findings.judge_errors("ranks", answers, self.places, advice)
-        return failed or findings.judge_places(known)
+        train = self.config.train
+        wrong = findings.judge_precision(known, train.precision, train.deterministic)
+        return failed or wrong or findings.judge_places(known)
 
     def _check_pings(self) -> Finding:
         ranks, peer = self.ranks, self.peer

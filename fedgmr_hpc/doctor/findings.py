@@ -81,6 +81,21 @@ def judge_errors(check: str, answers: Answers, places: Answers, advice: str = ""
     return Finding(check, "FAIL", some_of(texts, "; "), advice)
 
 
+def judge_precision(places: Answers, precision: str, deterministic: bool) -> Finding | None:
+    """Judge whether every device that trains can compute as the run wants; None if nothing is
+    wrong.
+    """
+    training = {rank: facts for rank, facts in places.items() if rank or len(places) == 1}
+    reasons = {rank: facts["lacks"] for rank, facts in training.items() if facts.get("lacks")}
+    if reasons:
+        text = f"no {precision} on {name_ranks(reasons, places)}: {next(iter(reasons.values()))}"
+        return Finding("ranks", "FAIL", text, "train.precision=fp32, or other hosts")
+    if not deterministic and all(facts["device"] == "cpu" for facts in training.values()):
+        text = "train.deterministic=false has no effect on CPUs, which repeat themselves anyway"
+        return Finding("ranks", "warn", text, "leave it away, or use GPUs")
+    return None
+
+
 def judge_places(places: Answers) -> Finding:
     """Judge ranks, hosts, cores and devices, and ranks that share what one alone should have."""
     hosts = Counter(facts["host"] for facts in places.values())

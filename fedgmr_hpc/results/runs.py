@@ -13,7 +13,7 @@ from fedgmr_hpc.reporting.console import say
 from fedgmr_hpc.results.run_result import RunResult, read_result
 from fedgmr_hpc.runtime.callbacks.contract import Callback
 from fedgmr_hpc.runtime.preparation import prepare_experiment
-from fedgmr_hpc.runtime.roles import serve_alone
+from fedgmr_hpc.runtime.roles import check_device, serve_alone
 from fedgmr_hpc.training.numeric_settings import settled
 from fedgmr_hpc.transport.contract import make_inproc
 from fedgmr_hpc.transport.termination import StopRequest
@@ -53,6 +53,7 @@ def run(
     if resume and config.results.path is None:
         raise ValueError(must_be("results.path", "the result file", None, when="resuming"))
     stop = StopRequest()
+    check_device(config)
     with settled():
         experiment = prepare_experiment(config, resumes=resume)
         for note in experiment.plan.notes if experiment.plan is not None else ():

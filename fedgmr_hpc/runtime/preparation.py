@@ -51,6 +51,11 @@ class Experiment:
     owner: Owner | None = None  # of its files, until `serve` returns
     kernels: str = ""  # which compute its compact layers; "" where no layer can be compact
 
+    def release(self) -> None:
+        """Give the run's files up before anything is served."""
+        if self.owner is not None:
+            self.owner.release()
+
     def check_owner(self) -> None:
         """Fail where another process has taken the run over.
 

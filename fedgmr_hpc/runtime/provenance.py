@@ -21,7 +21,7 @@ from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.ranks import name_library
 
 ENVIRONMENT = re.compile(
-    r"(MPI|OMPI|MPICH|MV2|PMI|PMIX|PALS|FLUX|SLURM|OMP|MKL|NCCL|UCX|CUDA|HDF5)_"
+    r"(MPI|OMPI|MPICH|MV2|PMI|PMIX|PALS|FLUX|SLURM|OMP|MKL|NCCL|UCX|CUDA|CUBLAS|CUDNN|NVIDIA|HDF5)_"
 )
 SECRETS = re.compile(r"JWT|TOKEN|SECRET|PASSWORD|KEY")  # SLURM_JWT lets its reader submit jobs
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from fedgmr_hpc.config.errors import RunError
@@ -28,6 +29,7 @@ from fedgmr_hpc.network.links import Arrival, Broadcast, WindowEnd
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.rows import EventRow
 
+NEAR_FRAC = 0.05  # of the norm of final weights, where arithmetic does not repeat itself
 DELIVERED, CLOSED, EVALUATED, LOST, RESUMED = range(5)
 _LINK = struct.Struct("<Qqddq")
 
@@ -154,9 +156,13 @@ def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequenc
 def check_versions(recorded: Result, replayed: Result) -> str:
     """Return one line saying that all model versions are the same.
 
+    With `train.deterministic: false` the final weights are to be nearly the same.
+
     Raises:
         RunError: a version differs; says which is the first.
     """
+    if not recorded.config.get("train", {}).get("deterministic", True):
+        return _check_distance(recorded, replayed)
     then, now = recorded.evaluations["model_xxh3"], replayed.evaluations["model_xxh3"]
     versions = recorded.evaluations["version"]
     for index in range(len(then)):
@@ -165,3 +171,22 @@ def check_versions(recorded: Result, replayed: Result) -> str:
     if len(recorded.weights) and recorded.weights.tobytes() != replayed.weights.tobytes():
         raise RunError("the replayed final weights differ", version=int(versions[-1]))
     return f"replay of {recorded.path}: {len(then)} evaluated versions, all the same bit for bit"
+
+
+def _check_distance(recorded: Result, replayed: Result) -> str:
+    """Return one line saying how far the final weights are from one another.
+
+    Raises:
+        RunError: they are further apart than `NEAR_FRAC` says.
+    """
+    then, now = (result.weights.astype(np.float64) for result in (recorded, replayed))
+    if not len(then):
+        return f"replay of {recorded.path}: that run broke off, so there is nothing to compare"
+    away = np.linalg.norm(then - now) / np.linalg.norm(then) if len(then) == len(now) else np.inf
+    text = (
+        f"the replayed final weights are {away:.2g} of their norm from the recorded ones "
+        f"(without train.deterministic at most {NEAR_FRAC:g})"
+    )
+    if not away <= NEAR_FRAC:
+        raise RunError(text)
+    return f"replay of {recorded.path}: {text}"

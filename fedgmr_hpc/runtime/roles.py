@@ -31,6 +31,7 @@ from fedgmr_hpc.reporting.console import print_error, say
 from fedgmr_hpc.runtime.wall.worker import LiveWorker
 from fedgmr_hpc.runtime.worker import Worker, report_failure
 from fedgmr_hpc.training.numeric_settings import settle
+from fedgmr_hpc.training.precision import refuse
 from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
 from fedgmr_hpc.training.sub_models import kernels_in_use
 from fedgmr_hpc.transport.contract import Tag, Transport, make_inproc
@@ -70,10 +71,7 @@ def lead(
     return_large_blocks()
     experiment = _try_prepare(config, recorded, resumes)
     if isinstance(experiment, int):
-        for rank in range(1, transport.size):
-            transport.send(rank, Tag.STOP, json.dumps({"code": experiment}).encode())
-        transport.flush(START_TIMEOUT_S)
-        return experiment
+        return _dismiss(transport, experiment)
     hello = {
         "config": experiment.config.model_dump(mode="json"),
         "run_id": experiment.run_id,
@@ -84,12 +82,53 @@ def lead(
     packed = json.dumps(hello).encode()  # once for all ranks
     for rank in range(1, transport.size):
         transport.send(rank, Tag.HELLO, packed)
+    if experiment.config.train.precision != "fp32" and not _ranks_have_precision(transport):
+        experiment.release()
+        return _dismiss(transport, EXIT_BAD_INPUT)
     _begin(recorded is not None)
     return report(experiment, serve(experiment, transport, callbacks=callbacks))
 
 
+def _dismiss(transport: Transport, code: int) -> int:
+    """Have every rank end with an exit code before anything is trained; return it."""
+    for rank in range(1, transport.size):
+        transport.send(rank, Tag.STOP, json.dumps({"code": code}).encode())
+    transport.flush(START_TIMEOUT_S)
+    return code
+
+
+def _ranks_have_precision(transport: Transport) -> bool:
+    """Hear what ranks say of their devices; let all go on if each has the run's precision.
+
+    Where one has not, say so; the others still wait to be told how to end.
+    """
+    ranks = range(1, transport.size)
+    answers = [json.loads(bytes(transport.recv(START_TIMEOUT_S).payload)) for _ in ranks]
+    refusals = sorted(answer["refusal"] for answer in answers if answer["refusal"])
+    if refusals:
+        print_error(refusals[0] + (f" ({len(refusals) - 1} more ranks)" if refusals[1:] else ""))
+        return False
+    for rank in ranks:
+        transport.send(rank, Tag.HELLO, b"")
+    return True
+
+
+def check_device(config: Config) -> None:
+    """Check the device of a run in one process.
+
+    Raises:
+        ValueError: there is none, or it does not have the run's precision.
+    """
+    device = choose_device(detect_launch(os.environ), torch.cuda.device_count(), config.device)
+    if refusal := refuse(config.train.precision, device, "this process"):
+        raise ValueError(refusal)
+
+
 def _try_prepare(
-    config: Config | ValueError, recorded: Result | None, resumes: bool
+    config: Config | ValueError,
+    recorded: Result | None,
+    resumes: bool,
+    is_alone: bool = False,
 ) -> Experiment | int:
     """Return the run, or the exit code if there is nothing to run."""
     from fedgmr_hpc.runtime.preparation import DISK_FAULTS, prepare_experiment
@@ -97,6 +136,8 @@ def _try_prepare(
     try:
         if isinstance(config, ValueError):
             raise config
+        if is_alone:
+            check_device(config)
         if resumes and config.results.path is None:
             raise ValueError(must_be("results.path", "the result file", None, when="resuming"))
         experiment = prepare_experiment(config, recorded, resumes)
@@ -152,6 +193,12 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
     settle()  # whatever a plug-in has set
+    if config.train.precision != "fp32":
+        refusal = refuse(config.train.precision, device, f"rank {transport.rank}")
+        transport.send(0, Tag.RESULT, json.dumps({"refusal": refusal}).encode())
+        message = transport.recv(START_TIMEOUT_S)
+        if message.tag == Tag.STOP:
+            return int(json.loads(bytes(message.payload))["code"])
     is_replay, same = content["is_replay"], (content["data_xxh3"], content["kernels"])
     _begin(is_replay)
     return work(config, transport, run_id, *same, is_replay, device, checks_data)
@@ -208,7 +255,7 @@ def run_alone(
     callbacks: Sequence[Callback] = (),
 ) -> int:
     """Run server and clients in one process; return the exit code."""
-    experiment = _try_prepare(config, recorded, resumes)
+    experiment = _try_prepare(config, recorded, resumes, is_alone=True)
     if isinstance(experiment, int):
         return experiment
     server_side, client_side = make_inproc(2)

@@ -41,7 +41,7 @@ class VersionEvaluator:
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
-        prepare_device(device)
+        prepare_device(device, config.train.deterministic)
         data.place(device)
         self.config, self.data = config, data
         self.net = run_net(config, data.num_classes, device)

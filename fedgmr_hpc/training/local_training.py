@@ -37,6 +37,7 @@ from fedgmr_hpc.training.objectives.contract import (
     loss_of,
     make_objective,
 )
+from fedgmr_hpc.training.precision import computing_in
 from fedgmr_hpc.training.process_settings import prepare_device
 from fedgmr_hpc.training.sgd import Loss, SgdConfig, Trained, evaluate, measure_statistics
 from fedgmr_hpc.training.step_graphs import CudaRecorder, StepGraphs
@@ -63,11 +64,11 @@ class LocalTraining:
     """
 
     def __init__(self, config: Config, data: FederatedData, device: str = "cpu") -> None:
-        prepare_device(device)
+        prepare_device(device, config.train.deterministic)
         data.place(device)
         self.config, self.data = config, data
         self.layout = run_layout(config, data.num_classes)
-        self.sub_model = make_sub_model(config, device, data.num_classes)
+        self.sub_model = make_sub_model(config, device, data.num_classes, config.train.precision)
         self.kernels = kernels_in_use(config, device, data.num_classes)
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
@@ -115,7 +116,7 @@ class LocalTraining:
         Returns:
             The losses, and what else the sub-model's score needs.
         """
-        with self.in_stream():
+        with self.in_stream(), computing_in(self.config.train.precision):
             return self._train(task, values, dense, positions, after_step, memory)
 
     def _train(
@@ -195,7 +196,8 @@ class LocalTraining:
         """
         size, steps = self.data.pool_size("score"), self.config.train.steps
         batches = self.data.pool_batches("score", 0, size)
-        with self.in_stream(), self.sub_model.in_use() as net:
+        precision = computing_in(self.config.train.precision)
+        with self.in_stream(), precision, self.sub_model.in_use() as net:
             if self.layout.num_statistics:
                 own = self.data.train_batches(task.client, task.first_step, steps)
                 net.statistics.copy_(measure_statistics(net, own))

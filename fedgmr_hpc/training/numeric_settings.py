@@ -26,7 +26,7 @@ class _Setting:
 
 
 def settle() -> None:
-    """Set everything as runs need it; for CUDA devices, see also `compute_repeatably`."""
+    """Set everything as runs need it; for CUDA devices, see also `prepare_device`."""
     for setting in _SETTINGS:
         setting.write(setting.wanted)
 
@@ -43,6 +43,21 @@ def settled() -> Iterator[None]:
         for setting, value in zip(_SETTINGS, before, strict=True):
             if value is not None:
                 setting.write(value)
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Let CUDA devices round factors to TF32, and at the end again as before."""
+    settings = [*_attributes("tf32", *_CUDA_PRECISIONS)]
+    settings = settings or [*_attributes(True, "cuda.matmul.allow_tf32", "cudnn.allow_tf32")]
+    before = [setting.read() for setting in settings]
+    try:
+        for setting in settings:
+            setting.write(setting.wanted)
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.write(value)
 
 
 def _on_cpu() -> AbstractContextManager[object]:
@@ -77,8 +92,10 @@ def _flushes_denormals() -> bool:
 
 
 # How fp32 numbers are multiplied and folded: for each kind of operation, but not in older torch.
-_PRECISIONS = (
+_CPU_PRECISIONS = (
     *("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision", "mkldnn.rnn.fp32_precision"),
+)
+_CUDA_PRECISIONS = (
     *("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision"),
 )
 _ATTENTION = torch.backends.cuda  # which kernels attention has, on the CPU, too
@@ -93,7 +110,9 @@ _SETTINGS = (
         "highest",
     ),
     *_attributes(False, "cudnn.allow_tf32", "cudnn.benchmark"),
-    *_attributes("ieee", *_PRECISIONS),  # after those that set several of them
+    *_attributes(
+        "ieee", *_CPU_PRECISIONS, *_CUDA_PRECISIONS
+    ),  # after those that set several of them
     *_attributes(True, "mkldnn.enabled", "cudnn.enabled"),
     _Setting(_ATTENTION.flash_sdp_enabled, _ATTENTION.enable_flash_sdp, True),
     _Setting(_ATTENTION.mem_efficient_sdp_enabled, _ATTENTION.enable_mem_efficient_sdp, True),

@@ -10,24 +10,23 @@ import torch
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # of mallopt
 
 
-def prepare_device(device: str) -> None:
-    """Make a device compute repeatably before anything is computed on it."""
-    if torch.device(device).type == "cuda":
-        compute_repeatably()
+def prepare_device(device: str, deterministic: bool = True) -> None:
+    """Choose the algorithms of a CUDA device before anything is computed on it.
 
-
-def compute_repeatably() -> None:
-    """Make CUDA devices add in one order and multiply in full fp32, so that the same training
-    gives the same bits however often it runs, on any GPU of one model.
-
-    Left to themselves, cuDNN and cuBLAS choose algorithms that add in the order in which threads
-    come, and convolutions round their inputs to TF32. An operation without a repeatable algorithm
-    warns on stderr.
+    Args:
+        device: others need nothing.
+        deterministic: add in one order, so that the same training gives the same bits however often
+            it runs, on any GPU of one model. Left to themselves, cuDNN and cuBLAS choose algorithms
+            that add in the order in which threads come. An operation without a repeatable algorithm
+            warns on stderr.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.device(device).type != "cuda":
+        return
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 

@@ -13,13 +13,15 @@ import torch
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.config.sections import CompactBelow
-from fedgmr_hpc.models import Entry, FlatNet, Layout, ModuleNet, run_layout, run_model, run_net
+from fedgmr_hpc.config.sections import CompactBelow, Precision
+from fedgmr_hpc.models import Entry, FlatNet, Layout, run_layout, run_model, run_net
 from fedgmr_hpc.training.compact import CompactModel
 from fedgmr_hpc.training.compact_layout import IsCompact
 from fedgmr_hpc.training.kernels.choice import make_kernels
 from fedgmr_hpc.training.masked import GatedBias, MaskedModel
 from fedgmr_hpc.training.narrow import NarrowModel
+from fedgmr_hpc.training.precision import in_precision
+from fedgmr_hpc.training.sgd import Net
 
 
 def gated_biases(layout: Layout) -> list[GatedBias]:
@@ -52,13 +54,18 @@ def kernels_in_use(config: Config, device: str = "cpu", num_classes: int | None 
 def _can_be_compact(config: Config, device: str, num_classes: int | None) -> bool:
     if config.submodel.kind != "importance" or torch.device(device).type != "cpu":
         return False
+    if config.train.precision == "bf16":  # the kernels are of fp32
+        return False
     is_compact = compact_choice(config.train.compact_below)
     prunable = (each for each in run_layout(config, num_classes).entries if each.prunable)
     return any(is_compact(weight, 0) for weight in prunable)
 
 
 def make_sub_model(
-    config: Config, device: str = "cpu", num_classes: int | None = None
+    config: Config,
+    device: str = "cpu",
+    num_classes: int | None = None,
+    precision: Precision = "fp32",
 ) -> MaskedModel | NarrowModel:
     """Build what trains sub-models of the run's kind.
 
@@ -66,10 +73,11 @@ def make_sub_model(
         config: the run's configuration.
         device: where weights and batches lie while training.
         num_classes: of the data.
+        precision: what its passes multiply in.
     """
     layout, submodel = run_layout(config, num_classes), config.submodel
     if submodel.kind in WIDTH_KINDS:
-        make_net = partial(_narrow_net, config, device, num_classes)
+        make_net = partial(_narrow_net, config, device, num_classes, precision)
         axes = [entry.axes for entry in layout.entries]
         return NarrowModel(make_net, axes, layout.num_prunable)
     gated = gated_biases(layout) if submodel.gate_biases else []
@@ -80,7 +88,7 @@ def make_sub_model(
         return CompactModel(net, gated, is_compact, make_kernels())
     spans = [entry.span for entry in layout.entries if entry.prunable]
     return MaskedModel(
-        net,
+        in_precision(net, precision),
         layout.num_prunable,
         gated,
         through_threshold=spans if submodel.kind == "magnitude" else (),
@@ -89,7 +97,7 @@ def make_sub_model(
 
 
 def _narrow_net(
-    config: Config, device: str, num_classes: int | None, density: float
-) -> FlatNet | ModuleNet:
+    config: Config, device: str, num_classes: int | None, precision: Precision, density: float
+) -> Net:
     scaler = config.submodel.scaler and run_model(config, num_classes).has_norms
-    return run_net(config, num_classes, device, density, scaler)
+    return in_precision(run_net(config, num_classes, device, density, scaler), precision)

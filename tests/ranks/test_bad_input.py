@@ -51,12 +51,21 @@ CASES = {
         ["all_data_0.json", "user", "y"],
     ),
     "wrong model": (["model.name=conv2"], ["model.name", "conv2", "digits"]),
+    "no TF32 on a CPU": (
+        ["train.precision=tf32", "device=cpu"],
+        ["train.precision must be 'fp32'", "computes on cpu (got 'tf32')", "CUDA devices"],
+    ),
     "results exist": (["results.path={folder}/taken.h5"], ["results.path", "taken.h5", "exists"]),
 }
 MAKE = {"truncated CIFAR": truncated_cifar, "LEAF without y": leaf_without_y}
 
 
-RUNS = [*((case, 3) for case in CASES), ("unknown method", 1), ("missing folder", 1)]
+RUNS = [
+    *((case, 3) for case in CASES),
+    ("unknown method", 1),
+    ("missing folder", 1),
+    ("no TF32 on a CPU", 1),
+]
 
 
 @pytest.mark.parametrize(("case", "num_ranks"), RUNS)

@@ -124,6 +124,24 @@ def test_a_silent_rank_0_ends_the_others() -> None:
 # --- where ranks are
 
 
+def test_ranks_without_the_precision_are_named() -> None:
+    lacking = place("n2", (4,)) | {"lacks": "Tesla T4 has compute capability 7.5"}
+    places = {0: lacking, 1: place() | {"lacks": ""}, 2: lacking}  # rank 0 trains nothing
+    found = findings.judge_precision(places, "bf16", True)
+    assert found is not None and found.state == "FAIL"
+    assert found.text == "no bf16 on rank 2 on n2: Tesla T4 has compute capability 7.5"
+    assert findings.judge_precision({0: lacking}, "bf16", True) is not None  # but alone it does
+    assert findings.judge_precision({0: lacking, 1: place()}, "bf16", True) is None
+
+
+def test_a_choice_that_cpus_do_not_have_is_a_warning() -> None:
+    gpu = {"device": "cuda:0", "uuid": "GPU-1"}
+    found = findings.judge_precision({0: place(), 1: place()}, "fp32", False)
+    assert found is not None and found.state == "warn" and "no effect on CPUs" in found.text
+    assert findings.judge_precision({0: place(), 1: place(**gpu)}, "fp32", False) is None
+    assert findings.judge_precision({0: place()}, "fp32", True) is None
+
+
 def test_ranks_that_share_cores_or_devices_are_named() -> None:
     gpu = {"device": "cuda:0", "uuid": "GPU-1"}
     state, text, advice = check(findings.judge_places({0: place(), 1: place(cores=(4,), **gpu)}))

@@ -65,7 +65,7 @@ def log_rows(config=CONFIG, events=EVENTS) -> list[EventRow]:
 ROWS = log_rows()
 
 
-def make_result(rows=ROWS, hashes=(), weights=(), versions=None) -> Result:
+def make_result(rows=ROWS, hashes=(), weights=(), versions=None, config=None) -> Result:
     dtypes = {"now_s": "f8", "ready_s": "f8", "chain_xxh3": "u8"}
     columns = zip(*map(astuple, rows), strict=True) if rows else [()] * len(COLUMNS)
     versions = range(0, 5 * len(hashes), 5) if versions is None else versions
@@ -73,7 +73,7 @@ def make_result(rows=ROWS, hashes=(), weights=(), versions=None) -> Result:
         path=Path("run.h5"),
         status="finished",
         config_yaml="",
-        config={},
+        config=config or {},
         provenance={},
         merges={},
         evaluations={
@@ -379,3 +379,25 @@ def test_final_weights_that_differ_are_an_error(then, now):
 def test_weights_that_overflowed_alike_are_the_same():
     broken = make_result(hashes=[1], weights=[float("nan"), float("inf")])
     assert "all the same" in check_versions(broken, broken)
+
+
+FAST = {"train": {"deterministic": False}}
+
+
+@pytest.mark.parametrize("now", [[3.0, 4.0], [3.0, 4.2499]])
+def test_without_repeatable_algorithms_near_weights_are_enough(now):
+    recorded = make_result(hashes=[1], weights=[3.0, 4.0], config=FAST)
+    line = check_versions(recorded, make_result(hashes=[2], weights=now))
+    assert "of their norm from the recorded ones" in line and "at most 0.05" in line
+
+
+@pytest.mark.parametrize("now", [[3.0, 4.2501], [3.0], [float("nan"), 4.0]])
+def test_weights_that_are_far_are_an_error_even_so(now):
+    recorded = make_result(hashes=[1], weights=[3.0, 4.0], config=FAST)
+    with pytest.raises(RunError, match="at most 0.05"):
+        check_versions(recorded, make_result(hashes=[1], weights=now))
+
+
+def test_a_run_that_broke_off_without_weights_is_not_compared_nearly():
+    recorded = make_result(hashes=[1], config=FAST)
+    assert "nothing to compare" in check_versions(recorded, make_result(hashes=[1], weights=[1.0]))
