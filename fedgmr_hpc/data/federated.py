@@ -218,9 +218,7 @@ class FederatedData:
             keeps = fits(self.dataset, device, self.config.data.device_memory_frac)
             self._on_device = DeviceBatches(self.dataset, device, keeps)
 
-    def train_batches(
-        self, client: int, first_step: int, steps: int, out: Batch | None = None
-    ) -> Iterator[Batch]:
+    def train_batches(self, client: int, first_step: int, steps: int) -> Iterator[Batch]:
         """Yield a client's batches of some local steps, where `place` has said.
 
         Batches are images float32 [B, C, H, W] and classes int64 [B], or tokens and their
@@ -230,12 +228,10 @@ class FederatedData:
             client: whose samples they are.
             first_step: number of the first local step since the run began.
             steps: how many batches.
-            out: memory for images and classes of `train.batch` samples or more, which each batch
-                overwrites; None for new memory.
         """
         steps_wanted = range(first_step, first_step + steps)
         specs = [self._draw(client, step) for step in steps_wanted]
-        return self._batches(self.dataset.train, specs, out)
+        return self._batches(self.dataset.train, specs)
 
     def _draw(self, client: int, step: int) -> BatchSpec:
         part, config = self.train_parts[client], self.config
@@ -247,38 +243,16 @@ class FederatedData:
         rng = make_rng(config.seed, "augment", client, step)
         return BatchSpec(part[inside], self.dataset.draw_changes(len(inside), rng))
 
-    def pool_batches(
-        self, pool: Pool, start: int, stop: int, out: Batch | None = None
-    ) -> Iterator[Batch]:
-        """Yield the samples [start, stop) of a pool in batches of `eval.chunk`.
-
-        Args:
-            pool: which samples.
-            start: the first one.
-            stop: one past the last.
-            out: as for `train_batches`, of `eval.chunk` samples or more.
-        """
+    def pool_batches(self, pool: Pool, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the samples [start, stop) of a pool in batches of `eval.chunk`."""
         index, chunk = self._pools[pool][start:stop], self.config.eval.chunk
         specs = [BatchSpec(index[at : at + chunk]) for at in range(0, len(index), chunk)]
-        return self._batches(self._split(pool), specs, out)
+        return self._batches(self._split(pool), specs)
 
     def _split(self, pool: Pool) -> Split:
         return self.dataset.test if pool == "test" else self.dataset.train
 
-    def _batches(
-        self, split: Split, specs: Sequence[BatchSpec], out: Batch | None
-    ) -> Iterator[Batch]:
+    def _batches(self, split: Split, specs: Sequence[BatchSpec]) -> Iterator[Batch]:
         if self._on_device is not None:
-            batches = self._on_device.make(split, specs)
-        else:
-            batches = (self.dataset.batch(split, spec.index, spec.draws) for spec in specs)
-        return batches if out is None else (_overwrite(out, batch) for batch in batches)
-
-
-def _overwrite(out: Batch, batch: Batch) -> Batch:
-    """Copy a batch to the beginning of memory that is there."""
-    samples, labels = (
-        memory[: len(each)].copy_(each, non_blocking=True)
-        for memory, each in zip(out, batch, strict=True)
-    )
-    return samples, labels
+            return self._on_device.make(split, specs)
+        return (self.dataset.batch(split, spec.index, spec.draws) for spec in specs)

@@ -116,20 +116,6 @@ def test_every_crop_of_an_edge_is_resized_as_on_the_host() -> None:
     assert np.array_equal(found.numpy(), on_host.crop_and_resize(x, boxes))
 
 
-@pytest.mark.parametrize("keeps", [None, True, False], ids=["host", "kept", "sent"])
-def test_batches_can_be_written_into_memory_that_is_there(keeps: bool | None) -> None:
-    data = federated("cifar10")
-    wanted = [*data.pool_batches("test", 0, 30)]
-    if keeps is not None:
-        data._on_device = DeviceBatches(data.dataset, torch.device("cpu"), keeps)
-    out = torch.empty(8, 3, 32, 32), torch.empty(8, dtype=torch.int64)
-    number = 0
-    for number, batch in enumerate(data.pool_batches("test", 0, 30, out=out)):
-        assert_same(batch, wanted[number])
-        assert batch[0].data_ptr() == out[0].data_ptr() and batch[1].data_ptr() == out[1].data_ptr()
-    assert number == 3 and len(wanted[3][1]) == 6  # the last is smaller
-
-
 def damaged(data: Dataset) -> Dataset:
     """Sample 3 of the training split has other bytes than its checksum says."""
     x = data.train.x.copy()
