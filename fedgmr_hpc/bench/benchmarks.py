@@ -9,6 +9,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     round    round.py    FedGMR rounds over real ranks           against the same local steps alone
     links    links.py    real transfers, ten links at once       against the rates asked for
     server   server.py   small updates a second                  against a bare request and reply
+    fanout   fanout.py   one frame to all ranks                  against one send a node
     clients  clients.py  many clients, few of which take part    against only those that take part
     memory   memory.py   rank 0 over many rounds                 against a flat line
     peers    peers/      FedAvg rounds, full models              against pfl-research and Flower
@@ -42,6 +43,7 @@ HERE = {"codec": measure_codec, "merge": measure_merge, "mask": measure_refresh}
 ON_RANKS: dict[str, tuple[tuple[str, ...], dict[str, Better]]] = {
     "round": (("densities",), {"efficiency": "higher"}),
     "links": ((), {}),
+    "fanout": (("way",), {}),
     "server": (("ranks",), {"of bare": "higher", "fairness": "higher"}),
 }
 

@@ -14,7 +14,18 @@ from fedgmr_hpc.cli.arguments import (
     stdout_to_stderr,
 )
 
-BENCHES = ("codec", "merge", "mask", "round", "links", "server", "clients", "memory", "peers")
+BENCHES = (
+    "codec",
+    "merge",
+    "mask",
+    "round",
+    "links",
+    "fanout",
+    "server",
+    "clients",
+    "memory",
+    "peers",
+)
 DESCRIPTION = """\
 Benchmark one part of the system. Each benchmark warms up, checks its answer,
 repeats, and states the ceiling that it is measured against in the same run:
@@ -25,6 +36,7 @@ repeats, and states the ceiling that it is measured against in the same run:
   round    FedGMR rounds over real ranks    the same local steps alone
   links    ten throttled links at once      the rates asked for
   server   small updates a second           a bare request and reply
+  fanout   one frame to all ranks           one send a node
   clients  many clients, few take part      only those that take part
   memory   rank 0 over many rounds          a flat line
   peers    FedAvg rounds of full models     pfl-research and Flower

@@ -53,6 +53,9 @@ class RunConfig(Section):
     """Seconds that a rank which owes an answer may be silent before the run fails and names it."""
     pin_cores: Machine[bool] = False
     """Bind every rank of a node to a core of its own, where the node has enough cores."""
+    server_threads: Machine[Count] = 1
+    """Threads of rank 0 that share the work on large updates; not more than the cores that it has
+    to itself (docs/scaling.md#threads-of-the-server)."""
     relay: Machine[Literal["auto", "off"]] = "auto"
     """Whether a model crosses to each node once, for all client ranks there: `auto` where MPI
     carries the messages of the virtual clock and a node hosts at least two of them, else every

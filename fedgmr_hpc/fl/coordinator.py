@@ -37,6 +37,7 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, best_connected
 from fedgmr_hpc.fl.aggregation import ServerRule, staleness_weights
+from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.events import (
@@ -113,7 +114,8 @@ class Coordinator:
             config.aggregation.model_copy(update={"max_entries": max_entries})
         )
         sizes = len(self.packed), len(self.dense)
-        self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes)
+        self.threads = Threads(config.run.server_threads)
+        self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
@@ -165,7 +167,7 @@ class Coordinator:
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
         """Return why an update must not be merged."""
-        if not has_finite_entries(update):
+        if not has_finite_entries(update, self.threads):
             return "a value is not finite"
         max_ratio = self.config.aggregation.max_norm_ratio
         if max_ratio is None:

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedgmr_hpc.config.records import Floats
+from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.updates import Update
+
+PIECE = 1 << 20  # entries that are looked at together
 
 
 def is_finite(values: Floats) -> bool:
@@ -30,10 +33,14 @@ def is_finite(values: Floats) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def has_finite_entries(update: Update) -> bool:
+def has_finite_entries(update: Update, threads: Threads) -> bool:
     """Return whether all that would be merged, or added to the scores, is finite."""
     parts = (update.values, update.dense, update.grad_squares)
-    return all(is_finite(part) for part in parts if part is not None)
+    return all(all(threads.map(is_finite, _pieces(part))) for part in parts if part is not None)
+
+
+def _pieces(part: Floats) -> list[Floats]:
+    return [part[at : at + PIECE] for at in range(0, len(part), PIECE)]
 
 
 def root_mean_square(parts: Sequence[Floats]) -> float:

@@ -192,9 +192,8 @@ class MpiTransport(Transport):
         self.sent_bytes_to[dest] += shared.num_bytes
         if key := self._relay.key_for_holder(dest, shared):
             self._send_pieces(dest, tag, shared.parts, key)
-        else:
+        elif self._relay.use(dest, tag, shared):
             self.relayed_bytes += shared.num_bytes
-            self._relay.use(dest, tag, shared)
         self._advance()
 
     def _send_pieces(

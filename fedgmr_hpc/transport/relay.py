@@ -121,14 +121,15 @@ class Relay:
         sent.holders[node] = dest
         return sent.key
 
-    def use(self, dest: int, tag: Tag, shared: Shared) -> None:
-        """Tell `dest` to take the copy of its node."""
+    def use(self, dest: int, tag: Tag, shared: Shared) -> bool:
+        """Tell `dest` to take the copy of its node; return whether the copy was there before."""
         sent, node = self._sent[shared], self.node_of[dest]
         holder = sent.holders[node]
         if holder == self.rank:
             self._tell(dest, sent.key)
         sent.num_uses[node] += 1
         self._post(dest, Note.USE, memoryview(_USE.pack(tag, sent.key, holder)))
+        return holder != self.rank or sent.num_uses[node] > 1
 
     def _find(self, shared: Shared) -> _Sent:
         if shared not in self._sent:

@@ -39,6 +39,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     WholeRule,
 )
 from fedgmr_hpc.fl.aggregation.state import RuleState
+from fedgmr_hpc.fl.aggregation.threads import Threads
 
 CHUNK = 1 << 16  # entries; the running mean stays in the second-level cache
 Pairs = Sequence[tuple[BufferEntry, float]]
@@ -59,12 +60,18 @@ class Version:
     shares: list[float]
 
 
-def merge(rule: AggregationRule, what: Merge, state: RuleState | None = None) -> Version:
+def merge(
+    rule: AggregationRule,
+    what: Merge,
+    state: RuleState | None = None,
+    threads: Threads | None = None,
+) -> Version:
     """Return the next version, in new arrays.
 
     Args:
         state: what the rule keeps, brought up to date in place; None for the first merge of a rule
             whose state is not looked at again.
+        threads: share the chunks of a mean; None for this thread alone.
     """
     state = state or RuleState(rule, len(what.packed), len(what.dense))
     prepared = rule.prepare(what, state.numbers)
@@ -72,7 +79,7 @@ def merge(rule: AggregationRule, what: Merge, state: RuleState | None = None) ->
     if isinstance(rule, WholeRule):
         return Version(*_Wholes(rule, what, state, prepared).merge(), shares)
     assert isinstance(rule, MeanRule)
-    return Version(*_Means(rule, what, state, prepared).merge(), shares)
+    return Version(*_Means(rule, what, state, prepared).merge(threads or Threads()), shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +91,16 @@ class _Means:
     state: RuleState
     prepared: Any
 
-    def merge(self) -> tuple[Floats, Floats]:
+    def merge(self, threads: Threads) -> tuple[Floats, Floats]:
         """Return the new arrays, prunable and dense."""
         packed = self.what.packed
         new = np.empty_like(packed)
         pairs = list(zip(self.what.entries, self.what.weights, strict=True))
-        for start in range(0, len(packed), CHUNK):
-            self._merge_chunk(new, start, min(start + CHUNK, len(packed)), pairs)
+        stop = len(packed)
+        threads.map(
+            lambda start: self._merge_chunk(new, start, min(start + CHUNK, stop), pairs),
+            range(0, stop, CHUNK),
+        )
         return new, self._merge_dense(pairs)
 
     def _merge_dense(self, pairs: Pairs) -> Floats:

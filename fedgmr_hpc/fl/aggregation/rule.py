@@ -243,7 +243,8 @@ class MeanRule(AggregationRule):
 
     @abstractmethod
     def step(self, old: Tensor, mean: Tensor, part: Part) -> None:
-        """Write the new values over the mean, in place, and return nothing.
+        """Write the new values over the mean, in place, and return nothing. Several threads may do
+        so at once, for other entries (`run.server_threads`).
 
         Args:
             old: [n] current weights, not to be written to.

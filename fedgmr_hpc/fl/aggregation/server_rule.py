@@ -23,6 +23,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     WholeRule,
 )
 from fedgmr_hpc.fl.aggregation.state import RuleState
+from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.submodels import MaskSet
 
 
@@ -45,17 +46,22 @@ class ServerRule:
     Args:
         sizes: P and D.
         num_trained: how many of these are trained; behind them come running statistics.
+        threads: see `merge`.
 
     Attributes:
         state: what the rule keeps.
     """
 
     def __init__(
-        self, choices: AggregationConfig, sizes: tuple[int, int], num_trained: tuple[int, int]
+        self,
+        choices: AggregationConfig,
+        sizes: tuple[int, int],
+        num_trained: tuple[int, int],
+        threads: Threads | None = None,
     ) -> None:
         self.rule = _make_rule(choices)
         self.state = RuleState(self.rule, *sizes)
-        self._sizes, self._num_trained = sizes, num_trained
+        self._sizes, self._num_trained, self._threads = sizes, num_trained, threads
 
     def merge(
         self,
@@ -81,7 +87,7 @@ class ServerRule:
             all_staleness=float(sigma.sum()),
             statistics=self._statistics(masks),
         )
-        return merge(self.rule, what, self.state)
+        return merge(self.rule, what, self.state, self._threads)
 
     def _statistics(self, masks: MaskSet) -> tuple[NDArray[np.bool_] | None, ...]:
         """Return which entries of the two parts are running statistics, None for a part without."""

@@ -18,7 +18,7 @@ from fedgmr_hpc.storage.rows import TransferRow
 
 
 def test_a_merge_that_leaves_the_model_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "merge", lambda rule, what: what)
+    monkeypatch.setattr(merging, "merge", lambda rule, what, threads: what)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         bench.run_bench(Request("merge", quick=True, ranks=2))
 
@@ -58,7 +58,7 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
     assert bench.run_bench(Request("links", quick=True, ranks=3)) == 1
 
 
-@pytest.mark.parametrize("what", ["links", "server"])
+@pytest.mark.parametrize("what", ["links", "fanout", "server"])
 def test_benchmarks_over_ranks_run_and_give_records(what: str) -> None:
     request = Request(what, quick=True, ranks=2)
     found = bench.measure(request)
