@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from preloaded import preloaded_python
+
 ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = str(Path(__file__).with_name("preloaded.py"))
 MPIRUN = Path(sys.executable).with_name("mpirun")
 LIMIT_S = 300.0  # a run of a minute where other work has the cores
 SOON_S = 90.0  # a failing job's end, its start on a busy machine included; not run.timeout_s
@@ -49,28 +48,6 @@ def last_of_each(*words: str) -> list[str]:
     return [w for i, w in enumerate(words) if "=" not in w or keys[i] not in keys[i + 1 :]]
 
 
-@cache
-def preloaded_process() -> tuple[subprocess.Popen[str], str]:
-    """The process that ranks are forked from, and its socket; it ends with this one."""
-    path = str(Path(tempfile.mkdtemp(prefix="preloaded")) / "socket")
-    process = subprocess.Popen(
-        [sys.executable, PRELOADED, "serve", path],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process, path
-
-
-def stand_in() -> list[str]:
-    """What stands for `python` in a command that starts ranks: see preloaded.py."""
-    return [sys.executable, "-S", "-E", PRELOADED, preloaded_process()[1]]
-
-
 def run_job(
     num_ranks: int,
     *words: str,
@@ -80,7 +57,7 @@ def run_job(
     env: dict[str, str] | None = None,
 ) -> Ended:
     """Runs a job to its end or kills it and fails past the deadline. A later word wins."""
-    python = stand_in()
+    python = preloaded_python()
     start = {
         "mpirun": [str(MPIRUN), "-n", str(num_ranks), *python],
         "torchrun": [*python, "-m", "torch.distributed.run", "--standalone", "--no-python"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from preloaded import preloaded_python
 
 import fedgmr_hpc
 from fedgmr_hpc.study.study_file import load_study
@@ -17,7 +17,7 @@ SHORT = ("run.max_rounds=4", "run.interval_rounds=2", "data.max_train=300", "dat
 
 
 def _run(script: str, *words: str, folder: Path) -> str:
-    command = [sys.executable, str(EXAMPLES / script), *words]
+    command = [*preloaded_python(), str(EXAMPLES / script), *words]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -67,7 +67,7 @@ def test_a_score_and_a_schedule_of_ones_own_train(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["own_rule", "own_score_and_schedule", "own_objective"])
 def test_what_plug_ins_promise_holds(script: str) -> None:
-    command = [sys.executable, "-m", "fedgmr_hpc", "conformance", "--json"]
+    command = [*preloaded_python(), "-m", "fedgmr_hpc", "conformance", "--json"]
     command += [str(EXAMPLES / f"{script}.py"), "data.max_train=300", "data.max_test=60"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     checks = json.loads(ran.stdout)["checks"]

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launchers import stand_in
+from preloaded import preloaded_python
 
 TELL = """
 import json, os, sys
@@ -26,7 +26,7 @@ def script(folder: Path, text: str) -> str:
 
 def test_words_environment_folder_output_and_exit_code_are_the_stand_ins(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*stand_in(), script(tmp_path, TELL), "a", "b=c"],
+        [*preloaded_python(), script(tmp_path, TELL), "a", "b=c"],
         cwd=tmp_path,
         env={"TOLD": "this"},
         capture_output=True,
@@ -41,12 +41,12 @@ def test_a_signal_that_ends_a_fork_ends_its_stand_in(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     text = f"import os; os.kill(os.getpid(), {int(number)})"
-    assert subprocess.run([*stand_in(), script(tmp_path, text)]).returncode == -number
+    assert subprocess.run([*preloaded_python(), script(tmp_path, text)]).returncode == -number
 
 
 def test_a_fork_ends_with_its_stand_in_even_when_stopped(tmp_path: Path) -> None:
     text = "import os, signal; print(os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
-    command = [*stand_in(), script(tmp_path, text)]
+    command = [*preloaded_python(), script(tmp_path, text)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
@@ -58,6 +58,6 @@ def test_a_fork_ends_with_its_stand_in_even_when_stopped(tmp_path: Path) -> None
 
 
 def test_an_error_is_told_as_python_tells_it(tmp_path: Path) -> None:
-    command = [*stand_in(), script(tmp_path, "raise ValueError('so')")]
+    command = [*preloaded_python(), script(tmp_path, "raise ValueError('so')")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.endswith("ValueError: so\n")

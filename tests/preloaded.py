@@ -11,13 +11,16 @@ process does the work. The stand-in ends as the fork does, and the fork when the
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import runpy
 import selectors
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 from typing import Any
 
 MODULES = (
@@ -27,8 +30,31 @@ MODULES = (
     "fedgmr_hpc.runtime.rank_process",
     "torch.distributed.run",
 )
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LENGTH, _MAX_BYTES, _MOST_FILES = 8, 1 << 20, 8
 _HIGH = 100  # above the numbers of files that launchers hand to their processes
+
+
+def preloaded_python() -> list[str]:
+    """Return what stands for `python` in a command."""
+    return [sys.executable, "-S", "-E", __file__, _start_server()[1]]
+
+
+@functools.cache
+def _start_server() -> tuple[Any, str]:
+    """Return the process that is forked, which ends with this one, and its socket."""
+    path = os.path.join(tempfile.mkdtemp(prefix="preloaded"), "socket")
+    process = subprocess.Popen(
+        [sys.executable, __file__, "serve", path],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ROOT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process, path
 
 
 def stand_in(path: str, *words: str) -> int:
@@ -54,6 +80,7 @@ class Server:
 
     def __init__(self, path: str) -> None:
         self.forks: dict[int, socket.socket] = {}  # their stand-ins by process id
+        self.path = path
         self.woken, self.wake = socket.socketpair()
         self.wake.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -70,8 +97,7 @@ class Server:
         while True:
             for key, _ in self.ready.select():
                 if key.fileobj is sys.stdin:
-                    for pid in self.forks:
-                        os.kill(pid, signal.SIGKILL)
+                    self.end()
                     return []
                 if key.fileobj is self.listener:
                     if words := self.fork():
@@ -102,6 +128,13 @@ class Server:
             each.close()
         become(job, files)
         return job["words"]
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        for pid in self.forks:
+            os.kill(pid, signal.SIGKILL)
+        os.unlink(self.path)
+        os.rmdir(os.path.dirname(self.path))
 
     def bury(self) -> None:
         """Tell stand-ins how their forks have ended."""
