@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_without_network_and_environment_one_line_says_what_to_do(
     assert "ERROR: no route to host" in told and "bench peers --venv DIR" in told
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_this_project_averages_what_plain_steps_give(tmp_path: Path) -> None:
     """One round through the gate, against the mean of models trained by torch alone."""
     work = make_work(make_case(tmp_path / "work.h5", 1))
