@@ -23,9 +23,14 @@ class Gate:
         self._lines = connection.makefile("rw")
 
     def wait(self) -> None:
-        """Tell that this process is ready, or that a round is over; wait for the next to begin."""
+        """Tell that this process is ready, or that a round is over; wait for the next to begin.
+
+        Raises:
+            EOFError: the benchmark has gone away.
+        """
         self._tell(None)
-        self._lines.readline()
+        if not self._lines.readline():
+            raise EOFError("the benchmark has gone away")
 
     def finish(self, samples: int) -> None:
         """Tell that the last round is over and its weights are saved.
