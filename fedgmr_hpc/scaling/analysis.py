@@ -176,7 +176,7 @@ def _predicted_system(plan: Plan, run: Measured, base: Sequence[Measured]) -> Sy
 
 def _mean_cores(source: Measured, base: Sequence[Measured]) -> Demand:
     """Return a run's demand with the mean core times of `base`."""
-    names = ("core_s", "service_s", "train_s")
+    names = ("core_s", "service_s", "merge_s", "train_s")
     means = {name: fmean(getattr(each.demand, name) for each in base) for name in names}
     return replace(source.demand, **means)
 

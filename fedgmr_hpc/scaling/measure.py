@@ -137,6 +137,7 @@ def _demand(
     return Demand(
         core_s=_busy_s(clients, config) / num_updates,
         service_s=_awake_s(split[0]) / num_updates,
+        merge_s=split[0].get("merge", 0.0) / num_updates,
         train_s=sum(each["compute"] for each in clients) / num_updates,
         down_bytes=float(updates["down_bytes"][chosen].mean()),
         up_bytes=float(updates["up_bytes"][chosen].mean()),

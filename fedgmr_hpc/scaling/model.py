@@ -12,9 +12,10 @@ X <= 1 / D of the busiest station, D its seconds per client-round over its numbe
     client cores         ranks     core_s (or the machine's cores, where it has fewer)
     rank download        ranks     down_bytes / rank_down
     rank upload          ranks     up_bytes / rank_up
-    server upload        1         server_up_bytes / server_up    (one broadcast serves many)
-    server download      1         server_down_bytes / server_down
-    server core          1         service_s
+    server upload        1         server_up_bytes / server_up    (one broadcast serves many),
+                                   or down_bytes / sharing / network if that is longer
+    server download      1         server_down_bytes / server_down, or up_bytes / network
+    server core          1         service_s - merge_s + merge_s / threads
 
 Modelled compute time and the clients' own links are delays without a queue. Clients are equal, with
 the means of the measured ones. All times are wall seconds.
@@ -76,6 +77,7 @@ class Demand:
     Attributes:
         core_s: of a client rank's core.
         service_s: of the server's core, merging and masks included.
+        merge_s: the part of `service_s` that threads of the server can share.
         train_s: the part of `core_s` that is local training.
         delay_s: least time from the model's arrival to the update's departure.
         own_down_s, own_up_s: least time on the client's own link.
@@ -86,6 +88,7 @@ class Demand:
 
     core_s: float
     service_s: float
+    merge_s: float = 0.0
     train_s: float = 0.0
     delay_s: float = 0.0
     own_down_s: float = 0.0
@@ -99,12 +102,15 @@ class Demand:
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes per wall second; infinite where bytes take no time."""
+    """Bytes per wall second; infinite where bytes take no time. `network` is what really joins the
+    server to the other nodes; the others are links that a run models.
+    """
 
     rank_down: float = math.inf
     rank_up: float = math.inf
     server_up: float = math.inf
     server_down: float = math.inf
+    network: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,9 @@ class System:
         is_synchronous: whether a round waits for all its clients.
         is_placed: whether a client stays on its rank, else any free rank takes it.
         num_cores: of the machine that all ranks share; None for a core of its own for each.
+        threads: of the server, each on a core of its own.
+        sharing: client-rounds that a frame serves which has crossed the network once: those of a
+            rank's clients, or with one copy a node those of a node's.
     """
 
     demand: Demand
@@ -122,6 +131,23 @@ class System:
     is_synchronous: bool = True
     is_placed: bool = False
     num_cores: int | None = None
+    threads: int = 1
+    sharing: float = 1.0
+
+
+def service_s(system: System) -> float:
+    """Return seconds of the server's core for each client-round."""
+    d = system.demand
+    return d.service_s - d.merge_s * (1 - 1 / system.threads)
+
+
+def server_link_s(system: System) -> tuple[float, float]:
+    """Return seconds of the server's link for each client-round, up and down: the longer of the
+    modelled one and the real one.
+    """
+    d, r = system.demand, system.rates
+    up_s = max(d.server_up_bytes / r.server_up, d.down_bytes / system.sharing / r.network)
+    return up_s, max(d.server_down_bytes / r.server_down, d.up_bytes / r.network)
 
 
 def stations(system: System, num_workers: int) -> dict[str, float]:
@@ -132,9 +158,9 @@ def stations(system: System, num_workers: int) -> dict[str, float]:
         "client cores": d.core_s / cores,
         "rank download": d.down_bytes / r.rank_down / num_workers,
         "rank upload": d.up_bytes / r.rank_up / num_workers,
-        "server upload": d.server_up_bytes / r.server_up,
-        "server download": d.server_down_bytes / r.server_down,
-        "server core": d.service_s,
+        "server upload": server_link_s(system)[0],
+        "server download": server_link_s(system)[1],
+        "server core": service_s(system),
     }
 
 
@@ -143,10 +169,11 @@ def cycle_s(system: System) -> float:
     side.
     """
     d, r = system.demand, system.rates
-    down_s = max(d.own_down_s, d.down_bytes / r.rank_down, d.server_up_bytes / r.server_up)
-    up_s = max(d.own_up_s, d.up_bytes / r.rank_up, d.server_down_bytes / r.server_down)
+    server_up_s, server_down_s = server_link_s(system)
+    down_s = max(d.own_down_s, d.down_bytes / r.rank_down, server_up_s)
+    up_s = max(d.own_up_s, d.up_bytes / r.rank_up, server_down_s)
     round_s = d.round_s if system.is_synchronous else 0.0
-    return down_s + max(d.core_s, d.delay_s) + up_s + d.service_s + round_s
+    return down_s + max(d.core_s, d.delay_s) + up_s + service_s(system) + round_s
 
 
 @dataclass(frozen=True)
@@ -200,6 +227,7 @@ def with_aggregators(system: System, fan_in: int) -> System:
         demand=replace(
             d,
             service_s=d.service_s / fan_in,
+            merge_s=d.merge_s / fan_in,
             server_up_bytes=d.server_up_bytes / fan_in,
             server_down_bytes=d.server_down_bytes / fan_in,
         ),
@@ -219,12 +247,23 @@ def with_more_steps(system: System, factor: float) -> System:
     return replace(system, demand=replace(d, core_s=d.core_s + more_s, delay_s=factor * d.delay_s))
 
 
+def with_threads(system: System, num: int) -> System:
+    """Return the system with `num` threads that share the server's merging."""
+    return replace(system, threads=num)
+
+
+def with_one_copy(system: System, ranks_per_node: int) -> System:
+    """Return the system with frames that cross to a node once instead of to each rank of it."""
+    return replace(system, sharing=system.sharing * ranks_per_node)
+
+
 def variants(system: System) -> dict[str, System]:
     """Return what would move the server's limit, by name; the system itself first."""
     return {
         "as measured": system,
         "aggregators, 8 ranks each": with_aggregators(system, 8),
         "two levels, 8 x 8": with_aggregators(system, 64),
+        "4 threads of the server": with_threads(system, 4),
         "frames of half the size": with_smaller_frames(system, 0.5),
         "4 times the local steps": with_more_steps(system, 4.0),
     }

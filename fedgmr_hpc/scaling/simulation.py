@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fedgmr_hpc.scaling.model import System
+from fedgmr_hpc.scaling.model import System, server_link_s, service_s
 
 NUM_ROUNDS = 6
 WARM_FRAC = 0.34  # of the client-rounds, left out of the rate
@@ -78,10 +78,8 @@ class _Job:
         self.cores = None if system.num_cores is None else [0.0] * system.num_cores
         self.server_core = 0.0
         rank_s = {DOWNLOAD: d.down_bytes / r.rank_down, UPLOAD: d.up_bytes / r.rank_up}
-        server_s = {
-            DOWNLOAD: d.server_up_bytes / r.server_up,
-            UPLOAD: d.server_down_bytes / r.server_down,
-        }
+        server_s = dict(zip((DOWNLOAD, UPLOAD), server_link_s(system), strict=True))
+        self.service_s = service_s(system)
         self.own_s = {DOWNLOAD: d.own_down_s, UPLOAD: d.own_up_s}
         self.rank_links = {w: [_Link(s) for _ in range(num_workers)] for w, s in rank_s.items()}
         self.server_links = {way: _Link(s) for way, s in server_s.items()}
@@ -154,7 +152,7 @@ class _Job:
 
     def _serve(self, client: int, now_s: float) -> None:
         ready_s = max(self.server_core, now_s)
-        self.server_core = self._work(ready_s, self.system.demand.service_s)
+        self.server_core = self._work(ready_s, self.service_s)
         self.ends.append(self.server_core)
         self.stages[client] = DOWNLOAD
         if not self.system.is_synchronous:
@@ -184,4 +182,4 @@ def simulate(
     num_warm = math.ceil(WARM_FRAC * num_rounds) * num_clients
     spent_s = ends[-1] - ends[num_warm - 1]
     rate = (len(ends) - num_warm) / spent_s if spent_s > 0 else math.inf
-    return Simulated(rate, min(rate * system.demand.service_s, 1.0))
+    return Simulated(rate, min(rate * service_s(system), 1.0))

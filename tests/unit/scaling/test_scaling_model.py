@@ -22,7 +22,9 @@ from fedgmr_hpc.scaling.model import (
     variants,
     with_aggregators,
     with_more_steps,
+    with_one_copy,
     with_smaller_frames,
+    with_threads,
 )
 from fedgmr_hpc.scaling.simulation import simulate
 
@@ -106,6 +108,25 @@ def test_what_lifts_the_limit() -> None:
     assert (small.demand.server_down_bytes, small.demand.up_bytes) == (4.0, 2.0)
     assert (small.demand.own_up_s, small.demand.core_s) == (1.0, 1.0)
     assert next(iter(variants(CYCLIC).values())) == CYCLIC
+
+
+def test_threads_of_the_server_share_its_merging() -> None:
+    system = System(Demand(core_s=0.0, service_s=1.0, merge_s=0.8), is_synchronous=False)
+    four = with_threads(system, 4)
+    assert stations(four, 1)["server core"] == pytest.approx(0.4)
+    assert simulate(four, 8, 8).rounds_per_s == pytest.approx(2.5)
+    assert simulate(with_threads(system, 1), 8, 8) == simulate(system, 8, 8)
+
+
+def test_one_copy_a_node_takes_the_network_as_often_as_there_are_nodes() -> None:
+    demand = Demand(core_s=0.5, service_s=0.0, down_bytes=8.0, up_bytes=1.0)
+    system = System(demand, Rates(network=8.0))
+    assert stations(system, 4)["server upload"] == 1.0
+    shared = with_one_copy(system, 4)
+    assert stations(shared, 4)["server upload"] == 0.25
+    # Four frames one after the other, then one; training; four updates at once.
+    assert simulate(system, 4, 4).rounds_per_s == pytest.approx(4 / (4 + 0.5 + 0.5))
+    assert simulate(shared, 4, 4).rounds_per_s == pytest.approx(4 / (1 + 0.5 + 0.5))
 
 
 @pytest.mark.parametrize(("num_workers", "rate"), [(1, 0.25), (2, 0.5), (4, 1.0), (16, 1.0)])
