@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -56,7 +57,7 @@ from fedgmr_hpc.fl.events import (
     Resumed,
 )
 from fedgmr_hpc.fl.masking import Masking
-from fedgmr_hpc.fl.quarantine import has_finite_entries, norm_fault
+from fedgmr_hpc.fl.quarantine import find_fault, root_mean_square
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.scores import ScoreError
 from fedgmr_hpc.fl.selection import Availability, Selection
@@ -119,6 +120,7 @@ class Coordinator:
         self.scores: dict[int, float] = {}
         self.is_last = False
         self._report: Merged | None = None
+        self._usual: dict[tuple[int, int, int], float] = {}  # by version, mask id and K
 
     @property
     def round(self) -> int:
@@ -167,13 +169,20 @@ class Coordinator:
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
         """Return why an update must not be merged."""
-        if not has_finite_entries(update, self.threads):
-            return "a value is not finite"
+        usual = partial(self._usual_size, masks, len(update.values))
         max_ratio = self.config.aggregation.max_norm_ratio
-        if max_ratio is None:
-            return None
-        same = self._pack_current(masks)[: len(update.values)]
-        return norm_fault((update.values, update.dense), (same, self.dense), max_ratio)
+        return find_fault(update, max_ratio, usual, self.threads)
+
+    def _usual_size(self, masks: MaskSet, num_kept: int) -> float:
+        """Return the root mean square of a sub-model's entries in the current version, taken once
+        for all updates of the same sub-model.
+        """
+        key = (self.version, masks.mask_id, num_kept)
+        if key not in self._usual:
+            same = self._pack_current(masks)[:num_kept]
+            own = {k: size for k, size in self._usual.items() if k[0] == self.version}
+            self._usual = own | {key: root_mean_square((same, self.dense))}
+        return self._usual[key]
 
     def _pack_current(self, masks: MaskSet) -> Floats:
         """Return [P] current prunable weights in the packed order of these masks."""

@@ -10,7 +10,7 @@ Shapes: K kept entries, D dense entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,10 +33,8 @@ def is_finite(values: Floats) -> bool:
     return bool(np.isfinite(values).all())
 
 
-def has_finite_entries(update: Update, threads: Threads) -> bool:
-    """Return whether all that would be merged, or added to the scores, is finite."""
-    parts = (update.values, update.dense, update.grad_squares)
-    return all(all(threads.map(is_finite, _pieces(part))) for part in parts if part is not None)
+def _are_finite(parts: Sequence[Floats], threads: Threads) -> bool:
+    return all(all(threads.map(is_finite, _pieces(part))) for part in parts)
 
 
 def _pieces(part: Floats) -> list[Floats]:
@@ -45,23 +43,31 @@ def _pieces(part: Floats) -> list[Floats]:
 
 def root_mean_square(parts: Sequence[Floats]) -> float:
     """Return the root mean square of all entries, summed in double precision, which float32
-    values cannot overflow.
+    values cannot overflow: it is finite if they are.
     """
     total = sum(float(np.einsum("i,i->", part, part, dtype=np.float64)) for part in parts)
     return math.sqrt(total / max(1, sum(len(part) for part in parts)))
 
 
-def norm_fault(update: Sequence[Floats], model: Sequence[Floats], max_ratio: float) -> str | None:
-    """Return why an update is far out, or None. A model that is zero says nothing about it.
+def find_fault(
+    update: Update, max_ratio: float | None, usual: Callable[[], float], threads: Threads
+) -> str | None:
+    """Return why an update must not be merged, or None. Each entry is looked at once.
 
     Args:
-        update: [K] values and [D] dense part.
-        model: the same entries of the current model.
+        max_ratio: `aggregation.max_norm_ratio`.
+        usual: tells the root mean square of the same entries of the current model. A model that
+            is zero says nothing about an update.
     """
-    own, usual = root_mean_square(update), root_mean_square(model)
-    if usual == 0 or not own > max_ratio * usual:
+    parts = (update.values, update.dense)
+    own = None if max_ratio is None else root_mean_square(parts)
+    is_sound = _are_finite(parts, threads) if own is None else math.isfinite(own)
+    squares = () if update.grad_squares is None else (update.grad_squares,)
+    if not is_sound or not _are_finite(squares, threads):
+        return "a value is not finite"
+    if max_ratio is None or own is None or not 0 < max_ratio * (model := usual()) < own:
         return None
     return (
         f"its root mean square {own:.3g} is more than aggregation.max_norm_ratio = {max_ratio:g} "
-        f"times the model's {usual:.3g}"
+        f"times the model's {model:.3g}"
     )
