@@ -7,6 +7,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     merge    merging.py  one buffered mask-aware merge           against a copy of as many bytes
     mask     masks.py    one refresh                             against one sort of as many keys
     round    round.py    FedGMR rounds over real ranks           against the same local steps alone
+    overhead overhead.py rounds of a small and a large model     against the same local steps alone
     links    links.py    real transfers, ten links at once       against the rates asked for
     server   server.py   small updates a second                  against a bare request and reply
     fanout   fanout.py   one frame to all ranks                  against one send a node
@@ -31,6 +32,7 @@ from fedgmr_hpc.bench.codec import measure_codec
 from fedgmr_hpc.bench.masks import measure_refresh
 from fedgmr_hpc.bench.memory import measure_memory
 from fedgmr_hpc.bench.merging import measure_merge
+from fedgmr_hpc.bench.overhead import measure_overhead
 from fedgmr_hpc.bench.peers.comparison import measure_peers
 from fedgmr_hpc.bench.peers.environment import DEFAULT as PEERS_VENV
 from fedgmr_hpc.bench.system import describe_system
@@ -111,6 +113,8 @@ def measure(request: Request) -> Benchmark:
         return _on_ranks(what, quick, ranks)
     if what == "clients":
         return measure_clients(quick, ranks)
+    if what == "overhead":
+        return measure_overhead(quick, ranks)
     if what == "peers":
         return measure_peers(quick, request.venv.expanduser())
     return measure_memory(200 if quick else 2000, ranks)

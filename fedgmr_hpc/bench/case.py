@@ -1,6 +1,6 @@
 """What benchmarks have in common: their timing, their ceiling of copied bytes, one model's masks.
 
-Shapes: P prunable entries.
+Shapes: P prunable entries, K kept entries, D dense entries.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer, cut_masks, rank_entries
-from fedgmr_hpc.models import initial_weights, make_layout
+from fedgmr_hpc.models import initial_weights, make_layout, run_weights
+from fedgmr_hpc.runtime.server import prunable_layers
 
 DENSITIES = (0.05, 0.1, 0.2, 0.5, 1.0)
 Row = dict[str, Any]
@@ -75,3 +79,25 @@ def conv2_masks() -> tuple[np.ndarray[Any, Any], MaskSet]:
     weights, layers = conv2()
     keys = rank_entries(weights.copy(), np.abs(weights), layers, floor_frac=0.02)
     return weights, cut_masks(keys, DENSITIES, mask_id=1)
+
+
+def initial_sub_models(
+    config: Config, num_classes: int | None = None
+) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Return what each client is sent first: its values [K], the dense part [D] and the natural
+    positions [K], None for the whole model.
+    """
+    layers, weights = prunable_layers(config, num_classes), run_weights(config, num_classes)
+    prunable, dense = np.split(weights, [layers[-1].stop])
+    shares = config.clients.bandwidth_shares()
+    if config.submodel.kind == "full":
+        shares = (1.0,) * len(shares)
+    keys = rank_entries(prunable.copy(), np.abs(prunable), layers, floor_frac=0.02)
+    masks = cut_masks(keys, shares, mask_id=1)
+    packed, perm = torch.from_numpy(masks.pack(prunable)), masks.perm
+    natural = None if perm is None else torch.from_numpy(perm).long()
+    counts = [masks.counts[masks.level(share)] for share in shares]
+    return [
+        (packed[:n], torch.from_numpy(dense), None if natural is None else natural[:n])
+        for n in counts
+    ]

@@ -21,16 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgmr_hpc.bench.case import initial_sub_models
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config, make_config
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
-from fedgmr_hpc.fl.submodels import cut_masks, rank_entries
-from fedgmr_hpc.models import initial_weights
 from fedgmr_hpc.runtime.experiment import serve
 from fedgmr_hpc.runtime.preparation import prepare_experiment
 from fedgmr_hpc.runtime.roles import guard
-from fedgmr_hpc.runtime.server import prunable_layers
 from fedgmr_hpc.runtime.worker import Worker
 from fedgmr_hpc.storage.process import private_bytes
 from fedgmr_hpc.training.process_settings import keep_large_blocks, return_large_blocks
@@ -174,24 +172,14 @@ def report_ceiling(worker: Worker, transport: Transport) -> None:
     """
     config, training = worker.config, worker.trainings[0]
     dense_model = make_sub_model(with_dense_steps(config), num_classes=worker.data.num_classes)
-    shares = config.clients.bandwidth_shares()
-    weights = torch.from_numpy(initial_weights(config.model.name, 0))
-    prunable, dense = weights[: worker.num_prunable], weights[worker.num_prunable :]
-    layers = prunable_layers(config)
-    scores = np.abs(prunable.numpy())
-    keys = rank_entries(prunable.numpy().copy(), scores, layers, floor_frac=0.02)
-    masks = cut_masks(keys, shares, mask_id=1)
-    packed = torch.from_numpy(masks.pack(prunable.numpy()))
-    perm = None if masks.perm is None else torch.from_numpy(masks.perm).long()
+    parts = initial_sub_models(config, worker.data.num_classes)
     mine = range(transport.rank - 1, config.clients.count, transport.size - 1)
     rounds = 2 if config.run.interval_rounds < 25 else 8
     transport.recv(TIMEOUT_S)
     spent_s = 0.0
     for index in range(rounds + 1):
         for client in mine:
-            count = masks.counts[masks.level(shares[client])]
-            positions = None if perm is None else perm[:count]
-            dense_model.load(packed[:count], dense, positions, mask_id=-1)
+            dense_model.load(*parts[client], mask_id=-1)
             began_s = time.perf_counter()
             dense_model.train(
                 worker.data.train_batches(client, index * config.train.steps, config.train.steps),

@@ -19,6 +19,7 @@ BENCHES = (
     "merge",
     "mask",
     "round",
+    "overhead",
     "links",
     "fanout",
     "server",
@@ -34,6 +35,7 @@ repeats, and states the ceiling that it is measured against in the same run:
   merge    one buffered mask-aware merge    a copy of as many bytes
   mask     rank all entries, cut the masks  one sort of as many keys
   round    FedGMR rounds over real ranks    the same local steps alone
+  overhead a small and a large model        the same local steps alone
   links    ten throttled links at once      the rates asked for
   server   small updates a second           a bare request and reply
   fanout   one frame to all ranks           one send a node

@@ -10,7 +10,7 @@ import pytest
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge, merging
 from fedgmr_hpc.fl.aggregation.threads import Threads
-from fedgmr_hpc.fl.quarantine import has_finite_entries
+from fedgmr_hpc.fl.quarantine import find_fault
 from fedgmr_hpc.fl.updates import Update
 
 NUM = 1000
@@ -66,6 +66,8 @@ def test_a_value_that_is_not_finite_is_found_in_any_piece(at: int) -> None:
         values=values, dense=np.ones(2, np.float32), grad_squares=None,
     )  # fmt: skip
     threads = Threads(2)
-    assert has_finite_entries(update, threads)
+    each = [(ratio, own) for ratio in (None, 10.0) for own in (threads, Threads())]
+    assert not any(find_fault(update, ratio, lambda: 1.0, own) for ratio, own in each)
     values[at] = np.inf
-    assert not has_finite_entries(update, threads) and not has_finite_entries(update, Threads())
+    faults = {find_fault(update, ratio, lambda: 1.0, own) for ratio, own in each}
+    assert faults == {"a value is not finite"}
