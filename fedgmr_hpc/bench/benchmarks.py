@@ -14,6 +14,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     clients  clients.py  many clients, few of which take part    against only those that take part
     memory   memory.py   rank 0 over many rounds                 against a flat line
     peers    peers/      FedAvg rounds, full models              against pfl-research and Flower
+    gpu      gpu.py      local steps on a GPU, ranks that share  against the goals for an H100
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedgmr_hpc.bench.baseline import compare, read_baseline
 from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
+from fedgmr_hpc.bench.gpu import measure_gpu
 from fedgmr_hpc.bench.masks import measure_refresh
 from fedgmr_hpc.bench.memory import measure_memory
 from fedgmr_hpc.bench.merging import measure_merge
@@ -61,6 +63,7 @@ class Request:
         venv: the environment of the peers.
         baseline: a file with an earlier measurement, if any.
         tolerance: by how much of its earlier value a ratio may be worse.
+        device: of those that need a GPU: `cuda`, or with `quick` `cpu`.
     """
 
     what: str
@@ -69,6 +72,7 @@ class Request:
     venv: Path = Path(PEERS_VENV)
     baseline: Path | None = None
     tolerance: float = 0.1
+    device: str = "cuda"
 
 
 def run_bench(request: Request, aside: AbstractContextManager[object] | None = None) -> int:
@@ -101,7 +105,7 @@ def measure(request: Request) -> Benchmark:
     """Run one benchmark.
 
     Raises:
-        ValueError: There are fewer than two ranks, or no peers.
+        ValueError: There are fewer than two ranks, no peers, or no GPU.
         AssertionError: What is measured does not give the right answer.
     """
     what, quick, ranks = request.what, request.quick, request.ranks
@@ -117,6 +121,8 @@ def measure(request: Request) -> Benchmark:
         return measure_overhead(quick, ranks)
     if what == "peers":
         return measure_peers(quick, request.venv.expanduser())
+    if what == "gpu":
+        return measure_gpu(quick, request.device)
     return measure_memory(200 if quick else 2000, ranks)
 
 

@@ -26,6 +26,7 @@ BENCHES = (
     "clients",
     "memory",
     "peers",
+    "gpu",
 )
 DESCRIPTION = """\
 Benchmark one part of the system. Each benchmark warms up, checks its answer,
@@ -42,6 +43,7 @@ repeats, and states the ceiling that it is measured against in the same run:
   clients  many clients, few take part      only those that take part
   memory   rank 0 over many rounds          a flat line
   peers    FedAvg rounds of full models     pfl-research and Flower
+  gpu      local steps and runs on one GPU  the goals for an H100
 
 The last line is JSON, with --json the only one. The exit code is 1 where a
 row is outside its bound, or worse than the --baseline: ratios are compared,
@@ -74,6 +76,12 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--quick", action="store_true", help="few repeats, as a smoke test")
     add_ranks(parser, default=3, least=2)
     add_json(parser)
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="of gpu: with --quick cpu, too, to try its program (default: cuda)",
+    )
     parser.add_argument(
         "--venv", metavar="DIR", help="the Python of the peers (default: ~/.cache/fedgmr_hpc/peers)"
     )
@@ -109,6 +117,7 @@ def bench(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         ranks=arguments.ranks,
         tolerance=arguments.tolerance,
+        device=arguments.device,
         **{name: Path(path) for name, path in places.items() if path is not None},
     )
     return run_bench(request, stdout_to_stderr(True) if arguments.json else None)

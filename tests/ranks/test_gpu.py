@@ -37,3 +37,11 @@ def test_a_device_trains_what_the_cpu_trains(tmp_path: Path) -> None:
     cpu, cuda = (result.weights for result in results)
     assert cpu is not None and cuda is not None
     assert np.abs(cpu - cuda).max() < 1e-3 * np.abs(cpu).max()
+
+
+@pytest.mark.parametrize("words", [["train.parallel_clients=4"], ["train.cuda_graphs=false"]])
+def test_how_a_device_is_used_changes_no_bit(words: list[str], tmp_path: Path) -> None:
+    alone = run_tiny(tmp_path / "alone.h5", 1, "device=cuda")
+    other = run_tiny(tmp_path / "other.h5", 1, "device=cuda", *words)
+    assert differing_columns(other, alone) == []
+    assert alone.ranks["cuda_graphs"][1].startswith("replayed")
