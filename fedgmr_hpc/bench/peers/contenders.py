@@ -18,6 +18,7 @@ from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.transport.launchers import mpirun_command
 
 TIMEOUT_S = 300.0
+PATIENCE_S = 20.0  # of one that is asked to end
 # One thread a process on the CPU, nothing told to anybody.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -128,10 +129,15 @@ class Started:
                 )
                 for command, env in zip(contender.commands, contender.env, strict=True)
             ]
-        self._gates = [self._accept(listener) for _ in contender.commands]
-        listener.close()
-        self._await()
-        self._stopped = time.perf_counter(), self._cpu_s()
+        try:
+            self._gates = [self._accept(listener) for _ in contender.commands]
+            self._await()
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            listener.close()
+        self._stopped = _now_s(), self._cpu_s()
 
     def _accept(self, listener: socket.socket) -> socket.socket:
         """Return the next process's gate."""
@@ -197,9 +203,16 @@ class Started:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for process in self._processes:
             process.terminate()
-            process.wait(TIMEOUT_S)
+        for process in self._processes:
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _now_s() -> float:

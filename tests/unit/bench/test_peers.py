@@ -130,8 +130,12 @@ def test_cpu_time_is_that_of_all_descendants(tmp_path: Path) -> None:
 
 
 def test_a_contender_that_ends_too_early_is_told_with_its_last_words(tmp_path: Path) -> None:
+    first = ("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    second = ("sh", "-c", "echo no torch here")
     with pytest.raises(RunError, match="no torch here"):
-        Started(Contender("x", 1, (("sh", "-c", "echo no torch here"),)), tmp_path, 1)
+        Started(Contender("x", 2, (first, second), ({}, {})), tmp_path, 1)
+    with pytest.raises(ProcessLookupError):  # the other process has ended, too
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_pip_may_take_no_other_torch(tmp_path: Path) -> None:
