@@ -23,7 +23,7 @@ class Conv2(nn.Module):
         self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
         self.fc1 = nn.Linear(3136, 2048)
         self.fc2 = nn.Linear(2048, 62)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits [B, 62]."""
