@@ -20,6 +20,7 @@ from typing import Any
 from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
 from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment, Update
@@ -36,11 +37,12 @@ from fedgmr_hpc.runtime.timeline import RankTrace, Tracer
 from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 from fedgmr_hpc.training.chunks import Chunk, Evaluation, Part
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
-from fedgmr_hpc.wire.frames import Kind
+from fedgmr_hpc.wire.frames import Frame, Kind
 from fedgmr_hpc.wire.parcels import Parcel, hands_over, open_parcel
 
 log = logging.getLogger("fedgmr_hpc")
 PINGS_PER_TIMEOUT = 4
+LARGE_BYTES = 1 << 20  # of an update; a shorter one is decoded sooner than another thread wakes up
 LOOK_UP_S = 1.0  # how long a wait goes on before the server looks after its other duties
 
 
@@ -48,6 +50,7 @@ class RankPool:
     """Hands work to ranks 1.. and collects updates and evaluations.
 
     Attributes:
+        decoding: waits for large updates that are being decoded, as they came.
         updates: decoded updates by client, with the rank they came from, until taken.
         goodbyes: what each rank said of itself when stopped.
     """
@@ -73,6 +76,8 @@ class RankPool:
         self.postponed: list[tuple[Evaluation, Part, bool]] = []  # parts, and if they are awaited
         self.idle_time: deque[Chunk] = deque()
         self.updates: dict[int, tuple[Update, int]] = {}
+        self.threads = Threads(config.run.server_threads)
+        self.decoding: deque[Callable[[], tuple[Frame, int]]] = deque()
         self.overran: set[int] = set()  # clients whose update took longer than it may
         self.goodbyes: dict[int, dict[str, Any]] = {}
         self.tracer = Tracer(config.trace)
@@ -209,19 +214,29 @@ class RankPool:
             self.transport.send(rank, Tag.MASKS, *pack_tree(fields_of(ladder)))
 
     def pump(self, awaited: str) -> None:
-        """Take one message from a rank.
+        """Take one message from a rank, or an update that is decoded if none is there.
 
         Raises:
             RankFailed: the message is a rank's failure.
             RunError: none came before the deadline; names `awaited` and the ranks that owe one.
         """
         self._feed()
+        message = self.transport.recv_now() if self.decoding else None
+        if message is None and self.decoding:
+            with self.tracer.span("decode"):
+                self._keep(self.decoding.popleft()())
+            return
+        if message is None:
+            message = self._wait(awaited)
+        self._take(message)
+        self._feed()
+
+    def _wait(self, awaited: str) -> Message:
         began_s = time.perf_counter()
         with self.tracer.span("receive"):
             message = self._receive(awaited, began_s + self.config.run.timeout_s)
         self.wait_s += time.perf_counter() - began_s
-        self._take(message)
-        self._feed()
+        return message
 
     def _receive(self, awaited: str, deadline_s: float) -> Message:
         timeout_s = self.config.run.timeout_s
@@ -259,7 +274,9 @@ class RankPool:
             self.memories[message.source] = unpack_tree(message.payload)["memories"]
             return
         self.ranks[message.source].owes -= 1
-        if message.tag == Tag.UPDATE:
+        if message.tag == Tag.UPDATE and len(message.payload) >= LARGE_BYTES:
+            self.decoding.append(self.threads.start(_open_update, message))
+        elif message.tag == Tag.UPDATE:
             self._take_update(message)
         elif message.tag == Tag.RESULT:
             self._take_result(message.source, json.loads(bytes(message.payload)))
@@ -269,16 +286,17 @@ class RankPool:
         raise RankFailed(failure.pop("message"), **failure)
 
     def _take_update(self, message: Message) -> None:
-        try:
-            with self.tracer.span("decode"):
-                frame = open_parcel(message)
-        except WireError as error:
-            raise WireError(error.message, rank=message.source, stage="decode") from None
+        with self.tracer.span("decode"):
+            self._keep(_open_update(message))
+
+    def _keep(self, opened: tuple[Frame, int]) -> None:
+        """Keep an update until it is its turn."""
+        frame, rank = opened
         if frame.run != self.run_id or frame.kind != Kind.UPDATE:
-            raise WireError("not an update of this run", rank=message.source, stage="decode")
+            raise WireError("not an update of this run", rank=rank, stage="decode")
         squares = frame.extra if len(frame.extra) else None
         update = Update(**shared_fields(frame, Update), grad_squares=squares)
-        self.updates[frame.client] = (update, message.source)
+        self.updates[frame.client] = (update, rank)
 
     def _take_result(self, source: int, result: dict[str, Any]) -> None:
         self.ranks[source].chunks.popleft()
@@ -324,7 +342,7 @@ class RankPool:
     def is_idle(self) -> bool:
         """Whether the ranks have done all that they were and all that they are to be given."""
         is_owed = any(state.owes for state in self.ranks.values())
-        return not (is_owed or self.tasks or self.urgent or self.idle_time)
+        return not (is_owed or self.tasks or self.urgent or self.idle_time or self.decoding)
 
     def collect_memories(self) -> list[dict[str, Any]]:
         """Ask idle ranks for what their clients keep."""
@@ -351,3 +369,15 @@ class RankPool:
             self.transport.send(rank, Tag.STOP, json.dumps({"code": code}).encode())
         while len(self.goodbyes) < len(self.ranks):
             self.pump("the ranks' goodbyes")
+
+
+def _open_update(message: Message) -> tuple[Frame, int]:
+    """Return an update and the rank that it is from; any thread may.
+
+    Raises:
+        WireError: it is damaged.
+    """
+    try:
+        return open_parcel(message), message.source
+    except WireError as error:
+        raise WireError(error.message, rank=message.source, stage="decode") from None

@@ -78,8 +78,8 @@ def test_norms_measured_by_any_ranks_are_bit_identical(tmp_path: Path) -> None:
     results = []
     for num_ranks, launcher in ((1, "none"), (4, "mpirun")):  # frames relayed to two nodes of 2
         path = tmp_path / f"{num_ranks}.h5"
-        nodes = {NODE_SIZE: "2"}
-        ended = run_job(num_ranks, *words, f"results.path={path}", launcher=launcher, env=nodes)
+        own = (f"results.path={path}", f"run.server_threads={num_ranks // 2 + 1}")
+        ended = run_job(num_ranks, *words, *own, launcher=launcher, env={NODE_SIZE: "2"})
         assert ended.code == 0, ended.output
         results.append(read_result(path))
     assert differing_columns(*results) == []

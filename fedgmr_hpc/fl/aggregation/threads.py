@@ -43,3 +43,9 @@ class Threads:
         runs = [pieces[at : at + step] for at in range(0, len(pieces), step)]
         done = self._pool.map(lambda run: [call(piece) for piece in run], runs)
         return [found for run in done for found in run]
+
+    def start(self, call: Callable[[_Piece], _Found], piece: _Piece) -> Callable[[], _Found]:
+        """Begin a call; return what waits for its end and returns, or raises, what it does."""
+        if self._pool is None:
+            return lambda: call(piece)
+        return self._pool.submit(call, piece).result

@@ -53,6 +53,15 @@ def test_one_thread_and_one_piece_stay_where_they_are() -> None:
     assert set(Threads(4).map(lambda _: threading.get_ident(), [0])) == own
 
 
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_call_that_was_begun_gives_its_result_or_its_error(num: int) -> None:
+    threads = Threads(num)
+    waits = [threads.start(lambda piece: 6 // piece, piece) for piece in (3, 0, 2)]
+    assert (waits[0](), waits[2]()) == (2, 3)
+    with pytest.raises(ZeroDivisionError):
+        waits[1]()
+
+
 def test_an_error_in_a_thread_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         Threads(2).map(lambda piece: 1 // (piece - 7), range(20))
