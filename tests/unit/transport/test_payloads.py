@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from fedgmr_hpc.config.errors import TransportError
+from fedgmr_hpc.transport.nccl import DeviceTransport, _Pair
 from fedgmr_hpc.transport.payloads import StagedChannel
 
 PIECE_BYTES = 8
@@ -173,3 +174,19 @@ def test_a_rank_that_hangs_up_is_named_at_once() -> None:
     (error,) = filter(None, on_both(leave))
     assert "rank 3, stage receive: no payload of rank 0 moves: " in error
     assert time.monotonic() - began_s < 20
+
+
+def test_a_pair_whose_rank_the_run_does_without_ends_alone() -> None:
+    """On the wall clock a run goes on without a rank that has long been silent."""
+    transport = DeviceTransport.__new__(DeviceTransport)
+    transport.gone, transport._pairs = set(), {3: _Pair(StagedChannel(Mirror(), 0, 3, CPU, 8))}
+
+    def stuck() -> None:
+        raise TransportError("no payload of rank 3 moves")
+
+    transport._pairs[3].jobs.put(stuck)
+    with pytest.raises(TransportError, match="rank 3"):
+        transport._serve_pair(3)
+    transport.gone.add(3)
+    transport._pairs[3].jobs.put(stuck)
+    transport._serve_pair(3)
