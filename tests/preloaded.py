@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import json
 import os
 import runpy
@@ -26,8 +27,11 @@ from typing import Any
 MODULES = (
     "fedgmr_hpc.cli.launch",
     "fedgmr_hpc.data.datasets",
+    "fedgmr_hpc.launch",
     "fedgmr_hpc.results.summary",
+    "fedgmr_hpc.runtime.experiment",
     "fedgmr_hpc.runtime.rank_process",
+    "fedgmr_hpc.runtime.wall.pool",
     "torch.distributed.run",
 )
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -185,6 +189,8 @@ if __name__ == "__main__":
         sys.exit(stand_in(*sys.argv[1:]))
     for name in MODULES:
         __import__(name)
+    sys.modules.pop("fedgmr_hpc.launch")  # is run, not imported
+    gc.freeze()  # a fork that looks through all of this at its end copies every page
     server = Server(sys.argv[2])
     print("ready", flush=True)
     if words := server.serve():
