@@ -3,8 +3,9 @@
 Every rank but the server first trains its share of the clients for some rounds with nothing else
 going on (the ceiling), then serves a real run, then does the first part again. Efficiency is the
 ceiling's time for a round over the run's, between two refreshes, so that refreshes and evaluations
-at the usual interval are inside. With constant links and nominal sizes all ten clients deliver in
-every round; masks and bytes moved are the real ones.
+at the usual interval are inside. The ceiling's steps are dense, those of the run compact where
+that is cheaper (docs/compact-training.md). With constant links and nominal sizes all ten clients
+deliver in every round; masks and bytes moved are the real ones.
 """
 
 from __future__ import annotations

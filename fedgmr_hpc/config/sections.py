@@ -184,7 +184,7 @@ class CompactBelow(Section):
     """The same of convolutions."""
     embedding: Run[Fraction] = 0.5
     """The same of tables of embeddings."""
-    min_weights: Run[Count] = 100_000
+    min_weights: Run[Count] = 50_000
     """Linear layers and tables of fewer weights, kept or not, are computed as a whole: they have
     more calls than work."""
 

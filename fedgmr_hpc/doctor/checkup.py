@@ -175,6 +175,7 @@ class Checkup:
         failed = findings.judge_errors("ranks", answers, self.places, advice)
         train = self.config.train
         wrong = findings.judge_precision(known, train.precision, train.deterministic)
+        wrong = wrong or findings.judge_kernels(known)
         return failed or wrong or findings.judge_places(known)
 
     def _check_pings(self) -> Finding:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from fedgmr_hpc.data.cache import HOME_BYTES
 from fedgmr_hpc.reporting.words import count_of
+from fedgmr_hpc.training.kernels.torch_csr import TorchKernels
 
 State = Literal["ok", "warn", "FAIL"]
 Answers = Mapping[int, dict[str, Any]]
@@ -96,6 +97,24 @@ def judge_precision(places: Answers, precision: str, deterministic: bool) -> Fin
     return None
 
 
+def judge_kernels(places: Answers) -> Finding | None:
+    """Judge whether all ranks have the same kernels of compact layers, and fast ones; None if
+    nothing is wrong.
+    """
+    ranks_of: dict[str, list[int]] = defaultdict(list)
+    for rank, facts in places.items():
+        if facts.get("kernels"):
+            ranks_of[facts["kernels"]].append(rank)
+    advice = "build the compiled ones, see docs/compact-training.md"
+    if len(ranks_of) > 1:
+        named = [f"{name} on {name_ranks(ranks, places)}" for name, ranks in ranks_of.items()]
+        return Finding("ranks", "FAIL", f"different kernels: {some_of(named, '; ')}", advice)
+    if TorchKernels.name in ranks_of:
+        text = f"compact layers are computed by torch's sparse matrices ({TorchKernels.name})"
+        return Finding("ranks", "warn", f"{text}, which are slower", advice)
+    return None
+
+
 def judge_places(places: Answers) -> Finding:
     """Judge ranks, hosts, cores and devices, and ranks that share what one alone should have."""
     hosts = Counter(facts["host"] for facts in places.values())
@@ -103,6 +122,8 @@ def judge_places(places: Answers) -> Finding:
     devices = {(f["host"], _device_id(f)) for f in places.values() if f["device"] != "cpu"}
     on = count_of(len(devices), "CUDA device") if devices else "cpu"
     text = f"{count_of(len(places), 'rank')} on {count_of(len(hosts), 'host')}, {on}"
+    kernels = {facts["kernels"] for facts in places.values() if facts.get("kernels")}
+    text += "".join(f", kernels {name}" for name in sorted(kernels))
     hidden = {f["host"]: note for f in places.values() if (note := f.get("hidden_gpus"))}
     if not crowded and not shared and not hidden:
         return Finding("ranks", "ok", text)

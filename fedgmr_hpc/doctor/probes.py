@@ -43,6 +43,7 @@ from fedgmr_hpc.training.evaluator import VersionEvaluator
 from fedgmr_hpc.training.local_training import LocalTraining
 from fedgmr_hpc.training.precision import lacks
 from fedgmr_hpc.training.process_settings import keep_large_blocks
+from fedgmr_hpc.training.sub_models import kernels_in_use
 from fedgmr_hpc.transport.joining import hidden_devices_note
 from fedgmr_hpc.transport.ranks import Launch, choose_device
 
@@ -86,6 +87,7 @@ class Probes:
             "threads": torch.get_num_threads(),
             "device": self.device,
             "lacks": lacks(self.config.train.precision, self.device),
+            "kernels": kernels_in_use(self.config, self.device),
             "hidden_gpus": hidden_devices_note(torch.cuda.device_count(), wanted),
             "mpi_is_cuda_aware": mpi_is_cuda_aware(),
         }

@@ -104,7 +104,7 @@ def prepare_experiment(
     if recorded is not None:
         ReplayClock(config, recorded)
     data = check_inputs(config)
-    kernels = kernels_in_use(config, _device(config), data.num_classes)
+    kernels = kernels_in_use(config, _device(config))
     if recorded is not None:
         then = recorded.provenance.get("data_xxh3")
         check_data(then, data.fingerprint, config, recorded.path)

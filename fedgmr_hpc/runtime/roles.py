@@ -230,7 +230,7 @@ def work(
         if data.fingerprint != data_xxh3:
             found = f"the data here have the fingerprint {data.fingerprint}"
             raise RunError(f"{found}, those of rank 0 {data_xxh3}: see data.root and data.cache")
-        _check_kernels(kernels_in_use(config, device, data.num_classes), kernels)
+        _check_kernels(kernels_in_use(config, device), kernels)
     except Exception as error:
         report_failure(transport, error, "receive")
         return 0

@@ -69,7 +69,7 @@ class LocalTraining:
         self.config, self.data = config, data
         self.layout = run_layout(config, data.num_classes)
         self.sub_model = make_sub_model(config, device, data.num_classes, config.train.precision)
-        self.kernels = kernels_in_use(config, device, data.num_classes)
+        self.kernels = kernels_in_use(config, device)
         self.loss = partial(loss_function, config.train.loss)
         self.hits = partial(count_hits, top_k=data.top_k)
         self.sums_squares = needs_grad_squares(config.submodel)

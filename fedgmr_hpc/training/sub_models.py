@@ -14,7 +14,8 @@ import torch
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.sections import CompactBelow, Precision
-from fedgmr_hpc.models import Entry, FlatNet, Layout, run_layout, run_model, run_net
+from fedgmr_hpc.models import MODELS, Entry, FlatNet, Layout, run_layout, run_model, run_net
+from fedgmr_hpc.models.architecture import Architecture
 from fedgmr_hpc.training.compact import CompactModel
 from fedgmr_hpc.training.compact_layout import IsCompact
 from fedgmr_hpc.training.kernels.choice import make_kernels
@@ -45,20 +46,21 @@ def compact_choice(below: CompactBelow) -> IsCompact:
     return is_compact
 
 
-def kernels_in_use(config: Config, device: str = "cpu", num_classes: int | None = None) -> str:
+def kernels_in_use(config: Config, device: str = "cpu") -> str:
     """Return the name of what computes compact layers; "" where no layer can be compact."""
-    can_be = _can_be_compact(config, device, num_classes)
-    return make_kernels().name if can_be else ""
+    return make_kernels().name if _can_be_compact(config, device) else ""
 
 
-def _can_be_compact(config: Config, device: str, num_classes: int | None) -> bool:
+def _can_be_compact(config: Config, device: str) -> bool:
+    """Return whether a mask could leave so little of a layer that it trains compact."""
     if config.submodel.kind != "importance" or torch.device(device).type != "cpu":
         return False
     if config.train.precision == "bf16":  # the kernels are of fp32
         return False
+    if not isinstance(MODELS[config.model.name], Architecture):
+        return False
     is_compact = compact_choice(config.train.compact_below)
-    prunable = (each for each in run_layout(config, num_classes).entries if each.prunable)
-    return any(is_compact(weight, 0) for weight in prunable)
+    return any(is_compact(each, 0) for each in run_layout(config).entries if each.prunable)
 
 
 def make_sub_model(
@@ -82,8 +84,8 @@ def make_sub_model(
         return NarrowModel(make_net, axes, layout.num_prunable)
     gated = gated_biases(layout) if submodel.gate_biases else []
     net = run_net(config, num_classes, device)
-    if _can_be_compact(config, device, num_classes):
-        assert isinstance(net, FlatNet)  # weights of other nets have no kind
+    if _can_be_compact(config, device):
+        assert isinstance(net, FlatNet)
         is_compact = compact_choice(config.train.compact_below)
         return CompactModel(net, gated, is_compact, make_kernels())
     spans = [entry.span for entry in layout.entries if entry.prunable]

@@ -25,7 +25,10 @@ class LocalSteps:
     """The local steps of one dispatch, as an objective sees them.
 
     Flat vectors are [P + D], on the device that trains: all weights of the network that trains (the
-    whole one, or the narrower one of a width method), with zeros outside the mask.
+    whole one, or the narrower one of a width method), with zeros outside the mask. Where layers
+    train compact they have fewer entries, and the parameter of such a layer is the vector of its
+    kept weights, whose number changes with the mask: hooks must work entry by entry, or over all
+    entries of a parameter, and must not look at its shape.
 
     Attributes:
         weights: the present weights, flat.

@@ -134,6 +134,19 @@ def test_ranks_without_the_precision_are_named() -> None:
     assert findings.judge_precision({0: lacking, 1: place()}, "bf16", True) is None
 
 
+def test_ranks_with_other_kernels_are_named() -> None:
+    compiled, torchs = place() | {"kernels": "c1"}, place("n2", (4,)) | {"kernels": "torch1"}
+    found = findings.judge_kernels({0: compiled, 1: compiled, 2: torchs})
+    assert found is not None and found.state == "FAIL"
+    assert found.text == "different kernels: c1 on ranks 0 on n1, 1 on n1; torch1 on rank 2 on n2"
+    found = findings.judge_kernels({0: torchs, 1: place() | {"kernels": ""}})
+    assert (
+        found is not None and found.state == "warn" and "(torch1), which are slower" in found.text
+    )
+    assert findings.judge_kernels({0: compiled, 1: place()}) is None
+    assert findings.judge_places({0: compiled}).text.endswith(", kernels c1")
+
+
 def test_a_choice_that_cpus_do_not_have_is_a_warning() -> None:
     gpu = {"device": "cuda:0", "uuid": "GPU-1"}
     found = findings.judge_precision({0: place(), 1: place()}, "fp32", False)

@@ -25,7 +25,8 @@ NEVER = [f"train.compact_below.{kind}=0" for kind in ("linear", "conv", "embeddi
         ("transformer", "tokens.weight", 0.49, True),
         ("transformer", "tokens.weight", 0.51, False),
         ("transformer", "positions.weight", 0.01, False),  # small
-        ("digits_cnn", "fc1.weight", 0.01, False),  # likewise
+        ("transformer", "encoder1.q.weight", 0.01, False),  # likewise
+        ("digits_cnn", "fc1.weight", 0.01, True),
         ("digits_cnn", "conv2.weight", 0.01, True),
         ("conv2", "fc1.bias", 0.01, False),
     ],
