@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fedgmr_hpc.bench import benchmarks
 from fedgmr_hpc.bench.baseline import compare, read_baseline
 from fedgmr_hpc.bench.benchmarks import Request, run_bench
 from fedgmr_hpc.bench.case import Benchmark
+from fedgmr_hpc.cli.bench import share
 
 
 def measured(speed: float, cost: float, name: str = "all full") -> Benchmark:
@@ -106,3 +108,14 @@ def test_a_worse_ratio_ends_in_an_exit_code(
     monkeypatch.setitem(benchmarks.HERE, "merge", lambda repeats: measured(0.4, 2.0))
     assert run_bench(request) == 1
     assert "-20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0)])
+def test_a_tolerance_is_a_number_or_a_percentage(text: str, value: float) -> None:
+    assert share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["-1%", "100%", "1", "10%x", "ten", ""])
+def test_a_tolerance_that_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a share such as 0.1 or 10%"):
+        share(text)
