@@ -22,10 +22,12 @@ from fedgmr_hpc.bench.peers.contenders import Contender, Spent, Started
 from fedgmr_hpc.bench.peers.environment import VERSIONS, prepare
 from fedgmr_hpc.bench.peers.ours import make_case, make_work
 from fedgmr_hpc.bench.peers.work import Arrays, Work
+from fedgmr_hpc.reporting.console import say
 
 WARM_UP = 2
 ROUNDING = 1e-3  # of the norm of what a round changes; other orders of adding make 2e-4
 IDLE_CORES = 0.1  # what a contender may use while others train
+BUSY = 1.2  # times the CPU seconds of the steps alone
 # The most that a round here may take, as a share of a peer's.
 BOUNDS = {
     who.ONE_PROCESS.name: {who.PFL_ONE: 0.95},
@@ -70,6 +72,8 @@ def measure_peers(quick: bool, venv: Path) -> Benchmark:
     faults = {each: describe_fault(work, once, often, each) for each in once}
     spent = {name: trained.spent for name, trained in often.items()}
     rows = make_rows(everyone, spent, faults, {} if quick else BOUNDS)
+    if warning := describe_others(rows[0]):
+        say(warning)
     summary = {"versions": VERSIONS, "model_bytes": work.model_bytes, "turns": turns}
     ratios: dict[str, Better] = {
         name: "lower" for name in ("of steps alone", "of pfl", "of Flower")
@@ -116,6 +120,18 @@ def describe_difference(initial: Arrays, expected: Arrays, found: Arrays) -> str
 
 def _norm(tensors: Arrays) -> float:
     return float(np.sqrt(sum(np.square(w, dtype=np.float64).sum() for w in tensors.values())))
+
+
+def describe_others(steps: Row) -> str:
+    """Say that other work ran on the cores, which makes times rough; "" where none did.
+
+    Args:
+        steps: the row of the steps alone, which wait for nothing but a core.
+    """
+    if steps["s/round"] <= BUSY * steps["CPU s"]:
+        return ""
+    took = f"took {steps['s/round']:.3g} s for {steps['CPU s']:.3g} CPU s"
+    return f"warning: the steps alone {took}: other work ran here, so trust CPU s more than ratios"
 
 
 def make_rows(

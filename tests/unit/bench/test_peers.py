@@ -19,6 +19,7 @@ from fedgmr_hpc.bench.peers.comparison import (
     Trained,
     describe_difference,
     describe_fault,
+    describe_others,
     make_rows,
     train,
 )
@@ -67,6 +68,11 @@ def test_ratios_are_of_the_same_turn_and_leave_the_warm_up_out() -> None:
 )
 def test_a_ratio_above_its_bound_is_outside(one: float, three: float, outside: set[str]) -> None:
     assert {r["contender"] for r in rows_of(one, three) if not r["within"]} == outside
+
+
+def test_times_on_a_busy_machine_are_told_to_be_rough() -> None:
+    assert describe_others({"s/round": 1.5, "CPU s": 1.4}) == ""
+    assert "took 3 s for 1.4 CPU s" in describe_others({"s/round": 3.0, "CPU s": 1.4})
 
 
 def test_another_work_is_told_and_outside() -> None:
