@@ -25,12 +25,7 @@ from fedgmr_hpc.training.precision import (
     cuda_lacks,
 )
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 IMAGES = {"digits_cnn": (1, 8, 8), "conv2_small": (1, 28, 28), "cifar_cnn": (3, 32, 32)}
 IMAGES |= {"resnet18": (3, 32, 32)}
 
