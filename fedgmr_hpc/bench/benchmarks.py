@@ -6,6 +6,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     codec    codec.py    encode + decode per density and type    against a copy of the dense model
     merge    merging.py  one buffered mask-aware merge           against a copy of as many bytes
     mask     masks.py    one refresh                             against one sort of as many keys
+    data     samples.py  training batches from bytes             against a copy of as many bytes
     round    round.py    FedGMR rounds over real ranks           against the same local steps alone
     overhead overhead.py rounds of a small and a large model     against the same local steps alone
     links    links.py    real transfers, ten links at once       against the rates asked for
@@ -37,12 +38,18 @@ from fedgmr_hpc.bench.merging import measure_merge
 from fedgmr_hpc.bench.overhead import measure_overhead
 from fedgmr_hpc.bench.peers.comparison import measure_peers
 from fedgmr_hpc.bench.peers.environment import DEFAULT as PEERS_VENV
+from fedgmr_hpc.bench.samples import measure_samples
 from fedgmr_hpc.bench.system import describe_system
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.transport.launchers import run_ranks
 
-HERE = {"codec": measure_codec, "merge": measure_merge, "mask": measure_refresh}
+HERE = {
+    "codec": measure_codec,
+    "merge": measure_merge,
+    "mask": measure_refresh,
+    "data": measure_samples,
+}
 # The columns that name their rows, and those that are ratios.
 ON_RANKS: dict[str, tuple[tuple[str, ...], dict[str, Better]]] = {
     "round": (("densities",), {"efficiency": "higher"}),

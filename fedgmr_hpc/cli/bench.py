@@ -18,6 +18,7 @@ BENCHES = (
     "codec",
     "merge",
     "mask",
+    "data",
     "round",
     "overhead",
     "links",
@@ -35,6 +36,7 @@ repeats, and states the ceiling that it is measured against in the same run:
   codec    encode and decode a frame        a copy of the dense model
   merge    one buffered mask-aware merge    a copy of as many bytes
   mask     rank all entries, cut the masks  one sort of as many keys
+  data     training batches from bytes      a copy of as many bytes
   round    FedGMR rounds over real ranks    the same local steps alone
   overhead a small and a large model        the same local steps alone
   links    ten throttled links at once      the rates asked for

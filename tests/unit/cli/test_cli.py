@@ -141,7 +141,7 @@ def test_words_that_a_shell_has_split_hint_at_quotes(capsys: pytest.CaptureFixtu
     assert "faults=[{kind: is cut off at a space: quote the value, 'faults=...'" in err
 
 
-@pytest.mark.parametrize("what", ["codec", "merge"])
+@pytest.mark.parametrize("what", ["codec", "merge", "data"])
 def test_a_quick_bench_ends_in_one_json_line(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_verb(capsys, "bench", what, "--quick")
     assert code == 0
