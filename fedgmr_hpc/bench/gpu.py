@@ -99,7 +99,8 @@ def measure_gpu(quick: bool, device: str = "cuda") -> Benchmark:
 def make_cases(folder: Path, quick: bool) -> Iterator[Case]:
     """Yield ResNet-18 on random images, then Conv2 on random characters; small models if quick."""
     size, count = (32, 300) if quick else (168, 3_000)
-    rng, parts = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
     for part, number in (("train", count), ("test", count // 10)):
         shape = (number, size, size, 3)
         parts[f"x_{part}"] = rng.integers(0, 256, shape, dtype=np.uint8)
