@@ -24,7 +24,7 @@ TRIED: dict[str, tuple[str, Callable[[str, Values], Iterable[Check]] | None]] = 
     "submodel.score": ("fedgmr", check_score),
     "restoration.trigger": ("fedgmr", check_schedule),
     "admission.kind": ("fedgmr", check_admission),
-    "train.objective": ("fedavg", None),
+    "train.objective": ("wo_gmr", None),  # whole models and compact ones
     "data.name": ("fedavg", None),
     "model.name": ("fedavg", None),
 }

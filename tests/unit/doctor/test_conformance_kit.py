@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.config.choices.registry import AGGREGATIONS, DATASETS, MODELS, registering
+from fedgmr_hpc.config.choices.registry import (
+    AGGREGATIONS,
+    DATASETS,
+    MODELS,
+    OBJECTIVES,
+    registering,
+)
 from fedgmr_hpc.doctor.conformance.runs import check_runs
 from fedgmr_hpc.fl.aggregation import MeanRule
 
@@ -52,6 +58,29 @@ def test_a_row_is_told_as_json(capsys):
     assert told["failed"] is False
     assert {check["state"] for check in told["checks"]} == {"ok", "-"}
     assert {check["subject"] for check in told["checks"]} == {"median"}
+
+
+SHAPED = """
+import fedgmr_hpc
+
+@fedgmr_hpc.register_objective("shaped")
+class Shaped(fedgmr_hpc.Objective):
+    def gradients(self, steps, gradients):
+        for gradient in gradients[:2]:  # of two convolutions
+            gradient -= gradient.mean((1, 2, 3), keepdim=True)
+        return gradients
+"""
+
+
+def test_an_objective_that_counts_on_shapes_is_told_so(tmp_path, capsys):
+    """The weights of a compact layer are a vector (docs/compact-training.md)."""
+    (tmp_path / "shaped.py").write_text(SHAPED)
+    try:
+        assert main(["conformance", str(tmp_path / "shaped.py"), *SHORT]) == 1
+    finally:
+        OBJECTIVES.forget("shaped")
+    told = capsys.readouterr().out
+    assert "FAIL  train.objective=shaped  run" in told and "Dimension out of range" in told
 
 
 @pytest.mark.parametrize(
