@@ -90,7 +90,7 @@ class DeviceTransport(GlooTransport):
         self,
         *,
         inline_bytes: int = JOIN_BYTES,
-        piece_bytes: int = 8 << 20,
+        piece_bytes: int = 2 << 20,
         start_timeout_s: float = 300.0,
         close_timeout_s: float = 60.0,
     ) -> None:
