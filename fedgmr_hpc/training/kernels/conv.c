@@ -10,6 +10,8 @@
  */
 #include "lanes.h"
 
+#define PLANES (TILE >= 16 ? 4 : 2) /* that meet one plane of gradients at once */
+
 /* Images [N, channels, height, width] in numbers: distances of samples, channels, rows, columns. */
 struct images {
     int64_t samples, channels, height, width;
@@ -94,11 +96,23 @@ APART void sum_plane(float constant, const float *from, ptrdiff_t row, ptrdiff_t
     }
 }
 
+/* Clear the borders of a plane: all that lies between its image's rows. */
+INLINE void clear_borders(float *plane, struct planes as, int64_t height, int64_t width) {
+    const int64_t first = as.before * (as.columns + 1), lanes_in_all = as.rows * as.columns;
+    memset(plane, 0, sizeof(float) * NUM_LANES * first);
+    for (int64_t y = 0; y < height; y++) {
+        int64_t from = first + y * as.columns + width;
+        int64_t to = y + 1 < height ? from + as.columns - width : lanes_in_all;
+        memset(plane + from * NUM_LANES, 0, sizeof(float) * NUM_LANES * (to - from));
+    }
+}
+
 /* Lay images out as planes of lanes, borders of zeros around them. */
 static void make_planes(const float *from, struct images of, int samples, struct planes as,
                         float *to) {
     const ptrdiff_t row = as.columns * NUM_LANES, plane = as.rows * row;
-    memset(to, 0, sizeof(float) * of.channels * plane);
+    for (int64_t c = 0; c < of.channels; c++)
+        clear_borders(to + c * plane, as, of.height, of.width);
     float *origin = to + as.before * (row + NUM_LANES);
     for (int64_t y = 0; y < of.height; y++)
         if (of.channel == 1)
@@ -146,33 +160,45 @@ EXPORT void NAMED(conv_forward)(const float *x, const struct images *of_x, const
     }
 }
 
-/* The product of two planes, summed over positions: column x goes to chain x mod 4. */
-INLINE lanes multiply_planes(const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row,
-                             ptrdiff_t b_step, int64_t height, int64_t width) {
-    lanes sums[4] = {zero(), zero(), zero(), zero()};
-    for (int64_t y = 0; y < height; y++, a += a_row, b += b_row) {
-        int64_t x = 0;
-        for (; x + 4 <= width; x += 4)
-            UNROLL for (int c = 0; c < 4; c++)
-                sums[c] = fused(load(a + (x + c) * NUM_LANES), load(b + (x + c) * b_step), sums[c]);
-        UNROLL for (int c = 0; c < 3; c++)
-            if (x + c < width)
-                sums[c] = fused(load(a + (x + c) * NUM_LANES), load(b + (x + c) * b_step), sums[c]);
+/* Products of the plane dy with those that some weights see, summed over positions: even columns in
+ * one chain, odd ones in another. */
+INLINE void multiply_planes(const int weights, const float *dy, ptrdiff_t dy_row, const float *x,
+                            ptrdiff_t x_row, ptrdiff_t x_step, const int32_t *offsets,
+                            int64_t height, int64_t width, lanes *products) {
+    lanes even[PLANES], odd[PLANES];
+    UNROLL for (int w = 0; w < weights; w++) even[w] = odd[w] = zero();
+    for (int64_t y = 0; y < height; y++, dy += dy_row, x += x_row) {
+        const float *seen[PLANES], *of = dy;
+        UNROLL for (int w = 0; w < weights; w++) seen[w] = x + (ptrdiff_t)offsets[w] * NUM_LANES;
+        for (int64_t left = width; left > 0; left -= 2, of += 2 * NUM_LANES) {
+            lanes gradient = load(of);
+            UNROLL for (int w = 0; w < weights; w++)
+                even[w] = fused(gradient, load(seen[w]), even[w]);
+            if (left == 1) break;
+            gradient = load(of + NUM_LANES);
+            UNROLL for (int w = 0; w < weights; w++) {
+                odd[w] = fused(gradient, load(seen[w] + x_step), odd[w]);
+                seen[w] += 2 * x_step;
+            }
+        }
     }
-    return add(add(sums[0], sums[1]), add(sums[2], sums[3]));
+    UNROLL for (int w = 0; w < weights; w++) products[w] = add(even[w], odd[w]);
 }
 
-/* Gradients of the kept weights of one output channel, and of its bias. */
+/* Gradients of the kept weights of one output channel. */
 INLINE void make_weight_gradients(const float *dy, ptrdiff_t dy_row, const float *x,
                                   ptrdiff_t x_row, ptrdiff_t x_step, const int32_t *offsets,
                                   int count, int64_t height, int64_t width, int is_first,
                                   float *dvalues) {
     for (int k = 0; k < count; k += NUM_LANES) {
         lanes products[NUM_LANES];
-        int some = least(count - k, NUM_LANES);
-        for (int j = 0; j < some; j++)
-            products[j] = multiply_planes(dy, dy_row, x + (ptrdiff_t)offsets[k + j] * NUM_LANES,
-                                          x_row, x_step, height, width);
+        int some = least(count - k, NUM_LANES), j = 0;
+        for (; j + PLANES <= some; j += PLANES)
+            multiply_planes(PLANES, dy, dy_row, x, x_row, x_step, offsets + k + j, height, width,
+                            products + j);
+        for (; j < some; j++)
+            multiply_planes(1, dy, dy_row, x, x_row, x_step, offsets + k + j, height, width,
+                            products + j);
         put_sums(dvalues + k, products, some, is_first);
     }
 }
