@@ -19,6 +19,7 @@ BENCHES = (
     "merge",
     "mask",
     "data",
+    "compact",
     "round",
     "overhead",
     "links",
@@ -37,6 +38,7 @@ repeats, and states the ceiling that it is measured against in the same run:
   merge    one buffered mask-aware merge    a copy of as many bytes
   mask     rank all entries, cut the masks  one sort of as many keys
   data     training batches from bytes      a copy of as many bytes
+  compact  a local step over densities      the same of dense layers
   round    FedGMR rounds over real ranks    the same local steps alone
   overhead a small and a large model        the same local steps alone
   links    ten throttled links at once      the rates asked for
