@@ -26,9 +26,9 @@ class KernelHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build in place; what loads the library is ctypes, so any Python of this platform fits."""
         builder = self._builder()
-        builder.LIBRARY.unlink(missing_ok=True)
-        self.app.display_info(builder.try_build())
-        if builder.LIBRARY.exists():
+        if not builder.is_built():  # installers call this twice, for the metadata and the wheel
+            self.app.display_info(builder.try_build())
+        if builder.is_built():
             build_data["artifacts"].append(str(KERNELS / builder.LIBRARY.name))
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -7,7 +7,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     merge    merging.py  one buffered mask-aware merge           against a copy of as many bytes
     mask     masks.py    one refresh                             against one sort of as many keys
     data     samples.py  training batches from bytes             against a copy of as many bytes
-    compact  compact.py  a local step over densities             against the same of dense layers
+    compact  compact/    a local step over densities             against the same of dense layers
     round    round.py    FedGMR rounds over real ranks           against the same local steps alone
     overhead overhead.py rounds of a small and a large model     against the same local steps alone
     links    links.py    real transfers, ten links at once       against the rates asked for
@@ -32,7 +32,7 @@ from fedgmr_hpc.bench.baseline import compare, read_baseline
 from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
-from fedgmr_hpc.bench.compact import measure_compact
+from fedgmr_hpc.bench.compact.steps import measure_compact
 from fedgmr_hpc.bench.gpu import measure_gpu
 from fedgmr_hpc.bench.masks import measure_refresh
 from fedgmr_hpc.bench.memory import measure_memory

@@ -102,6 +102,11 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
+def is_built() -> bool:
+    """Tell whether the library in place was built from these sources."""
+    return LIBRARY.exists() and hash_sources().encode() in LIBRARY.read_bytes()
+
+
 def try_build() -> str:
     """Build in place; return one line that says what came of it."""
     without = "kernels not compiled, compact training will use torch: "
@@ -111,11 +116,11 @@ def try_build() -> str:
     try:
         build(compiler)
     except (OSError, subprocess.CalledProcessError) as error:
-        words = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        return f"{without}{shlex.join(compiler)}: {words[0] if words else error}"
+        words = getattr(error, "stderr", str(error)).strip().splitlines()
+        return f"{without}{shlex.join(compiler)}: {words[0] if words else 'it failed'}"
     return f"kernels compiled by {shlex.join(compiler)}: {LIBRARY}"
 
 
 if __name__ == "__main__":
     print(try_build())
-    raise SystemExit(0 if LIBRARY.exists() else 1)
+    raise SystemExit(0 if is_built() else 1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedgmr_hpc.bench.case import Benchmark, Row
-from fedgmr_hpc.bench.sparseprop import SparsePropKernels, why_not
+from fedgmr_hpc.bench.compact.sparseprop import SparsePropKernels, why_not
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.submodels import MaskSet, cut_masks, rank_entries
