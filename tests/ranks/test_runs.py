@@ -49,6 +49,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     }
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_clients_side_by_side_give_the_same_bytes(
+    num_ranks: int, alone: dict[str, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROWS, "fedgmr side by side", ("train.parallel_clients=3",))
+    result = run_tiny(tmp_path / "run.h5", num_ranks, "fedgmr side by side")
+    assert differing_columns(result, alone["fedgmr"]) == []
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5, 9])
 def test_fedgmr_is_bit_identical_on_any_number_of_ranks(
     num_ranks: int, alone: dict[str, Result], tmp_path: Path
