@@ -18,13 +18,12 @@ import numpy as np
 
 from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.peers import contenders as who
-from fedgmr_hpc.bench.peers.contenders import Contender, Spent, Started
+from fedgmr_hpc.bench.peers.contenders import WARM_UP, Contender, Spent, Started
 from fedgmr_hpc.bench.peers.environment import VERSIONS, prepare
 from fedgmr_hpc.bench.peers.ours import make_case, make_work
 from fedgmr_hpc.bench.peers.work import Arrays, Work
 from fedgmr_hpc.reporting.console import say
 
-WARM_UP = 2
 ROUNDING = 1e-3  # of the norm of what a round changes; other orders of adding make 2e-4
 IDLE_CORES = 0.1  # what a contender may use while others train
 BUSY = 1.2  # times the CPU seconds of the steps alone

@@ -17,6 +17,7 @@ from fedgmr_hpc.bench.peers.work import Arrays, load_tensors
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.transport.launchers import mpirun_command
 
+WARM_UP = 2  # rounds
 TIMEOUT_S = 300.0
 PATIENCE_S = 20.0  # of one that is asked to end
 # One thread a process on the CPU, nothing told to anybody.
@@ -82,19 +83,20 @@ class Spent:
     Attributes:
         wall_s: of each round.
         cpu_s: of each round, of all its processes, user and system.
-        idle_cpu_s: of all its processes while it waited, over all rounds.
-        idle_s: how long it waited.
+        idle_cpu_s: of all its processes while it waited for each round.
+        idle_s: how long it waited for each.
     """
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
-    idle_cpu_s: float = 0.0
-    idle_s: float = 0.0
+    idle_cpu_s: list[float] = field(default_factory=list)
+    idle_s: list[float] = field(default_factory=list)
 
     @property
     def idle_cores(self) -> float:
-        """The cores that it used while it waited."""
-        return self.idle_cpu_s / self.idle_s if self.idle_s else 0.0
+        """The cores that it used while it waited, once it was warm; 0 before."""
+        waited_s = sum(self.idle_s[WARM_UP:])
+        return sum(self.idle_cpu_s[WARM_UP:]) / waited_s if waited_s else 0.0
 
 
 class Started:
@@ -157,8 +159,8 @@ class Started:
     def step(self) -> None:
         """Let it train one round."""
         (stopped_s, stopped_cpu_s), cpu_s, began_s = self._stopped, self._cpu_s(), _now_s()
-        self.spent.idle_s += began_s - stopped_s
-        self.spent.idle_cpu_s += cpu_s - stopped_cpu_s
+        self.spent.idle_s.append(began_s - stopped_s)
+        self.spent.idle_cpu_s.append(cpu_s - stopped_cpu_s)
         self._go()
         self._await()
         self.spent.wall_s.append(_now_s() - began_s)

@@ -115,8 +115,8 @@ def test_samples_left_out_and_work_while_others_train_are_told(
     samples: int, idle_cpu_s: float, text: str
 ) -> None:
     work = Work(tensors(0), np.zeros((2, 20, 1)), np.zeros((2, 20), np.int64), 20, 0.1)
-    good = Trained(Spent([1.0], [1.0], 0.5, 10.0), tensors(0.1), 40)
-    bad = Trained(Spent([1.0], [1.0], idle_cpu_s, 10.0), tensors(0.1), samples)
+    good = Trained(Spent([1.0], [1.0], [9.0, 9.0, 0.5], [10.0] * 3), tensors(0.1), 40)
+    bad = Trained(Spent([1.0], [1.0], [9.0, 9.0, idle_cpu_s], [10.0] * 3), tensors(0.1), samples)
     once = {who.ONE_PROCESS.name: good, who.FLOWER: good}
     told = describe_fault(work, once, once | {who.FLOWER: bad}, who.FLOWER)
     assert told == "" if not text else text in told
