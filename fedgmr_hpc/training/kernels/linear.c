@@ -87,31 +87,38 @@ EXPORT void NAMED(linear_forward)(const float *x, int64_t samples, int64_t input
     }
 }
 
-/* A unit's gradient dy goes back along its weights, and times their inputs into their gradients. */
-INLINE void spread_gradient(int n, const float *dy, const float *x, float *dx,
-                            const float *values, const int32_t *columns, int64_t count,
-                            float *dvalues, int is_first) {
-    lanes gradient[MOST_VECTORS];
-    UNROLL for (int v = 0; v < n; v++) gradient[v] = load(dy + v * NUM_LANES);
-    for (int64_t k = 0; k < count; k += NUM_LANES) {
-        int some = least(count - k, NUM_LANES);
-        lanes products[NUM_LANES];
-        for (int j = 0; j < some; j++) {
-            ptrdiff_t at = (ptrdiff_t)columns[k + j] * n * NUM_LANES;
-            lanes product = multiply(gradient[0], load(x + at));
-            UNROLL for (int v = 1; v < n; v++)
-                product = fused(gradient[v], load(x + at + v * NUM_LANES), product);
-            products[j] = product;
-            if (dx) {
-                lanes value = spread(values[k + j]);
-                UNROLL for (int v = 0; v < n; v++) {
-                    float *to = dx + at + v * NUM_LANES;
-                    store(to, fused(value, gradient[v], load(to)));
-                }
-            }
+/* One weight sends its unit's gradient back to its input's, and meets the input in its own. */
+INLINE lanes pass_weight(int n, const lanes *gradient, float value, const float *x, float *dx) {
+    lanes product = multiply(gradient[0], load(x));
+    UNROLL for (int v = 1; v < n; v++)
+        product = fused(gradient[v], load(x + v * NUM_LANES), product);
+    if (dx)
+        UNROLL for (int v = 0; v < n; v++) {
+            float *to = dx + v * NUM_LANES;
+            store(to, fused(spread(value), gradient[v], load(to)));
         }
-        put_sums(dvalues + k, products, some, is_first);
+    return product;
+}
+
+/* All weights of a unit, sixteen at a time. */
+INLINE void pass_weights(int n, const float *dy, const float *x, float *dx, const float *values,
+                         const int32_t *columns, int64_t count, float *dvalues, int is_first) {
+    lanes gradient[MOST_VECTORS], products[NUM_LANES];
+    UNROLL for (int v = 0; v < n; v++) gradient[v] = load(dy + v * NUM_LANES);
+    int64_t k = 0;
+    for (; k + NUM_LANES <= count; k += NUM_LANES) {
+        UNROLL for (int j = 0; j < NUM_LANES; j++) {
+            ptrdiff_t at = (ptrdiff_t)columns[k + j] * n * NUM_LANES;
+            products[j] = pass_weight(n, gradient, values[k + j], x + at, dx ? dx + at : NULL);
+        }
+        lanes sums = sum_each(products);
+        store(dvalues + k, is_first ? sums : add(load(dvalues + k), sums));
     }
+    for (int j = 0; j < count - k; j++) {
+        ptrdiff_t at = (ptrdiff_t)columns[k + j] * n * NUM_LANES;
+        products[j] = pass_weight(n, gradient, values[k + j], x + at, dx ? dx + at : NULL);
+    }
+    if (k < count) put_sums(dvalues + k, products, (int)(count - k), is_first);
 }
 
 INLINE void backward_block(int n, const float *dy, const float *lanes_of_x,
@@ -128,7 +135,7 @@ INLINE void backward_block(int n, const float *dy, const float *lanes_of_x,
         lanes totals[NUM_LANES];
         for (int u = 0; u < units; u++) {
             int64_t start = starts[first + u], count = starts[first + u + 1] - start;
-            spread_gradient(n, unit[u], lanes_of_x, lanes_of_dx, values + start,
+            pass_weights(n, unit[u], lanes_of_x, lanes_of_dx, values + start,
                             columns + start, count, dvalues + start, is_first);
             totals[u] = load(unit[u]);
             UNROLL for (int v = 1; v < n; v++)
