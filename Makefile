@@ -39,8 +39,8 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
-# torch goes first and alone: everything after it is small.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# torch goes first and alone: everything after it is small. Installing compiles the kernels.
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard fedgmr_hpc/training/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,pandas,tensorboard,test]'
