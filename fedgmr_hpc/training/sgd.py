@@ -152,6 +152,9 @@ class LocalSgd:
             [] if flat is None else net.split(flat) for flat in (mask, momentum, squares)
         )
         self.written = [each for each in (net.flat, momentum, squares) if each is not None]
+        only_moves = sgd == SgdConfig() and squares is None and change is None
+        # on a CPU masking and moving in one pass takes four fifths of the time of two
+        self._rate_at_once = learning_rate if only_moves and net.flat.device.type == "cpu" else None
 
     @property
     def why_plain(self) -> str:
@@ -163,6 +166,10 @@ class LocalSgd:
         """Take one step; return the batch's mean loss without waiting for the device."""
         gradients, mean = self.gradients(*batch)
         with torch.no_grad():
+            if self.masks and self._rate_at_once is not None:
+                rate = self._rate_at_once
+                torch._foreach_addcmul_(self.parameters, gradients, self.masks, value=-rate)
+                return mean
             self._mask(gradients)
             if self.squares:
                 torch._foreach_addcmul_(self.squares, gradients, gradients)
