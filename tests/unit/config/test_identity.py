@@ -29,16 +29,21 @@ OF_THE_MACHINE = {
     "results.locking": "off",
     "results.path": "there.h5",
     "run.pin_cores": True,
+    "run.relay": "off",
+    "run.server_threads": 2,
     "run.timeout_s": 5.0,
     "trace": True,
+    "train.cuda_graphs": False,
+    "train.parallel_clients": 2,
     "transport": "mpi",
+    "wire.verify": True,
 }
 # What these choose counts, as axes and as digests; where it lies does not.
 WHERE_CHOICES_LIE = ("methods", "plugins", "data.partition_file")
 
 
 def words_of(values: dict[str, object]) -> list[str]:
-    return [f"{key}={str(v).lower() if v is True else v}" for key, v in values.items()]
+    return [f"{key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in values.items()]
 
 
 def test_every_key_has_a_mark() -> None:
