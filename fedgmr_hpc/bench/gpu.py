@@ -214,7 +214,7 @@ class SideBySide:
 
     def _end_first(self) -> None:
         training, trained = self.begun.popleft()
-        assert np.isfinite(trained.mean_loss), "training diverged"
+        assert np.isfinite(training.mean_loss(trained)), "training diverged"
         training.entries()
 
     def _end_all(self) -> None:

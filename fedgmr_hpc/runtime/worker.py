@@ -267,7 +267,7 @@ class Worker:
         """Wait for a client's training; return the update, in new arrays."""
         task, training = begun.task, begun.training
         self.stage, self.client, self.version = "train", task.client, task.base_version
-        mean_loss = begun.trained.mean_loss
+        mean_loss = training.mean_loss(begun.trained)
         began_s, ended_s = max(begun.began_s, self._answered_s), time.perf_counter()
         self.train_s += ended_s - began_s
         self.tracer.add("train", began_s, ended_s, task.client, task.base_version)

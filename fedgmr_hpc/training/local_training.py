@@ -183,6 +183,11 @@ class LocalTraining:
             memory.dense[name] = dense.numpy().copy()
         memory.numbers = steps.numbers
 
+    def mean_loss(self, trained: Trained) -> float:
+        """Return the mean loss of a training, once a GPU is through with it."""
+        with self.in_stream():  # no other stream waits for what is queued in this one
+            return trained.mean_loss
+
     def entries(self, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Copy the trained sub-model's entries to host memory; see `MaskedModel.entries`."""
         with self.in_stream():

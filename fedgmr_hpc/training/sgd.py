@@ -88,7 +88,7 @@ class Trained:
 
     @property
     def mean_loss(self) -> float:
-        """The mean over all samples of all steps; this waits for the device."""
+        """The mean over all samples of all steps; this waits for the current stream alone."""
         pairs = zip(self.losses.tolist(), self.counts, strict=True)
         return float(sum(mean * n for mean, n in pairs) / self.num_samples)
 

@@ -6,12 +6,15 @@ import json
 import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 import fedgmr_hpc
 from fedgmr_hpc.runtime.worker import Worker
 from fedgmr_hpc.storage.reader import differing_columns, read_result
+from fedgmr_hpc.training.local_training import LocalTraining
+from fedgmr_hpc.training.sgd import Trained
 from fedgmr_hpc.transport.contract import InprocTransport, Tag
 
 MODEL_PAGES = 6_603_710 * 4 // 4096  # of Conv2: what one copy in fresh memory would fault in
@@ -78,6 +81,29 @@ def test_clients_side_by_side_give_what_clients_in_turn_give(words, tmp_path, mo
         results.append(read_result(fedgmr_hpc.run(fedgmr_hpc.load_config("digits", more)).path))
         assert max(most_begun) == number
     assert not differing_columns(*results)
+
+
+def test_losses_are_read_in_the_stream_that_computes_them(tmp_path, monkeypatch):
+    """Which a CPU does not show: another stream of a GPU reads what is not there yet."""
+    inside, read_inside = [], []
+    in_stream, mean_loss = LocalTraining.in_stream, Trained.mean_loss.fget
+
+    @contextmanager
+    def noting(self):
+        with in_stream(self):
+            inside.append(self)
+            yield
+            inside.pop()
+
+    def reading(self):
+        read_inside.append(bool(inside))
+        return mean_loss(self)
+
+    monkeypatch.setattr(LocalTraining, "in_stream", noting)
+    monkeypatch.setattr(Trained, "mean_loss", property(reading))
+    words = ["run.max_rounds=1", "progress=quiet", f"results.path={tmp_path}/run.h5"]
+    fedgmr_hpc.run(fedgmr_hpc.load_config("digits", words))
+    assert read_inside and all(read_inside)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
