@@ -28,7 +28,8 @@ class NodeCopy(NamedTuple):
         Raises:
             OSError: this process cannot reach it.
         """
-        descriptor = os.open(f"/proc/{self.pid}/fd/{self.descriptor}", os.O_RDONLY)
+        path = f"/proc/{self.pid}/fd/{self.descriptor}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be anything, see can_read
         try:
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
             mapped = mmap.mmap(descriptor, self.num_bytes, flags=flags, prot=mmap.PROT_READ)
@@ -79,8 +80,12 @@ def make_sample() -> tuple[NodeCopy, bytes] | None:
 
 
 def can_read(copy: NodeCopy, token: bytes) -> bool:
-    """Whether this process reads a sample as it was made."""
+    """Whether this process reads a sample as it was made.
+
+    Where ranks are in containers of their own, the same numbers can name another process, and
+    whatever that has open.
+    """
     try:
         return bytes(copy.open()) == token
-    except OSError:
+    except (OSError, ValueError):  # not there, or a file that is shorter
         return False

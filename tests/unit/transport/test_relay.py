@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,17 @@ def test_a_sample_is_read_by_its_own_process_and_not_when_it_is_closed() -> None
     copy.close()
     assert not can_read(copy, token)
     assert not can_read(NodeCopy(os.getpid(), 10**6, 16), token)
+
+
+def test_a_sample_is_not_read_from_what_else_its_numbers_name(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for name, flags in (("empty", os.O_RDONLY), ("pipe", os.O_RDONLY | os.O_NONBLOCK)):
+        other = os.open(tmp_path / name, flags)
+        try:
+            assert not can_read(NodeCopy(os.getpid(), other, 16), b"token")
+        finally:
+            os.close(other)
 
 
 def test_copies_are_what_was_put_into_them() -> None:
