@@ -10,6 +10,7 @@ process does the work. The stand-in ends as the fork does, and the fork when the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import gc
@@ -110,15 +111,16 @@ class Server:
                     self.woken.recv(4096)
                     self.bury()
                 else:
-                    self.ready.unregister(key.fileobj)  # a stand-in was ended
-                    for pid, stand_in in self.forks.items():
-                        if stand_in is key.fileobj:
-                            os.kill(pid, signal.SIGKILL)
+                    self.end_fork(key.fileobj)
 
     def fork(self) -> list[str]:
         """Return a stand-in's words in the fork that is to follow them."""
         stand_in, _ = self.listener.accept()
-        job, files = receive(stand_in)
+        try:
+            job, files = receive(stand_in)
+        except ConnectionError:
+            stand_in.close()
+            return []
         if pid := os.fork():
             for file in files:
                 os.close(file)
@@ -140,23 +142,42 @@ class Server:
         os.unlink(self.path)
         os.rmdir(os.path.dirname(self.path))
 
+    def end_fork(self, stand_in: Any) -> None:
+        """End the fork of a stand-in that was ended, if it has not just been buried."""
+        for pid, each in self.forks.items():
+            if each is stand_in:
+                self.ready.unregister(stand_in)
+                os.kill(pid, signal.SIGKILL)
+
     def bury(self) -> None:
         """Tell stand-ins how their forks have ended."""
         for pid, stand_in in list(self.forks.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                if stand_in.fileno() in self.ready.get_map():  # it was not ended itself
+                if (
+                    stand_in.fileno() in self.ready.get_map()
+                ):  # it was not ended itself, as far as known
                     self.ready.unregister(stand_in)
-                    stand_in.send(str(status).encode())
+                    with contextlib.suppress(ConnectionError):
+                        stand_in.send(str(status).encode())
                 self.forks.pop(pid).close()
 
 
 def receive(stand_in: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return what a stand-in hands over, and its files under numbers of this process."""
+    """Return what a stand-in hands over, and its files under numbers of this process.
+
+    Raises:
+        ConnectionError: it was ended before it had.
+    """
     length, files, _, _ = socket.recv_fds(stand_in, _LENGTH, _MOST_FILES)
     content = b""
-    while len(content) < int.from_bytes(length, "big"):
-        content += stand_in.recv(_MAX_BYTES)
+    while not length or len(content) < int.from_bytes(length, "big"):
+        piece = stand_in.recv(_MAX_BYTES)
+        if not piece:
+            for file in files:
+                os.close(file)
+            raise ConnectionError
+        content += piece
     return json.loads(content), files
 
 

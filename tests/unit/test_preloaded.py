@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import selectors
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from preloaded import preloaded_python
+from preloaded import Server, preloaded_python, receive
 
 TELL = """
 import json, os, sys
@@ -61,3 +64,27 @@ def test_an_error_is_told_as_python_tells_it(tmp_path: Path) -> None:
     command = [*preloaded_python(), script(tmp_path, "raise ValueError('so')")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.endswith("ValueError: so\n")
+
+
+@pytest.mark.parametrize("sent", [b"", (9).to_bytes(8, "big") + b"[]"])
+def test_a_stand_in_that_is_ended_early_is_noticed(sent: bytes) -> None:
+    near, far = socket.socketpair()
+    if sent:
+        socket.send_fds(far, [sent], [0])
+    far.close()
+    with near, pytest.raises(ConnectionError):
+        receive(near)
+
+
+def test_a_stand_in_that_is_ended_with_its_fork_ends_nothing_else() -> None:
+    server = Server.__new__(Server)  # without its signals
+    near, far = socket.socketpair()
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    server.forks, server.ready = {pid: near}, selectors.DefaultSelector()
+    server.ready.register(near, selectors.EVENT_READ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    far.close()
+    ((key, _),) = server.ready.select()  # both are known at once
+    server.bury()
+    server.end_fork(key.fileobj)
+    assert not server.forks and not server.ready.get_map()
