@@ -55,8 +55,8 @@ def compare(before: Record, now: Benchmark, tolerance: float) -> list[Row]:
         ValueError: the benchmark has no ratios.
     """
     if not now.ratios:
-        need = "be absent for a benchmark without ratios"
-        raise ValueError(must("--baseline", need, because="its rows say `within` themselves"))
+        need = f"be absent for `bench {before['bench']}`, which has no ratios"
+        raise ValueError(must("--baseline", need))
     then, found = _ratios(before["rows"], now), _ratios(now.rows, now)
     rows = []
     for name, column in [*then, *(key for key in found if key not in then)]:

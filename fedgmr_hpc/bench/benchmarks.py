@@ -16,7 +16,7 @@ the same run. Absolute times depend on the machine; the ratios are what to compa
     clients  clients.py  many clients, few of which take part    against only those that take part
     memory   memory.py   rank 0 over many rounds                 against a flat line
     peers    peers/      FedAvg rounds, full models              against pfl-research and Flower
-    gpu      gpu.py      local steps on a GPU, ranks that share  against the goals for an H100
+    gpu      gpu/        local steps on a GPU, ranks that share  against the goals for an H100
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
 from fedgmr_hpc.bench.compact.steps import measure_compact
-from fedgmr_hpc.bench.gpu import measure_gpu
+from fedgmr_hpc.bench.gpu.table import measure_gpu
 from fedgmr_hpc.bench.masks import measure_refresh
 from fedgmr_hpc.bench.memory import measure_memory
 from fedgmr_hpc.bench.merging import measure_merge

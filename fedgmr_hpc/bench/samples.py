@@ -96,14 +96,13 @@ def _row(name: str, made: str, dataset: Dataset, took_s: float) -> Row:
     num, pixels = BATCH * STEPS, int(np.prod(dataset.input_shape))
     moved = num * pixels * 5  # a byte read and four written
     copied_s = moved / 1e9 / copy_gb_per_s(moved, 5)
-    row = {
+    of_needs = num / took_s / H100_IMAGES_PER_S if name == "imagenet100" else None
+    return {
         "samples": name,
         "px": dataset.input_shape[1],
         "made": made,
         "ms a step": took_s / STEPS * 1e3,
         "samples/s": num / took_s,
         "of a copy": copied_s / took_s,
+        "of an H100's needs": of_needs,
     }
-    if name == "imagenet100":
-        row["of an H100's needs"] = num / took_s / H100_IMAGES_PER_S
-    return row

@@ -30,6 +30,7 @@ class CompiledKernels:
 
     def linear(self, x: Tensor, values: Tensor, pattern: Pattern, bias: Tensor) -> Tensor:
         """Apply a linear layer: [..., I] -> [..., O]."""
+        _check(x, x.shape[-1], pattern)
         samples = x.reshape(-1, x.shape[-1]).contiguous()
         y = _apply(_Linear, samples, values.contiguous(), bias, pattern, self.library)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -45,19 +46,35 @@ class CompiledKernels:
         padding: int,
     ) -> Tensor:
         """Apply a convolution: [B, I, H, W] -> [B, O, H / stride, W / stride]."""
+        _check(x, x.shape[1], pattern)
         size = x.shape[2], x.shape[3]
         plan = self._plan(pattern, Window(size, pattern.shape[-1], stride, padding))
         return _apply(_Conv, _dense(x), values.contiguous(), bias, plan, self.library)
 
     def embedding(self, rows: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
-        """Look rows of a table up: int64 row numbers [...] -> [..., O]."""
-        return _apply(_Embedding, values.contiguous(), rows.contiguous(), pattern, self.library)
+        """Look rows of a table up: int64 row numbers [...] -> [..., O].
+
+        Raises:
+            IndexError: the table has no such row.
+        """
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < pattern.shape[0]:
+            raise IndexError(f"rows must be from 0 to {pattern.shape[0] - 1} of a table's")
+        return _apply(
+            _Embedding, values.contiguous(), rows.long().contiguous(), pattern, self.library
+        )
 
     def _plan(self, pattern: Pattern, window: Window) -> ConvPlan:
         plans = self._plans.setdefault(pattern, {})
         if window not in plans:
             plans[window] = ConvPlan(pattern, window)
         return plans[window]
+
+
+def _check(x: Tensor, inputs: int, pattern: Pattern) -> None:
+    """Refuse what the library would read past the end of."""
+    if x.dtype != torch.float32 or inputs != pattern.shape[1]:
+        found = f"(got {inputs} of {x.dtype})"
+        raise ValueError(f"the layer must have {pattern.shape[1]} float32 inputs {found}")
 
 
 def _apply(function: Any, *arguments: Any) -> Tensor:

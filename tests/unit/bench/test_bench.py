@@ -10,7 +10,7 @@ import pytest
 
 from fedgmr_hpc.bench import benchmarks as bench
 from fedgmr_hpc.bench import masks as masks_module
-from fedgmr_hpc.bench import merging
+from fedgmr_hpc.bench import merging, samples
 from fedgmr_hpc.bench.benchmarks import Request
 from fedgmr_hpc.bench.case import Benchmark
 from fedgmr_hpc.bench.links import describe
@@ -63,3 +63,10 @@ def test_benchmarks_over_ranks_run_and_give_records(what: str) -> None:
     request = Request(what, quick=True, ranks=2)
     found = bench.measure(request)
     assert found.rows and bench.as_record(request, found)["rows"] == found.rows
+
+
+def test_every_row_of_a_table_has_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "NUM_SAMPLES", 40)
+    rows = samples.measure_samples(1).rows
+    assert all(list(row) == list(rows[0]) for row in rows)
+    assert [row["samples"] for row in rows if row["of an H100's needs"]][:1] == ["imagenet100"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedgmr_hpc.bench import gpu
-from fedgmr_hpc.bench.gpu import Case, measure_gpu, time_steps
+from fedgmr_hpc.bench.gpu.cases import Case
+from fedgmr_hpc.bench.gpu.steps import SideBySide, time_steps
+from fedgmr_hpc.bench.gpu.table import measure_gpu
 from fedgmr_hpc.training.local_training import LocalTraining
 
 SMALL = Case("digits", ("data.max_train=100", "clients.count=4", "train.batch=2"), "images", 10, 0)
@@ -39,13 +40,13 @@ def test_other_weights_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return tuple(each + len(made) for each in entries(self))
 
     made: list[object] = []
-    start = gpu.SideBySide.__init__
+    start = SideBySide.__init__
 
-    def counting(self: gpu.SideBySide, *words: object) -> None:
+    def counting(self: SideBySide, *words: object) -> None:
         made.append(self)
         start(self, *words)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LocalTraining, "entries", drifting)
-    monkeypatch.setattr(gpu.SideBySide, "__init__", counting)
+    monkeypatch.setattr(SideBySide, "__init__", counting)
     with pytest.raises(AssertionError, match="trains other weights"):
         list(time_steps(SMALL, "cpu", quick=True))

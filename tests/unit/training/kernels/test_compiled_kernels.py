@@ -166,6 +166,27 @@ def test_embeddings_agree_with_dense_ones(batch, density):
     check(Case("embedding", rows, make_pattern((13, 7), density)))
 
 
+@pytest.mark.parametrize("row", [-1, 13])
+def test_a_row_that_a_table_lacks_is_refused(row):
+    pattern = make_pattern((13, 7), 0.3)
+    values = torch.ones(len(pattern.positions))
+    with pytest.raises(IndexError, match="from 0 to 12"):
+        EVERY[0].embedding(torch.tensor([0, row]), values, pattern)
+    few = torch.arange(13, dtype=torch.int32)  # as torch takes them, too
+    assert torch.equal(EVERY[0].embedding(few, values, pattern), spread(pattern, values))
+
+
+@pytest.mark.parametrize("x", [torch.ones(2, 6), torch.ones(2, 7, dtype=torch.float64)])
+def test_other_inputs_than_those_of_the_layer_are_refused(x):
+    pattern, bias = make_pattern((13, 7), 0.3), torch.zeros(13)
+    values = torch.ones(len(pattern.positions))
+    with pytest.raises(ValueError, match="must have 7 float32 inputs"):
+        EVERY[0].linear(x, values, pattern, bias)
+    window = Pattern((13, 7, 1, 1), pattern.positions)
+    with pytest.raises(ValueError, match="must have 7 float32 inputs"):
+        EVERY[0].conv(x[:, :, None, None], values, window, bias, stride=1, padding=0)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 9)
