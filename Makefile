@@ -49,4 +49,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard fed
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-.PHONY: run test bench kernels docs clean
+.PHONY: run test bench kernels gpu-check docs clean

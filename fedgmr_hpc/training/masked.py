@@ -156,9 +156,10 @@ class MaskedModel:
         """Train with zero in place of some of the biases at `span`, which return unchanged."""
         assert self.mask is not None
         bias = self.net.flat[span]
-        self._held_back.append((span, is_dead, bias[is_dead].clone()))
-        self.mask[span][is_dead] = 0.0
-        bias[is_dead] = 0.0
+        # by marks: to index by them, a GPU's host has to wait for their number
+        self._held_back.append((span, is_dead, bias.clone()))
+        self.mask[span].masked_fill_(is_dead, 0.0)
+        bias.masked_fill_(is_dead, 0.0)
 
     def _dead_units(self, key: tuple[int, int]) -> list[Tensor]:
         """Tell for each gated bias which units have lost all their weights under the mask."""
@@ -250,7 +251,7 @@ class MaskedModel:
         if flat is None:
             for bias, is_dead, value in self._held_back:
                 own = dense[bias.start - self._front : bias.stop - self._front]
-                own[is_dead] = value
+                torch.where(is_dead, value, own, out=own)
         prunable = source[: self._front]
         kept = (
             prunable.clone() if self._kept is None else torch.index_select(prunable, 0, self._kept)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function, make_layout
 from fedgmr_hpc.training.masked import GatedBias, MaskedModel
@@ -341,6 +342,28 @@ def test_a_bias_with_one_incoming_weight_counts():
     net = load_two([0, 3], [1.0, 1.0]).net
     with torch.no_grad():
         assert net(torch.tensor([[1.0, 2.0]])).tolist() == [[6, 9]]
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations of torch by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name().partition("::")[2].partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_to_load_and_to_return_entries_never_waits_for_a_gpu():
+    sub_model, values, dense = MaskedModel(TwoUnits(), 4, GATED), torch.ones(2), torch.ones(2)
+    with Operations() as seen:
+        sub_model.load(values, dense, torch.tensor([0, 1]), mask_id=1, density=0.5)
+        assert sub_model.net.flat.tolist() == [1, 1, 0, 0, 1, 0]
+        assert sub_model.entries()[1].tolist() == [1, 1]
+    assert "clone" in seen.names
+    assert seen.names.isdisjoint({"nonzero", "index", "index_put_", "_local_scalar_dense"})
 
 
 def test_a_kept_weight_of_value_zero_still_opens_its_gate():
