@@ -2,7 +2,7 @@
 
     bytes     type      content
     8         bytes     "FGMRCKPT"
-    4         uint32    format version, 2
+    4         uint32    format version, 3
     8         uint64    H, length of the header
     8         uint64    xxh3 of the header
     H         utf-8     header, JSON: {"tree": ..., "arrays": [{name, dtype, shape, offset, bytes,
@@ -40,7 +40,7 @@ from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.storage.run_files import older, unfinished_checkpoint, unfinished_checkpoints
 
 EXIT_CHECKPOINTED = 75  # of all ranks: the run's state is on disk, and wants to be resumed
-MAGIC, FORMAT_VERSION = b"FGMRCKPT", 2
+MAGIC, FORMAT_VERSION = b"FGMRCKPT", 3
 _PREFIX = struct.Struct("<8sIQQ")
 _KEY = "$array"
 Tree = dict[str, Any]

@@ -192,6 +192,9 @@ def check_kernels(then: str | None, now: str, of: Path) -> None:
     """Fail if other kernels would compute the compact layers of a run than those of `of`; where
     nothing is compact there are none.
 
+    Args:
+        then: those of `of`; None if that does not matter.
+
     Raises:
         ValueError: names both.
     """

@@ -37,8 +37,8 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def hash_sources() -> str:
-    """Return what tells whether a library was built from the sources that lie here."""
-    digest = hashlib.sha256()
+    """Return what tells whether a library was built from the sources that lie here, as here."""
+    digest = hashlib.sha256(repr((FLAGS, VARIANTS)).encode())
     for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -21,7 +21,7 @@ EXPORT void embedding_forward(const int64_t *rows, int64_t samples, int64_t unit
 EXPORT void embedding_backward(const int64_t *rows, int64_t samples, int64_t units,
                         const int32_t *starts, const int32_t *columns, int64_t kept,
                         const float *dy, float *dvalues) {
-    memset(dvalues, 0, sizeof(float) * kept);
+    if (kept > 0) memset(dvalues, 0, sizeof(float) * kept);
     for (int64_t n = 0; n < samples; n++, dy += units)
         for (int64_t k = starts[rows[n]]; k < starts[rows[n] + 1]; k++)
             dvalues[k] += dy[columns[k]];

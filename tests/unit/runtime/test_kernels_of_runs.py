@@ -49,3 +49,11 @@ def test_a_replay_with_other_kernels_is_refused(
     monkeypatch.setattr(preparation, "kernels_in_use", lambda config, device: "other1")
     with pytest.raises(ValueError, match=rf"kernels of compact layers must be {NAME} when"):
         prepare_experiment(config, recorded)
+
+
+def test_a_replay_of_a_run_older_than_compact_layers_is_refused(tmp_path: Path) -> None:
+    recorded = run(tmp_path)
+    del recorded.provenance["kernels"]
+    config = fedgmr_hpc.load_config("digits", [*WORDS, f"results.path={tmp_path}/again.h5"])
+    with pytest.raises(ValueError, match="kernels of compact layers must be none when"):
+        prepare_experiment(config, recorded)

@@ -99,7 +99,7 @@ def test_a_flip_of_any_byte_is_found(tmp_path: Path) -> None:
     ("at", "text"),
     [
         (0, "does not begin as a checkpoint does"),
-        (8, r"its format version must be 2 \(got 3"),
+        (8, r"its format version must be 3 \(got 2"),
         (18, "ends inside its header"),
         (20, "its header fails the checksum"),
         (HEAD_BYTES + 3, "its header fails the checksum"),
