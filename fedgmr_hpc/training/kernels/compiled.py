@@ -17,6 +17,7 @@ from fedgmr_hpc.training.kernels.conv_plan import LANES, ConvPlan, Images, Weigh
 from fedgmr_hpc.training.kernels.library import Library
 
 MOST_LANES = 64  # that the linear kernels take at once
+QUARTER = LANES // 4  # lanes for up to four samples beside sixteen
 
 
 class CompiledKernels:
@@ -110,8 +111,10 @@ class _Linear(torch.autograd.Function):
 
 
 def _count_lanes(samples: int) -> int:
-    """Return how many lanes hold the samples: blocks of 64, at last one of 16, 32 or 64."""
+    """Return how many lanes hold the samples: blocks of 64, at last 16, 20, 32, 48 or 64."""
     whole, rest = divmod(samples, MOST_LANES)
+    if LANES < rest <= LANES + QUARTER:
+        return whole * MOST_LANES + LANES + QUARTER
     blocks = -(-rest // LANES)
     return whole * MOST_LANES + (MOST_LANES if blocks == 4 else blocks * LANES)
 

@@ -39,6 +39,10 @@ typedef __m512 lanes;
 
 INLINE lanes load(const float *from) { return _mm512_loadu_ps(from); }
 INLINE void store(float *to, lanes a) { _mm512_storeu_ps(to, a); }
+INLINE lanes load_quarter(const float *from) {
+    return _mm512_zextps128_ps512(_mm_loadu_ps(from));
+}
+INLINE void store_quarter(float *to, lanes a) { _mm_storeu_ps(to, _mm512_castps512_ps128(a)); }
 INLINE lanes spread(float a) { return _mm512_set1_ps(a); }
 INLINE lanes add(lanes a, lanes b) { return _mm512_add_ps(a, b); }
 INLINE lanes multiply(lanes a, lanes b) { return _mm512_mul_ps(a, b); }
@@ -59,6 +63,11 @@ INLINE void store(float *to, lanes a) {
     _mm256_storeu_ps(to, a.low);
     _mm256_storeu_ps(to + 8, a.high);
 }
+INLINE lanes load_quarter(const float *from) {
+    return (lanes){_mm256_insertf128_ps(_mm256_setzero_ps(), _mm_loadu_ps(from), 0),
+                   _mm256_setzero_ps()};
+}
+INLINE void store_quarter(float *to, lanes a) { _mm_storeu_ps(to, _mm256_castps256_ps128(a.low)); }
 INLINE lanes spread(float a) { return (lanes){_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 INLINE lanes add(lanes a, lanes b) {
     return (lanes){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
@@ -78,6 +87,11 @@ typedef float32x4x4_t lanes;
 
 INLINE lanes load(const float *from) { return vld1q_f32_x4(from); }
 INLINE void store(float *to, lanes a) { vst1q_f32_x4(to, a); }
+INLINE lanes load_quarter(const float *from) {
+    float32x4_t none = vdupq_n_f32(0.0f);
+    return (lanes){{vld1q_f32(from), none, none, none}};
+}
+INLINE void store_quarter(float *to, lanes a) { vst1q_f32(to, a.val[0]); }
 #define EACH(expression)                                                                           \
     lanes out;                                                                                     \
     UNROLL for (int q = 0; q < 4; q++) out.val[q] = (expression);                                  \
@@ -100,6 +114,8 @@ typedef struct {
     return out
 INLINE lanes load(const float *from) { EACH(from[i]); }
 INLINE void store(float *to, lanes a) { memcpy(to, a.at, sizeof a.at); }
+INLINE lanes load_quarter(const float *from) { EACH(i < NUM_LANES / 4 ? from[i] : 0.0f); }
+INLINE void store_quarter(float *to, lanes a) { memcpy(to, a.at, sizeof a.at / 4); }
 INLINE lanes spread(float a) { EACH(a); }
 INLINE lanes add(lanes a, lanes b) { EACH(a.at[i] + b.at[i]); }
 INLINE lanes multiply(lanes a, lanes b) { EACH(a.at[i] * b.at[i]); }
