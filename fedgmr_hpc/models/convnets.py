@@ -170,8 +170,8 @@ def convnet_logits(table: tuple[Layer, ...], net: Forward, images: Tensor) -> Te
     for row in table:
         if row.kind == "conv":
             x = net.conv(row.name, x, padding=row.kernel // 2)
-            x = F.max_pool2d(x, 2) if row.pool else x
         else:
             x = net.linear(row.name, x.flatten(1))
-        x = x if row is last else F.relu(x)
+        if row is not last:
+            x = net.pooled_relu(x) if row.pool else F.relu(x)
     return x

@@ -175,6 +175,10 @@ class Forward:
         weight, bias = self.tensors[name + ".weight"], self.tensors.get(name + ".bias")
         return self._scaled(name, F.conv2d(x, weight, bias, stride, padding))
 
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """ReLU of the greatest of every 2 x 2 pixels: [B, I, H, W] -> [B, I, H / 2, W / 2]."""
+        return F.relu(F.max_pool2d(x, 2))
+
     def linear(self, name: str, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
         weight, bias = self.tensors[name + ".weight"], self.tensors[name + ".bias"]

@@ -44,6 +44,10 @@ class CompactForward(Forward):
         values, bias = self.tensors[name + ".weight"], self.tensors[name + ".bias"]
         return self.kernels.linear(x, values, pattern, bias)
 
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """Return [B, I, H, W] -> [B, I, H / 2, W / 2]."""
+        return self.kernels.pooled_relu(x)
+
     def embedding(self, name: str, rows: Tensor) -> Tensor:
         """int64 row numbers [...] -> [..., O]."""
         pattern = self.patterns.get(name + ".weight")

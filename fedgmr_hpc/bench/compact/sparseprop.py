@@ -64,6 +64,10 @@ class SparsePropKernels:
         )
         return product[: len(x)]
 
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """Take ReLU of the greatest of 2 x 2 pixels: [B, I, H, W] -> [B, I, H / 2, W / 2]."""
+        return F.relu(F.max_pool2d(x, 2))
+
     def embedding(self, rows: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Look rows of a table up: int64 row numbers [...] -> [..., O]."""
         return TorchKernels().embedding(rows, values, pattern)

@@ -1,9 +1,9 @@
 """Build the compiled kernels in place: `python -m fedgmr_hpc.training.kernels.build`.
 
 The compiler is $CC, else cc, gcc or clang, else the one in the package `ziglang`. Every source with
-lanes is compiled once for each instruction set of the machine's architecture; the library picks one
-where it runs, so it may be built on one node and used on another. Installing the package runs this
-(hatch_build.py), so nothing but the standard library is imported here.
+lanes or long loops is compiled once for each instruction set of the machine's architecture; the
+library picks one where it runs, so it may be built on one node and used on another. Installing the
+package runs this (hatch_build.py), so nothing but the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / "kernels.so"
 WITH_LANES = ("conv.c", "linear.c")
+VECTORISED = ("pool.c",)  # by the compiler, for each instruction set, too
 PLAIN = ("cpu.c", "embedding.c")
 # No flag may let a compiler change the arithmetic: contraction is on by default in gcc and clang.
 FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
@@ -85,7 +86,7 @@ def _units(machine: str) -> list[tuple[str, str, tuple[str, ...]]]:
     units = [
         (source, f"{source}.{variant}", (f"-DVARIANT={variant}", *flags))
         for variant, flags in VARIANTS.get(machine, {"plain": ()}).items()
-        for source in WITH_LANES
+        for source in (*WITH_LANES, *VECTORISED)
     ]
     return units + [(source, source, (f'-DSOURCES="{hash_sources()}"',)) for source in PLAIN]
 
@@ -94,7 +95,8 @@ def _compile(
     compiler: Sequence[str], source: str, folder: Path, name: str, flags: tuple[str, ...]
 ) -> Path:
     out = folder / f"{name}.o"
-    _run([*compiler, *FLAGS, *flags, "-c", str(FOLDER / source), "-o", str(out)])
+    optimised = ("-O3",) if source in VECTORISED else ()
+    _run([*compiler, *FLAGS, *optimised, *flags, "-c", str(FOLDER / source), "-o", str(out)])
     return out
 
 

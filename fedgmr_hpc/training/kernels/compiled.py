@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -51,6 +52,12 @@ class CompiledKernels:
         size = x.shape[2], x.shape[3]
         plan = self._plan(pattern, Window(size, pattern.shape[-1], stride, padding))
         return _apply(_Conv, _dense(x), values.contiguous(), bias, plan, self.library)
+
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """Take ReLU of the greatest of 2 x 2 pixels: [B, I, H, W] -> [B, I, H / 2, W / 2]."""
+        if not _is_channels_last(x):
+            return F.relu(F.max_pool2d(x, 2))
+        return _apply(_PooledRelu, x, self.library)
 
     def embedding(self, rows: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Look rows of a table up: int64 row numbers [...] -> [..., O].
@@ -173,6 +180,26 @@ def _empty_like(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     last = _is_channels_last(images)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=images.dtype, memory_format=layout)
+
+
+class _PooledRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, library: Library) -> Tensor:
+        batch, channels, height, width = x.shape
+        y = _empty_like(x, (batch, channels, height // 2, width // 2))
+        ctx.places, ctx.library = torch.empty(y.numel(), dtype=torch.uint8), library
+        ctx.size = batch, height, width, channels
+        library.call("pool_forward", x, *ctx.size, y, ctx.places)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        batch, height, width, channels = ctx.size
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx = dy.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+        ctx.library.call("pool_backward", dy, ctx.places, *ctx.size, dx)
+        return dx, None
 
 
 class _Embedding(torch.autograd.Function):

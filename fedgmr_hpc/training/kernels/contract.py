@@ -74,6 +74,13 @@ class Kernels(Protocol):
         """Apply a convolution: [B, I, H, W] -> [B, O, H / stride, W / stride]."""
         ...
 
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """Take ReLU of the greatest of 2 x 2 pixels: [B, I, H, W] -> [B, I, H / 2, W / 2].
+
+        Bits are those of torch's own functions.
+        """
+        ...
+
     def embedding(self, rows: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Look rows of a table up: int64 row numbers [...] -> [..., O]."""
         ...

@@ -76,6 +76,10 @@ class TorchKernels:
             product = product + bias[:, None]
         return product.view(-1, batch, height, width).transpose(0, 1)
 
+    def pooled_relu(self, x: Tensor) -> Tensor:
+        """Take ReLU of the greatest of 2 x 2 pixels: [B, I, H, W] -> [B, I, H / 2, W / 2]."""
+        return F.relu(F.max_pool2d(x, 2))
+
     def embedding(self, rows: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
         """Look rows of a table up: int64 row numbers [...] -> [..., O]."""
         table = values.new_zeros(pattern.shape[0] * pattern.row_size)

@@ -159,6 +159,28 @@ def test_a_convolution_keeps_the_layout_of_its_images():
             assert tensor.is_contiguous(memory_format=layout)
 
 
+def pool(x: Tensor, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what `of` makes of images, and the gradient that these get."""
+    x = x.detach().requires_grad_()
+    y = of(x)
+    y.backward(torch.arange(1.0, y.numel() + 1).view(y.shape))
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("kernels", EVERY, ids=VARIANTS)
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("size", [(1, 2, 2), (3, 8, 6), (17, 7, 9), (40, 5, 4)], ids=str)
+def test_pooled_relus_have_the_bits_of_torch(kernels, is_last, size):
+    x = images(3, *size, is_last).mul(2).round()  # many are equal, and many are zero
+    x[1, 0, 0, 0], x[2, 0, 1, 1] = math.nan, math.nan
+    x[2, 0, 0, 0] = math.inf
+    whole = pool(x, lambda x: F.relu(F.max_pool2d(x, 2)))
+    for own, dense in zip(pool(x, kernels.pooled_relu), whole, strict=True):
+        assert torch.equal(own.nan_to_num(-7.0), dense.nan_to_num(-7.0))
+        assert own.stride() == dense.stride()
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_embeddings_agree_with_dense_ones(batch, density):
