@@ -22,8 +22,8 @@ Check a machine before a run begins there. Start it as the run: by mpirun,
 srun or torchrun with as many ranks, or alone, with the run's configuration.
 Rank 0 prints where each rank runs, then one line a check:
 
-  ranks    which rank is on which host, cores and device; what they share; whether
-           their devices have the run's precision, and the same kernels
+  ranks    which rank is on which host, cores and device; what they share;
+           whether their devices have the run's precision, and the same kernels
   ping     the round trip of every pair of ranks
   links    rates between rank 0 and the others, against what the run needs
   mpi      the MPI library, and whether it is CUDA-aware

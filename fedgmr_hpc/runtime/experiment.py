@@ -35,10 +35,15 @@ from fedgmr_hpc.storage.reader import Result, kept_rows, read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, log_path, timeline_path
 from fedgmr_hpc.storage.schema import RankRow
 from fedgmr_hpc.storage.writer import ResultWriter
+from fedgmr_hpc.training.kernels.torch_csr import TorchKernels
 from fedgmr_hpc.transport.contract import Transport
 from fedgmr_hpc.transport.termination import STOP_REQUEST, StopRequest
 
 log = logging.getLogger("fedgmr_hpc")
+SLOW_KERNELS = (
+    "compact layers are computed by torch's sparse matrices, several times as slowly as by the "
+    "compiled kernels, which are missing or older than their sources: `make kernels` builds them"
+)
 
 
 def serve(
@@ -71,6 +76,8 @@ def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell
     with writer, make_progress(experiment) as progress:
         if idle := describe_idle_ranks(config.clients.count, transport.size):
             log.warning("warning: %s", idle)
+        if experiment.kernels == TorchKernels.name:
+            log.warning("warning: %s", SLOW_KERNELS)
         server = Server(
             config,
             transport,

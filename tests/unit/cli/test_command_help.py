@@ -143,7 +143,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["re"], ["replay", "report", "results"]),
         (["study", ""], ["run", "submit", "status", "report", "export"]),
         (["study", "run", "main", "--dry"], ["--dry-run"]),
-        (["bench", "co"], ["codec"]),
+        (["bench", "co"], ["codec", "compact"]),
         (["results", "export", "--format", "p"], ["parquet"]),
         (["completion", ""], ["bash", "zsh"]),
     ],

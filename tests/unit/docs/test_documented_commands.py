@@ -36,7 +36,8 @@ def _commands() -> Iterator[tuple[str, str]]:
 
 def _words(command: str) -> list[str]:
     """The words behind the program's name, without what the shell keeps for itself."""
-    program, *words = shlex.split(command.partition(')"')[0], comments=True)
+    command = re.sub(r" >>? \S+", "", command.partition(')"')[0])  # the shell's redirections
+    program, *words = shlex.split(command, comments=True)
     return ["launch", *words] if program.endswith(".launch") else words
 
 

@@ -57,3 +57,14 @@ def test_a_replay_of_a_run_older_than_compact_layers_is_refused(tmp_path: Path) 
     config = fedgmr_hpc.load_config("digits", [*WORDS, f"results.path={tmp_path}/again.h5"])
     with pytest.raises(ValueError, match="kernels of compact layers must be none when"):
         prepare_experiment(config, recorded)
+
+
+def test_a_run_without_compiled_kernels_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, is_slow in (("torch1", True), ("c1", False)):
+        monkeypatch.setattr(preparation, "kernels_in_use", lambda config, device, now=name: now)
+        monkeypatch.setattr(roles, "kernels_in_use", lambda config, device, now=name: now)
+        caplog.clear()
+        run(tmp_path / name)
+        assert ("compact layers are computed by torch's" in caplog.text) == is_slow
