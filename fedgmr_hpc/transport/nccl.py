@@ -230,14 +230,6 @@ class NcclTransport(DeviceTransport):
         self._server_devices = pair_devices(gathered[_SERVER][0], [own for _, own in gathered])
         return super()._open_channels()
 
-    def _serve_pair(self, peer: int) -> None:
-        """Do a pair's jobs until the end, or until the run has gone on without the other rank."""
-        try:
-            self._pairs[peer].run()
-        except TransportError:
-            if peer not in self.gone:
-                raise
-
     def _staging_device(self, peer: int) -> torch.device:
         index = self._server_devices[peer] if self.rank == _SERVER else self._own
         return torch.device("cuda", index)
