@@ -21,7 +21,8 @@ from matplotlib.axes import Axes
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.overrides import laid_over
-from fedgmr_hpc.reporting.figures import COLOURS, new_figure, save, styled
+from fedgmr_hpc.reporting.figures import new_figure, save, styled
+from fedgmr_hpc.reporting.palette import COLOURS
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.results.pairs import (
     bytes_error,

@@ -16,7 +16,8 @@ from fedgmr_hpc.experiments.merge_error_tables import (
     density_and_error,
     fit_power,
 )
-from fedgmr_hpc.reporting.figures import COLOURS, MARKERS, SMALL, label, new_figure, styled
+from fedgmr_hpc.reporting.figures import SMALL, label, new_figure, styled
+from fedgmr_hpc.reporting.palette import COLOURS, MARKERS
 
 TITLES = {"mask_aware": "mask-aware (MA)", "gradient": "gradient (GA)", "average": "average (FA)"}
 

@@ -24,8 +24,9 @@ from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.data.partition import class_counts
-from fedgmr_hpc.reporting.figures import COLOURS, SMALL, new_figure, save, styled
+from fedgmr_hpc.reporting.figures import SMALL, new_figure, save, styled
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.palette import COLOURS
 from fedgmr_hpc.reporting.tables import Table, as_text
 
 Longs = NDArray[np.int64]

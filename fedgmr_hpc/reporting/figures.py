@@ -23,9 +23,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is left out on white paper.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-MARKERS = "os^Dv"
+from fedgmr_hpc.reporting.palette import COLOURS
+
 PANEL_SIZE = (5.4, 4.4)  # inches
 SMALL = 9.0  # points, of numbers inside a figure
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fedgmr_hpc.reporting.figures import COLOURS, SMALL, label, legend_below, new_figure, styled
+from fedgmr_hpc.reporting.figures import SMALL, label, legend_below, new_figure, styled
+from fedgmr_hpc.reporting.palette import COLOURS
 from fedgmr_hpc.reporting.statistics import Summary
 from fedgmr_hpc.scaling.analysis import PointSummary, Scaling
 from fedgmr_hpc.scaling.model import amdahl, gustafson

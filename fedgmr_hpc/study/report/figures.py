@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedgmr_hpc.reporting.figures import COLOURS, key, label, legend_below, new_figure, styled
+from fedgmr_hpc.reporting.figures import key, label, legend_below, new_figure, styled
+from fedgmr_hpc.reporting.palette import COLOURS
 from fedgmr_hpc.results.series import Values
 from fedgmr_hpc.study.measures import Run, columns_of, rows_of, select_runs
 

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from fedgmr_hpc.reporting.figures import (
-    COLOURS,
     colours_of,
     key,
     label,
@@ -19,6 +18,7 @@ from fedgmr_hpc.reporting.figures import (
     styled,
 )
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.palette import COLOURS
 from fedgmr_hpc.reporting.tables import Table
 
 TABLE = Table("rates", "Rates <1>", ["ranks"], [["2"]], notes=["a & b"], command="make it")
