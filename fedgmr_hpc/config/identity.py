@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -29,7 +30,7 @@ from pydantic_core import to_jsonable_python
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.open_section import OpenSection, fields_of, with_option_defaults
 from fedgmr_hpc.config.choices.section import Belongs, Mark, Section
-from fedgmr_hpc.config.methods import AXES, load_method
+from fedgmr_hpc.config.methods import AXES, Method, load_method
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
@@ -164,9 +165,39 @@ def method_label(config: Config | Mapping[str, Any], but: Collection[str] = ()) 
     return f"{name}[{','.join(other)}]" if other else name
 
 
+def method_title(
+    config: Config | Mapping[str, Any],
+    but: Collection[str] = (),
+    titles: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return what tables and figures call the method of a run, `HeteroFL + Aux`.
+
+    Args:
+        config, but: as of `method_label`.
+        titles: of methods, in place of those of their rows.
+
+    Example:
+        >>> method_title({"method": "fedavg", "admission": {"kind": "each"}})
+        'FedAvg [admission.kind=each]'
+    """
+    name, bracket, other = method_label(config, but).partition("[")
+    own_rows = json.dumps(dict(config).get("methods", {}), sort_keys=True)
+    try:
+        title = titles.get(name) or _method(name, own_rows).title
+    except ValueError:  # a row of another checkout
+        title = name
+    return f"{title} {bracket}{other}".rstrip()
+
+
 def method_slug(config: Config) -> str:
     """Return the label for the name of a file, without signs that have a meaning in a shell."""
     return re.sub(r"[^A-Za-z0-9.+_]+", "-", method_label(config)).strip("-")[:MAX_SLUG]
+
+
+@cache
+def _method(name: str, own_rows: str) -> Method:
+    """Return a method, with rows of the configuration's own as JSON."""
+    return load_method(name, json.loads(own_rows))
 
 
 @cache
@@ -179,7 +210,7 @@ def _row(name: str, own_rows: str) -> tuple[Keys, frozenset[str]]:
     Raises:
         ValueError: there is no such row, or it needs a plug-in that is not there.
     """
-    axes = load_method(name, json.loads(own_rows)).axes
+    axes = _method(name, own_rows).axes
     values = with_option_defaults(Config, axes)
     whole = flat(validate(Config, values).model_dump(mode="json"))
     row = {key: value for key, value in whole.items() if _is_of_a_row(key)}

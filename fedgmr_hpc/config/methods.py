@@ -43,6 +43,7 @@ COMPARED = {  # what a row says it differs from
     "release": "the release of FedGMR",
 }
 WRAPPER_SIGN = "+"
+TITLE_SIGN = " + "
 _ROW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 Read = TypeVar("Read")
 
@@ -61,6 +62,7 @@ class RowFile(Section):
     A row that is named by its path may say its `plugins`, too, files from its folder.
     """
 
+    title: str = ""
     about: Annotated[str, Field(min_length=1)]
     source: str = ""
     base: str = ""
@@ -78,6 +80,7 @@ class Method:
     """A row with its wrappers applied.
 
     Attributes:
+        title: what tables and figures call it: `HeteroFL + Aux`.
         axes: nested values of the six axes; `train` is missing where it is plain SGD.
         differs: what is done otherwise than in the `paper` of the method, in the public `code` of
             its authors, or in the `release` of FedGMR.
@@ -85,6 +88,7 @@ class Method:
     """
 
     name: str
+    title: str
     about: str
     source: str
     axes: dict[str, Any]
@@ -178,7 +182,7 @@ def load_method(name: str, own_rows: Mapping[str, Any] | None = None) -> Method:
     about, source = " ".join(found["about"]), str(found.get("source", ""))
     used = {each: rows[each] for each in found["made_of"] if each in rows}
     whole = WRAPPER_SIGN.join([row, *wrappers])
-    return Method(whole, about, source, axes, found.get("differs", {}), used)
+    return Method(whole, found["title"], about, source, axes, found.get("differs", {}), used)
 
 
 def _checked_own(rows: Any) -> Mapping[str, Any]:
@@ -218,7 +222,8 @@ def _take_file(path: Path, rows: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return a row with its base; `below` are the rows that are based on it."""
     if name in rows:
-        file, row = f"methods.{name}", _check_row(rows[name], f"methods.{name}", about=name)
+        file = f"methods.{name}"
+        row = _check_row({"about": name, **rows[name]}, name, file)
     else:
         file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
     made_of = [name]
@@ -231,7 +236,7 @@ def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -
         base = _read_row(row["base"], rows, (name, *below))
         made_of += base["made_of"]
         differs = base.get("differs", {}) | row.get("differs", {})
-        own_words = {"about": row["about"], "differs": differs}
+        own_words = {"title": row["title"], "about": row["about"], "differs": differs}
         row = merged(base, row) | own_words
     missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
     missing += ["transmission"] * ("transmission" not in row)
@@ -256,19 +261,20 @@ def _refuse(file: str, wrong: list[str]) -> None:
 
 
 def _laid_over(row: dict[str, Any], wrapper: dict[str, Any]) -> dict[str, Any]:
-    return merged(row, wrapper) | {"about": row["about"] + wrapper["about"]}
+    title = TITLE_SIGN.join([row["title"], wrapper["title"]])
+    return merged(row, wrapper) | {"about": row["about"] + wrapper["about"], "title": title}
 
 
 def _read(path: str) -> dict[str, Any]:
     """Return what a file of a row or wrapper says, its values checked."""
-    return _check_row(read_mapping(configs_dir() / f"{path}.yaml"), f"configs/{path}.yaml")
+    file = configs_dir() / f"{path}.yaml"
+    return _check_row(read_mapping(file), file.stem, f"configs/{path}.yaml")
 
 
-def _check_row(values: Mapping[str, Any], file: str, about: str = "") -> dict[str, Any]:
-    """Return the content of a row, its values checked; it may leave out what it is `about`."""
-    whole = {"about": about, **values} if about else dict(values)
-    validate(RowFile, whole, file)
-    return whole | {"about": [whole["about"]]}
+def _check_row(values: Mapping[str, Any], name: str, file: str) -> dict[str, Any]:
+    """Return the content of a row, its values checked; without a title, its name is its title."""
+    validate(RowFile, values, file)
+    return {**values, "about": [values["about"]], "title": values.get("title") or name}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,7 +335,8 @@ def _describe(axis: str, values: Any) -> str:
 def explain_method(name: str) -> str:
     """Explain a method: what it is, its row, and how it differs from its paper and other code."""
     method = load_method(name)
-    lines = [f"{method.name}: {method.about}", f"source: {method.source or '-'}", ""]
+    lines = [f"{method.name}: {method.about}", f"title: {method.title}"]
+    lines += [f"source: {method.source or '-'}", ""]
     lines += dump(method.axes).splitlines()
     for other, what in COMPARED.items():
         if other == "code" and other not in method.differs:

@@ -13,22 +13,22 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.config.identity import flat, identity, method_label
+from fedgmr_hpc.config.identity import flat, identity, method_label, method_title
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.methods import short_name
 from fedgmr_hpc.config.overrides import as_override, leaves
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.registry import describe_missing
+from fedgmr_hpc.study.labels import Labels, label_of, title_of
 from fedgmr_hpc.study.study_file import Row, StudyFile
 
 MAX_SLUG = 80
-Labels = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Cell:
 
     Attributes:
         labels: the varied keys that it names, with its values.
+        row: The raw name of its row in tables, and `column` that of its column (labels.py).
+        row_title: What readers see of it, and `column_title` of the column.
         values: The tuned values: those tried by a trial, those chosen for another cell.
         tuning: What an untuned cell's values are chosen from; until then its configuration and
             digest are placeholders.
@@ -46,6 +48,8 @@ class Cell:
     labels: Labels
     row: str
     column: str
+    row_title: str
+    column_title: str
     seed: int
     config: Config
     slug: str
@@ -106,6 +110,7 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
     if shared := {cell.seed for cell in cells} & set(study.tune_seeds if study.tune else ()):
         raise ValueError(must("tune_seeds", "be seeds that no cell runs with", min(shared)))
     _check_distinct(cells)
+    _check_titles(cells)
     for key, row in _named_rows(study):
         find_row(cells, row, key)
     trials = {trial.digest: trial for cell in cells if cell.tuning for trial in cell.tuning.trials}
@@ -127,6 +132,20 @@ def _check_distinct(cells: Sequence[Cell]) -> None:
             raise ValueError(must("cells", "be told apart in tables", found=found, because=because))
 
 
+def _check_titles(cells: Sequence[Cell]) -> None:
+    """Check that no two rows, and no two columns, have one title.
+
+    Raises:
+        ValueError: two have; names them.
+    """
+    for names in ({c.row: c.row_title for c in cells}, {c.column: c.column_title for c in cells}):
+        first: dict[str, str] = {}
+        for name, title in names.items():
+            if (other := first.setdefault(title, name)) != name:
+                found = f"{shown(title)} for both {other} and {name}"
+                raise ValueError(must("labels", "tell rows and columns apart", found=found))
+
+
 def _without(labels: Labels, other: Cell) -> str:
     """Return the labels that another cell does not share."""
     own = {k: v for k, v in labels.items() if k not in other.labels or other.labels[k] != v}
@@ -143,6 +162,12 @@ def label_sets(study: StudyFile) -> list[Labels]:
             if not any(matches(labels, excluded) for excluded in study.exclude):
                 found[json.dumps(labels, sort_keys=True)] = labels
     return list(found.values())
+
+
+def titles_of(cells: Iterable[Cell]) -> dict[str, str]:
+    """Return what readers see of every row and column, by its raw name."""
+    rows = {cell.row: cell.row_title for cell in cells}
+    return {cell.column: cell.column_title for cell in cells} | rows
 
 
 def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -182,16 +207,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def label_of(labels: Labels, keys: Sequence[str]) -> str:
-    """`high, iid` or `fedgmr, patience 5`: words by themselves, numbers with their key."""
-    parts = [
-        str(labels[key]) if isinstance(labels[key], str) else f"{_short(key)} {_text(labels[key])}"
-        for key in keys
-        if key in labels
-    ]
-    return ", ".join(parts) or "all"
-
-
 def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Cell:
     """Return the cell of `labels`, untuned where several combinations of values are tried."""
     plain = _make_run(study, labels, overrides)
@@ -228,10 +243,13 @@ def _make_run(
         own["seed"] = trial_seed
     layers = (_words(study.settings), _words(labels), overrides, _words(own))
     config = _bounded(study, load_config(study.bases(), *layers), layers, is_trial)
+    named, shown = _named(labels, study, config)
     return Cell(
         labels=labels,
-        row=label_of(_named(labels, study, config), study.row_keys()),
-        column=label_of(labels, study.column_keys()),
+        row=label_of(named, study.row_keys()),
+        column=label_of(named, study.column_keys()),
+        row_title=title_of(named, study.row_keys(), shown),
+        column_title=title_of(named, study.column_keys(), shown),
         seed=config.seed,
         config=config,
         slug=_slug({"trial": "tune", **labels, **own} if is_trial else labels),
@@ -258,11 +276,14 @@ def _bounded(
     return config.model_copy(update={"run": run.model_copy(update={"max_time_s": end_s})})
 
 
-def _named(labels: Labels, study: StudyFile, config: Config) -> Labels:
-    """Return labels whose method says what else differs from its row."""
+def _named(labels: Labels, study: StudyFile, config: Config) -> tuple[Labels, dict[str, str]]:
+    """Return labels whose method says what else differs from its row, and what is shown of them."""
     if "method" not in labels:
-        return labels
-    return {**labels, "method": method_label(config, but={*labels, *study.tune})}
+        return labels, study.labels
+    but = {*labels, *study.tune}
+    method = method_label(config, but)
+    shown = {**study.labels, method: method_title(config, but, study.labels)}
+    return {**labels, "method": method}, shown
 
 
 def _slug(labels: Labels) -> str:
@@ -273,14 +294,6 @@ def _slug(labels: Labels) -> str:
         for key, value in short.items()
     ]
     return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words)).lstrip(".-")[:MAX_SLUG] or "run"
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:

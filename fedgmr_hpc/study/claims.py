@@ -50,6 +50,8 @@ class ClaimResult:
     """What the runs say of one claim; `value` and `interval` are in UNITS of its kind."""
 
     name: str
+    a: str
+    b: str
     kind: str
     verdict: Verdict
     value: float  # NaN without a pair
@@ -83,7 +85,9 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
     verdict = decide(interval)
     note = _collapses(claim, _inside(claim, runs))
     return ClaimResult(
-        name=f"{claim.spec.name}: {claim.a} against {claim.b}",
+        name=claim.spec.name,
+        a=claim.a,
+        b=claim.b,
         kind=claim.spec.kind,
         verdict="NOT SUPPORTED" if note else verdict,
         value=value,

@@ -20,6 +20,9 @@
     tune_seeds: [1000]                     seeds of the trials, none of which is a cell's
     tune_time_s: 35000                     when trials are judged (default: T)
     claims: [...]                          see claims.py
+    labels: {wo_gmr: fixed sub-models}     titles in place of names (labels.py); without, those of
+                                           the methods' rows
+    captions: {test_accuracy: ...}         captions of tables, by the name of their files
 
 What is tuned is chosen by validation accuracy in trials of their own, before the row's other cells
 run (tuning.py). A key that has no effect in a row, as `restoration.patience` without restoration,
@@ -49,11 +52,13 @@ from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
+from fedgmr_hpc.study.labels import unknown_labels
 from fedgmr_hpc.study.named_files import files_from
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Accuracy = Annotated[Number, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 Row = str | dict[str, Any]
 
 
@@ -142,6 +147,8 @@ class StudyFile(Section):
         default=None, validation_alias=AliasChoices("max_parallel", "side_by_side")
     )
     claims: tuple[ClaimSpec, ...] = ()
+    labels: dict[str, Text] = {}
+    captions: dict[str, Text] = {}
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     tune_cells: Count | None = None
     tune_seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1000,)
@@ -151,6 +158,14 @@ class StudyFile(Section):
         """Return the dotted keys that the cells vary, in the file's order."""
         blocks = [self.matrix, *self.cells]
         return list(dict.fromkeys(key for block in blocks for key in block))
+
+    def all_values(self) -> dict[str, list[Any]]:
+        """Return every value of the keys that are varied or tuned, the seed excepted."""
+        found: dict[str, list[Any]] = {}
+        for block in (self.matrix, *self.cells, self.tune):
+            for key, values in block.items():
+                found.setdefault(key, []).extend(values if isinstance(values, list) else [values])
+        return {key: values for key, values in found.items() if key != "seed"}
 
     def bases(self) -> list[str | dict[str, Any]]:
         """Return what the configurations of all cells begin with."""
@@ -246,8 +261,9 @@ def load_study(
         path = find_study(source)
         folder, values = path.parent, read_mapping(path)
     study = validate(StudyFile, files_from(folder, values))
+    wrong = unknown_labels(study.labels, study.captions, study.all_values())
     study, others = _replace_varied(study, overrides)
-    if wrong := _contradictions(study):
+    if wrong := [*_contradictions(study), *wrong]:
         raise ValueError("\n".join(wrong))
     return study, others
 

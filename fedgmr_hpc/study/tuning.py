@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from fedgmr_hpc.results.series import end_s
-from fedgmr_hpc.study.cells import Candidate, Cell, Labels, Tuning
+from fedgmr_hpc.study.cells import Candidate, Cell, Tuning
+from fedgmr_hpc.study.labels import Labels
 from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.states import ENDED, CellState, read_state, result_path
 

@@ -8,7 +8,8 @@ figures/NAME.png, .pdf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedgmr_hpc.reporting.figures import save
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
 from fedgmr_hpc.results.series import end_s
-from fedgmr_hpc.study.cells import Cell, find_row, matches
+from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, judge
 from fedgmr_hpc.study.measures import Run, measure
 from fedgmr_hpc.study.report.figures import COURSES, draw
@@ -60,9 +61,13 @@ def write_report(
     runs = [measure(cell, result) for cell, result in finished]
     scale = _scale(study, cells, command("report"))
     tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
-    tables += tuning_tables(study, cells, states, scale.command)
-    origins = _provenance(states, scale.command)
-    pictures = _write_figures(runs, scale.at_s, out_dir / "figures") if runs else []
+    tables += tuning_tables(study, cells, states, scale)
+    *tables, origins = _captioned([*tables, _provenance(states, scale.command)], study.captions)
+    pictures = (
+        _write_figures([_titled(run, scale) for run in runs], scale.at_s, out_dir / "figures")
+        if runs
+        else []
+    )
     write_tables([*tables, origins], out_dir / "tables")
     lead, *warnings = _head(study, states, runs, scale)
     page = Page(study.title, [lead], warnings, [*tables, *pictures, origins])
@@ -74,7 +79,8 @@ def write_report(
 def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
     reference = study.reference
     row = None if reference is None else find_row(cells, reference, "reference")
-    return Scale(study.comparison_time_s, study.last, study.targets, row, command)
+    when = (study.comparison_time_s, study.last, study.targets)
+    return Scale(*when, row, command, titles_of(cells))
 
 
 def _tables(
@@ -83,7 +89,7 @@ def _tables(
     """Make every table of the runs that the study compares."""
     findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
     tables = [
-        claims_table(findings, runs, scale.command) if findings else None,
+        claims_table(findings, runs, scale) if findings else None,
         accuracy_table(runs, scale),
         difference_table(runs, scale),
         cost_table(runs, scale),
@@ -91,6 +97,16 @@ def _tables(
         legacy_table(runs, scale),
     ]
     return [table for table in tables if table is not None]
+
+
+def _captioned(tables: Sequence[Table], captions: Mapping[str, str]) -> list[Table]:
+    """Return the tables with the captions of the study."""
+    return [replace(each, title=captions.get(each.name, each.title)) for each in tables]
+
+
+def _titled(run: Run, scale: Scale) -> Run:
+    """Return a run under the titles of its row and column."""
+    return replace(run, row=scale.title(run.row), column=scale.title(run.column))
 
 
 def _findings(

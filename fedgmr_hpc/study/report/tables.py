@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,20 @@ COSTS = {"times_s": ("virtual s", 1.0), "bytes": ("MB", 1e-6), "client_steps": (
 
 @dataclass(frozen=True)
 class Scale:
-    """Where accuracies are compared: T in s, m evaluations, targets 0 to 1, reference row."""
+    """Where accuracies are compared: T in s, m evaluations, targets 0 to 1, reference row; and
+    what is shown: titles of rows and columns by their raw names.
+    """
 
     at_s: float
     last: int
     targets: tuple[float, ...]
     reference: str | None
     command: str
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, name: str) -> str:
+        """Return what is shown of a row or column."""
+        return self.titles.get(name, name)
 
     @property
     def when(self) -> str:
@@ -52,10 +59,10 @@ def accuracy_table(runs: Sequence[Run], scale: Scale) -> Table:
     return _grid(
         runs,
         summary,
+        scale,
         name="test_accuracy",
         title=f"Test accuracy (%) at {scale.at_s:g} s of virtual time",
         notes=[f"Each run: {scale.when}; a run that ended before T has no value.", INTERVALS],
-        command=scale.command,
     )
 
 
@@ -80,6 +87,7 @@ def _own_table(runs: Sequence[Run], scale: Scale, of: str, name: str, whose: str
     return _grid(
         runs,
         summary,
+        scale,
         name=name,
         title=f"Test accuracy (%) of each client's own sub-model, {whose}, at {scale.at_s:g} s",
         notes=[
@@ -88,7 +96,6 @@ def _own_table(runs: Sequence[Run], scale: Scale, of: str, name: str, whose: str
             f"the whole model. Each run: {scale.when}.",
             INTERVALS,
         ],
-        command=scale.command,
     )
 
 
@@ -110,10 +117,10 @@ def difference_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     return _grid(
         others,
         summary,
+        scale,
         name="differences",
-        title=f"Test accuracy minus that of {reference} (points) at {scale.at_s:g} s",
+        title=f"Test accuracy minus that of {scale.title(reference)} (points) at {scale.at_s:g} s",
         notes=["Paired: same seed and condition; n: pairs.", INTERVALS],
-        command=scale.command,
         sign="+",
     )
 
@@ -137,7 +144,8 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
                 for t in scale.targets
                 for cost in COSTS
             ]
-            rows.append([column, row, str(len(cells)), *(_cost(c, v) for _, c, v in costs)])
+            names = [scale.title(name) for name in (column, row)]
+            rows.append([*names, str(len(cells)), *(_cost(c, v) for _, c, v in costs)])
             records += [
                 {
                     "condition": column,
@@ -159,7 +167,7 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
             "reaches the target; a seed that does not reach it counts as infinite. MB: 10^6 bytes "
             "on the server's links, both directions; steps: local SGD steps behind the updates "
             "delivered by then.",
-            _resolution_note(steps),
+            _resolution_note(steps, scale),
         ],
         num_seeds=_seeds(runs),
         command=scale.command,
@@ -182,13 +190,13 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
         return None
     columns = columns_of(runs)
     rows = [
-        [row, *(_plus_minus(shown.get((row, column))) for column in columns)]
+        [scale.title(row), *(_plus_minus(shown.get((row, column))) for column in columns)]
         for row in rows_of(runs)
     ]
     return Table(
         name="legacy",
         title=f"Test accuracy (%) as the release reports it, around {scale.at_s:g} s",
-        heads=["method", *columns],
+        heads=["method", *map(scale.title, columns)],
         rows=rows,
         notes=[
             f"Seed {lowest} alone: mean and standard deviation over {LEGACY_NUM} evaluations "
@@ -200,11 +208,11 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     )
 
 
-def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], command: str) -> Table:
+def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
     """Tabulate the verdicts, with their figures, of `runs`."""
     rows = [
         [
-            f.name,
+            f"{f.name}: {scale.title(f.a)} against {scale.title(f.b)}",
             f.verdict,
             f"{f.value:+.2f} {UNITS[f.kind]}" if f.num_pairs else "-",
             _interval(f.interval, "+"),
@@ -224,9 +232,9 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], command: 
             "above zero, NOT SUPPORTED: below it (or a collapse), else INCONCLUSIVE. Intervals: "
             "percentile bootstrap, widened to Student's t for 2 to 5 finite pairs; median for "
             "times. Pairs share seed and condition; those of several conditions are pooled.",
-            _resolution_note(_resolutions(runs)),
+            _resolution_note(_resolutions(runs), scale),
         ],
-        command=command,
+        command=scale.command,
     )
 
 
@@ -238,23 +246,23 @@ def select_column(runs: Sequence[Run], column: str) -> list[Run]:
 def _grid(
     runs: Sequence[Run],
     summary: Callable[[str, str], Summary | None],
+    scale: Scale,
     *,
     name: str,
     title: str,
     notes: Sequence[str],
-    command: str,
     sign: str = "",
 ) -> Table:
     rows, records, columns = [], [], columns_of(runs)
     for row in rows_of(runs):
         found = [summary(row, column) for column in columns]
-        rows.append([row, *(_shown(each, sign) for each in found)])
+        rows.append([scale.title(row), *(_shown(each, sign) for each in found)])
         records += [
             {"method": row, "condition": column, **_numbers(each)}
             for column, each in zip(columns, found, strict=True)
         ]
-    heads = ["method", *columns]
-    return Table(name, title, heads, rows, notes, command, _seeds(runs), records)
+    heads = ["method", *map(scale.title, columns)]
+    return Table(name, title, heads, rows, notes, scale.command, _seeds(runs), records)
 
 
 def _shown(summary: Summary | None, sign: str) -> str:
@@ -303,12 +311,14 @@ def _resolutions(runs: Sequence[Run]) -> dict[float, list[str]]:
     return dict(sorted(steps.items()))
 
 
-def _resolution_note(steps: Mapping[float, Sequence[str]]) -> str:
+def _resolution_note(steps: Mapping[float, Sequence[str]], scale: Scale) -> str:
     """Describe how well times to an accuracy are known."""
     if len(steps) == 1:
         step_s = next(iter(steps))
         return f"Evaluated every {step_s:g} s in every run: times are at most that much too late."
-    named = "; ".join(f"{step_s:g} s {', '.join(rows)}" for step_s, rows in steps.items())
+    named = "; ".join(
+        f"{step_s:g} s {', '.join(map(scale.title, rows))}" for step_s, rows in steps.items()
+    )
     return (
         "NOT COMPARABLE below these steps, since the runs were not evaluated at equal times "
         f"(eval.every_s): times are at most so much too late: {named or 'unknown'}."

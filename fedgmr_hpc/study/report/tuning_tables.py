@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.cells import Cell, Labels, label_of
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.labels import Labels, label_of, title_of
+from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.study_file import StudyFile
 from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_row
 
 
 def tuning_tables(
-    study: StudyFile, cells: Sequence[Cell], states: States, command: str
+    study: StudyFile, cells: Sequence[Cell], states: States, scale: Scale
 ) -> list[Table]:
     """Tabulate what was chosen and what that took; no table where nothing is tuned."""
     spent = spent_by_row(states)
@@ -21,12 +23,12 @@ def tuning_tables(
         return []
     rows = list(dict.fromkeys(cell.row for cell in cells))
     return [
-        _choices(study, scores_of(cells, states), command),
-        _costs({row: spent.get(row, Spent()) for row in rows}, command),
+        _choices(study, scores_of(cells, states), scale),
+        _costs({row: spent.get(row, Spent()) for row in rows}, scale),
     ]
 
 
-def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
+def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
     heads = ["condition", "method", "values", "validation %", "chosen"]
     seeds = ", ".join(map(str, study.tune_seeds))
     return Table(
@@ -34,7 +36,12 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
         title=f"Values tried, and validation accuracy (%) at {study.tuned_at_s():g} s",
         heads=heads,
         rows=[
-            [s.column, s.row, _label(s.values), _percent(s.validation), _mark(s, scores)]
+            [
+                *map(scale.title, (s.column, s.row)),
+                _title(s.values, study),
+                _percent(s.validation),
+                _mark(s, scores, study),
+            ]
             for s in scores
         ],
         notes=[
@@ -44,7 +51,7 @@ def _choices(study: StudyFile, scores: Sequence[Score], command: str) -> Table:
             "values beyond it may be better."
         ],
         num_seeds=f"{len(study.tune_seeds)} ({seeds})",
-        command=command,
+        command=scale.command,
         records=[
             {
                 "condition": s.column,
@@ -63,14 +70,18 @@ def _label(values: Labels) -> str:
     return label_of(values, list(values))
 
 
-def _mark(score: Score, scores: Sequence[Score]) -> str:
+def _title(values: Labels, study: StudyFile) -> str:
+    return title_of(values, values, study.labels)
+
+
+def _mark(score: Score, scores: Sequence[Score], study: StudyFile) -> str:
     """Say whether values were chosen, and which of them lie at the edge of what was tried."""
     if not score.is_chosen:
         return ""
     place = (score.row, score.column)
     tried = [other.values for other in scores if (other.row, other.column) == place]
     edges = [
-        _label({key: value})
+        _title({key: value}, study)
         for key, value in score.values.items()
         if _is_end(value, [values[key] for values in tried])
     ]
@@ -84,19 +95,19 @@ def _is_end(value: Any, tried: Sequence[Any]) -> bool:
     return value in (min(tried), max(tried)) and min(tried) < max(tried)
 
 
-def _costs(spent: Mapping[str, Spent], command: str) -> Table:
+def _costs(spent: Mapping[str, Spent], scale: Scale) -> Table:
     heads = ["method", "trials", "diverged", "steps", "MB", "virtual s", "wall s"]
     return Table(
         name="tuning_costs",
         title="What the tuning took",
         heads=heads,
-        rows=[[row, *_amounts(each)] for row, each in spent.items()],
+        rows=[[scale.title(row), *_amounts(each)] for row, each in spent.items()],
         notes=[
-            _budget({row: each.num_trials for row, each in spent.items()}),
+            _budget({scale.title(row): each.num_trials for row, each in spent.items()}),
             "Sums over the trials; MB: 10^6 bytes on the server's links, both directions; steps: "
             "local SGD steps behind the updates delivered. Other tables leave them out.",
         ],
-        command=command,
+        command=scale.command,
         records=[{"method": row, **vars(each)} for row, each in spent.items()],
     )
 

@@ -17,6 +17,7 @@ from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.study import tuning
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.measures import Run
+from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.slurm.job_task import CellTask
 from fedgmr_hpc.study.states import CellState, read_state
@@ -32,6 +33,7 @@ STUDY: dict[str, Any] = {
     "tune": {"train.learning_rate": [0.1, 0.3, 0.9], "restoration.patience": [2, 4, 6]},
 }
 RATE = "train.learning_rate"
+SCALE = Scale(at_s=20.0, last=1, targets=(), reference=None, command="redo")
 
 
 def cells_of(*words: str, **changes: Any) -> list[Cell]:
@@ -174,7 +176,7 @@ def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
         assert run.config.train.learning_rate == wanted.get((cell.row, cell.column), 0.3)
         assert (run.seed, run.row, run.column) == (cell.seed, cell.row, cell.column)
         assert run.pending_digest == cell.digest != run.digest and run.tuning is None
-    tables = tuning_tables(load_study(STUDY)[0], cells, states_of(cells, values), "redo")
+    tables = tuning_tables(load_study(STUDY)[0], cells, states_of(cells, values), SCALE)
     at_end = "yes, at the edge: learning rate 0.9"
     assert ["high", "fedgmr", "learning rate 0.9", "80.50", at_end] in tables[0].rows
     assert ["high", "fedavg", "learning rate 0.3", "80.50", "yes"] in tables[0].rows
@@ -216,12 +218,12 @@ def test_costs_are_sums_by_row_and_unequal_budgets_are_told(values: dict[str, fl
     values |= {cell.digest: 0.5 for cell in cells if cell.is_trial}
     states = states_of(cells, values)
     assert spent_by_row(states)["fedavg"] == Spent(6, 0, 600.0, 120e6, 126.0, 126.0)
-    _, costs = tuning_tables(load_study(STUDY)[0], cells, states, "redo")
+    _, costs = tuning_tables(load_study(STUDY)[0], cells, states, SCALE)
     assert costs.rows[0][:2] == ["fedgmr", "18"]
     assert costs.notes[0] == "The budgets differ: 18 trials, but fedavg 6."
     even = cells_of(tune_cells=3)
     values |= {cell.digest: 0.5 for cell in even if cell.is_trial}
-    _, costs = tuning_tables(load_study(STUDY)[0], even, states_of(even, values), "redo")
+    _, costs = tuning_tables(load_study(STUDY)[0], even, states_of(even, values), SCALE)
     assert costs.notes[0] == "Every method had the same budget: 6 trials."
 
 

@@ -1,0 +1,100 @@
+"""What the rows and columns of a study are called: raw names for records, titles for readers.
+
+A raw name has a part for each of its keys: `high, iid` or `fedgmr, patience 5`, words by
+themselves, numbers with their key. A title has a title for each part, of the study's `labels`
+
+    labels: {wo_gmr: fixed sub-models, patience 5: five plateaus, clients.level: level}
+
+for a word, for a number with its key, or for a key, which then stands before its values; else a
+method has the title of its row (configs/methods), and other parts stay as they are. Only tables,
+figures and pages show titles: no label changes which runs a study has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fedgmr_hpc.config.messages import did_you_mean, must
+from fedgmr_hpc.config.methods import short_name
+
+Labels = dict[str, Any]  # dotted key -> value
+# Tables of a report, which may be given other captions.
+CAPTIONED = (
+    "claims",
+    "test_accuracy",
+    "differences",
+    "cost_to_accuracy",
+    "own_submodels_mean",
+    "own_submodels_worst",
+    "legacy",
+    "tuning",
+    "tuning_costs",
+    "cells",
+)
+
+
+def label_of(labels: Labels, keys: Iterable[str]) -> str:
+    """Return the raw name of some keys' values; `all` for none."""
+    return ", ".join(_part(key, labels[key]) for key in keys if key in labels) or "all"
+
+
+def title_of(labels: Labels, keys: Iterable[str], shown: Mapping[str, str]) -> str:
+    """Return the title of some keys' values.
+
+    Args:
+        shown: the study's `labels`, and the titles of methods under their raw names.
+    """
+    found = (_title(key, labels[key], shown) for key in keys if key in labels)
+    return ", ".join(found) or "all"
+
+
+def unknown_labels(
+    labels: Collection[str], captions: Collection[str], values: Mapping[str, Sequence[Any]]
+) -> list[str]:
+    """Return a line for each label and caption of what a study does not have.
+
+    Args:
+        values: those of every key that the study varies or tunes.
+    """
+    parts = list(dict.fromkeys(_parts(values)))
+    named = f"name what the study varies, such as {', '.join(parts[:3])}"
+    tables = f"name tables: {', '.join(CAPTIONED)}"
+    return [
+        must(key, need, got) + did_you_mean(got, known)
+        for key, given, known, need in (
+            ("labels", labels, parts, named),
+            ("captions", captions, CAPTIONED, tables),
+        )
+        for got in given
+        if got not in known
+    ]
+
+
+def short_key(key: str) -> str:
+    """Return the last word of a dotted key, as people say it."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _part(key: str, value: Any) -> str:
+    return value if isinstance(value, str) else f"{short_key(key)} {_text(value)}"
+
+
+def _title(key: str, value: Any, shown: Mapping[str, str]) -> str:
+    part = _part(key, value)
+    if part in shown or key not in shown:
+        return shown.get(part, part)
+    return f"{shown[key]} {value if isinstance(value, str) else _text(value)}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _parts(values: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Yield what can have a label: parts of raw names first, then keys."""
+    for key, each in values.items():
+        names = (short_name(str(value)) if key == "method" else value for value in each)
+        yield from (_part(key, name) for name in names)
+    yield from (key for key in values if key != "method")
