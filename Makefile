@@ -43,7 +43,7 @@ $(VENV)/.docs: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard fedgmr_hpc/training/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,pandas,tensorboard,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,pandas,tensorboard,interactive,test]'
 	touch $@
 
 clean:

@@ -39,12 +39,14 @@ class Page:
     Args:
         lead: paragraphs that a reader must know first.
         warnings: what limits the worth of what follows.
+        links: files beside the page and what they are called.
     """
 
     title: str
     lead: Sequence[str] = ()
     warnings: Sequence[str] = ()
     parts: Sequence[Table | Picture] = ()
+    links: Sequence[tuple[str, str]] = ()
 
 
 def write_page(page: Page, folder: Path, stem: str) -> Path:
@@ -74,7 +76,8 @@ def as_html(table: Table) -> str:
 
 def page_markdown(page: Page, folder: Path) -> str:
     """Return a page as Markdown whose links to pictures start at `folder`."""
-    blocks = [f"# {page.title}\n", *(f"{line}\n" for line in (*page.lead, *page.warnings))]
+    links = [f"[{text}]({href})" for href, text in page.links]
+    blocks = [f"# {page.title}\n", *(f"{line}\n" for line in (*page.lead, *links, *page.warnings))]
     for part in page.parts:
         if isinstance(part, Table):
             blocks.append(as_markdown(part))

@@ -21,9 +21,11 @@ import numpy as np
 
 from fedgmr_hpc.config.identity import method_label
 from fedgmr_hpc.reporting.console import own_python
+from fedgmr_hpc.reporting.interactive import PAGE, write_interactive
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.reporting.words import count_of, percent
 from fedgmr_hpc.results.chance import describe_chance
+from fedgmr_hpc.results.interactive.curves import chart_of
 from fedgmr_hpc.results.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.results.series import (
     Values,
@@ -90,7 +92,8 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     """Render the tables of all runs and draw their figures into `out_dir`.
 
     The figures are `accuracy_vs_time.png`, `density_vs_time.png` and, where sub-models were scored,
-    `submodel_accuracy.png`. A file that cannot be read is left out, with a line that says why.
+    `submodel_accuracy.png`; `interactive.html` is written where plotly is installed. A file that
+    cannot be read is left out, with a line that says why.
 
     Raises:
         ValueError: no path is a result file.
@@ -101,6 +104,7 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     plots = _write_plots(results, names, out_dir)
+    page = _write_page(results, names, out_dir)
     runs = as_text(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
     spent = [
@@ -110,7 +114,7 @@ def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathL
     ]
     written = "\n".join(f"plot: {path}" for path in plots)
     left_out = "\n".join(f"left out: {line}" for line in unreadable)
-    parts = [f"{runs}\n{LEGEND}", *courses, *spent, written, left_out]
+    parts = [f"{runs}\n{LEGEND}", *courses, *spent, f"{written}\n{page}", left_out]
     return "\n\n".join(filter(None, parts))
 
 
@@ -143,6 +147,14 @@ def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path)
     for name, figure in figures.items():
         figure.savefig(out_dir / name)
     return [out_dir / name for name in figures]
+
+
+def _write_page(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> str:
+    """Write the interactive page; return a line that says where it is, or why it is not there."""
+    try:
+        return f"page: {write_interactive(chart_of(results, names), out_dir / PAGE)}"
+    except ValueError as error:
+        return f"no interactive page: {error}"
 
 
 def render_summary(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 report.html             everything in one file, pictures included
 report.md               the same for reading in a checkout
+interactive.html        the curves for a browser: axes, methods and runs to choose (needs plotly)
 tables/NAME.csv, .tex   numbers, and cells as shown
 figures/NAME.png, .pdf
 """
@@ -22,6 +23,7 @@ from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, judge
 from fedgmr_hpc.study.measures import Run, measure
 from fedgmr_hpc.study.report.figures import COURSES, draw
+from fedgmr_hpc.study.report.interactive import write_page_of_curves
 from fedgmr_hpc.study.report.tables import (
     Scale,
     accuracy_table,
@@ -70,10 +72,11 @@ def write_report(
     )
     write_tables([*tables, origins], out_dir / "tables")
     lead, *warnings = _head(study, states, runs, scale)
-    page = Page(study.title, [lead], warnings, [*tables, *pictures, origins])
+    links, missing = write_page_of_curves(study.title, finished, scale, out_dir)
+    page = Page(study.title, [lead], warnings, [*tables, *pictures, origins], links)
     path = write_page(page, out_dir, "report")
     shown = [f"{t.title}\n{as_text(t.heads, t.rows)}\n" for t in tables]
-    return "\n".join([*shown, lead, *warnings, f"report: {path}"])
+    return "\n".join([*shown, lead, *warnings, *missing, f"report: {path}"])
 
 
 def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:

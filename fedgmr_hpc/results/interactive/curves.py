@@ -1,0 +1,178 @@
+"""Runs as curves of an interactive page, and what tells them apart.
+
+Shapes: E evaluations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgmr_hpc.config.identity import CELL, flat, identity, method_label
+from fedgmr_hpc.config.yaml_file import parse
+from fedgmr_hpc.reporting.interactive import Chart, Column, Curve
+from fedgmr_hpc.results.series import Values, own_accuracies, scored
+from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
+from fedgmr_hpc.storage.liveness import age_s, shown_status
+from fedgmr_hpc.storage.reader import DAMAGE, Result
+from fedgmr_hpc.storage.schema import TABLES, Columns, columns_of
+
+SCORES = ("version", "now_s", "test_accuracy", "val_accuracy", "mean_density")
+READ = {  # all that a curve is made of
+    "merges": ("version", "wall_s", "server_up_bytes", "server_down_bytes"),
+    "evaluations": SCORES,
+    "looks": SCORES,
+    "submodels": ("version", "num_clients", "test_accuracy"),
+    "updates": ("now_s", "num_samples"),
+}
+CLOCKS = {"virtual": "virtual time", "wall": "time, unscaled"}
+NOTE = (
+    "Traffic: on the server's links, both directions, in MB of 10^6 bytes; client steps: local "
+    "steps behind the updates delivered so far; own sub-models: test accuracy of the server's model "
+    "cut as for each client (eval.submodels), mean over the clients, and of those that have least."
+)
+
+
+def chart_of(results: Sequence[Result], names: Sequence[str]) -> Chart:
+    """Return the chart of runs, each under a name of its own."""
+    configs = [result.config for result in results]
+    return Chart("Runs", columns(configs), curves(results, names), [NOTE])
+
+
+def columns(configs: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return what can be drawn of runs."""
+    clocks = {str(config.get("clock", "virtual")) for config in configs}
+    time = CLOCKS.get(clocks.pop(), "time") if len(clocks) == 1 else "time"
+    return [
+        Column("time_s", time, "s", "x"),
+        Column("traffic_mb", "traffic", "MB", "x"),
+        Column("client_steps", "client steps", "", "x", decimals=0),
+        Column("test", "test accuracy", "%", "y"),
+        Column("test_error", "test error", "%", "y", is_log=True, is_read=False),
+        Column("val", "validation accuracy", "%", "y"),
+        Column("density", "mean density", "", "y", decimals=3, is_step=True),
+        Column("own_mean", "own sub-models, mean", "%", "y"),
+        Column("own_worst", "own sub-models, worst", "%", "y"),
+    ]
+
+
+def curve(
+    result: Result, *, name: str, method: str, condition: str = "", seed: object = "-"
+) -> Curve:
+    """Return the curve of a run; accuracies in percent."""
+    rows = scored(result)
+    own_mean, own_worst = own_accuracies(result, rows["version"])
+    test = 100 * rows["test_accuracy"]
+    values = {
+        "time_s": rows["now_s"],
+        "traffic_mb": _traffic_bytes(result, rows["version"]) / 1e6,
+        "client_steps": _client_steps(result, rows["now_s"]),
+        "test": test,
+        "test_error": 100 - test,
+        "val": 100 * rows["val_accuracy"],
+        "density": rows["mean_density"],
+        "own_mean": 100 * own_mean,
+        "own_worst": 100 * own_worst,
+    }
+    age = age_s(result.path)
+    state = shown_status(result.status, age, result.merges["wall_s"], result.config)
+    return Curve(name, method, condition, str(seed), state, values)
+
+
+def _traffic_bytes(result: Result, versions: Values) -> Values:
+    """Return [E] bytes on the server's links, both directions, when each version was made."""
+    num_merged = np.searchsorted(result.merges["version"], versions, side="right")
+    moved = result.merges["server_up_bytes"] + result.merges["server_down_bytes"]
+    return np.concatenate([[0], moved])[num_merged]
+
+
+def _client_steps(result: Result, times_s: Values) -> Values:
+    """Return [E] local steps of the updates that had arrived at each time: samples over the batch;
+    NaN where the file does not say how large a batch was.
+    """
+    batch = float(result.config.get("train", {}).get("batch", np.nan))
+    order = np.argsort(result.updates["now_s"], kind="stable")
+    steps = np.cumsum(result.updates["num_samples"][order] / batch)
+    arrived = np.searchsorted(result.updates["now_s"][order], times_s, side="right")
+    return np.concatenate([[0.0], steps])[arrived]
+
+
+def curves(results: Sequence[Result], names: Sequence[str]) -> list[Curve]:
+    """Return the curves of runs, whose methods are told apart by all but their seeds."""
+    methods = distinct_methods([result.config for result in results])
+    return [
+        curve(result, name=name, method=method, seed=result.config.get("seed", "-"))
+        for result, name, method in zip(results, names, methods, strict=True)
+    ]
+
+
+def distinct_methods(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what each run's method is called, with the keys in which runs of it differ.
+
+    Seeds count as no difference, so that the runs of a name are repetitions of each other.
+    """
+    labels = [method_label(config) for config in configs]
+    own = [identity(config, CELL) for config in configs]
+    names = {
+        label: _varied([keys for keys, other in zip(own, labels, strict=True) if other == label])
+        for label in set(labels)
+    }
+    return [
+        ", ".join([label, *(f"{name}={_word(values.get(name))}" for name in names[label])])
+        for label, values in zip(labels, map(flat, configs), strict=True)
+    ]
+
+
+def _varied(own: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = sorted({name for keys in own for name in keys} - {"seed"})
+    return [name for name in names if any(keys.get(name) != own[0].get(name) for keys in own)]
+
+
+def _word(value: Any) -> str:
+    """Return a value as it is typed in an override."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_light(path: Path) -> Result:
+    """Read of a run only what curves are made of, in milliseconds; checksums are not compared.
+
+    Raises:
+        ValueError: it cannot be read just now; says why.
+    """
+    try:
+        with open_for_reading(path) as file:
+            return _read_open(path, file)
+    except DAMAGE as error:
+        raise ValueError(f"results {path}: cannot be read ({describe_error(error)})") from error
+
+
+def _read_open(path: Path, file: Any) -> Result:
+    if "committed" not in file:
+        raise ValueError(f"results {path}: not the result file of one run")
+    num_rows = dict(zip(TABLES, file["committed"][...].tolist(), strict=False))
+    tables: dict[str, Any] = {t: _columns(file, t, num_rows.get(t, 0)) for t in TABLES}
+    text = file["config"][()].decode()
+    return Result(
+        path=path,
+        status=file["status"][()].decode(),
+        config_yaml=text,
+        config=parse(text) or {},
+        provenance={},
+        ranks={},
+        weights=np.zeros(0, np.float32),
+        layout_json="",
+        **tables,
+    )
+
+
+def _columns(file: Any, table: str, num_rows: int) -> Columns:
+    """Return the columns of `READ`; those that an older file lacks are empty."""
+    types = {column.name: column.dtype for column in columns_of(TABLES[table])}
+    return {
+        name: file[table][name][:num_rows] if table in file else np.zeros(0, types[name])
+        for name in READ.get(table, ())
+    }
