@@ -32,8 +32,8 @@ READ = {  # all that a curve is made of
 CLOCKS = {"virtual": "virtual time", "wall": "time, unscaled"}
 NOTE = (
     "Traffic: on the server's links, both directions, in MB of 10^6 bytes; client steps: local "
-    "steps behind the updates delivered so far; own sub-models: test accuracy of the server's model "
-    "cut as for each client (eval.submodels), mean over the clients, and of those that have least."
+    "steps behind the updates delivered so far; own sub-models: test accuracy of the server's "
+    "model cut as for each client (eval.submodels), mean over clients, and of those with the least."
 )
 
 
