@@ -21,7 +21,7 @@ from typing import Any
 Cells = Sequence[str]
 
 # The start of a number, or what stands in its place.
-NUMBER = re.compile(r"[-+\u2212]?\d|(-|no limit|never|not reached|diverged)?$")
+NUMBER = re.compile(r"(< |[-+\u2212])?\d|(-|no limit|never|not reached|diverged)?$")
 LATEX = {
     **{char: rf"\{char}" for char in "&%$#_{}"},
     "~": r"\textasciitilde{}",

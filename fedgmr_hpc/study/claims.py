@@ -1,4 +1,4 @@
-"""Claims of a study and what its runs say of them: SUPPORTED, NOT SUPPORTED or INCONCLUSIVE.
+"""Claims of a study and what its runs say of them: supported, contradicted or undecided.
 
     kind           paired value, positive where the claim holds                    unit
     difference     accuracy of a minus accuracy of b at T                          points
@@ -6,37 +6,38 @@
     stability      std of the last `window` evaluations up to T, b minus a         points
     time_ratio     log2(time of b to `target` / time of a)                         halvings
 
-Pairs share column and seed. A claim is supported where the 95 % interval over the pairs lies above
-zero, not supported where it lies below, else inconclusive. The interval is the percentile bootstrap
-of the mean, widened to Student's t for 2 to 5 pairs, where a bootstrap is too narrow: two or three
-pairs of one sign would always decide. For time_ratio it is that of the median, since values may be
-infinite (only one of the two gets there; nothing is widened then); pairs where neither gets there
-are left out. A stability claim is not supported where a run of `a` ends more than `max_drop` under
-its best moving mean.
+Pairs share column and seed. A claim is supported where Student's 95 % interval of the mean over the
+pairs lies above zero, contradicted where it lies below, else undecided. That is a test at 5 % for
+each comparison alone; a verdict is firm where it stands after Holm's correction over all
+comparisons of the study. An accuracy that is never reached counts as reached at the run's end,
+which makes a time ratio too small rather than too great; pairs where neither gets there, or where
+the one that does not ended first, are left out. A stability claim is contradicted where a run of
+`a` ends more than `max_drop` under its best moving mean.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
-from fedgmr_hpc.reporting.statistics import (
-    bootstrap_interval,
-    drop_from_best,
-    medians,
-    std_last,
-    summarize,
-    widest,
+from fedgmr_hpc.reporting.paired import (
+    LEVEL,
+    MAX_PAIRS,
+    MeanTest,
+    holm,
+    mean_test,
+    num_needed,
+    smallest_effect,
 )
+from fedgmr_hpc.reporting.statistics import drop_from_best, std_last
+from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.study.cells import matches
 from fedgmr_hpc.study.measures import Run, pairs, select_runs
-from fedgmr_hpc.study.study_file import ClaimSpec, StabilityClaim, TimeRatioClaim
+from fedgmr_hpc.study.study_file import ClaimSpec, DifferenceClaim, StabilityClaim, TimeRatioClaim
 
-Verdict = Literal["SUPPORTED", "NOT SUPPORTED", "INCONCLUSIVE"]
+Verdict = Literal["supported", "contradicted", "undecided"]
 UNITS = {
     "difference": "points",
     "gap_narrowing": "points",
@@ -47,18 +48,24 @@ UNITS = {
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """What the runs say of one claim; `value` and `interval` are in UNITS of its kind."""
+    """What the runs say of one claim.
+
+    Attributes:
+        test: Of the pairs' values, in UNITS of the kind; None without a pair.
+        num_missing: Pairs planned and not there, or without a value.
+        is_firm: Whether the verdict stands after Holm's correction (`corrected`).
+    """
 
     name: str
     a: str
     b: str
     kind: str
     verdict: Verdict
-    value: float  # NaN without a pair
-    interval: tuple[float, float] | None
-    num_pairs: int
-    num_missing: int  # pairs planned and not there, or without a value
+    test: MeanTest | None
+    num_missing: int
     note: str = ""
+    p_holm: float = math.nan
+    is_firm: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,28 +88,52 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
         num_planned: pairs that the study plans for this claim.
     """
     values = paired_values(claim, runs)
-    value, interval = _estimate(values, claim.spec.kind)
-    verdict = decide(interval)
-    note = _collapses(claim, _inside(claim, runs))
+    test = mean_test(values)
+    fallen = _collapses(claim, _inside(claim, runs))
     return ClaimResult(
         name=claim.spec.name,
         a=claim.a,
         b=claim.b,
         kind=claim.spec.kind,
-        verdict="NOT SUPPORTED" if note else verdict,
-        value=value,
-        interval=interval,
-        num_pairs=len(values),
+        verdict="contradicted" if fallen else decide(test.interval if test else None),
+        test=test,
         num_missing=num_planned - len(values),
-        note=note or _note(values),
+        note=fallen,
     )
 
 
 def decide(interval: tuple[float, float] | None) -> Verdict:
     """Return the verdict of a 95 % interval of a value that the claim wants above zero."""
     if interval is None or interval[0] <= 0 <= interval[1]:
-        return "INCONCLUSIVE"
-    return "SUPPORTED" if interval[0] > 0 else "NOT SUPPORTED"
+        return "undecided"
+    return "supported" if interval[0] > 0 else "contradicted"
+
+
+def corrected(findings: Sequence[ClaimResult]) -> list[ClaimResult]:
+    """Return all findings of a study, each with whether it stands beside the others."""
+    adjusted = holm([f.test.p if f.test else math.nan for f in findings])
+    return [
+        replace(f, p_holm=p, is_firm=p < LEVEL and f.verdict != "undecided" and not f.note)
+        for f, p in zip(findings, adjusted, strict=True)
+    ]
+
+
+def what_would_decide(found: ClaimResult) -> str:
+    """Say how many pairs an undecided claim needs, and what those at hand could have shown.
+
+    It is an estimate from the few values at hand: of 80 % power at their mean and deviation.
+    """
+    if found.verdict != "undecided":
+        return ""
+    missing = f"{count_of(found.num_missing, 'missing pair')}; " if found.num_missing else ""
+    test = found.test
+    if test is None or test.num_values == 1:
+        return missing.removesuffix("; ") or "more than one pair"
+    if not test.sd:
+        return f"{missing}no number of pairs: all are equal"
+    needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
+    least = smallest_effect(test.num_values) * test.sd
+    return f"{missing}{needed} pairs; {test.num_values} show {least:.2g} or more"
 
 
 def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:
@@ -126,7 +157,8 @@ def _inside(claim: Comparison, runs: Sequence[Run]) -> list[Run]:
 
 
 def _accuracy(claim: Comparison, run: Run) -> float:
-    return 100 * run.accuracy_at(claim.at_s, claim.last)
+    of = claim.spec.of if isinstance(claim.spec, DifferenceClaim) else "test"
+    return 100 * run.accuracy_at(claim.at_s, claim.last, of)
 
 
 def _difference(claim: Comparison, a: Run, b: Run) -> float:
@@ -134,14 +166,16 @@ def _difference(claim: Comparison, a: Run, b: Run) -> float:
 
 
 def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
-    """Return log2 of how many times longer `b` takes; NaN where neither reaches the target."""
+    """Return log2 of how many times longer `b` takes, at least; NaN where it is not known."""
     assert isinstance(claim.spec, TimeRatioClaim)
     target = claim.spec.target
     times = [run.cost_to("times_s", target, claim.last) for run in (a, b)]
-    if math.isinf(times[0]) and math.isinf(times[1]):
+    ends = [run.times_s[-1] if len(run.times_s) else 0.0 for run in (a, b)]
+    seen = [min(time_s, end_s) for time_s, end_s in zip(times, ends, strict=True)]
+    is_known = [seen[i] == times[i] or seen[i] >= times[1 - i] for i in (0, 1)]
+    if not all(is_known) or min(seen) <= 0:
         return math.nan
-    with np.errstate(divide="ignore"):
-        return float(np.log2(times[1]) - np.log2(times[0]))
+    return math.log2(seen[1] / seen[0])
 
 
 def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
@@ -162,18 +196,6 @@ def _narrowings(claim: Comparison, runs: Sequence[Run]) -> list[float]:
     return values
 
 
-def _estimate(values: Sequence[float], kind: str) -> tuple[float, tuple[float, float] | None]:
-    if not values:
-        return math.nan, None
-    summary = summarize(values)
-    if kind == "time_ratio":
-        array = np.array(values)
-        student = summary.student if summary and np.isfinite(array).all() else None
-        interval = widest(bootstrap_interval(array, statistic="median"), student)
-        return float(medians(array)), interval
-    return (summary.mean, summary.widest) if summary else (math.nan, None)
-
-
 def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:
     """Return the runs of `a` that end far under their best, in words; empty for none."""
     if not isinstance(claim.spec, StabilityClaim):
@@ -185,11 +207,3 @@ def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:
         if (drop := drop_from_best(run.times_s, run.test, claim.at_s, claim.last)) > allowed
     ]
     return f"collapse under the best moving mean: {', '.join(fallen)}" if fallen else ""
-
-
-def _note(values: Sequence[float]) -> str:
-    if not values:
-        return "no pair with a value"
-    if len(values) == 1:
-        return "one pair has no interval"
-    return ""

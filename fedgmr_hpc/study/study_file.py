@@ -81,9 +81,12 @@ class _Claim(Section):
 
 
 class DifferenceClaim(_Claim):
-    """Row `a` is more accurate than row `b`."""
+    """Row `a` is more accurate than row `b`: the full model, or the clients' own sub-models, their
+    mean or those of the worst class.
+    """
 
     kind: Literal["difference"]
+    of: Literal["test", "own_mean", "own_worst"] = "test"
 
 
 class TimeRatioClaim(_Claim):

@@ -20,7 +20,7 @@ from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
-from fedgmr_hpc.study.claims import ClaimResult, Comparison, judge
+from fedgmr_hpc.study.claims import ClaimResult, Comparison, corrected, judge
 from fedgmr_hpc.study.measures import Run, measure
 from fedgmr_hpc.study.report.figures import COURSES, draw
 from fedgmr_hpc.study.report.interactive import write_page_of_curves
@@ -90,7 +90,9 @@ def _tables(
     study: StudyFile, cells: Sequence[Cell], runs: Sequence[Run], scale: Scale
 ) -> list[Table]:
     """Make every table of the runs that the study compares."""
-    findings = [finding for spec in study.claims for finding in _findings(study, spec, cells, runs)]
+    findings = corrected(
+        [found for spec in study.claims for found in _findings(study, spec, cells, runs)]
+    )
     tables = [
         claims_table(findings, runs, scale) if findings else None,
         accuracy_table(runs, scale),

@@ -6,6 +6,7 @@ Accuracies are test accuracies in percent; differences are in points.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from fedgmr_hpc.reporting.statistics import Summary, medians, summarize, window_around
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.claims import UNITS, ClaimResult
+from fedgmr_hpc.study.claims import UNITS, ClaimResult, what_would_decide
 from fedgmr_hpc.study.measures import Run, columns_of, pairs, rows_of, select_runs
 
 LEGACY_NUM = 10  # evaluations on either side of T (docs/method.md#reported-accuracy)
@@ -210,32 +211,87 @@ def legacy_table(runs: Sequence[Run], scale: Scale) -> Table | None:
 
 def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
     """Tabulate the verdicts, with their figures, of `runs`."""
-    rows = [
-        [
-            f"{f.name}: {scale.title(f.a)} against {scale.title(f.b)}",
-            f.verdict,
-            f"{f.value:+.2f} {UNITS[f.kind]}" if f.num_pairs else "-",
-            _interval(f.interval, "+"),
-            str(f.num_pairs),
-            str(f.num_missing),
-            f.note,
-        ]
-        for f in findings
-    ]
+    heads = ["claim", "compared", "pairs", "mean", "95 % interval", "p", "verdict"]
     return Table(
         name="claims",
-        title="Claims",
-        heads=["claim", "verdict", "value", "95 % interval", "pairs", "missing pairs", "note"],
-        rows=rows,
-        notes=[
-            "Values are positive where the claim holds; SUPPORTED: the paired 95 % interval lies "
-            "above zero, NOT SUPPORTED: below it (or a collapse), else INCONCLUSIVE. Intervals: "
-            "percentile bootstrap, widened to Student's t for 2 to 5 finite pairs; median for "
-            "times. Pairs share seed and condition; those of several conditions are pooled.",
-            _resolution_note(_resolutions(runs), scale),
+        title=f"Claims: {_tally(findings)}",
+        heads=[*heads, "what would decide it"],
+        rows=[
+            [
+                f.name,
+                f"{scale.title(f.a)} - {scale.title(f.b)}",
+                *_tested(f),
+                f"{f.verdict}{'*' * f.is_firm}",
+                what_would_decide(f) or f.note or "",
+            ]
+            for f in findings
         ],
+        notes=[*_claim_notes(findings), _resolution_note(_resolutions(runs), scale)],
         command=scale.command,
+        records=[_claim_record(f) for f in findings],
     )
+
+
+def _tally(findings: Sequence[ClaimResult]) -> str:
+    counts = Counter(f.verdict for f in findings)
+    return ", ".join(
+        f"{counts[each]} {each}" for each in ("supported", "contradicted", "undecided")
+    )
+
+
+def _tested(found: ClaimResult) -> list[str]:
+    """Return pairs, mean, interval and p of a claim."""
+    num = found.test.num_values if found.test else 0
+    pairs = f"{num} of {num + found.num_missing}" if found.num_missing else str(num)
+    if found.test is None:
+        return [pairs, "-", "-", "-"]
+    mean = f"{found.test.mean:+.2f} {UNITS[found.kind]}"
+    return [pairs, mean, _interval(found.test.interval, "+"), _p(found.test.p)]
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
+
+
+def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
+    num = sum(1 for f in findings if not math.isnan(f.p_holm))
+    firm = sum(f.is_firm for f in findings)
+    return [
+        "Means are positive where the claim holds: points of accuracy, of scatter, or halvings of "
+        "the time (1: twice as soon; an accuracy never reached counts as reached at the run's "
+        "end). Pairs share seed and condition. Supported: Student's paired 95 % interval lies "
+        "above zero; contradicted: below it, or a collapse; else undecided.",
+        f"Each verdict is a test at 5 %: of {num} comparisons without any effect, about "
+        f"{0.05 * num:.1f} would be decided by chance. *: stands after Holm's correction over all "
+        f"{num} ({firm} do).",
+        "What would decide it: pairs for 80 % power of the two-sided test at 5 % (noncentral t), "
+        "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
+        "values; and the smallest effect that the pairs at hand had 80 % power to show.",
+    ]
+
+
+def _claim_record(found: ClaimResult) -> dict[str, Any]:
+    test = found.test
+    low, high = (test.interval if test else None) or ("", "")
+    figures = {"mean": test.mean, "sd": test.sd, "p": test.p} if test else {}
+    return {
+        "claim": found.name,
+        "a": found.a,
+        "b": found.b,
+        "verdict": found.verdict,
+        "stands_after_holm": found.is_firm,
+        "n": test.num_values if test else 0,
+        "missing": found.num_missing,
+        "unit": UNITS[found.kind],
+        **figures,
+        "low": low,
+        "high": high,
+        "p_holm": found.p_holm,
+        "would_decide": what_would_decide(found),
+        "note": found.note,
+    }
 
 
 def select_column(runs: Sequence[Run], column: str) -> list[Run]:
