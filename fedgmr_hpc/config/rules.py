@@ -22,6 +22,7 @@ RULES_OF_CHANGES = ("fedbuff",)  # of the built-in ones
 _GROWS = ("plateau", "time", "both")
 # Keys that have an effect only beside some values of another key.
 USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "model.init": ("model.name", ("digits_cnn", "conv2", "conv2_small", "vgg11")),
     "submodel.scaler": ("submodel.kind", WIDTH_KINDS),
     "submodel.width_rates": ("submodel.kind", ("ordered_dropout",)),
     "submodel.score": ("submodel.kind", ("importance",)),
@@ -58,6 +59,7 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 # Those of them which are refused there, since whoever sets them expects an effect. The others have
 # harmless defaults that rows and run files share.
 _REFUSED_UNUSED = (
+    "model.init",
     "submodel.scaler",
     "submodel.width_rates",
     "submodel.score",

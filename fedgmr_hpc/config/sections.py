@@ -140,6 +140,12 @@ class ModelConfig(OpenSection):
     `vgg11` and the small `cifar_cnn` for 3x32x32, `resnet18` for any square RGB image,
     `transformer` for sequences of tokens, or any module that a plug-in registers
     (docs/extending.md#a-model)."""
+    init: Run[Literal["paper", "kaiming"]] = "paper"
+    """How weights start: `paper` as the released code of FedGMR draws them; with `kaiming` those of
+    convolutions have variance 2 / fan in instead of 1 / (3 fan in), so that deep networks without
+    norms learn from the first steps on (docs/method.md#initial-weights). `kaiming` is for
+    `digits_cnn`, `conv2`, `conv2_small` and `vgg11`: other convolutions start so anyway, and a
+    plug-in's model has starts of its own."""
 
 
 class ClientsConfig(Section):

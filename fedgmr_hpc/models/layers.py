@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -88,6 +88,21 @@ def fan_in_start(fan_in: int) -> Start:
 def kaiming_start(fan: int, slope: float = 0.0) -> Start:
     """Kaiming-uniform for a leaky ReLU of this slope."""
     return Start("uniform", math.sqrt(6 / ((1 + slope**2) * fan)))
+
+
+def with_kaiming_convolutions(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """Return layers of which the convolutions with the default start have Kaiming's for ReLU."""
+    return tuple(
+        replace(layer, tensors=tuple(_kaiming_if_default(tensor) for tensor in layer.tensors))
+        for layer in layers
+    )
+
+
+def _kaiming_if_default(tensor: TensorSpec) -> TensorSpec:
+    fan = tensor.axes[-1].units * tensor.axes[-1].inner
+    if tensor.kind != "conv" or tensor.start != fan_in_start(fan):
+        return tensor
+    return replace(tensor, start=kaiming_start(fan))
 
 
 def conv(

@@ -10,6 +10,7 @@ Shapes: P prunable entries, D dense entries.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models.architecture import Architecture
 from fedgmr_hpc.models.convnets import TABLES, convnet_layers, convnet_logits
 from fedgmr_hpc.models.flat_net import FlatNet
+from fedgmr_hpc.models.layers import with_kaiming_convolutions
 from fedgmr_hpc.models.layout import BatchNorm, Kind, Layout
 from fedgmr_hpc.models.modules.model import ModuleFactory, ModuleModel
 from fedgmr_hpc.models.modules.net import ModuleNet
@@ -120,7 +122,10 @@ def run_model(config: Config, num_classes: int | None = None) -> Model:
     """Return the model of a run, whose data have so many classes."""
     section = config.model
     options = {option: getattr(section, option) for option in MODELS.options(section.name)}
-    return find_model(section.name, num_classes, options)
+    model = find_model(section.name, num_classes, options)
+    if section.init == "kaiming" and isinstance(model, Architecture):
+        return replace(model, layers=with_kaiming_convolutions(model.layers))
+    return model
 
 
 def make_layout(

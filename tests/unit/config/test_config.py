@@ -222,6 +222,10 @@ def test_a_full_model_has_nothing_to_restore(override, line):
             "submodel.score must be 'w' when submodel.kind is 'magnitude' (got 'g')",
         ),
         (
+            ("model.name=transformer", "model.init=kaiming"),
+            "model.init must be 'paper' when model.name is 'transformer' (got 'kaiming')",
+        ),
+        (
             ("submodel.scaler=true",),
             "submodel.scaler must be false when submodel.kind is 'importance' (got true)",
         ),

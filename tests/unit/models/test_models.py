@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.rules import USED_WITH
 from fedgmr_hpc.models import (
     MODELS,
     FlatNet,
@@ -18,7 +20,9 @@ from fedgmr_hpc.models import (
     initial_weights,
     input_shape,
     make_layout,
+    run_weights,
 )
+from fedgmr_hpc.models.layers import with_kaiming_convolutions
 
 DEVICES = [
     "cpu",
@@ -274,6 +278,42 @@ def test_initial_weights_do_not_depend_on_how_sub_models_are_cut(model):
     assert [e.name for e in layout.entries] != [e.name for e in other_layout.entries]
     for entry in layout.entries:
         assert np.array_equal(one[entry.span], other[other_layout[entry.name].span])
+
+
+@pytest.mark.parametrize(
+    ("model", "tensor", "variance"),
+    [
+        ("conv2", "conv1.weight", 2 / 25),
+        ("vgg11", "conv1.weight", 2 / 27),
+        ("vgg11", "conv8.weight", 2 / 4608),
+        ("vgg11", "conv8.bias", 1 / (3 * 4608)),  # as torch starts it
+        ("vgg11", "fc1.weight", 2 / 512),
+    ],
+)
+def test_kaiming_gives_convolutions_a_variance_of_two_over_fan_in(model, tensor, variance):
+    config = load_config(None, [f"model.name={model}", "model.init=kaiming"])
+    values = run_weights(config)[make_layout(model)[tensor].span]
+    assert values.var() == pytest.approx(variance, rel=6 / math.sqrt(len(values)))
+    assert np.abs(values).max() <= math.sqrt(3 * variance) * (1 + 1e-6)
+
+
+def test_kaiming_changes_the_weights_of_convolutions_alone_by_a_factor():
+    paper, kaiming = (
+        run_weights(load_config(None, [f"model.init={init}"])) for init in ("paper", "kaiming")
+    )
+    assert paper.tobytes() == initial_weights("digits_cnn", 0).tobytes()
+    for entry in make_layout("digits_cnn").entries:
+        factor = math.sqrt(6) if entry.name in ("conv1.weight", "conv2.weight") else 1.0
+        np.testing.assert_allclose(kaiming[entry.span], factor * paper[entry.span], rtol=1e-5)
+
+
+def test_kaiming_is_for_the_models_that_it_changes():
+    changed = {
+        name
+        for name in MODELS.homes
+        if with_kaiming_convolutions(MODELS[name].layers) != MODELS[name].layers
+    }
+    assert changed == set(USED_WITH["model.init"][1])
 
 
 def test_initial_weights_are_a_function_of_the_seed():
