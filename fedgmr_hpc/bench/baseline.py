@@ -7,13 +7,16 @@ counts; so one file can be the history of a machine.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.bench.case import Benchmark, Row
 from fedgmr_hpc.config.messages import must
+from fedgmr_hpc.results.gate.perf_log import Measurement
 
 Record = dict[str, Any]  # the content of a JSON line
+UNITS = ("s", "ms", "bytes", "MB", "GB/s", "MB/s", "%")
 
 
 def read_baseline(path: Path, what: str, *, quick: bool) -> Record:
@@ -77,10 +80,45 @@ def compare(before: Record, now: Benchmark, tolerance: float) -> list[Row]:
     return rows
 
 
+def measurements(
+    check: str, found: Benchmark, compared: list[Row], tolerance: float
+) -> Iterator[Measurement]:
+    """Return every number of a measurement for a performance log.
+
+    Args:
+        check: what has measured it, `bench codec --quick`.
+        found: the measurement.
+        compared: what `compare` says of it, nothing without a baseline.
+        tolerance: that of `compare`.
+    """
+    judged = {(row["row"], row["ratio"]): row for row in compared if row["before"] is not None}
+    for number, row in enumerate(found.rows, 1):
+        case = _name(row, found) or f"row {number}"
+        for column, value in row.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if column in found.keys or not is_number:
+                continue
+            against = judged.get((case, column))
+            limits = (None, None) if against is None else (against["before"], tolerance)
+            is_within = against is None or against["within"]
+            better = found.ratios.get(column)
+            yield Measurement(check, case, column, value, _unit(column), better, *limits, is_within)
+
+
+def _unit(column: str) -> str:
+    """Return the unit that the name of a column ends in or begins with; `1` where it has none."""
+    words = column.replace(",", "").split()
+    return next((word for word in words if word in UNITS), "1/s" if "/s" in words[-1] else "1")
+
+
+def _name(row: Row, shape: Benchmark) -> str:
+    return " ".join(str(row[key]) for key in shape.keys)
+
+
 def _ratios(rows: list[Row], shape: Benchmark) -> dict[tuple[str, str], float]:
     """Return the ratios of rows by the row's name and column."""
     return {
-        (" ".join(str(row[key]) for key in shape.keys), column): row[column]
+        (_name(row, shape), column): row[column]
         for row in rows
         for column in shape.ratios
         if row.get(column) is not None

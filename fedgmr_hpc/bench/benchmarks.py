@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.bench.baseline import compare, read_baseline
+from fedgmr_hpc.bench.baseline import compare, measurements, read_baseline
 from fedgmr_hpc.bench.case import Benchmark, Better, Row
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
@@ -44,6 +44,7 @@ from fedgmr_hpc.bench.samples import measure_samples
 from fedgmr_hpc.bench.system import describe_system
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.tables import as_text
+from fedgmr_hpc.results.gate.perf_log import append_lines
 from fedgmr_hpc.transport.launchers import run_ranks
 
 HERE = {
@@ -73,6 +74,7 @@ class Request:
         venv: the environment of the peers.
         baseline: a file with an earlier measurement, if any.
         tolerance: by how much of its earlier value a ratio may be worse.
+        perf_log: a file to which a line for each figure is appended, if any.
         device: of those that need a GPU: `cuda`, or with `quick` `cpu`.
     """
 
@@ -82,6 +84,7 @@ class Request:
     venv: Path = Path(PEERS_VENV)
     baseline: Path | None = None
     tolerance: float = 0.1
+    perf_log: Path | None = None
     device: str = "cuda"
 
 
@@ -107,6 +110,9 @@ def run_bench(request: Request, aside: AbstractContextManager[object] | None = N
         for rows in filter(None, (found.rows, compared)):
             print(_as_table(rows))
     record = as_record(request, found)
+    if request.perf_log is not None:
+        told = measurements(_words(request), found, compared, request.tolerance)
+        append_lines(request.perf_log, ((record["system"], each) for each in told))
     print(json.dumps(record | {"compared": compared} if before else record))
     return 1 if found.num_outside or any(not row["within"] for row in compared) else 0
 
@@ -140,6 +146,10 @@ def as_record(request: Request, found: Benchmark) -> dict[str, Any]:
     """Return the content of the final JSON line."""
     told = {"bench": request.what, "quick": request.quick, "outside": found.num_outside}
     return told | found.summary | {"rows": found.rows, "system": describe_system()}
+
+
+def _words(request: Request) -> str:
+    return f"bench {request.what}{' --quick' if request.quick else ''}"
 
 
 def _as_table(rows: list[Row]) -> str:

@@ -6,24 +6,14 @@ import re
 import subprocess
 from pathlib import Path
 
+from fedgmr_hpc.results.gate.perf_log import system_of
 from fedgmr_hpc.runtime.provenance import collect_provenance
 from fedgmr_hpc.transport.launchers import mpirun_command
 
 
 def describe_system() -> dict[str, str]:
-    """Return processor, cores, versions and commit, and when it was."""
-    known = collect_provenance(Path(__file__).resolve().parents[2])
-    names = {
-        "cpu": "cpu_model",
-        "cores": "num_cores",
-        "platform": "platform",
-        "python": "version_python",
-        "torch": "version_torch",
-        "commit": "git_commit",
-        "changed": "git_dirty",
-        "utc": "start_utc",
-    }
-    return {name: known[key] for name, key in names.items()} | {"mpi": _mpi()}
+    """Return host, processor, cores, versions and commit, and when it was."""
+    return system_of(collect_provenance(Path(__file__).resolve().parents[2]), _mpi())
 
 
 def _mpi() -> str:

@@ -106,6 +106,23 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
+def add_tolerance(parser: Parser, about: str) -> None:
+    """Add `--tolerance`, a share of an earlier value."""
+    parser.add_argument(
+        "--tolerance",
+        type=share,
+        default=0.1,
+        metavar="SHARE",
+        help=f"{about}, 0.1 or 10%% (default: 10%%)",
+    )
+
+
+def add_perf_log(parser: Parser) -> None:
+    """Add `--perf-log`, a file of measurements."""
+    about = "append a JSON line for each figure, with the system that it was measured on"
+    parser.add_argument("--perf-log", metavar="FILE", help=about)
+
+
 @contextmanager
 def stdout_to_stderr(redirects: bool) -> Iterator[None]:
     """Send what is printed meanwhile to stderr, also by processes that are started meanwhile."""
@@ -174,6 +191,18 @@ def at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def share(text: str) -> float:
+    """Return a share that an option gives as a number or in percent."""
+    number, _, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if "%" in text else 1)
+    except ValueError:
+        value = -1.0
+    if rest or not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.1 or 10% (got {text})")
+    return value
 
 
 def above_zero(text: str) -> float:

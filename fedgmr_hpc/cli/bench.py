@@ -8,7 +8,9 @@ from pathlib import Path
 from fedgmr_hpc.cli.arguments import (
     Verbs,
     add_json,
+    add_perf_log,
     add_ranks,
+    add_tolerance,
     add_verb,
     one_of,
     stdout_to_stderr,
@@ -90,32 +92,19 @@ def add_to(verbs: Verbs) -> None:
         "--venv", metavar="DIR", help="the Python of the peers (default: ~/.cache/fedgmr_hpc/peers)"
     )
     parser.add_argument("--baseline", metavar="FILE", help="JSON lines of earlier measurements")
-    parser.add_argument(
-        "--tolerance",
-        type=share,
-        default=0.1,
-        metavar="SHARE",
-        help="by how much a ratio may be worse than before, 0.1 or 10%% (default: 10%%)",
-    )
-
-
-def share(text: str) -> float:
-    """Return a share that is given as a number or in percent."""
-    number, _, rest = text.partition("%")
-    try:
-        value = float(number) / (100 if "%" in text else 1)
-    except ValueError:
-        value = -1.0
-    if rest or not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a share such as 0.1 or 10% (got {text})")
-    return value
+    add_tolerance(parser, "by how much a ratio may be worse than before")
+    add_perf_log(parser)
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """Run a benchmark; return 1 where a row is outside its bounds."""
     from fedgmr_hpc.bench.benchmarks import Request, run_bench
 
-    places = {"venv": arguments.venv, "baseline": arguments.baseline}
+    places = {
+        "venv": arguments.venv,
+        "baseline": arguments.baseline,
+        "perf_log": arguments.perf_log,
+    }
     request = Request(
         arguments.what,
         quick=arguments.quick,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from fedgmr_hpc.cli.arguments import Verbs, above_zero, add_out, add_verb
+from fedgmr_hpc.cli.arguments import (
+    Verbs,
+    above_zero,
+    add_out,
+    add_perf_log,
+    add_tolerance,
+    add_verb,
+)
+from fedgmr_hpc.config.messages import must_be
 
 EVERY_S = 2.0
 RESULT_HELP = "a result file, a pattern, or a folder of them"
@@ -12,11 +20,23 @@ REPORT = """\
 Make tables and plots of runs: accuracy and density over virtual time, bytes,
 and where the time went. The tables are printed; the plots are written to
 --out. Files that cannot be read are left out, with a line that says why.
+
+With --baseline the runs are compared with earlier ones instead: one table of
+ratios, without plots. Two runs are a pair if configuration, limits and seed
+are the same; repeats count by their median. The exit code is 1
+
+  * where a figure is worse than --tolerance or --points allow; wall times
+    are judged on the same machine only,
+  * where on the virtual clock and the same kind of processor bytes, times,
+    scores or weights have changed at all, for better or worse,
+  * where a run of the baseline has no partner.
 """
 REPORT_EPILOG = """\
 examples:
   %(prog)s results/
   %(prog)s a.h5 b.h5 --out compared
+  %(prog)s now/ --baseline before/ --tolerance 5%%
+  %(prog)s now/ --baseline before/ --perf-log perf.jsonl
 """
 WATCH = """\
 Show a table of runs, read from their files alone. On a terminal it is redrawn
@@ -49,6 +69,18 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help=RESULT_HELP)
     add_out(parser, None, "folder of the plots", "report, beside the first RESULT")
+    parser.add_argument(
+        "--baseline", nargs="+", metavar="RESULT", help="earlier runs, to compare with"
+    )
+    add_tolerance(parser, "by how much of its value before a figure may be worse")
+    parser.add_argument(
+        "--points",
+        type=above_zero,
+        default=1.0,
+        metavar="N",
+        help="by how many points the test accuracy may fall (default: %(default)g)",
+    )
+    add_perf_log(parser)
     parser = add_verb(
         verbs,
         "watch",
@@ -69,11 +101,34 @@ def add_to(verbs: Verbs) -> None:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Print the tables, and where the plots are."""
+    """Print the tables, and where the plots are; or compare runs, and return 1 where some are
+    worse.
+    """
+    if arguments.baseline is not None:
+        return _gate(arguments)
+    from fedgmr_hpc.results.gate.compare import read_runs
+    from fedgmr_hpc.results.gate.perf_log import append_lines, run_lines
     from fedgmr_hpc.results.summary import report_results
 
+    if arguments.perf_log is not None:
+        append_lines(arguments.perf_log, run_lines(read_runs(arguments.results)))
     print(report_results(arguments.results, arguments.out))
     return 0
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from fedgmr_hpc.results.gate.compare import Limits, compare_runs, read_runs
+    from fedgmr_hpc.results.gate.perf_log import append_lines, verdict_lines
+    from fedgmr_hpc.results.gate.text import render_verdict
+
+    if arguments.out is not None:
+        raise ValueError(must_be("--out", "absent beside --baseline, which makes no plots"))
+    now, before = (read_runs(words) for words in (arguments.results, arguments.baseline))
+    verdict = compare_runs(now, before, Limits(arguments.tolerance, arguments.points))
+    print(render_verdict(verdict))
+    if arguments.perf_log is not None:
+        append_lines(arguments.perf_log, verdict_lines(verdict))
+    return 0 if verdict.is_passed else 1
 
 
 def watch(arguments: argparse.Namespace) -> int:

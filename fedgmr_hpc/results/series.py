@@ -58,6 +58,15 @@ def end_s(result: Result, name: str) -> float:
     return max((float(column[-1]) for column in columns if len(column)), default=0.0)
 
 
+def last_tests(result: Result) -> Values:
+    """Return the last test accuracies, at most 3, of models that were trained if there are any."""
+    evaluations = scored(result)
+    test = evaluations["test_accuracy"]
+    is_known = np.isfinite(test)
+    is_trained = is_known & (evaluations["version"] > 0)
+    return test[is_trained if is_trained.any() else is_known][-3:]
+
+
 def merged_ages(result: Result) -> Values:
     """Return [M] staleness of the merged updates when they were first merged; a fresh one has 1."""
     version, base = result.updates["version"], result.updates["base_version"]

@@ -30,6 +30,7 @@ from fedgmr_hpc.results.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.results.series import (
     Values,
     end_s,
+    last_tests,
     mean_density,
     merged_ages,
     own_accuracies,
@@ -162,7 +163,7 @@ def render_summary(result: Result) -> str:
     config, merges = result.config, result.merges
     up, down = _moved(result)
     test, last_test, val = _accuracies(result)
-    num_last = count_of(len(_last_tests(result)), "evaluation")
+    num_last = count_of(len(last_tests(result)), "evaluation")
     facts = {
         "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
         "warning": describe_chance(result),
@@ -286,17 +287,8 @@ def _accuracies(result: Result) -> list[str]:
     """Return the last test accuracy, the mean of its last ones, the last validation accuracy."""
     val = result.evaluations["val_accuracy"]
     test = result.evaluations["test_accuracy"]
-    kept = [test[np.isfinite(test)][-1:], _last_tests(result), val[np.isfinite(val)][-1:]]
+    kept = [test[np.isfinite(test)][-1:], last_tests(result), val[np.isfinite(val)][-1:]]
     return [percent(values.mean()) if values.size else "-" for values in kept]
-
-
-def _last_tests(result: Result) -> Values:
-    """Return the last test accuracies, at most 3, of models that were trained if there are any."""
-    evaluations = scored(result)
-    test = evaluations["test_accuracy"]
-    is_known = np.isfinite(test)
-    is_trained = is_known & (evaluations["version"] > 0)
-    return test[is_trained if is_trained.any() else is_known][-3:]
 
 
 def _own_submodels(result: Result) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedgmr_hpc.bench import benchmarks
-from fedgmr_hpc.bench.baseline import compare, read_baseline
+from fedgmr_hpc.bench.baseline import compare, measurements, read_baseline
 from fedgmr_hpc.bench.benchmarks import Request, run_bench
 from fedgmr_hpc.bench.case import Benchmark
-from fedgmr_hpc.cli.bench import share
+from fedgmr_hpc.cli.arguments import share
 
 
 def measured(speed: float, cost: float, name: str = "all full") -> Benchmark:
@@ -108,6 +109,35 @@ def test_a_worse_ratio_ends_in_an_exit_code(
     monkeypatch.setitem(benchmarks.HERE, "merge", lambda repeats: measured(0.4, 2.0))
     assert run_bench(request) == 1
     assert "-20" in capsys.readouterr().out
+
+
+def test_a_log_has_every_number_and_what_it_was_compared_with() -> None:
+    found = Benchmark(
+        [{"densities": "all full", "merge ms": 2.5, "up/s": 7, "of copy": 0.4, "within": True}],
+        {},
+        ("densities",),
+        {"of copy": "higher"},
+    )
+    before = {"bench": "merge", "rows": [{"densities": "all full", "of copy": 0.5}]}
+    lines = [*measurements("bench merge", found, compare(before, found, 0.1), 0.1)]
+    assert [astuple(line) for line in lines] == [
+        ("bench merge", "all full", "merge ms", 2.5, "ms", None, None, None, True),
+        ("bench merge", "all full", "up/s", 7, "1/s", None, None, None, True),
+        ("bench merge", "all full", "of copy", 0.4, "1", "higher", 0.5, 0.1, False),
+    ]
+
+
+def test_a_log_grows_by_a_line_for_each_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "perf.jsonl"
+    monkeypatch.setitem(benchmarks.HERE, "merge", lambda repeats: measured(0.5, 2.0))
+    for _ in range(2):
+        assert run_bench(Request("merge", quick=True, perf_log=path)) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["figure"] for line in lines] == ["s", "of copy", "sorts"] * 2
+    assert {"utc", "host", "cpu", "cores", "torch", "mpi", "commit"} <= lines[0].keys()
+    assert lines[0]["check"] == "bench merge --quick"
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0)])

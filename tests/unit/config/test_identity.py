@@ -78,7 +78,11 @@ def test_only_what_differs_from_the_default_counts() -> None:
     assert "train.momentum" not in plain and "data.alpha" not in plain
     assert identity(load_config(None, ["method=fedavg", "train.momentum=0.0"])) == plain
     older = load_config(None, ["method=fedavg"]).model_dump(mode="json")
-    del older["train"]["clip_norm"], older["model"]["init"], older["eval"]  # keys that came after the file was written
+    del (
+        older["train"]["clip_norm"],
+        older["model"]["init"],
+        older["eval"],
+    )  # keys that came after the file was written
     assert identity(older) == plain
 
 

@@ -1,0 +1,87 @@
+"""The figures by which a gate judges a run, and the machine that they were measured on."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import xxhash
+
+from fedgmr_hpc.config.identity import CELL, identity, method_label
+from fedgmr_hpc.reporting.words import count_of
+from fedgmr_hpc.results.series import end_s, last_tests
+from fedgmr_hpc.storage.reader import Result
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of a run.
+
+    Attributes:
+        name: as tables and logs have it.
+        unit: of its value; `%` is compared by its difference, the others by their ratio.
+        better: which way is better.
+        read: takes it from a result, NaN where it is unknown.
+        is_of_machine: whether it says nothing about another machine.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    read: Callable[[Result], float]
+    is_of_machine: bool = False
+
+    def median(self, results: Iterable[Result]) -> float:
+        """Return the median over repeats of a run."""
+        return statistics.median(self.read(each) for each in results)
+
+
+def _test(result: Result) -> float:
+    tests = last_tests(result)
+    return 100 * float(tests.mean()) if tests.size else float("nan")
+
+
+def _rounds_per_s(result: Result) -> float:
+    wall_s, rounds = end_s(result, "wall_s"), result.merges["round"]
+    return float(rounds[-1]) / wall_s if wall_s and len(rounds) else float("nan")
+
+
+def _last(column: str) -> Callable[[Result], float]:
+    return lambda result: float(result.merges[column][-1:].sum())
+
+
+FIGURES = (
+    Figure("test accuracy", "%", "higher", _test),
+    Figure("time", "s", "lower", lambda result: end_s(result, "now_s")),
+    Figure("wall time", "s", "lower", lambda result: end_s(result, "wall_s"), True),
+    Figure("rounds/s", "1/s", "higher", _rounds_per_s, True),
+    Figure("server up", "bytes", "lower", _last("server_up_bytes")),
+    Figure("server down", "bytes", "lower", _last("server_down_bytes")),
+)
+
+
+def machine_of(result: Result) -> str:
+    """Return what the speed of a run depends on besides the program: processor, cores, ranks."""
+    known = result.provenance
+    cpu, cores = known.get("cpu_model", "unknown processor"), known.get("num_cores", "?")
+    return f"{cpu}, {cores} cores, {count_of(len(result.ranks.get('rank', ())), 'rank')}"
+
+
+def key_of(result: Result) -> str:
+    """Return all that makes a run the same as another: what differs from the defaults, as JSON."""
+    return json.dumps(identity(result.config, CELL), sort_keys=True)
+
+
+def case_of(result: Result) -> str:
+    """Return what a run is called in a log, and 8 digits for all of its configuration:
+    `fedavg on digits, seed 0, 1f6ed00c`.
+    """
+    config = result.config
+    data = config.get("data", {}).get("name", "-")
+    digits = xxhash.xxh3_64_hexdigest(key_of(result).encode())[:8]
+    return f"{method_label(config)} on {data}, seed {config.get('seed', '-')}, {digits}"

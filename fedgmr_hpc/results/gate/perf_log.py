@@ -1,0 +1,121 @@
+"""Performance logs: files of JSON lines, one for each figure that was measured.
+
+A line says what was measured, when, and on what, so that lines of many machines and versions can
+lie in one file (docs/performance.md#performance-logs).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgmr_hpc.config.messages import must
+from fedgmr_hpc.results.gate.compare import Verdict
+from fedgmr_hpc.results.gate.figures import FIGURES, case_of
+from fedgmr_hpc.storage.reader import Result
+
+SYSTEM = {  # what a line says of the system: where provenance has it
+    "utc": "start_utc",
+    "host": "hostname",
+    "cpu": "cpu_model",
+    "cores": "num_cores",
+    "platform": "platform",
+    "python": "version_python",
+    "torch": "version_torch",
+    "commit": "git_commit",
+    "changed": "git_dirty",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure.
+
+    Attributes:
+        check: what has measured it: `bench codec --quick`, `run`.
+        case: which of its rows or runs.
+        figure: its name.
+        value: in `unit`; None where it is unknown.
+        unit: `s`, `ms`, `bytes`, `%`; `1` of ratios and counts.
+        better: `higher`, `lower`, or None where neither is.
+        reference: the value of the baseline, None without one.
+        tolerance: by how much it may be worse: a share, of `%` points; None without a reference.
+        within: whether it is no worse than that.
+    """
+
+    check: str
+    case: str
+    figure: str
+    value: float | None
+    unit: str
+    better: str | None = None
+    reference: float | None = None
+    tolerance: float | None = None
+    within: bool = True
+
+
+def system_of(provenance: Mapping[str, str], mpi: str) -> dict[str, str]:
+    """Return the description of a system from a run's or this process's provenance."""
+    known = {name: provenance.get(key, "unknown") for name, key in SYSTEM.items()}
+    return known | {"mpi": mpi or "none"}
+
+
+def append_lines(
+    path: str | os.PathLike[str], rows: Iterable[tuple[Mapping[str, str], Measurement]]
+) -> None:
+    """Append a line for each measurement and its system.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    lines = [json.dumps({**system, **asdict(each)}) + "\n" for system, each in rows]
+    try:
+        with Path(path).open("a") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise ValueError(
+            must("--perf-log", "be a file to write", str(path), because=str(error.strerror))
+        ) from None
+
+
+def run_lines(results: Sequence[Result]) -> Iterator[tuple[dict[str, str], Measurement]]:
+    """Return the lines of runs that are compared with nothing."""
+    for result in results:
+        for figure in FIGURES:
+            value = _known(figure.read(result))
+            told = Measurement(
+                "run", case_of(result), figure.name, value, figure.unit, figure.better
+            )
+            yield _system(result), told
+
+
+def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measurement]]:
+    """Return the lines of the runs of a comparison; those of another machine have no reference."""
+    for pair in verdict.pairs:
+        for each in pair.figures:
+            figure = each.figure
+            known = (_known(each.before), each.limit) if each.is_judged else (None, None)
+            yield (
+                _system(pair.now[0]),
+                Measurement(
+                    *("run", case_of(pair.now[0]), figure.name, _known(each.now), figure.unit),
+                    figure.better,
+                    *known,
+                    not each.is_worse,
+                ),
+            )
+    yield from run_lines(verdict.new)
+
+
+def _system(result: Result) -> dict[str, str]:
+    libraries: Sequence[Any] = result.ranks.get("mpi_library", ())
+    return system_of(result.provenance, str(libraries[0]) if len(libraries) else "")
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
