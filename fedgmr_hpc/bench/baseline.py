@@ -99,10 +99,17 @@ def measurements(
             if column in found.keys or not is_number:
                 continue
             against = judged.get((case, column))
-            limits = (None, None) if against is None else (against["before"], tolerance)
-            is_within = against is None or against["within"]
-            better = found.ratios.get(column)
-            yield Measurement(check, case, column, value, _unit(column), better, *limits, is_within)
+            yield Measurement(
+                check,
+                case,
+                column,
+                value,
+                _unit(column),
+                better=found.ratios.get(column),
+                reference=None if against is None else against["before"],
+                tolerance=None if against is None else tolerance,
+                within=against is None or against["within"],
+            )
 
 
 def _unit(column: str) -> str:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.results.gate.compare import Verdict
@@ -99,22 +98,24 @@ def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measuremen
     for pair in verdict.pairs:
         for each in pair.figures:
             figure = each.figure
-            known = (_known(each.before), each.limit) if each.is_judged else (None, None)
-            yield (
-                _system(pair.now[0]),
-                Measurement(
-                    *("run", case_of(pair.now[0]), figure.name, _known(each.now), figure.unit),
-                    figure.better,
-                    *known,
-                    not each.is_worse,
-                ),
+            told = Measurement(
+                "run",
+                case_of(pair.now[0]),
+                figure.name,
+                _known(each.now),
+                figure.unit,
+                figure.better,
+                reference=_known(each.before) if each.is_judged else None,
+                tolerance=each.limit if each.is_judged else None,
+                within=not each.is_worse,
             )
+            yield _system(pair.now[0]), told
     yield from run_lines(verdict.new)
 
 
 def _system(result: Result) -> dict[str, str]:
-    libraries: Sequence[Any] = result.ranks.get("mpi_library", ())
-    return system_of(result.provenance, str(libraries[0]) if len(libraries) else "")
+    libraries = [*result.ranks.get("mpi_library", ())][:1]
+    return system_of(result.provenance, str(*libraries))
 
 
 def _known(value: float) -> float | None:
