@@ -74,7 +74,7 @@ Write tables, figures and verdicts of the runs that are done.
 REPORT_EPILOG = """\
 examples:
   %(prog)s main_small
-  %(prog)s main_small --out /scratch/studies
+  %(prog)s main_small --spread interval
 """
 EXPORT = """\
 Write the runs that are done as one tidy table beside the report, tidy.csv or
@@ -87,6 +87,7 @@ examples:
   %(prog)s main_small --format jsonl
 """
 EXPORT_FORMATS = ("csv", "jsonl")
+SPREADS = ("sd", "interval")
 
 
 def add_to(verbs: Verbs) -> None:
@@ -121,6 +122,14 @@ def add_to(verbs: Verbs) -> None:
         call=report,
     )
     _add_study(parser)
+    parser.add_argument(
+        "--spread",
+        default=SPREADS[0],
+        choices=SPREADS,
+        type=one_of(SPREADS),
+        metavar="WHAT",
+        help="behind a mean: sd, or interval, half the 95 %% interval (default: %(default)s)",
+    )
     parser = add_verb(
         actions,
         "export",
@@ -227,11 +236,8 @@ def report(arguments: argparse.Namespace) -> int:
     folder = _open(arguments, reuses_overrides=True)
     from fedgmr_hpc.study.report.page import write_report
 
-    print(
-        write_report(
-            folder.study, folder.cells, folder.cells_dir, folder.report_dir, folder.command
-        )
-    )
+    where = (folder.cells_dir, folder.report_dir)
+    print(write_report(folder.study, folder.cells, *where, folder.command, arguments.spread))
     return 0
 
 

@@ -13,7 +13,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Table:
         notes: what a reader has to know: units, intervals, seeds.
         command: what to type to make the table again.
         records: one mapping per value, for CSV; empty to take heads and rows.
+        marked: (row, column) of cells that stand out; the notes say why.
     """
 
     name: str
@@ -53,6 +54,26 @@ class Table:
     command: str = ""
     num_seeds: str = ""
     records: Sequence[Mapping[str, Any]] = ()
+    marked: Collection[tuple[int, int]] = ()
+
+    def rows_with(self, before: str, after: str, otherwise: str = "") -> list[list[str]]:
+        """Return the rows with signs around the marked cells, and `otherwise` behind the other
+        cells of their columns.
+        """
+        columns = {column for _, column in self.marked}
+        return [
+            [
+                f"{before}{cell}{after}"
+                if (i, j) in self.marked
+                else cell + otherwise * (j in columns)
+                for j, cell in enumerate(row)
+            ]
+            for i, row in enumerate(self.rows)
+        ]
+
+    def as_text(self) -> str:
+        """Return title and cells for a terminal, marked ones with a star."""
+        return f"{self.title}\n{as_text(self.heads, self.rows_with('', '*', ' '))}\n"
 
     @property
     def footer(self) -> list[str]:
@@ -106,7 +127,11 @@ def as_markdown(table: Table) -> str:
     """Write a section with the table, its notes and its command."""
     numeric = numeric_columns(len(table.heads), table.rows)
     rule = ["---:" if is_numeric else "---" for is_numeric in numeric]
-    lines = [f"### {table.title}", "", *map(_bar, (table.heads, rule, *table.rows))]
+    lines = [
+        f"### {table.title}",
+        "",
+        *map(_bar, (table.heads, rule, *table.rows_with("**", "**"))),
+    ]
     lines += ["", *(f"{line}  " for line in table.footer)]
     if table.command:
         lines += ["", f"    {table.command}"]
@@ -130,18 +155,39 @@ def as_csv(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """Write a `tabular` with booktabs rules; the notes and the command are comments."""
+    """Write a floating `table` with booktabs rules; the notes are its caption, the command is a
+    comment. Marked cells are bold.
+    """
     numeric = numeric_columns(len(table.heads), table.rows)
     columns = "".join("r" if is_numeric else "l" for is_numeric in numeric)
-    lines = [f"% {line}" for line in _comments(table)]
-    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(table.heads), r"\midrule"]
-    lines += [_latex_row(row) for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    caption = " ".join([f"{table.title.removesuffix('.')}.", *table.footer])
+    body = [_escaped(row) for row in table.rows]
+    for i, j in table.marked:
+        body[i][j] = rf"\textbf{{{body[i][j]}}}"
+    lines = [
+        "% needs \\usepackage{booktabs}" + f"; made by: {table.command}" * bool(table.command),
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{''.join(_escaped([caption]))}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        _latex_row(_escaped(table.heads)),
+        r"\midrule",
+        *map(_latex_row, body),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _escaped(cells: Cells) -> list[str]:
+    return ["".join(LATEX.get(char, char) for char in cell.replace("\n", " ")) for cell in cells]
 
 
 def _latex_row(cells: Cells) -> str:
-    escaped = ("".join(LATEX.get(char, char) for char in cell) for cell in cells)
-    return " & ".join(escaped) + r" \\"
+    return " & ".join(cells) + r" \\"
 
 
 def _comments(table: Table) -> list[str]:

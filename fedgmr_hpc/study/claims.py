@@ -52,7 +52,8 @@ class ClaimResult:
 
     Attributes:
         test: Of the pairs' values, in UNITS of the kind; None without a pair.
-        num_missing: Pairs planned and not there, or without a value.
+        num_missing: Pairs planned of which a run is missing.
+        num_without: Pairs of runs without a value.
         is_firm: Whether the verdict stands after Holm's correction (`corrected`).
     """
 
@@ -63,6 +64,7 @@ class ClaimResult:
     verdict: Verdict
     test: MeanTest | None
     num_missing: int
+    num_without: int = 0
     note: str = ""
     p_holm: float = math.nan
     is_firm: bool = False
@@ -89,7 +91,9 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
     """
     values = paired_values(claim, runs)
     test = mean_test(values)
-    fallen = _collapses(claim, _inside(claim, runs))
+    inside = _inside(claim, runs)
+    num_pairs = len(pairs(inside, claim.a, claim.b))
+    fallen = _collapses(claim, inside)
     return ClaimResult(
         name=claim.spec.name,
         a=claim.a,
@@ -97,7 +101,8 @@ def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResu
         kind=claim.spec.kind,
         verdict="contradicted" if fallen else decide(test.interval if test else None),
         test=test,
-        num_missing=num_planned - len(values),
+        num_missing=num_planned - num_pairs,
+        num_without=num_pairs - len(values),
         note=fallen,
     )
 
@@ -125,15 +130,19 @@ def what_would_decide(found: ClaimResult) -> str:
     """
     if found.verdict != "undecided":
         return ""
-    missing = f"{count_of(found.num_missing, 'missing pair')}; " if found.num_missing else ""
-    test = found.test
+    parts = [f"{count_of(found.num_missing, 'missing pair')}"] * bool(found.num_missing)
+    return "; ".join([*parts, *_needs(found.test, found.num_without)]) or "more than one pair"
+
+
+def _needs(test: MeanTest | None, num_without: int) -> list[str]:
+    without = [f"{count_of(num_without, 'pair')} without a value"] * bool(num_without)
     if test is None or test.num_values == 1:
-        return missing.removesuffix("; ") or "more than one pair"
+        return without
     if not test.sd:
-        return f"{missing}no number of pairs: all are equal"
+        return [*without, "no number of pairs: all are equal"]
     needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
     least = smallest_effect(test.num_values) * test.sd
-    return f"{missing}{needed} pairs; {test.num_values} show {least:.2g} or more"
+    return [*without, f"{needed} pairs", f"{test.num_values} show {least:.2g} or more"]
 
 
 def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:

@@ -17,24 +17,24 @@ import numpy as np
 
 from fedgmr_hpc.reporting.figures import save
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
-from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
+from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, corrected, judge
 from fedgmr_hpc.study.measures import Run, measure
-from fedgmr_hpc.study.report.figures import COURSES, draw
-from fedgmr_hpc.study.report.interactive import write_page_of_curves
-from fedgmr_hpc.study.report.tables import (
-    Scale,
+from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,
-    claims_table,
-    cost_table,
     difference_table,
     legacy_table,
-    own_tables,
+    own_table,
 )
+from fedgmr_hpc.study.report.claims_table import claims_table
+from fedgmr_hpc.study.report.figures import COURSES, draw
+from fedgmr_hpc.study.report.head import head_of, setting_of, settings_note
+from fedgmr_hpc.study.report.interactive import write_page_of_curves
+from fedgmr_hpc.study.report.tables import Scale, Spread, cost_table
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
-from fedgmr_hpc.study.states import ENDED, CellState
+from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
 from fedgmr_hpc.study.tuning import read_states
 
@@ -48,11 +48,13 @@ def write_report(
     cells_dir: Path,
     out_dir: Path,
     command: Callable[[str], str],
+    spread: Spread = "sd",
 ) -> str:
     """Write the report of the finished cells; return what to say on the terminal.
 
     Args:
         command: what to type for an action on this study.
+        spread: what stands behind a mean: standard deviation, or half the 95 % interval.
 
     Raises:
         OSError: `out_dir` cannot be written.
@@ -61,7 +63,7 @@ def write_report(
     compared = [(cell, state) for cell, state in states if not cell.is_trial]
     finished = [(c, s.result) for c, s in compared if s.status == "done" and s.result is not None]
     runs = [measure(cell, result) for cell, result in finished]
-    scale = _scale(study, cells, command("report"))
+    scale = _scale(study, cells, command("report"), spread)
     tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
     tables += tuning_tables(study, cells, states, scale)
     *tables, origins = _captioned([*tables, _provenance(states, scale.command)], study.captions)
@@ -71,19 +73,21 @@ def write_report(
         else []
     )
     write_tables([*tables, origins], out_dir / "tables")
-    lead, *warnings = _head(study, states, runs, scale)
+    first, *warnings = head_of(study, states, runs, scale)
+    lead = [first, *settings_note(study, [cell for cell, _ in compared])]
     links, missing = write_page_of_curves(study.title, finished, scale, out_dir)
-    page = Page(study.title, [lead], warnings, [*tables, *pictures, origins], links)
+    page = Page(study.title, lead, warnings, [*tables, *pictures, origins], links)
     path = write_page(page, out_dir, "report")
-    shown = [f"{t.title}\n{as_text(t.heads, t.rows)}\n" for t in tables]
-    return "\n".join([*shown, lead, *warnings, *missing, f"report: {path}"])
+    shown = [table.as_text() for table in tables]
+    return "\n".join([*shown, *lead, *warnings, *missing, f"report: {path}"])
 
 
-def _scale(study: StudyFile, cells: Sequence[Cell], command: str) -> Scale:
+def _scale(study: StudyFile, cells: Sequence[Cell], command: str, spread: Spread) -> Scale:
     reference = study.reference
     row = None if reference is None else find_row(cells, reference, "reference")
     when = (study.comparison_time_s, study.last, study.targets)
-    return Scale(*when, row, command, titles_of(cells))
+    setting = setting_of(study, [cell for cell in cells if not cell.is_trial])
+    return Scale(*when, row, command, titles_of(cells), spread, setting)
 
 
 def _tables(
@@ -98,7 +102,7 @@ def _tables(
         accuracy_table(runs, scale),
         difference_table(runs, scale),
         cost_table(runs, scale),
-        *own_tables(runs, scale),
+        own_table(runs, scale),
         legacy_table(runs, scale),
     ]
     return [table for table in tables if table is not None]
@@ -137,36 +141,14 @@ def _num_planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> int:
     return len(places[0] & places[1])
 
 
-def _head(
-    study: StudyFile, states: Sequence[tuple[Cell, CellState]], runs: Sequence[Run], scale: Scale
-) -> list[str]:
-    """Say what a reader must know first: how many cells, which are not there, and why."""
-    trials = [state.status in ENDED for cell, state in states if cell.is_trial]
-    of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
-    lines = [
-        f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
-        f"{scale.when}, of virtual time, on the test set, which decides nothing during a run."
-    ]
-    lines += [
-        f"Not in the tables: {cell.name} ({state.status}{': ' * bool(state.error)}{state.error})"
-        for cell, state in states
-        if state.status not in ENDED
-    ]
-    lines += [
-        f"No value at T: {run.name} ended at {run.times_s[-1] if len(run.times_s) else 0:g} s"
-        for run in runs
-        if not run.covers(scale.at_s)
-    ]
-    commits = {s.result.provenance.get("git_commit", "") for _, s in states if s.result is not None}
-    if len(commits) > 1:
-        lines.append(f"The cells come from {len(commits)} commits, see the last table.")
-    return lines
-
-
 def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table:
     """Tabulate where every cell comes from."""
     heads = ["cell", "state", "seed", "rounds", "virtual s", "wall s", *FROM_RESULT]
-    rows = [[cell.name, state.status, str(cell.seed), *_origin(state)] for cell, state in states]
+    rows = [
+        [cell.name, state.status, str(cell.seed), *_origin(state)]
+        for cell, state in states
+        if state.result is not None
+    ]
     return Table(
         name="cells",
         title="Cells and where they come from",
@@ -179,8 +161,7 @@ def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table
 
 def _origin(state: CellState) -> list[str]:
     result = state.result
-    if result is None:
-        return ["-"] * (3 + len(FROM_RESULT))
+    assert result is not None
     facts = dict(result.provenance)
     dirty = "+" if facts.get("git_dirty") == "true" else ""
     facts["git_commit"] = facts.get("git_commit", "-")[:10] + dirty

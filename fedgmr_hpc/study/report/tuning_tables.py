@@ -10,6 +10,7 @@ from fedgmr_hpc.reporting.tables import Table
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.labels import Labels, label_of, title_of
 from fedgmr_hpc.study.report.tables import Scale
+from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.study_file import StudyFile
 from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_row
 
@@ -22,14 +23,15 @@ def tuning_tables(
     if not spent:
         return []
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    return [
-        _choices(study, scores_of(cells, states), scale),
-        _costs({row: spent.get(row, Spent()) for row in rows}, scale),
-    ]
+    tried = {cell.row for cell, state in states if cell.is_trial and state.status in ENDED}
+    scores = [score for score in scores_of(cells, states) if score.row in tried]
+    known = {row: spent.get(row, Spent()) for row in rows if row in tried or row not in spent}
+    return [_choices(study, scores, scale), _costs(known, scale)] if tried else []
 
 
 def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
-    heads = ["condition", "method", "values", "validation %", "chosen"]
+    is_alone = len({score.column for score in scores}) == 1
+    heads = [*["condition"] * (not is_alone), "method", "values", "validation %", "chosen"]
     seeds = ", ".join(map(str, study.tune_seeds))
     return Table(
         name="tuning",
@@ -37,7 +39,8 @@ def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
         heads=heads,
         rows=[
             [
-                *map(scale.title, (s.column, s.row)),
+                *[scale.title(s.column)] * (not is_alone),
+                scale.title(s.row),
                 _title(s.values, study),
                 _percent(s.validation),
                 _mark(s, scores, study),

@@ -41,6 +41,42 @@ def test_columns_of_numbers_stand_to_the_right_in_every_form() -> None:
     assert "<td>wo_gmr</td><td class=num>1 &lt; 2</td>" in as_html(TABLE)
 
 
+def test_marked_cells_stand_out_in_every_form() -> None:
+    table = Table("a_b", "T", ["m", "x"], [["p_q", "1.5"], ["r", "1.25"]], marked={(0, 1)})
+    assert table.as_text().split("\n") == [
+        "T",
+        "m        x",
+        "----------",
+        "p_q   1.5*",
+        "r    1.25",
+        "",
+    ]
+    assert "| p_q | **1.5** |\n| r | 1.25 |" in as_markdown(table)
+    assert r"p\_q & \textbf{1.5} \\" in as_latex(table)
+    assert "<td class=num><b>1.5</b></td>" in as_html(table)
+    assert as_csv(table).endswith("p_q,1.5\nr,1.25\n")
+
+
+def test_a_latex_table_is_whole_with_its_caption_and_label() -> None:
+    table = Table("a_b", "50 % & more", ["m"], [["1"]], ["10^6 \u00b1 1."], "redo", "1 (0)")
+    assert as_latex(table).split("\n") == [
+        r"% needs \usepackage{booktabs}; made by: redo",
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{50 \% \& more. 10\textasciicircum{}6 $\pm$ 1. Seeds: 1 (0).}",
+        r"\label{tab:a-b}",
+        r"\begin{tabular}{r}",
+        r"\toprule",
+        r"m \\",
+        r"\midrule",
+        r"1 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ]
+
+
 def test_heads_have_units_below_them_and_a_total_a_rule_above_it() -> None:
     text = as_text(["run", "time\ns"], [["a", "1.0"], ["b", "12.0"]], ["total", "13.0"])
     assert text.split("\n") == [

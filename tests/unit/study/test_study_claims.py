@@ -112,7 +112,9 @@ def test_time_ratio_counts_halvings_at_least_where_one_never_gets_there() -> Non
     values = paired_values(comparison("time_ratio", target=0.5), runs)
     # 10 s against 20 s, and against at least 30 s; the third pair: neither
     assert values == pytest.approx([1.0, math.log2(3)])
-    assert judge(comparison("time_ratio", target=0.5), runs, 3).num_missing == 1
+    found = judge(comparison("time_ratio", target=0.5), runs, 3)
+    assert (found.num_missing, found.num_without) == (0, 1)
+    assert what_would_decide(found).startswith("1 pair without a value; ")
 
 
 def test_a_run_that_ended_before_the_other_got_there_says_nothing_of_time() -> None:

@@ -10,20 +10,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedgmr_hpc.reporting.paired import mean_test
 from fedgmr_hpc.results.series import own_accuracies
 from fedgmr_hpc.study.cells import expand
+from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
+from fedgmr_hpc.study.labels import CAPTIONED
 from fedgmr_hpc.study.measures import Run
-from fedgmr_hpc.study.report.figures import COURSES, band, draw
-from fedgmr_hpc.study.report.page import write_report
-from fedgmr_hpc.study.report.tables import (
-    Scale,
+from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,
-    cost_table,
+    best_rows,
     difference_table,
-    own_tables,
+    own_table,
 )
-from fedgmr_hpc.study.states import acquire_lock, read_state, write_error
+from fedgmr_hpc.study.report.claims_table import claims_table
+from fedgmr_hpc.study.report.figures import COURSES, band, draw
+from fedgmr_hpc.study.report.head import missing_lines, setting_of, settings_note
+from fedgmr_hpc.study.report.page import write_report
+from fedgmr_hpc.study.report.tables import Scale, cost_table
+from fedgmr_hpc.study.states import CellState, acquire_lock, read_state, write_error
 from fedgmr_hpc.study.study_file import load_study
 
 SCALE = Scale(at_s=20.0, last=1, targets=(0.5, 0.95), reference="a", command="redo")
@@ -65,41 +70,65 @@ RUNS = [
 ]
 
 
-def test_accuracies_have_mean_interval_and_number_of_seeds() -> None:
-    table = accuracy_table(RUNS, SCALE)
-    half = 12.706 * 0.05 * 100  # two values 10 points apart: standard error 5
-    assert table.rows[0] == ["a", f"65.00 [60.00, 70.00] (t \u00b1{half:.2f}, n=2)"]
+def test_accuracies_have_mean_and_spread_and_fewer_seeds_are_told() -> None:
+    runs = [*RUNS, make_run("c", 1, 0.3)]
+    table = accuracy_table(runs, replace(SCALE, titles={"b": "Bee"}, setting="data x"))
+    assert table.heads == ["method", "accuracy"]  # one condition is said in the caption
+    assert table.rows == [  # two values 10 and 30 points apart
+        ["a", "65.00 \u00b1 7.07"],
+        ["Bee", "65.00 \u00b1 21.21"],
+        ["c", "30.00 (1)"],
+    ]
+    assert [record["method"] for record in table.records] == ["a", "b", "c"]
+    assert "standard deviation" in table.notes[0] and table.notes[-1] == "All runs: data x."
     assert table.num_seeds == "2 (0, 1)" and table.command == "redo"
+    half = 12.706 * 5
+    table = accuracy_table(RUNS, replace(SCALE, spread="interval"))
+    assert table.rows[0] == ["a", f"65.00 \u00b1 {half:.2f}"] and "interval" in table.notes[0]
 
 
-def test_one_seed_has_no_interval_and_a_short_run_no_value() -> None:
-    assert accuracy_table(RUNS[:1], SCALE).rows == [["a", "60.00 (n=1)"]]
+def test_one_seed_has_no_spread_and_no_mark_and_a_short_run_no_value() -> None:
+    table = accuracy_table(RUNS[:1], SCALE)
+    assert (table.rows, table.marked) == ([["a", "60.00"]], set())
     assert accuracy_table(RUNS[:1], replace(SCALE, at_s=31.0)).rows == [["a", "-"]]
+
+
+def test_the_best_and_what_its_seeds_cannot_tell_from_it_are_marked() -> None:
+    """Paired differences from the best: -1, -2 and -3 points, t = 3.46; -2, -2.1 and -2."""
+    values = {
+        "best": {0: 90.0, 1: 91.0, 2: 92.0},
+        "near": {0: 89.0, 1: 89.0, 2: 89.0},  # 4.3 is Student's limit for three pairs
+        "far": {0: 88.0, 1: 88.9, 2: 90.0},
+        "one": {0: 99.0},  # no interval, and not all seeds
+    }
+    assert best_rows(values) == {"best", "near"}
+    assert best_rows({"a": {0: 1.0}, "b": {0: 2.0}}) == set()
 
 
 def test_differences_are_paired_by_seed() -> None:
     table = difference_table(RUNS, SCALE)
     assert table is not None
     assert table.records[0]["mean"] == pytest.approx(0.0)  # -10 and +10
-    assert (table.records[0]["min"], table.records[0]["max"]) == pytest.approx((-10.0, 10.0))
+    half = 12.706 * 10  # -10 and +10: standard error 10
+    assert table.rows == [["b", f"+0.00 \u00b1 {half:.2f}"]] and not table.marked
     assert difference_table(RUNS[2:], SCALE) is None
 
 
 def test_costs_are_medians_and_say_what_was_not_reached() -> None:
     table = cost_table(RUNS, SCALE)
     assert table is not None
-    assert table.rows[0] == ["high", "a", "2", "20", "20", "100", *["not reached"] * 3]
+    assert table.rows[0] == ["a", "2", "20", "20", "100", *["not reached"] * 3]
     assert table.records[-1]["median"] == math.inf
 
 
 def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     table = cost_table(RUNS, SCALE)
     assert table is not None
-    assert table.heads[3:5] == ["virtual s (\u00b110) to 50.0%", "MB to 50.0%"]
+    assert table.heads[2:4] == ["s to 50 %", "MB to 50 %"]
     assert "every 10 s in every run: times are at most that much too late" in table.notes[1]
     rare = replace(make_run("c", 0, 0.9), times_s=np.array([0.0, 5.0, 700.0]))
     table = cost_table([*RUNS, rare], SCALE)
-    assert table is not None and table.heads[3] == "virtual s to 50.0%"
+    assert table is not None
     assert table.notes[1].startswith("NOT COMPARABLE below these steps")
     assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
 
@@ -151,18 +180,92 @@ def test_a_report_lists_what_is_missing(tmp_path: Path) -> None:
     write_error(tmp_path / f"{cells[1].name}.h5", "broken pipe\n", 1)
     text = write_report(study, cells, tmp_path, tmp_path / "report", lambda action: "redo")
     assert "0 of 4 cells finished" in text
-    assert f"Not in the tables: {cells[0].name} (missing)" in text
-    assert f"Not in the tables: {cells[1].name} (failed: broken pipe (exit code 1))" in text
+    assert "Not in the tables: 3 cells missing: FedGMR (1 of 2), FedAvg\n" in text
+    assert "Not in the tables: 1 cell failed: broken pipe (exit code 1): FedGMR (1 of 2)" in text
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "<h1>tiny &lt;study&gt;</h1>" in page and page.count("class=warn") == 4
+    assert "<h1>tiny &lt;study&gt;</h1>" in page and page.count("class=warn") == 2
 
 
-def test_own_sub_models_have_tables_of_their_mean_and_their_worst() -> None:
-    assert own_tables(RUNS, SCALE) == []
+def test_own_sub_models_stand_beside_the_whole_model() -> None:
+    assert own_table(RUNS, SCALE) is None
     cut = {"own_mean": np.array([0.1, 0.2, 0.4]), "own_worst": np.array([0.1, 0.1, 0.3])}
-    mean, worst = own_tables([*RUNS[:2], replace(make_run("c", 0, 0.9), **cut)], SCALE)
-    assert mean.rows == [["a", "-"], ["c", "40.00 (n=1)"]]
-    assert worst.rows == [["a", "-"], ["c", "30.00 (n=1)"]]
+    runs = [*RUNS[:2], replace(make_run("c", 0, 0.9), **cut)]
+    table = own_table(runs, SCALE)
+    assert table is not None
+    assert table.rows == [
+        ["a", "65.00 \u00b1 7.07", "-", "-", "-"],
+        ["c", "90.00 (1)", "40.00 (1)", "30.00 (1)", "-50.00 (1)"],
+    ]
+    more = [*runs, *(replace(run, column="low") for run in runs)]
+    table = own_table(more, replace(SCALE, titles={"low": "Low"}))
+    assert table is not None and len(table.rows) == 4
+    assert (table.heads[:2], table.rows[3][:2]) == (["condition", "method"], ["Low", "c"])
+    assert table.marked == {(0, 2), (2, 2)}
+    assert table.records[-1] == pytest.approx(
+        {"condition": "low", "method": "c", "of": "own_mean_minus_test", "n": 1, "mean": -50.0,
+         "sd": math.nan, "low": "", "high": ""}, nan_ok=True
+    )  # fmt: skip
+
+
+def test_captions_say_what_all_runs_share() -> None:
+    study, words = load_study({**TINY, "labels": {"fedgmr": "ours"}})
+    cells = expand(study, [*words, "train.batch=7"])
+    shared = "data digits, model digits_cnn, 10 clients, heterogeneity high, partition dirichlet"
+    assert setting_of(study, cells) == shared
+    (note,) = settings_note(study, cells)
+    assert "train.batch 7" in note and "data.name" not in note and "run.max_time_s" not in note
+    tuned = {**TINY, "tune": {"train.learning_rate": [0.1, 0.2]}, "set": {"clients.level": "low"}}
+    study, words = load_study(tuned)
+    cells = [cell for cell in expand(study, words) if not cell.is_trial]
+    assert setting_of(study, cells).endswith(
+        "heterogeneity low, partition dirichlet, learning rate tuned on validation in 2 trials a "
+        "method"
+    )
+    (note,) = settings_note(study, cells) or [""]
+    assert "learning_rate" not in note
+
+
+def test_missing_cells_are_grouped_by_their_reason() -> None:
+    study, words = load_study({**TINY, "matrix": {**TINY["matrix"], "seed": [0, 1, 2]}})
+    cells = expand(study, words)
+    known = ["done", "missing", "missing", "waiting", "waiting", "waiting"]
+    states = [
+        (cell, CellState(status, Path("x.h5"))) for cell, status in zip(cells, known, strict=True)
+    ]
+    scale = replace(SCALE, titles={"fedgmr": "FedGMR"})
+    assert missing_lines(states, scale) == [
+        "Not in the tables: 2 cells missing: FedGMR (2 of 3)",
+        "Not in the tables: 3 cells waiting: fedavg",
+    ]
+    assert missing_lines([(c, CellState("missing", Path("x.h5"))) for c in cells], scale) == [
+        "Not in the tables: 6 cells missing: all"
+    ]
+
+
+def test_claims_are_counted_and_those_without_runs_are_named() -> None:
+    undecided = ClaimResult("C", "a", "b", "difference", "undecided", mean_test([1.0, 3.0]), 1)
+    firm = ClaimResult("C", "a", "c", "difference", "supported", mean_test([5.0, 5.1]), 0)
+    unseen = ClaimResult("D", "a", "d", "difference", "undecided", None, 3)
+    table = claims_table(
+        [undecided, replace(firm, p_holm=0.01, is_firm=True), unseen],
+        RUNS,
+        replace(SCALE, titles={"a": "A"}),
+    )
+    assert table.title == "Claims: 1 supported, 0 contradicted, 1 undecided"
+    assert [row[1:4] for row in table.rows] == [
+        ["A - b", "2 of 3", "+2.00 points"],
+        ["A - c", "2", "+5.05 points"],
+    ]
+    assert [row[6] for row in table.rows] == ["undecided", "supported*"]
+    assert table.notes[0] == "No pair of runs yet, undecided: D (1)."
+    assert len(table.records) == 3
+
+
+def test_every_table_of_a_report_may_have_a_caption() -> None:
+    runs = [replace(run, own_mean=run.test, own_worst=run.test) for run in RUNS]
+    made = [accuracy_table(runs, SCALE), difference_table(runs, SCALE), own_table(runs, SCALE),
+            cost_table(runs, SCALE), claims_table([], runs, SCALE)]  # fmt: skip
+    assert {table.name for table in made if table is not None} <= set(CAPTIONED)
 
 
 def test_own_accuracies_weigh_classes_by_their_clients() -> None:

@@ -1,0 +1,117 @@
+"""The table of a study's claims: verdicts, the figures behind them, and what would decide more."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from fedgmr_hpc.reporting.paired import MeanTest
+from fedgmr_hpc.reporting.tables import Table
+from fedgmr_hpc.study.claims import UNITS, ClaimResult, what_would_decide
+from fedgmr_hpc.study.measures import Run
+from fedgmr_hpc.study.report.tables import Scale, resolution_note, resolutions
+
+
+def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
+    """Tabulate the verdicts, with their figures, of `runs`."""
+    seen = [f for f in findings if f.test is not None or f.num_without]
+    heads = ["claim", "compared", "pairs", "mean", "95 % interval", "p", "verdict"]
+    return Table(
+        name="claims",
+        title=f"Claims: {_tally(seen)}",
+        heads=[*heads, "what would decide it"],
+        rows=[
+            [
+                f.name,
+                f"{scale.title(f.a)} - {scale.title(f.b)}",
+                *_tested(f),
+                f"{f.verdict}{'*' * f.is_firm}",
+                what_would_decide(f) or f.note or "",
+            ]
+            for f in seen
+        ],
+        notes=[
+            *_unseen(findings),
+            *_claim_notes(findings),
+            resolution_note(resolutions(runs), scale),
+        ],
+        command=scale.command,
+        records=[_claim_record(f) for f in findings],
+    )
+
+
+def _unseen(findings: Sequence[ClaimResult]) -> list[str]:
+    """Name the claims of which no pair of runs is there yet."""
+    names = Counter(f.name for f in findings if f.test is None and not f.num_without)
+    named = "; ".join(f"{name} ({number})" for name, number in names.items())
+    return [f"No pair of runs yet, undecided: {named}."] if names else []
+
+
+def _tally(findings: Sequence[ClaimResult]) -> str:
+    counts = Counter(f.verdict for f in findings)
+    return ", ".join(
+        f"{counts[each]} {each}" for each in ("supported", "contradicted", "undecided")
+    )
+
+
+def _tested(found: ClaimResult) -> list[str]:
+    """Return pairs, mean, interval and p of a claim."""
+    num = found.test.num_values if found.test else 0
+    planned = num + found.num_missing + found.num_without
+    pairs = f"{num} of {planned}" if num < planned else str(num)
+    if found.test is None:
+        return [pairs, "-", "-", "-"]
+    mean = f"{found.test.mean:+.2f} {UNITS[found.kind]}"
+    return [pairs, mean, _interval(found.test), _p(found.test.p)]
+
+
+def _interval(test: MeanTest) -> str:
+    return f"[{test.interval[0]:+.2f}, {test.interval[1]:+.2f}]" if test.interval else "-"
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
+
+
+def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
+    num = sum(1 for f in findings if not math.isnan(f.p_holm))
+    firm = sum(f.is_firm for f in findings)
+    return [
+        "Means are positive where the claim holds: points of accuracy, of scatter, or halvings of "
+        "the time (1: twice as soon; an accuracy never reached counts as reached at the run's "
+        "end). Pairs share seed and condition. Supported: Student's paired 95 % interval lies "
+        "above zero; contradicted: below it, or a collapse; else undecided.",
+        f"Each verdict is a test at 5 %: of {num} comparisons without any effect, about "
+        f"{0.05 * num:.1f} would be decided by chance. *: stands after Holm's correction over all "
+        f"{num} ({firm} do).",
+        "What would decide it: pairs for 80 % power of the two-sided test at 5 % (noncentral t), "
+        "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
+        "values; and the smallest effect that the pairs at hand had 80 % power to show.",
+    ]
+
+
+def _claim_record(found: ClaimResult) -> dict[str, Any]:
+    test = found.test
+    low, high = (test.interval if test else None) or ("", "")
+    figures = {"mean": test.mean, "sd": test.sd, "p": test.p} if test else {}
+    return {
+        "claim": found.name,
+        "a": found.a,
+        "b": found.b,
+        "verdict": found.verdict,
+        "stands_after_holm": found.is_firm,
+        "n": test.num_values if test else 0,
+        "missing": found.num_missing,
+        "without_value": found.num_without,
+        "unit": UNITS[found.kind],
+        **figures,
+        "low": low,
+        "high": high,
+        "p_holm": found.p_holm,
+        "would_decide": what_would_decide(found),
+        "note": found.note,
+    }

@@ -1,0 +1,117 @@
+"""What a reader of a study's report must know first: what all runs share, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedgmr_hpc.config.choices.section import Mark
+from fedgmr_hpc.config.identity import flat, identity
+from fedgmr_hpc.config.messages import shown
+from fedgmr_hpc.reporting.words import count_of
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.labels import short_key
+from fedgmr_hpc.study.measures import Run
+from fedgmr_hpc.study.report.tables import Scale
+from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.study_file import StudyFile
+from fedgmr_hpc.study.tuning import States
+
+SETTING = {
+    "data.name": "data {}",
+    "model.name": "model {}",
+    "clients.count": "{} clients",
+    "clients.level": "heterogeneity {}",
+    "data.partition": "partition {}",
+}
+SAID = {*SETTING, "method", "seed", "run.max_time_s", "eval.every_s", "eval.submodels"}
+OF: tuple[Mark, ...] = ("run",)
+
+
+def setting_of(study: StudyFile, cells: Sequence[Cell]) -> str:
+    """Say in words what data, model and clients all cells share, and what was tuned."""
+    values = [flat(cell.config.model_dump(mode="json")) for cell in cells]
+    shared = {key: values[0][key] for key in SETTING if len({v[key] for v in values}) == 1}
+    parts = [
+        study.labels[value] if value in study.labels else SETTING[key].format(value)
+        for key, value in shared.items()
+    ]
+    return ", ".join([*parts, *_tuned(study, cells)])
+
+
+def _tuned(study: StudyFile, cells: Sequence[Cell]) -> list[str]:
+    numbers = {len(cell.tuning.candidates) for cell in cells if cell.tuning}
+    if not numbers:
+        return []
+    keys = " and ".join(study.labels.get(key, short_key(key)) for key in study.tune)
+    few, most = min(numbers), max(numbers)
+    budget = f"{few}" if few == most else f"{few} to {most}"
+    return [f"{keys} tuned on validation in {budget} trials a method"]
+
+
+def settings_note(study: StudyFile, cells: Sequence[Cell]) -> list[str]:
+    """List the keys, beyond those in words, that all cells share and that differ from defaults."""
+    found = [identity(cell.config, OF) for cell in cells]
+    shared = [
+        f"{key} {shown(value)}"
+        for key, value in found[0].items()
+        if key not in {*SAID, *study.tune} and all(each.get(key) == value for each in found)
+    ]
+    return [f"All runs, beyond the defaults: {', '.join(shared)}."] if shared else []
+
+
+def head_of(study: StudyFile, states: States, runs: Sequence[Run], scale: Scale) -> list[str]:
+    """Return the lead, and a line for all that limits the worth of what follows."""
+    trials = [state.status in ENDED for cell, state in states if cell.is_trial]
+    of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
+    lead = (
+        f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
+        f"{scale.when}, of virtual time, on the test set, which decides nothing during a run."
+    )
+    return [lead, *missing_lines(states, scale), *_early_ends(runs, scale), *_commits(states)]
+
+
+def missing_lines(states: States, scale: Scale) -> list[str]:
+    """Return a line for each reason why cells are in no table, with their rows."""
+    groups: dict[tuple[bool, str], States] = {}
+    for cell, state in states:
+        if state.status not in ENDED:
+            why = f"failed: {state.error}" if state.status == "failed" else state.status
+            groups.setdefault((cell.is_trial, why), []).append((cell, state))
+    return [
+        f"Not in the tables: {count_of(len(found), 'trial' if is_trial else 'cell')} {why}: "
+        f"{_rows(found, states, scale)}"
+        for (is_trial, why), found in groups.items()
+    ]
+
+
+def _rows(found: States, states: States, scale: Scale) -> str:
+    """Name rows with how many of their cells, or trials, are meant, where it is not all."""
+    is_trial = found[0][0].is_trial
+    planned = [cell.row for cell, _ in states if cell.is_trial == is_trial]
+    rows = [cell.row for cell, _ in found]
+    if len(rows) == len(planned):
+        return "all"
+    return ", ".join(
+        f"{scale.title(row)}{_share(rows.count(row), planned.count(row))}"
+        for row in dict.fromkeys(rows)
+    )
+
+
+def _share(number: int, planned: int) -> str:
+    return "" if number == planned else f" ({number} of {planned})"
+
+
+def _early_ends(runs: Sequence[Run], scale: Scale) -> list[str]:
+    short = [run for run in runs if not run.covers(scale.at_s)]
+    if not short:
+        return []
+    ends = [run.times_s[-1] if len(run.times_s) else 0.0 for run in short]
+    rows = ", ".join(dict.fromkeys(scale.title(run.row) for run in short))
+    until = f"{min(ends):g} s" if min(ends) == max(ends) else f"{min(ends):g} to {max(ends):g} s"
+    return [f"No value at T: {count_of(len(short), 'run')} ended at {until}: {rows}"]
+
+
+def _commits(states: States) -> list[str]:
+    commits = {s.result.provenance.get("git_commit", "") for _, s in states if s.result is not None}
+    several = f"The cells come from {len(commits)} commits, see the last table."
+    return [several] * (len(commits) > 1)
