@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fedgmr_hpc.cli.arguments import (
     Verbs,
@@ -14,7 +15,7 @@ from fedgmr_hpc.cli.arguments import (
 )
 from fedgmr_hpc.config.messages import must_be
 
-EVERY_S = 2.0
+EVERY_S, PAGE_EVERY_S = 2.0, 10.0
 RESULT_HELP = "a result file, a pattern, or a folder of them"
 REPORT = """\
 Make tables and plots of runs: accuracy and density over virtual time, bytes,
@@ -42,7 +43,9 @@ WATCH = """\
 Show a table of runs, read from their files alone. On a terminal it is redrawn
 until Ctrl-C, or until the named files have all ended; into a pipe, or with
 --once, it is printed once. A folder is a study's or one of result files; new
-files are taken in.
+files are taken in. With --html the same table and the curves are a page in
+DIR, for a browser; an open page renews itself, and needs no server. It is
+written until the named files have all ended or Ctrl-C, on a terminal or not.
 
   done    share of the rounds or of the virtual time, whichever is further
   rows/s  rows of all tables over the wall time of the run
@@ -54,6 +57,7 @@ WATCH_EPILOG = """\
 examples:
   %(prog)s results/
   %(prog)s 'results/*.h5' --once
+  %(prog)s results/ --html page
 """
 
 
@@ -93,11 +97,11 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--every",
         type=above_zero,
-        default=EVERY_S,
         metavar="S",
-        help="seconds between two looks (default: %(default)g)",
+        help=f"seconds between two looks (default: {EVERY_S:g}, with --html {PAGE_EVERY_S:g})",
     )
-    parser.add_argument("--once", action="store_true", help="print the table once")
+    parser.add_argument("--once", action="store_true", help="look once")
+    parser.add_argument("--html", metavar="DIR", help="write DIR/index.html (needs plotly)")
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -133,6 +137,11 @@ def _gate(arguments: argparse.Namespace) -> int:
 
 def watch(arguments: argparse.Namespace) -> int:
     """Show the runs until they end or Ctrl-C."""
+    if arguments.html is not None:
+        from fedgmr_hpc.results.interactive.live_page import watch_page
+
+        every_s = arguments.every or PAGE_EVERY_S
+        return watch_page(arguments.results, Path(arguments.html), every_s, arguments.once)
     from fedgmr_hpc.results.watch import watch as watch_files
 
-    return watch_files(arguments.results, arguments.every, arguments.once)
+    return watch_files(arguments.results, arguments.every or EVERY_S, arguments.once)

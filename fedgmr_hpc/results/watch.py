@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,16 +122,23 @@ def find_files(words: Sequence[str]) -> list[Path]:
 
 def render(looks: Sequence[Look], max_rows: int | None = None) -> str:
     """Render the table and a line of counts; running ones come first and are cut last."""
-    ranked = sorted(looks, key=lambda run: (_rank(run), str(run.path)))
-    shown = ranked[:max_rows]
+    shown = ranked(looks)[:max_rows]
     counts = Counter(_word(run) for run in looks)
     line = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no files"
-    hidden = f"; {len(ranked) - len(shown)} more rows do not fit" * (len(shown) < len(ranked))
+    hidden = f"; {len(looks) - len(shown)} more rows do not fit" * (len(shown) < len(looks))
     footer = f"{time.strftime('%H:%M:%S')}  {line}{hidden}"
-    names = short_names([run.path for run in shown])
-    cells = [_cells(*pair) for pair in zip(names, shown, strict=True)]
-    wrong = [f"{run.path}: {run.state}" for run in shown if _word(run) == UNREADABLE]
-    return "\n".join([*([as_text(HEADS, cells)] if shown else []), footer, *wrong])
+    table = [as_text(HEADS, cells_of(shown))] if shown else []
+    return "\n".join([*table, footer, *unreadable(shown)])
+
+
+def ranked(looks: Sequence[Look]) -> list[Look]:
+    """Return runs in the order in which they are shown."""
+    return sorted(looks, key=lambda run: (_rank(run), str(run.path)))
+
+
+def unreadable(looks: Sequence[Look]) -> list[str]:
+    """Say what is wrong with files."""
+    return [f"{run.path}: {run.state}" for run in looks if _word(run) == UNREADABLE]
 
 
 def _word(run: Look) -> str:
@@ -146,6 +153,12 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     """Return stems, or paths where two stems are the same."""
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def cells_of(looks: Sequence[Look]) -> list[list[str]]:
+    """Return the rows of the table, as `HEADS` names their cells."""
+    names = short_names([run.path for run in looks])
+    return [_cells(name, run) for name, run in zip(names, looks, strict=True)]
 
 
 def _cells(name: str, run: Look) -> list[str]:
@@ -207,22 +220,31 @@ def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | Non
         print(render([look(path) for path in find_files(words)]), file=stream)
         return 0
     with suppress(KeyboardInterrupt):
-        _follow(words, every_s, stream)
+        _show(words, every_s, stream)
     return 0
 
 
-def _follow(words: Sequence[str], every_s: float, stream: TextIO) -> None:
-    """Redraw the table until the named runs have ended; new files of a folder are awaited."""
+def _show(words: Sequence[str], every_s: float, stream: TextIO) -> None:
+    with LiveText(stream) as live:
+        for looks in follow(words, every_s):
+            live.show(render(looks, max(1, live.height - 4)))
+
+
+def follow(words: Sequence[str], every_s: float) -> Iterator[list[Look]]:
+    """Yield looks until the named runs have ended; new files of a folder are awaited.
+
+    Raises:
+        ValueError: a word names nothing.
+    """
     are_files = all(Path(word).expanduser().is_file() for word in words)
     ended: dict[Path, Look] = {}  # what never changes again is not read again
-    with LiveText(stream) as live:
-        while True:
-            looks = [
-                replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
-                for path in find_files(words)
-            ]
-            ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
-            live.show(render(looks, max(1, live.height - 4)))
-            if are_files and not any(_word(run) == "running" for run in looks):
-                return
-            time.sleep(every_s)
+    while True:
+        looks = [
+            replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
+            for path in find_files(words)
+        ]
+        ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
+        yield looks
+        if are_files and not any(_word(run) == "running" for run in looks):
+            return
+        time.sleep(every_s)

@@ -161,6 +161,7 @@ def _install() -> str:
     """What apt said last."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt = ["apt-get", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
+    apt += ["-o", "DPkg::Lock::Timeout=120"]  # tests/browser may be installing, too
     install = [*apt, "install", "-y", "--no-install-recommends", *PACKAGES]
     last = ""
     for command in (install, [*apt, "update"], install):

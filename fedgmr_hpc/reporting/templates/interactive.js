@@ -95,11 +95,13 @@ function fillSelect(select, options, value) {
 
 function fillMethods() {
   const wanted = JSON.stringify([data.methods, data.titles]);
-  if ($("methods").dataset.made !== wanted) {
-    $("methods").dataset.made = wanted;
-    $("methods").replaceChildren($("methods").firstElementChild, ...data.methods.map(methodKey), ...allButtons());
+  if ($("keys").dataset.made !== wanted) {
+    $("keys").dataset.made = wanted;
+    $("keys").replaceChildren(...data.methods.map(methodKey));
+    const longest = Math.max(0, ...data.methods.map((method) => called(method.name).length));
+    $("keys").style.setProperty("--key", `calc(${longest}ch + 5rem)`);
   }
-  for (const box of $("methods").querySelectorAll("input")) box.checked = !choices.hidden.has(box.value);
+  for (const box of $("keys").querySelectorAll("input")) box.checked = !choices.hidden.has(box.value);
 }
 
 function methodKey(method) {
@@ -127,14 +129,6 @@ function swatch(method) {
     make("path", { d: method.outline, fill: method.colour }),
   );
   return svg;
-}
-
-function allButtons() {
-  return [["all", []], ["none", data.methods.map((method) => method.name)]].map(([text, hidden]) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
-    button.onclick = () => { choices.hidden = new Set(hidden); changed(); };
-    return button;
-  });
 }
 
 function fillTexts() {
@@ -262,5 +256,7 @@ for (const [id, event] of [["x", "change"], ["y", "change"], ["condition", "chan
   });
 }
 for (const id of ["logx", "logy"]) $(id).addEventListener("change", () => { choices[id] = $(id).checked; changed(); });
+$("all").onclick = () => { choices.hidden = new Set(); changed(); };
+$("none").onclick = () => { choices.hidden = new Set(data.methods.map((method) => method.name)); changed(); };
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 window.addEventListener("hashchange", () => { if (data) { choices = readChoices(); fillControls(); draw(); } });
