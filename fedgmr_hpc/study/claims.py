@@ -142,7 +142,7 @@ def _needs(test: MeanTest | None, num_without: int) -> list[str]:
         return [*without, "no number of pairs: all are equal"]
     needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
     least = smallest_effect(test.num_values) * test.sd
-    return [*without, f"{needed} pairs", f"{test.num_values} show {least:.2g} or more"]
+    return [*without, f"{needed} pairs", f"{test.num_values} can show {least:.2g}"]
 
 
 def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:

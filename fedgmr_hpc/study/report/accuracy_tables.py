@@ -24,8 +24,8 @@ SPREADS = {
     "interval": "half of Student's 95 % interval of the mean",
 }
 MARKED = (
-    "Marked: the best with all seeds, and those whose difference from it, paired by seed, has a "
-    "95 % interval (Student) that includes zero."
+    "Bold (a star on a terminal), of the rows with all seeds: the best, and those whose difference "
+    "from it, paired by seed, has a 95 % interval (Student) that includes zero."
 )
 BySeed = dict[int, float]
 OF = {"test": "whole model", "own_mean": "own sub-models", "own_worst": "least class"}
@@ -189,13 +189,13 @@ def _minus(a: BySeed, b: BySeed) -> BySeed:
 
 
 def best_rows(values: Mapping[str, BySeed]) -> set[str]:
-    """Return the best row with all seeds, and those that cannot be told from it; see MARKED."""
+    """Return the best of the rows with all seeds, and those not told from it; see MARKED."""
     most = max((len(each) for each in values.values()), default=0)
     if most < 2:
         return set()
     means = {row: sum(v.values()) / most for row, v in values.items() if len(v) == most}
     best = max(means, key=lambda row: means[row])
-    return {best, *(row for row, v in values.items() if _is_equal(_minus(v, values[best])))}
+    return {best, *(row for row in means if _is_equal(_minus(values[row], values[best])))}
 
 
 def _is_equal(differences: BySeed) -> bool:
@@ -253,7 +253,8 @@ def _table(
 def _shown(test: MeanTest | None, scale: Scale, most: int, is_signed: bool) -> str:
     if test is None:
         return "-"
-    mean = f"{test.mean:+.2f}" if is_signed else f"{test.mean:.2f}"
+    rounded = round(test.mean, 2) + 0.0  # without the sign of a zero
+    mean = f"{rounded:+.2f}" if is_signed else f"{rounded:.2f}"
     spread = test.sd if scale.spread == "sd" else test.half
     scatter = "" if math.isnan(spread) else f" \u00b1 {spread:.2f}"
     return f"{mean}{scatter}{f' ({test.num_values})' * (test.num_values < most)}"

@@ -25,7 +25,7 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Sc
         rows=[
             [
                 f.name,
-                f"{scale.title(f.a)} - {scale.title(f.b)}",
+                f"{scale.title(f.a)} vs. {scale.title(f.b)}",
                 *_tested(f),
                 f"{f.verdict}{'*' * f.is_firm}",
                 what_would_decide(f) or f.note or "",
@@ -87,7 +87,7 @@ def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
         "above zero; contradicted: below it, or a collapse; else undecided.",
         f"Each verdict is a test at 5 %: of {num} comparisons without any effect, about "
         f"{0.05 * num:.1f} would be decided by chance. *: stands after Holm's correction over all "
-        f"{num} ({firm} do).",
+        f"{num}, as {firm} of them {'does' if firm == 1 else 'do'}.",
         "What would decide it: pairs for 80 % power of the two-sided test at 5 % (noncentral t), "
         "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
         "values; and the smallest effect that the pairs at hand had 80 % power to show.",

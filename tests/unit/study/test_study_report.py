@@ -99,7 +99,7 @@ def test_the_best_and_what_its_seeds_cannot_tell_from_it_are_marked() -> None:
         "best": {0: 90.0, 1: 91.0, 2: 92.0},
         "near": {0: 89.0, 1: 89.0, 2: 89.0},  # 4.3 is Student's limit for three pairs
         "far": {0: 88.0, 1: 88.9, 2: 90.0},
-        "one": {0: 99.0},  # no interval, and not all seeds
+        "two": {0: 89.0, 1: 91.5},  # not all seeds
     }
     assert best_rows(values) == {"best", "near"}
     assert best_rows({"a": {0: 1.0}, "b": {0: 2.0}}) == set()
@@ -253,8 +253,8 @@ def test_claims_are_counted_and_those_without_runs_are_named() -> None:
     )
     assert table.title == "Claims: 1 supported, 0 contradicted, 1 undecided"
     assert [row[1:4] for row in table.rows] == [
-        ["A - b", "2 of 3", "+2.00 points"],
-        ["A - c", "2", "+5.05 points"],
+        ["A vs. b", "2 of 3", "+2.00 points"],
+        ["A vs. c", "2", "+5.05 points"],
     ]
     assert [row[6] for row in table.rows] == ["undecided", "supported*"]
     assert table.notes[0] == "No pair of runs yet, undecided: D (1)."
