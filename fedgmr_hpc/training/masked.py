@@ -36,7 +36,7 @@ from fedgmr_hpc.training.sgd import (
     take_steps,
     to_host,
 )
-from fedgmr_hpc.training.threshold import Threshold
+from fedgmr_hpc.training.threshold import Threshold, kept_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class MaskedModel:
         self._threshold: Threshold | None = None  # of the entries loaded and trained
         self._dead: dict[tuple[int, int], list[Tensor]] = {}  # by (mask id, K)
         self._moved: dict[tuple[int, int], Tensor] = {}  # positions on the device, likewise
+        self._by_span: dict[tuple[int, int], list[Tensor]] = {}  # kept positions, likewise
 
     def load(
         self,
@@ -170,6 +171,15 @@ class MaskedModel:
             self._dead[key] = [weight.amax(1) == 0 for weight in weights]
         return self._dead[key]
 
+    def _kept_by_span(self) -> list[Tensor]:
+        """Return the kept positions of each prunable tensor, found once per mask."""
+        assert self.mask is not None
+        assert self._loaded is not None
+        keep_mask(self._by_span, self._loaded)
+        if self._loaded not in self._by_span:
+            self._by_span[self._loaded] = kept_of(self.mask, self.spans)
+        return self._by_span[self._loaded]
+
     def train(
         self,
         batches: Iterator[Batch],
@@ -195,7 +205,8 @@ class MaskedModel:
         """
         squares = self._step_memory.zeros("squares", self.net.flat) if sum_grad_squares else None
         if self.spans and self.mask is not None:
-            self._threshold = Threshold(self.net, self.mask, self.spans, self.surrogate)
+            kept = self._kept_by_span()
+            self._threshold = Threshold(self.net, self.spans, kept, self.surrogate)
         step = LocalSgd(
             self.net,
             loss,

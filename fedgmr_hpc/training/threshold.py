@@ -9,7 +9,10 @@ back only if momentum makes it grow. Its gradient is that of w M(w) times (M + |
 weights is 1: what the public code of FIARSE computes, whose mask is a truth value that stops
 gradients.
 
-Shapes: P prunable entries, D dense entries.
+All of it touches kept entries alone, so that it costs what the sub-model weighs: other weights are
+0, and their gradients are the caller's to mask.
+
+Shapes: P prunable entries, D dense entries, K kept entries of one tensor.
 """
 
 from __future__ import annotations
@@ -33,49 +36,63 @@ class Threshold:
 
     Args:
         net: holds the sub-model.
-        mask: [P + D] of 0 and 1.
         spans: of the prunable tensors, the first ones of the flat vector.
+        kept: positions of the kept entries of each, int64 [K], counted from its first entry.
         surrogate: whether kept weights' gradients take the derivative of the step into account.
     """
 
     def __init__(
-        self, net: _Net, mask: Tensor, spans: Sequence[slice], surrogate: bool = True
+        self, net: _Net, spans: Sequence[slice], kept: Sequence[Tensor], surrogate: bool = True
     ) -> None:
-        self.surrogate = surrogate
-        self.prunable = net.flat[: spans[-1].stop]
-        self.spans, self.whole = spans, torch.empty_like(self.prunable)
-        self.thetas = [_smallest(net.flat[s], mask[s]) for s in spans]
+        self.surrogate, self.kept = surrogate, kept
+        self.tensors = [net.flat[span] for span in spans]
+        self.values = self._values()
+        self.thetas = [_smallest(values) for values in self.values]
         self.hidden: list[Tensor] = []
 
     @torch.no_grad()
     def hide(self) -> None:
         """Zero the kept weights that lie below their threshold."""
-        self.whole.copy_(self.prunable)
-        pairs = zip(self.spans, self.thetas, strict=True)
-        self.hidden = [self.whole[span].abs() < theta for span, theta in pairs]
-        for span, hidden in zip(self.spans, self.hidden, strict=True):
-            self.prunable[span].masked_fill_(hidden, 0.0)
+        self.values = self._values()
+        pairs = zip(self.values, self.thetas, strict=True)
+        self.hidden = [values.abs() < theta for values, theta in pairs]
+        rows = zip(self.tensors, self.kept, self.values, self.hidden, strict=True)
+        for tensor, kept, values, hidden in rows:
+            tensor.scatter_(0, kept, values.masked_fill(hidden, 0.0))
 
     @torch.no_grad()
     def restore(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Undo `hide`; return the gradients with their factors, the dense ones unchanged."""
-        self.prunable.copy_(self.whole)
+        """Undo `hide`; return the gradients, those of kept entries with their factors."""
+        for tensor, kept, values in zip(self.tensors, self.kept, self.values, strict=True):
+            tensor.scatter_(0, kept, values)
         passed = []
-        rows = zip(self.spans, self.thetas, self.hidden, gradients, strict=False)
-        for span, theta, hidden, gradient in rows:
-            factor = self._factor(span, theta).masked_fill_(hidden, 0.0)
-            passed.append(factor.view(gradient.shape).mul_(gradient))
+        rows = zip(self.kept, self.values, self.thetas, self.hidden, gradients, strict=False)
+        for kept, values, theta, hidden, gradient in rows:
+            flat = gradient.contiguous().view(-1)
+            factor = self._factor(values, theta).masked_fill_(hidden, 0.0)
+            flat.scatter_(0, kept, factor.mul_(flat.index_select(0, kept)))
+            passed.append(flat.view(gradient.shape))
         return [*passed, *gradients[len(passed) :]]
 
-    def _factor(self, span: slice, theta: Tensor) -> Tensor:
-        """Return the factors of the gradients of a tensor's kept entries."""
+    def _values(self) -> list[Tensor]:
+        pairs = zip(self.tensors, self.kept, strict=True)
+        return [tensor.index_select(0, kept) for tensor, kept in pairs]
+
+    def _factor(self, values: Tensor, theta: Tensor) -> Tensor:
+        """Return the factors of the gradients of kept entries."""
         if not self.surrogate:
-            return torch.ones_like(self.whole[span])
-        ratio = theta / self.whole[span].abs()  # at most 1 where kept: no square underflows
+            return torch.ones_like(values)
+        ratio = theta / values.abs()  # at most 1 where kept: no square underflows
         return ratio.mul(2).div_(ratio.add_(1.0).square_()).add_(1.0)
 
 
-def _smallest(weights: Tensor, mask: Tensor) -> Tensor:
-    """Return the smallest |w| of the kept entries, at least the smallest positive float."""
-    size = weights.abs().masked_fill(mask == 0, torch.inf)
-    return size.min().clamp_min(torch.finfo(size.dtype).tiny)
+def kept_of(mask: Tensor, spans: Sequence[slice]) -> list[Tensor]:
+    """Return the positions at which a mask [P + D] is 1 in each span, from its first entry on."""
+    return [mask[span].nonzero().squeeze(1) for span in spans]
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """Return the smallest |w| of kept entries, at least the smallest positive float."""
+    if not len(values):
+        return values.new_tensor(torch.inf)
+    return values.abs().min().clamp_min(torch.finfo(values.dtype).tiny)

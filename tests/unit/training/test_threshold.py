@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedgmr_hpc.models import FlatNet, initial_weights, loss_function
 from fedgmr_hpc.training.masked import MaskedModel
 from fedgmr_hpc.training.sgd import SgdConfig
-from fedgmr_hpc.training.threshold import Threshold
+from fedgmr_hpc.training.threshold import Threshold, kept_of
 
 SPANS = (slice(0, 4), slice(4, 6))
 
@@ -106,7 +106,7 @@ def test_the_factor_is_the_slope_of_a_smooth_mask(theta, over, sign):
     slope = (smooth(w + epsilon) - smooth(w - epsilon)) / (2 * epsilon)
     net = Linear((w, theta, 0, 0, 1, 1, 0))
     mask = torch.tensor([1.0, 1, 0, 0, 1, 1, 1])
-    threshold = Threshold(net, mask, SPANS)
+    threshold = Threshold(net, SPANS, kept_of(mask, SPANS))
     threshold.hide()
     passed = threshold.restore([torch.ones(4), torch.ones(2), torch.ones(1)])
     assert float(passed[0][0]) == pytest.approx(slope, rel=1e-4)
@@ -120,7 +120,7 @@ def test_factors_with_the_papers_surrogate_and_as_the_public_code_has_them(surro
     # theta 1, weights 5, 2, 0.5: 1 + 2 * 5 / 36, 1 + 2 * 2 / 9, hidden
     net = Linear((5.0, 2.0, 1.0, 0.0, 1.0, 1.0, 0.0))
     mask = torch.tensor([1.0, 1, 1, 0, 1, 1, 1])
-    threshold = Threshold(net, mask, SPANS, surrogate)
+    threshold = Threshold(net, SPANS, kept_of(mask, SPANS), surrogate)
     net.flat[2] = 0.5  # a step has left it below its threshold
     threshold.hide()
     passed = threshold.restore([torch.ones(4), torch.ones(2), torch.ones(1)])
@@ -128,12 +128,20 @@ def test_factors_with_the_papers_surrogate_and_as_the_public_code_has_them(surro
 
 
 def test_hiding_and_restoring_leave_every_weight():
-    net = Linear(WEIGHTS)
-    threshold = Threshold(net, torch.tensor([1.0, 0, 1, 0, 1, 1, 1]), SPANS)
+    net = Linear((1.0, 0.0, 2.0, 0.0, 3.0, -1.0, 7.0))
+    kept = kept_of(torch.tensor([1.0, 0, 1, 0, 1, 1, 1]), SPANS)
+    assert [positions.tolist() for positions in kept] == [[0, 2], [0, 1]]
+    threshold = Threshold(net, SPANS, kept)
+    net.flat[0] = 0.25  # a step has left it below its threshold
     threshold.hide()
-    assert net.flat.tolist() == [1, 0, 2, 0, 3, -1, 7]
+    assert net.flat.tolist() == [0, 0, 2, 0, 3, -1, 7]
     threshold.restore([torch.ones(4), torch.ones(2), torch.ones(1)])
-    assert net.flat.tolist() == list(WEIGHTS)
+    assert net.flat.tolist() == [0.25, 0, 2, 0, 3, -1, 7]
+
+
+def test_a_tensor_without_kept_entries_is_left_alone():
+    after, _ = train((1.0, 2.0, 3.0, 0, 0.0, 0.0, 0.0), [0, 1, 2])
+    assert after[4:6] == [0, 0]
 
 
 @pytest.mark.parametrize("tiny", [1e-20, 1e-30, 1e-38, 0.0, -1e-25])
