@@ -42,7 +42,7 @@ UNITS = {
     "difference": "points",
     "gap_narrowing": "points",
     "stability": "points",
-    "time_ratio": "halvings of time",
+    "time_ratio": "halvings",
 }
 
 

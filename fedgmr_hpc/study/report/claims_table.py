@@ -17,7 +17,7 @@ from fedgmr_hpc.study.report.tables import Scale, resolution_note, resolutions
 def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
     """Tabulate the verdicts, with their figures, of `runs`."""
     seen = [f for f in findings if f.test is not None or f.num_without]
-    heads = ["claim", "compared", "pairs", "mean", "95 % interval", "p", "verdict"]
+    heads = ["claim", "compared", "verdict", "pairs", "mean", "95 % interval", "p"]
     return Table(
         name="claims",
         title=f"Claims: {_tally(seen)}",
@@ -26,8 +26,8 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Sc
             [
                 f.name,
                 f"{scale.title(f.a)} vs. {scale.title(f.b)}",
-                *_tested(f),
                 f"{f.verdict}{'*' * f.is_firm}",
+                *_tested(f),
                 what_would_decide(f) or f.note or "",
             ]
             for f in seen
