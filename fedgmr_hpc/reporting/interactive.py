@@ -34,6 +34,7 @@ from fedgmr_hpc.reporting.palette import Style, styles_of
 from fedgmr_hpc.reporting.tables import Cells, numeric_columns
 
 PAGE = "interactive.html"  # beside a report
+GOOD = 75.0  # percent
 MAX_POINTS = 1000  # of a curve; longer ones are thinned evenly
 DIGITS = 6  # that count
 STAMP = "%Y-%m-%d %H:%M:%S"
@@ -50,6 +51,8 @@ MARKERS = {
           "L-2.5,-4.5z"),
 }  # fmt: skip
 
+_Points = dict[str, list[float | None]]  # by key of a column
+
 
 @dataclass(frozen=True)
 class Column:
@@ -60,7 +63,9 @@ class Column:
         axis: where it can be drawn.
         decimals: shown of a value.
         is_step: a value holds until the next.
-        is_log: a logarithmic axis is what shows it best.
+        is_log: opens on a logarithmic axis.
+        is_accuracy: in percent; logarithmic, its distances are ratios of errors, and it opens so
+            where a curve passes GOOD, since linear ones would be squeezed together at the edge.
         is_read: stands in what is read off a point.
     """
 
@@ -71,6 +76,7 @@ class Column:
     decimals: int = 2
     is_step: bool = False
     is_log: bool = False
+    is_accuracy: bool = False
     is_read: bool = True
 
 
@@ -189,7 +195,11 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     """Return what the page's script shows, as JSON has it."""
     curves = [(curve, _values(curve, chart.columns)) for curve in chart.curves]
     known = {key for _, values in curves for key, column in values.items() if any_known(column)}
-    columns = [asdict(column) for column in chart.columns if column.key in known]
+    columns = [
+        {**asdict(c), "is_log": c.is_log or (c.is_accuracy and _greatest(curves, c.key) >= GOOD)}
+        for c in chart.columns
+        if c.key in known
+    ]
     styles = styles_of(curve.method for curve in chart.curves)
     return {
         "title": chart.title,
@@ -219,12 +229,17 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     }
 
 
+def _greatest(curves: Sequence[tuple[Curve, _Points]], key: str) -> float:
+    known = (value for _, values in curves for value in values.get(key, ()) if value is not None)
+    return max(known, default=math.nan)
+
+
 def any_known(column: Iterable[float | None]) -> bool:
     """Return whether a column has a value."""
     return any(value is not None for value in column)
 
 
-def _values(curve: Curve, columns: Sequence[Column]) -> dict[str, list[float | None]]:
+def _values(curve: Curve, columns: Sequence[Column]) -> _Points:
     """Return the points that are drawn, by column."""
     values = {c.key: curve.values[c.key] for c in columns if c.key in curve.values}
     picks = _picks(max(map(len, values.values()), default=0))

@@ -103,10 +103,13 @@ def point_at(driver: Any, x: float, y: float) -> str:
 
 def test_points_axes_and_methods(open_page: Any, tmp_path: Path) -> None:
     driver = open_page(write_interactive(chart(), tmp_path / "interactive.html"))
-    assert titles(driver) == ["virtual time (s)", "test accuracy (%)"]
-    assert traces(driver)["fedgmr"] == [[0, 10, 20], [10, 55, 85]]
+    assert titles(driver) == ["virtual time (s)", "test accuracy (%, spaced by log error)"]
+    assert traces(driver)["fedgmr"] == [[0, 10, 20], [90, 45, 15]]
     said = "fedgmr, mean of 2 runs, seeds 1, 2; virtual time 10 s; test accuracy 55 % (50 to 60)"
-    assert point_at(driver, 10, 55) == said
+    assert point_at(driver, 10, 45) == said
+    driver.find_element("id", "logy").click()
+    assert titles(driver)[1] == "test accuracy (%)"
+    assert traces(driver)["fedgmr"] == [[0, 10, 20], [10, 55, 85]]
     choose(driver, "seeds", "each")
     assert point_at(driver, 20, 40) == (
         "<b>mine, seed 1, finished; <b>mine-1.h5; virtual time 20 s; traffic 6 MB; "

@@ -38,6 +38,10 @@ function sayWritten() {
 
 const columnsOf = (axis) => data.columns.filter((column) => column.axis === axis);
 const columnOf = (key) => data.columns.find((column) => column.key === key);
+// Accuracies on a logarithmic axis are placed by their errors, upside down.
+const LEAST_ERROR = 0.02;
+const isByError = () => Boolean(choices.logy && choices.y && columnOf(choices.y).is_accuracy);
+const placed = (y) => (isByError() ? Math.max(100 - y, LEAST_ERROR) : y);
 const called = (name) => (Object.hasOwn(data.titles, name) ? data.titles[name] : name);
 const conditions = () => [...new Set(data.runs.map((run) => run.condition))];
 
@@ -167,15 +171,17 @@ function methodTraces(method) {
   return known.map(([run, points]) => lineTrace(method, points.map((p) => [p.x, p.y, readOff(run, p.i)])));
 }
 
-// The points where a run has both values, in the order of x.
+// The points where a run has both values, and a place on a logarithmic axis.
 function pointsOf(run) {
   const [xs, ys] = [run.values[choices.x] || [], run.values[choices.y] || []];
-  return xs.map((x, i) => ({ x, y: ys[i], i })).filter((p) => p.x !== null && p.y !== null && p.y !== undefined);
+  const isPlaced = (value, isLog) => typeof value === "number" && (!isLog || value > 0);
+  return xs.map((x, i) => ({ x, y: ys[i], i }))
+    .filter((p) => isPlaced(p.x, choices.logx) && isPlaced(p.y, choices.logy && !isByError()));
 }
 
 function lineTrace(method, points) {
   return {
-    x: points.map((p) => p[0]), y: points.map((p) => p[1]), text: points.map((p) => p[2]), hoverinfo: "text",
+    x: points.map((p) => p[0]), y: points.map((p) => placed(p[1])), text: points.map((p) => p[2]), hoverinfo: "text",
     name: method.name, legendgroup: method.name, mode: "lines+markers", showlegend: false,
     line: { color: method.colour, width: method.width, dash: method.dash, shape: columnOf(choices.y).is_step ? "hv" : "linear" },
     marker: { symbol: method.symbol, size: 7, maxdisplayed: 12 },
@@ -201,7 +207,7 @@ function meanTraces(method, known) {
     return [x, mean, lines.join("<br>")];
   });
   const band = {
-    x: [...grid, ...[...grid].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: faint(method.colour),
+    x: [...grid, ...[...grid].reverse()], y: [...high, ...[...low].reverse()].map(placed), fill: "toself", fillcolor: faint(method.colour),
     line: { width: 0 }, mode: "lines", hoverinfo: "skip", name: method.name, legendgroup: method.name, showlegend: false,
   };
   return [band, lineTrace(method, means)];
@@ -226,16 +232,26 @@ const worded = (key, value) => `${columnOf(key).label} ${number(key, value)}${co
 const number = (key, value) => value.toLocaleString("en", { maximumFractionDigits: columnOf(key).decimals });
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const titleOf = (key) => columnOf(key).label + (columnOf(key).unit ? ` (${columnOf(key).unit})` : "");
+const axisTitle = (name) => {
+  if (!choices[name]) return "";
+  return name === "y" && isByError() ? `${columnOf(choices.y).label} (%, spaced by log error)` : titleOf(choices[name]);
+};
 const faint = (colour) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16))},0.15)`;
 
-// All of 1, 2, 5, 10, 20 and so on, written out.
+// 1, 2, 5, 10, 20 and so on, written out.
 const LOG_TICKS = [...Array(14).keys()].flatMap((i) => [1, 2, 5].map((digit) => digit * 10 ** (i - 4)));
-const logTicks = () => ({ tickvals: LOG_TICKS, ticktext: LOG_TICKS.map((tick) => tick.toLocaleString("en", { maximumFractionDigits: 4 })) });
+const ERROR_TICKS = [0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100];
+const plain = (tick) => tick.toLocaleString("en", { maximumFractionDigits: 4 });
+
+function logAxis(name) {
+  if (name === "x" || !isByError()) return { type: "log", tickvals: LOG_TICKS, ticktext: LOG_TICKS.map(plain) };
+  return { type: "log", autorange: "reversed", tickvals: ERROR_TICKS, ticktext: ERROR_TICKS.map((error) => plain(100 - error)) };
+}
 
 function layout() {
   const axis = (name) => ({
-    ...(choices["log" + name] ? logTicks() : {}),
-    title: { text: choices[name] ? titleOf(choices[name]) : "" }, type: choices["log" + name] ? "log" : "linear",
+    ...(choices["log" + name] ? logAxis(name) : { type: "linear" }),
+    title: { text: axisTitle(name) },
     automargin: true, rangemode: "nonnegative", zeroline: false, gridcolor: "#e6e6e6", linecolor: "#888", showline: true, ticks: "outside", exponentformat: "none",
   });
   const at = data.marks[choices.x];

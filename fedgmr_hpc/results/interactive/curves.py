@@ -51,12 +51,12 @@ def columns(configs: Sequence[Mapping[str, Any]]) -> list[Column]:
         Column("time_s", time, "s", "x"),
         Column("traffic_mb", "traffic", "MB", "x"),
         Column("client_steps", "client steps", "", "x", decimals=0),
-        Column("test", "test accuracy", "%", "y"),
+        Column("test", "test accuracy", "%", "y", is_accuracy=True),
         Column("test_error", "test error", "%", "y", is_log=True, is_read=False),
-        Column("val", "validation accuracy", "%", "y"),
+        Column("val", "validation accuracy", "%", "y", is_accuracy=True),
         Column("density", "mean density", "", "y", decimals=3, is_step=True),
-        Column("own_mean", "own sub-models, mean", "%", "y"),
-        Column("own_worst", "own sub-models, worst", "%", "y"),
+        Column("own_mean", "own sub-models, mean", "%", "y", is_accuracy=True),
+        Column("own_worst", "own sub-models, worst", "%", "y", is_accuracy=True),
     ]
 
 

@@ -23,6 +23,7 @@ from fedgmr_hpc.reporting.interactive import (
 from fedgmr_hpc.reporting.palette import MARKERS
 
 NAN = float("nan")
+ACCURACY = Column("test", "test accuracy", "%", "y", is_accuracy=True)
 COLUMNS = [
     Column("time_s", "time", "s", "x"),
     Column("test", "test accuracy", "%", "y"),
@@ -56,6 +57,13 @@ def test_methods_look_as_in_all_figures() -> None:
     assert (fedgmr["colour"], fedgmr["symbol"], fedgmr["dash"]) == ("#000000", "circle", "solid")
     assert (fedavg["colour"], fedavg["symbol"]) == ("#E69F00", "square")
     assert set(interactive.MARKERS) == set(MARKERS)
+
+
+@pytest.mark.parametrize(("best", "is_log"), [(74.9, False), (75.0, True)])
+def test_good_accuracies_open_spaced_by_their_errors(best: float, is_log: bool) -> None:
+    curve = Curve("a", "fedgmr", "", "1", "finished", {"test": [10, best, NAN]})
+    (column,) = chart_data(chart(columns=[ACCURACY], curves=[curve]))["columns"]
+    assert column["is_log"] is is_log
 
 
 def test_a_long_curve_is_thinned_between_its_ends() -> None:
