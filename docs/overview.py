@@ -1,21 +1,29 @@
-"""Draw the figure of the README from results/2026-11-29: `python docs/overview.py [FOLDER]`.
+"""Draw the figure of the README from a table of results: `python docs/overview.py [FOLDER]`.
 
-With a folder of result files the numbers are read from them first, and written to the CSV file.
+With a folder of result files, such as the cells of a study, their numbers are written to the table
+first, those of the methods in NAMES. Runs that tune are left out.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
 
 import fedgmr_hpc
+from fedgmr_hpc.reporting.curves import (
+    Curve,
+    describe_band,
+    draw_curves,
+    scale_accuracy,
+    scale_cost,
+)
+from fedgmr_hpc.reporting.figures import legend_below, method_key, new_figure, save, styled
+from fedgmr_hpc.reporting.palette import styles_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "results/2026-11-29/curves.csv"
@@ -27,69 +35,68 @@ NAMES = {
     "heterofl": "HeteroFL",
     "fedavg": "FedAvg",
 }
-COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#555555")  # apart for the colour-blind, too
-Curves = dict[str, list[dict[str, float]]]
+Rows = list[dict[str, str]]
 
 
 def collect(folder: Path) -> None:
-    """Write the scores at equal times of all result files of a folder."""
+    """Write the scores at equal times of the result files of a folder."""
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for path in sorted(folder.glob("*.h5")):
-            result = fedgmr_hpc.read_result(path)
-            run = result.config["method"], result.config["seed"]
-            columns = (result.looks[name] for name in COLUMNS[2:])
-            writer.writerows(
-                [*run, *(f"{value:.6g}" for value in row)] for row in zip(*columns, strict=True)
-            )
+            if not path.stem.startswith("tune-"):
+                writer.writerows(_rows_of(path))
 
 
-def read() -> Curves:
-    """The rows of the CSV file by method."""
-    curves: Curves = defaultdict(list)
-    with TABLE.open() as file:
-        for row in csv.DictReader(file):
-            curves[row.pop("method")].append({key: float(value) for key, value in row.items()})
+def _rows_of(path: Path) -> Iterator[list[str]]:
+    result = fedgmr_hpc.read_result(path)
+    run = [str(result.config[key]) for key in ("method", "seed")]
+    columns = [result.looks[name] for name in COLUMNS[2:]]
+    for row in zip(*columns, strict=True):
+        if run[0] in NAMES:
+            yield [*run, *(f"{value:.6g}" for value in row)]
+
+
+def curves_of(rows: Rows, name: str, factor: float, is_step: bool = False) -> dict[str, Curve]:
+    """Return the curve over time of each method."""
+    curves = {}
+    for method in NAMES:
+        of_method = [row for row in rows if row["method"] == method]
+        runs = [[row for row in of_method if row["seed"] == seed] for seed in _seeds(of_method)]
+        xs = [np.array([float(row["now_s"]) for row in run]) for run in runs]
+        ys = [factor * np.array([float(row[name]) for row in run]) for run in runs]
+        curves[method] = Curve(xs, ys, is_step)
     return curves
 
 
-def _over_seeds(rows: list[dict[str, float]], name: str) -> tuple[list[float], NDArray[np.float64]]:
-    """Times, and a value for each time and seed [times, seeds], where all seeds have one."""
-    by_time: dict[float, list[float]] = defaultdict(list)
-    for row in rows:
-        by_time[row["now_s"]].append(row[name])
-    seeds = max(map(len, by_time.values()))
-    kept = {time: values for time, values in by_time.items() if len(values) == seeds}
-    return list(kept), np.array(list(kept.values()))
+def _seeds(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["seed"] for row in rows))
 
 
-def draw(curves: Curves) -> None:
-    """Accuracy on the left, density on the right: means over seeds, bands from least to most."""
-    matplotlib.use("agg")
-    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), dpi=150, layout="constrained")
-    for panel, name, scale in zip(panels, ("test_accuracy", "mean_density"), (100, 1), strict=True):
-        for (method, label), colour in zip(NAMES.items(), COLOURS, strict=True):
-            times, values = _over_seeds(curves[method], name)
-            panel.plot(times, scale * values.mean(1), color=colour, label=label)
-            low, high = scale * values.min(1), scale * values.max(1)
-            panel.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
-        panel.set_xlabel("virtual time, s")
-        panel.grid(alpha=0.25)
-        panel.set_xlim(0, 1600)
-        panel.set_ylim(0, 1.02 * scale)
-    panels[0].set_ylabel("test accuracy, %")
-    panels[1].set_ylabel("mean density of the clients")
-    panels[0].legend(frameon=False, loc="lower right")
-    figure.savefig(FIGURE)
+@styled
+def draw(rows: Rows) -> Figure:
+    """Draw accuracy on the left, density on the right: means and ranges over seeds."""
+    figure, (scores, densities) = new_figure(2, size=(9.0, 4.2))
+    accuracies = curves_of(rows, "test_accuracy", 100.0)
+    styles = styles_of(NAMES)
+    draw_curves(scores, accuracies, styles)
+    draw_curves(densities, curves_of(rows, "mean_density", 1.0, is_step=True), styles)
+    times = [x for curve in accuracies.values() for x in curve.xs]
+    for panel in (scores, densities):
+        scale_cost(panel, times, "virtual time (s)")
+    scale_accuracy(scores, [y for curve in accuracies.values() for y in curve.ys], "test accuracy")
+    densities.set(ylim=(0, 1.04), ylabel="mean density of the clients")
+    keys = [method_key(styles[method], name) for method, name in NAMES.items()]
+    legend_below(figure, keys, describe_band(list(accuracies.values())))
+    return figure
 
 
 def main() -> None:
     """Collect where a folder is given, then draw."""
     if len(sys.argv) > 1:
         collect(Path(sys.argv[1]))
-    draw(read())
+    with TABLE.open() as file:
+        save(draw(list(csv.DictReader(file))), FIGURE)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
 Number = TypeVar("Number", int, float)
 Call = Callable[[argparse.Namespace], int]
+FIGURE_FORMATS = ("png", "pdf", "svg")
+FIGURE_SIZES = ("page", "slide", "column")
 CONFIG = "CONFIG|KEY=VALUE"
 CONFIG_HELP = (
     "a YAML file or the name of one in configs/runs (default: digits), each laid over those "
@@ -92,6 +94,26 @@ def add_out(parser: Parser, default: str | None, about: str, shown: str = "") ->
     """
     about = f"{about} (default: {shown or default})"
     parser.add_argument("--out", metavar="DIR", default=default, help=about)
+
+
+def add_figures(parser: Parser, default: str, more: str = "") -> None:
+    """Add `--format` and `--size` of figures.
+
+    Args:
+        default: the formats that are used without the option.
+        more: what else is to be known of them.
+    """
+    for option, known, used in (
+        ("--format", FIGURE_FORMATS, default),
+        ("--size", FIGURE_SIZES, FIGURE_SIZES[0]),
+    ):
+        parser.add_argument(
+            option,
+            type=some_of(known),
+            default=some_of(known)(used),
+            metavar=",".join(known),
+            help=f"of the figures, any of these{more} (default: {used})",
+        )
 
 
 def add_ranks(parser: Parser, default: int | None = None, least: int = 1, about: str = "") -> None:
@@ -227,6 +249,15 @@ def numbers(read: Callable[[str], Number]) -> Callable[[str], list[Number]]:
             raise argparse.ArgumentTypeError(message) from None
 
     return read_all
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a type of options: some of the known ones, with commas between them."""
+
+    def read(text: str) -> list[str]:
+        return list(dict.fromkeys(map(one_of(known), text.split(","))))
+
+    return read
 
 
 def one_of(known: Sequence[str]) -> Callable[[str], str]:

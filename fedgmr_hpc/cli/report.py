@@ -8,6 +8,7 @@ from pathlib import Path
 from fedgmr_hpc.cli.arguments import (
     Verbs,
     above_zero,
+    add_figures,
     add_out,
     add_perf_log,
     add_tolerance,
@@ -18,9 +19,11 @@ from fedgmr_hpc.config.messages import must_be
 EVERY_S, PAGE_EVERY_S = 2.0, 10.0
 RESULT_HELP = "a result file, a pattern, or a folder of them"
 REPORT = """\
-Make tables and plots of runs: accuracy and density over virtual time, bytes,
-and where the time went. The tables are printed; the plots are written to
---out. Files that cannot be read are left out, with a line that says why.
+Make tables and plots of runs: accuracy against virtual time, bytes and local
+steps, densities, the clients' own sub-models, and where the time went. Runs
+that differ only by their seed are one line, with a band from the least to the
+greatest. The tables are printed; the plots are written to --out. Files that
+cannot be read are left out, with a line that says why.
 
 With --baseline the runs are compared with earlier ones instead: one table of
 ratios, without plots. Two runs are a pair if configuration, limits and seed
@@ -38,6 +41,7 @@ examples:
   %(prog)s a.h5 b.h5 --out compared
   %(prog)s now/ --baseline before/ --tolerance 5%%
   %(prog)s now/ --baseline before/ --perf-log perf.jsonl
+  %(prog)s results/ --format pdf,svg --size column,slide
 """
 WATCH = """\
 Show a table of runs, read from their files alone. On a terminal it is redrawn
@@ -85,6 +89,7 @@ def add_to(verbs: Verbs) -> None:
         help="by how many points the test accuracy may fall (default: %(default)g)",
     )
     add_perf_log(parser)
+    add_figures(parser, "png")
     parser = add_verb(
         verbs,
         "watch",
@@ -116,7 +121,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     if arguments.perf_log is not None:
         append_lines(arguments.perf_log, run_lines(read_runs(arguments.results)))
-    print(report_results(arguments.results, arguments.out))
+    print(report_results(arguments.results, arguments.out, arguments.format, arguments.size))
     return 0
 
 

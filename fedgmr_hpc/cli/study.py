@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fedgmr_hpc.cli.arguments import (
     Verbs,
     add_actions,
+    add_figures,
     add_json,
     add_out,
     add_plugin_option,
@@ -75,6 +76,7 @@ REPORT_EPILOG = """\
 examples:
   %(prog)s main_small
   %(prog)s main_small --spread interval
+  %(prog)s main_small --format pdf,svg --size column,slide
 """
 EXPORT = """\
 Write the runs that are done as one tidy table beside the report, tidy.csv or
@@ -130,6 +132,7 @@ def add_to(verbs: Verbs) -> None:
         metavar="WHAT",
         help="behind a mean: sd, or interval, half the 95 %% interval (default: %(default)s)",
     )
+    add_figures(parser, "png,pdf", "; those of the report, png and page, in any case")
     parser = add_verb(
         actions,
         "export",
@@ -237,7 +240,8 @@ def report(arguments: argparse.Namespace) -> int:
     from fedgmr_hpc.study.report.page import write_report
 
     where = (folder.cells_dir, folder.report_dir)
-    print(write_report(folder.study, folder.cells, *where, folder.command, arguments.spread))
+    how = (arguments.spread, arguments.format, arguments.size)
+    print(write_report(folder.study, folder.cells, *where, folder.command, *how))
     return 0
 
 

@@ -85,6 +85,7 @@ class Method:
         differs: what is done otherwise than in the `paper` of the method, in the public `code` of
             its authors, or in the `release` of FedGMR.
         own_rows: those of a configuration's own rows that it is made of, by name.
+        made_of: its row and the rows that this is based on, by name.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Method:
     axes: dict[str, Any]
     differs: dict[str, list[str]] = field(default_factory=dict)
     own_rows: dict[str, Any] = field(default_factory=dict)
+    made_of: tuple[str, ...] = ()
 
 
 def method_names() -> list[str]:
@@ -182,7 +184,8 @@ def load_method(name: str, own_rows: Mapping[str, Any] | None = None) -> Method:
     about, source = " ".join(found["about"]), str(found.get("source", ""))
     used = {each: rows[each] for each in found["made_of"] if each in rows}
     whole = WRAPPER_SIGN.join([row, *wrappers])
-    return Method(whole, found["title"], about, source, axes, found.get("differs", {}), used)
+    facts = (about, source, axes, found.get("differs", {}), used, tuple(found["made_of"]))
+    return Method(whole, found["title"], *facts)
 
 
 def _checked_own(rows: Any) -> Mapping[str, Any]:

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedgmr_hpc.experiments.feasibility import WINDOW, Growth, Series, centred_mean
+from fedgmr_hpc.reporting.curves import band
 from fedgmr_hpc.reporting.figures import label, legend_below, new_figure, shades, styled
 from fedgmr_hpc.results.series import Values
-from fedgmr_hpc.study.report.figures import band
 
 
 @styled
@@ -31,7 +31,7 @@ def plot_feasibility(growth: Growth, series: Sequence[Series]) -> Figure:
     label(rates, "test accuracy (%)", "g (points per 100 s, log scale)", "Growth rate")
     rates.set_yscale("log")
     _scale_accuracy(rates, growth)
-    legend_below(figure, columns=6)
+    legend_below(figure)
     return figure
 
 

@@ -1,147 +1,225 @@
-"""The figures of `report`: accuracy, density and sub-models over time.
+"""The figures of runs: accuracy against what it costs, density, and the clients' own sub-models.
 
-Times are virtual, or unscaled on the wall clock. Shapes: N merges, E evaluations, C clients.
+Rows are what is compared: methods, or runs of one that differ. The runs of a row in one condition
+differ by their seeds alone and are one curve.
+
+Accuracies are in percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from fedgmr_hpc.reporting.curves import (
+    Curve,
+    describe_band,
+    draw_curves,
+    scale_accuracy,
+    scale_cost,
+)
 from fedgmr_hpc.reporting.figures import (
-    colours_of,
+    file_name,
     key,
     legend_below,
-    new_figure,
-    shade_of,
-    shades,
-    styled,
+    method_key,
+    new_panels,
+    save,
+    style_of,
 )
-from fedgmr_hpc.reporting.words import count_of
-from fedgmr_hpc.results.series import end_s, mean_density, scored
+from fedgmr_hpc.reporting.palette import LINES, Style
+from fedgmr_hpc.results.client_plots import draw_classes, draw_clients, draw_submodels
+from fedgmr_hpc.results.labels import Rows, labels_of
+from fedgmr_hpc.results.series import Run, measure_run
 from fedgmr_hpc.storage.reader import Result
 
-SIZE = (9.0, 5.5)  # inches
-MAX_MARKED = 40  # lines with more points are drawn without markers
+GREY = "#777777"
+VALIDATION = "validation accuracy"
+UNITS = {"bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")), "client_steps": ((1e6, "million "),)}
 
 
-@styled
-def plot_accuracy(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Draw test (solid) and validation (dashed) accuracy of the server's model over time."""
-    figure, axes, unit_s = _time_axes(results)
-    axes.set_ylabel("accuracy (%)")
-    colours = colours_of(len(results))
-    for colour, result in zip(colours, results, strict=True):
-        _plot_column(axes, result, "val_accuracy", unit_s, color=colour, linestyle="--", alpha=0.7)
-        marker = "o" if len(scored(result)["version"]) <= MAX_MARKED else ""
-        _plot_column(axes, result, "test_accuracy", unit_s, color=colour, marker=marker)
-    styles = [key("0.4", "test"), key("0.4", "validation", "--")]
-    _finish_plot(figure, [*_run_keys(colours, names), *styles])
+@dataclass(frozen=True)
+class Course:
+    """What is drawn against what: names of fields of Run, and what the axes are called."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    x_label: str  # {} stands for the unit that fits
+    y_label: str
+
+    @property
+    def is_step(self) -> bool:
+        """Whether a value holds until the next one."""
+        return self.y == "densities"
+
+
+DENSITY = Course("density_vs_time", "Mean density over virtual time", "density_times_s",
+                 "densities", "virtual time (s)", "mean density of the clients")  # fmt: skip
+COURSES = (
+    Course("accuracy_vs_time", "Test accuracy over virtual time",
+           "times_s", "test", "virtual time (s)", "test accuracy"),
+    Course("accuracy_vs_bytes", "Test accuracy over traffic",
+           "bytes", "test", "server's traffic, both ways ({})", "test accuracy"),
+    Course("accuracy_vs_steps", "Test accuracy over the clients' local steps",
+           "client_steps", "test", "{}local steps of all clients", "test accuracy"),
+    DENSITY,
+)  # fmt: skip
+
+
+def draw_course(runs: Sequence[Run], course: Course, rows: Rows) -> Figure:
+    """Draw a panel a condition and a curve a row: mean and range over seeds."""
+    if course.is_step:
+        rows = with_fixed_together(runs, rows)
+    per_x, unit = _unit(runs, course)
+    panels = _curves(runs, course, rows, per_x)
+    curves = [curve for panel in panels.values() for curve in panel.values()]
+    figure, grid = new_panels(len(panels))
+    at_s = rows.at_s if course.x.endswith("times_s") else None
+    styles = {**rows.styles, VALIDATION: Style(GREY, "", LINES[1], 0.8)}
+    for axes, (column, panel) in zip((a for row in grid for a in row), panels.items(), strict=True):
+        draw_curves(axes, panel, styles)
+        scale_cost(axes, [x for curve in curves for x in curve.xs], course.x_label.format(unit))
+        axes.set_title(column if len(panels) > 1 else "")
+        if at_s is not None:
+            axes.axvline(at_s, color="0.4", linestyle=":")
+    _scale_up(grid, course, curves)
+    shown = dict.fromkeys(row for panel in panels.values() for row in panel)
+    keys = [method_key(styles[row], rows.name(row)) for row in shown]
+    if at_s is not None:
+        keys.append(key("0.4", f"compared at T = {at_s:,g} s", ":"))
+    legend_below(figure, keys, describe_band(curves))
     return figure
 
 
-def _plot_column(axes: Axes, result: Result, name: str, unit_s: float, **style: Any) -> None:
-    """Draw the finite values of one accuracy, in percent."""
-    evaluations = scored(result)
-    known = np.isfinite(evaluations[name])
-    times, values = evaluations["now_s"] / unit_s, evaluations[name]
-    axes.plot(times[known], 100 * values[known], markersize=4, **style)
+def _unit(runs: Sequence[Run], course: Course) -> tuple[float, str]:
+    """Return the unit of what is spent, and its name."""
+    most = max((float(x[-1]) for run in runs if len(x := getattr(run, course.x))), default=0.0)
+    fitting = [unit for unit in UNITS.get(course.x, ()) if most >= 2 * unit[0]]
+    return fitting[0] if fitting else (1e6, "MB") if course.x == "bytes" else (1.0, "")
 
 
-@styled
-def plot_submodels(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Draw the accuracy of the server's model cut to the clients' densities.
+def _curves(
+    runs: Sequence[Run], course: Course, rows: Rows, per_x: float
+) -> dict[str, dict[str, Curve]]:
+    """Return curves by condition and row; a run alone has its validation accuracy, too."""
+    factor = 1.0 if course.is_step else 100.0
+    shown = [run for run in runs if run.row in rows.order]
+    panels: dict[str, dict[str, Curve]] = {}
+    for column in dict.fromkeys(run.column for run in shown):
+        for row in rows.order:
+            same = [run for run in shown if (run.row, run.column) == (row, column)]
+            xs = [getattr(run, course.x) / per_x for run in same]
+            ys = [factor * getattr(run, course.y) for run in same]
+            if same:
+                panels.setdefault(column, {})[row] = Curve(xs, ys, course.is_step)
+    if len(shown) == 1 and course.y == "test":
+        (run,) = shown
+        known = np.isfinite(run.val)
+        curve = Curve([getattr(run, course.x)[known] / per_x], [100 * run.val[known]])
+        panels[run.column][VALIDATION] = curve
+    return panels
 
-    One run alone is drawn over time, several at their ends against the density.
+
+def with_fixed_together(runs: Sequence[Run], rows: Rows) -> Rows:
+    """Return rows of which those that hold the same densities at all times are one line."""
+    alike: dict[frozenset[tuple[str, float]], list[str]] = {}
+    for row in rows.order:
+        of_row = [run for run in runs if run.row == row and len(run.densities)]
+        held = frozenset((run.column, each) for run in of_row for each in set(run.densities))
+        if of_row and len(held) == len({run.column for run in of_row}):
+            alike.setdefault(held, []).append(row)
+    groups = [(held, same) for held, same in alike.items() if len(same) > 1]
+    names, styles = dict(rows.names), dict(rows.styles)
+    for place, (held, same) in enumerate(groups):
+        values = {f"{density:.3g}" for _, density in held}
+        at = f" at {values.pop()}" if len(values) == 1 else ""
+        names[same[0]] = f"fixed{at}: {', '.join(map(rows.name, same))}"
+        styles[same[0]] = Style(GREY, "", LINES[place % len(LINES)])
+    left_out = {row for _, same in groups for row in same[1:]}
+    order = [row for row in rows.order if row not in left_out]
+    return replace(rows, order=order, names=names, styles=styles)
+
+
+def _scale_up(grid: Sequence[Sequence[Axes]], course: Course, curves: Sequence[Curve]) -> None:
+    """Scale the axis upwards, which all panels share, and label the outermost alone."""
+    first = grid[0][0]
+    if course.is_step:
+        first.set(ylim=(0, 1.04), ylabel=course.y_label)
+    else:
+        scale_accuracy(first, [y for curve in curves for y in curve.ys], course.y_label)
+    for row in grid:
+        row[0].set_ylabel(first.get_ylabel())
+    for above, below in zip(grid, grid[1:], strict=False):
+        for axes in above[: len(below)]:
+            axes.set_xlabel("")
+
+
+def write_figures(
+    results: Sequence[Result], folder: Path, formats: Sequence[str], sizes: Sequence[str]
+) -> list[Path]:
+    """Draw all figures of runs; return their paths.
+
+    Args:
+        formats: of the files: `png`, `pdf`, `svg`.
+        sizes: what they are for: `page`, `slide`, `column`.
+
+    Raises:
+        OSError: `folder` cannot be written.
     """
-    return _plot_classes(results[0]) if len(results) == 1 else _plot_ends(results, names)
+    runs = runs_of(results)
+    suffixes = [f".{form}" for form in formats]
+    paths = []
+    for size in sizes:
+        with style_of(size):
+            for stem, figure in _figures(results, runs):
+                path = folder / file_name(stem, size)
+                save(figure, *(path.with_suffix(suffix) for suffix in suffixes))
+                paths += [path.with_suffix(suffix) for suffix in suffixes]
+    return paths
 
 
-def _plot_classes(result: Result) -> Figure:
-    """Draw one line a density, dark where it is small."""
-    figure, axes, unit_s = _time_axes([result])
-    axes.set_ylabel("test accuracy of sub-models (%)")
-    rows, keys = result.submodels, []
-    densities = np.unique(rows["density"])
-    for density, shade in zip(densities, shades(len(densities)), strict=True):
-        of_class = rows["density"] == density
-        times, values = rows["now_s"][of_class] / unit_s, 100 * rows["test_accuracy"][of_class]
-        axes.plot(times, values, color=shade)
-        clients = count_of(int(rows["num_clients"][of_class][0]), "client")
-        keys.append(key(shade, f"density {density:g} ({clients})"))
-    _finish_plot(figure, keys)
-    return figure
+def _figures(results: Sequence[Result], runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+    """Yield each figure that has something to show, with the stem of its file."""
+    rows = Rows.of(runs)
+    for course in COURSES:
+        if any(len(getattr(run, course.x)) for run in runs):
+            yield course.name, draw_course(runs, course, rows)
+    if len(results) == 1 and len(results[0].merges["version"]):
+        yield "client_densities", draw_clients(results[0])
+    if len(results) == 1 and len(results[0].submodels["version"]):
+        yield "submodels_vs_time", draw_classes(results[0])
+    if any(run.classes for run in runs):
+        yield "submodels", draw_submodels(runs, rows)
 
 
-def _plot_ends(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Draw one line a run; methods that give everybody the whole model have a point."""
-    figure, (axes,) = new_figure(1, size=SIZE)
-    colours = colours_of(len(results))
-    for colour, result in zip(colours, results, strict=True):
-        rows = result.submodels
-        last = rows["version"] == rows["version"].max(initial=0)
-        values = 100 * rows["test_accuracy"][last]
-        axes.plot(rows["density"][last], values, color=colour, marker="o")
-    axes.set(xscale="log", xlabel="density of the sub-model")
-    axes.set_ylabel("test accuracy of the last version (%)")
-    ticks = np.unique(np.concatenate([result.submodels["density"] for result in results]))
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axes.minorticks_off()
-    _finish_plot(figure, _run_keys(colours, names))
-    return figure
+def runs_of(results: Sequence[Result]) -> list[Run]:
+    """Return what is measured in runs, each called by what tells it from the others."""
+    labels = labels_of([result.config for result in results])
+    seeds = [
+        (label, result.config.get("seed")) for label, result in zip(labels, results, strict=True)
+    ]
+    rows = [
+        f"{label}: {result.path.stem}" if seeds.count(seed) > 1 else label
+        for label, seed, result in zip(labels, seeds, results, strict=True)
+    ]
+    return [measure_run(result, row) for result, row in zip(results, rows, strict=True)]
 
 
-@styled
-def plot_density(results: Sequence[Result], names: Sequence[str]) -> Figure:
-    """Draw the mean density over time; a run alone shows its clients too."""
-    figure, axes, unit_s = _time_axes(results)
-    axes.set_ylabel("density (fraction of prunable weights)")
-    axes.set_ylim(0, 1.04)
-    alone = len(results) == 1
-    colours = ["black"] if alone else colours_of(len(results))  # alone, clients have the colours
-    for colour, result in zip(colours, results, strict=True):
-        if alone:
-            _plot_clients(axes, result, unit_s)
-        times, means = mean_density(result)
-        axes.step(times / unit_s, means, where="post", color=colour, linewidth=2.5, alpha=0.8)
-    keys = _run_keys(colours, [f"{name}, mean" for name in names])
-    clients = [key(shade_of(0.5), "clients, dark: sparse at the start", width=1.0)] if alone else []
-    _finish_plot(figure, [*keys, *clients])
-    return figure
+def draw_run(result: Result, what: str) -> Figure:
+    """Draw one run.
 
-
-def _plot_clients(axes: Axes, result: Result, unit_s: float) -> None:
-    """Draw one thin step line a client, darkest for the smallest density at the start."""
-    times = result.merges["now_s"] / unit_s
-    for density in result.merges["density"].T if len(times) else ():
-        shade = shade_of(float(density[0]))
-        axes.step(times, density, where="post", color=shade, linewidth=1.0)
-
-
-def _time_axes(results: Sequence[Result]) -> tuple[Figure, Axes, float]:
-    """Make an empty plot over time; return it with the seconds of its time unit."""
-    longest_s = max((end_s(result, "now_s") for result in results), default=0.0)
-    unit_s, unit = next(
-        (seconds, name)
-        for seconds, name in ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
-        if longest_s >= 5 * seconds or name == "s"
-    )
-    figure, (axes,) = new_figure(1, size=SIZE)
-    clocks = {str(result.config.get("clock", "virtual")) for result in results}
-    kind = {"virtual": "virtual time", "wall": "time, unscaled"}
-    axes.set_xlabel(f"{kind[clocks.pop()] if len(clocks) == 1 else 'time'} ({unit})")
-    return figure, axes, unit_s
-
-
-def _finish_plot(figure: Figure, keys: Sequence[Line2D]) -> None:
-    longest = max(len(str(each.get_label())) for each in keys)
-    legend_below(figure, keys, 3 if longest < 35 else 2)
-
-
-def _run_keys(colours: Sequence[Any], names: Sequence[str]) -> list[Line2D]:
-    return [key(colour, name) for colour, name in zip(colours, names, strict=True)]
+    Args:
+        what: `accuracy`, `density`, or `submodels` where they were scored.
+    """
+    with style_of("page"):
+        if what == "accuracy":
+            runs = runs_of([result])
+            return draw_course(runs, COURSES[0], Rows.of(runs))
+        return draw_clients(result) if what == "density" else draw_classes(result)

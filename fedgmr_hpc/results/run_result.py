@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+PLOTS = ("accuracy", "density", "submodels")
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class RunResult(Result):
@@ -89,18 +91,15 @@ class RunResult(Result):
         Raises:
             ValueError: there is no such figure, or nothing to draw in it.
         """
-        from fedgmr_hpc.results import plots  # a result needs no matplotlib
+        from fedgmr_hpc.results.plots import draw_run  # a result needs no matplotlib
 
-        known = {
-            "accuracy": plots.plot_accuracy,
-            "density": plots.plot_density,
-            "submodels": plots.plot_submodels,
-        }
-        if what not in known:
-            raise ValueError(unknown_choice("what", what, known))
+        if what not in PLOTS:
+            raise ValueError(unknown_choice("what", what, PLOTS))
         if what == "submodels" and not len(self.submodels["version"]):
             raise ValueError(must("eval.submodels", "have been true for this figure"))
-        return known[what]([self], [method_label(self.config)])
+        if what == "density" and not len(self.merges["version"]):
+            raise ValueError(must(f"results {self.path}", "have a merge for this figure"))
+        return draw_run(self, what)
 
     def _check_weights(self) -> None:
         if not len(self.weights):

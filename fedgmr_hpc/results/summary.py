@@ -2,7 +2,7 @@
 
     render_summary   what a person reads at the end of one run
     make_report      one table over runs, each run's course and, with a timeline beside it, where
-                     its ranks' time went, and plots as PNG files
+                     its ranks' time went, and plots
 
 Text is plain, so that it can be copied into a mail. "Server up" is what the server sent and "server
 down" what it received, as charged on its links, in MB of 10^6 bytes: server_up_bytes and
@@ -72,12 +72,19 @@ LEGEND = (
 )
 
 
-def report_results(words: Sequence[str], out: str | os.PathLike[str] | None) -> str:
+def report_results(
+    words: Sequence[str],
+    out: str | os.PathLike[str] | None,
+    formats: Sequence[str] = ("png",),
+    sizes: Sequence[str] = ("page",),
+) -> str:
     """Return the tables of the runs that words name: files, patterns, or folders of them.
 
     Args:
         words: as `find_files` takes them.
         out: folder of the plots; None for `report` beside the first file, or in the first folder.
+        formats: of the plots' files: `png`, `pdf`, `svg`.
+        sizes: what the plots are for: `page`, `slide`, `column`.
 
     Raises:
         ValueError: a word names nothing, or nothing that it names is a result file.
@@ -86,25 +93,32 @@ def report_results(words: Sequence[str], out: str | os.PathLike[str] | None) -> 
     if not files:
         raise ValueError(f"results {' '.join(words)}: no result files there")
     first = Path(words[0])
-    return make_report(files, out or (first if first.is_dir() else files[0].parent) / "report")
+    out = out or (first if first.is_dir() else files[0].parent) / "report"
+    return make_report(files, out, formats, sizes)
 
 
-def make_report(paths: Sequence[str | os.PathLike[str]], out_dir: str | os.PathLike[str]) -> str:
-    """Render the tables of all runs and draw their figures into `out_dir`.
+def make_report(
+    paths: Sequence[str | os.PathLike[str]],
+    out_dir: str | os.PathLike[str],
+    formats: Sequence[str] = ("png",),
+    sizes: Sequence[str] = ("page",),
+) -> str:
+    """Render the tables of all runs and draw their figures into `out_dir` (plots.py).
 
-    The figures are `accuracy_vs_time.png`, `density_vs_time.png` and, where sub-models were scored,
-    `submodel_accuracy.png`; `interactive.html` is written where plotly is installed. A file that
-    cannot be read is left out, with a line that says why.
+    `interactive.html` is written where plotly is installed. A file that cannot be read is left out,
+    with a line that says why.
 
     Raises:
         ValueError: no path is a result file.
         OSError: `out_dir` cannot be written.
     """
+    from fedgmr_hpc.results.plots import write_figures  # a summary needs no matplotlib
+
     results, unreadable = _read_all(paths)
     names = _run_names(results)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    plots = _write_plots(results, names, out_dir)
+    plots = write_figures(results, out_dir, formats, sizes)
     page = _write_page(results, names, out_dir)
     runs = as_text(RUN_HEADS, [_run_cells(*run) for run in zip(names, results, strict=True)])
     courses = [_course(*run) for run in zip(names, results, strict=True)]
@@ -130,24 +144,6 @@ def _read_all(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Result], li
     if not results:
         raise ValueError("\n".join(wrong))
     return results, wrong
-
-
-def _write_plots(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> list[Path]:
-    """Draw accuracy and density over time, and the accuracy of sub-models if it was scored."""
-    from fedgmr_hpc.results import plots  # a summary needs no matplotlib
-
-    legends = [_legend(*run) for run in zip(names, results, strict=True)]
-    figures = {
-        "accuracy_vs_time.png": plots.plot_accuracy(results, legends),
-        "density_vs_time.png": plots.plot_density(results, legends),
-    }
-    cut = [index for index, result in enumerate(results) if len(result.submodels["version"])]
-    if cut:
-        runs = [results[index] for index in cut], [legends[index] for index in cut]
-        figures["submodel_accuracy.png"] = plots.plot_submodels(*runs)
-    for name, figure in figures.items():
-        figure.savefig(out_dir / name)
-    return [out_dir / name for name in figures]
 
 
 def _write_page(results: Sequence[Result], names: Sequence[str], out_dir: Path) -> str:
@@ -188,12 +184,6 @@ def render_summary(result: Result) -> str:
 def _run_names(results: Sequence[Result]) -> list[str]:
     stems = [result.path.stem for result in results]
     return stems if len(set(stems)) == len(stems) else [str(result.path) for result in results]
-
-
-def _legend(name: str, result: Result) -> str:
-    """Return a run's name, and its method where that is no row of the table."""
-    label = method_label(result.config)
-    return name if label == result.config.get("method", "-") else f"{name}: {label}"
 
 
 def _run_cells(name: str, result: Result) -> list[str]:

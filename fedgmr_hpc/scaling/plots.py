@@ -176,7 +176,7 @@ def draw_limit(scaling: Scaling) -> Figure:
     axes.minorticks_off()
     title = "Simulated; a ring is where the server is saturated"
     label(axes, "ranks, a core and link each", "client-rounds per second", title)
-    legend_below(figure, columns=3)
+    legend_below(figure)
     return figure
 
 

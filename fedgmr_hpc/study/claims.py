@@ -33,8 +33,9 @@ from fedgmr_hpc.reporting.paired import (
 )
 from fedgmr_hpc.reporting.statistics import drop_from_best, std_last
 from fedgmr_hpc.reporting.words import count_of
+from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.cells import matches
-from fedgmr_hpc.study.measures import Run, pairs, select_runs
+from fedgmr_hpc.study.measures import pairs, select_runs
 from fedgmr_hpc.study.study_file import ClaimSpec, DifferenceClaim, StabilityClaim, TimeRatioClaim
 
 Verdict = Literal["supported", "contradicted", "undecided"]

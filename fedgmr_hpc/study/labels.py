@@ -12,12 +12,12 @@ figures and pages show titles: no label changes which runs a study has.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedgmr_hpc.config.messages import did_you_mean, must
 from fedgmr_hpc.config.methods import short_name
+from fedgmr_hpc.results.labels import part_of, text_of
 
 Labels = dict[str, Any]  # dotted key -> value
 # Tables of a report, which may be given other captions.
@@ -36,7 +36,7 @@ CAPTIONED = (
 
 def label_of(labels: Labels, keys: Iterable[str]) -> str:
     """Return the raw name of some keys' values; `all` for none."""
-    return ", ".join(_part(key, labels[key]) for key in keys if key in labels) or "all"
+    return ", ".join(part_of(key, labels[key]) for key in keys if key in labels) or "all"
 
 
 def title_of(labels: Labels, keys: Iterable[str], shown: Mapping[str, str]) -> str:
@@ -71,29 +71,16 @@ def unknown_labels(
     ]
 
 
-def short_key(key: str) -> str:
-    """Return the last word of a dotted key, as people say it."""
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def _part(key: str, value: Any) -> str:
-    return value if isinstance(value, str) else f"{short_key(key)} {_text(value)}"
-
-
 def _title(key: str, value: Any, shown: Mapping[str, str]) -> str:
-    part = _part(key, value)
+    part = part_of(key, value)
     if part in shown or key not in shown:
         return shown.get(part, part)
-    return f"{shown[key]} {value if isinstance(value, str) else _text(value)}"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+    return f"{shown[key]} {value if isinstance(value, str) else text_of(value)}"
 
 
 def _parts(values: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Yield what can have a label: parts of raw names first, then keys."""
     for key, each in values.items():
         names = (short_name(str(value)) if key == "method" else value for value in each)
-        yield from (_part(key, name) for name in names)
+        yield from (part_of(key, name) for name in names)
     yield from (key for key in values if key != "method")

@@ -15,7 +15,8 @@ from typing import Any
 from fedgmr_hpc.reporting.paired import MeanTest, mean_test
 from fedgmr_hpc.reporting.statistics import window_around
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.measures import Run, columns_of, rows_of, select_runs
+from fedgmr_hpc.results.series import Run
+from fedgmr_hpc.study.measures import columns_of, rows_of, select_runs
 from fedgmr_hpc.study.report.tables import Scale, seeds_of
 
 LEGACY_NUM = 10  # evaluations on either side of T (docs/method.md#reported-accuracy)

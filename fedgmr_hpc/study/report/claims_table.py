@@ -9,8 +9,8 @@ from typing import Any
 
 from fedgmr_hpc.reporting.paired import MeanTest
 from fedgmr_hpc.reporting.tables import Table
+from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.claims import UNITS, ClaimResult, what_would_decide
-from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.report.tables import Scale, resolution_note, resolutions
 
 

@@ -1,125 +1,117 @@
-"""The figures of a study: one panel a condition, one line a method, mean and range over seeds.
+"""The figures of a study: a panel a condition, a curve a method, all in the order of accuracy.
 
-Shapes: G points of a grid, S seeds.
+More methods than a reader tells apart are parted by what they are to the reference, which is in
+every part: other methods, variants of the reference itself, and rows under a wrapper, such as
+heterofl+aux, with the row that they wrap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedgmr_hpc.reporting.figures import key, label, legend_below, new_figure, styled
-from fedgmr_hpc.reporting.palette import COLOURS
-from fedgmr_hpc.results.series import Values
-from fedgmr_hpc.study.measures import Run, columns_of, rows_of, select_runs
+from fedgmr_hpc.config.methods import WRAPPER_SIGN, load_method
+from fedgmr_hpc.reporting.figures import file_name, save, style_of
+from fedgmr_hpc.reporting.pages import Picture
+from fedgmr_hpc.results.client_plots import draw_submodels
+from fedgmr_hpc.results.labels import Rows
+from fedgmr_hpc.results.plots import COURSES, draw_course
+from fedgmr_hpc.results.series import Run
 
-STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)))
 MAX_LINES = 10
-MAX_COLUMNS = 3
-NUM_POINTS = 300
+OTHERS, VARIANTS, WRAPPED = "other methods", "variants", "wrapped methods"
+SUBMODELS = "Accuracy of the clients' own sub-models beside that of the whole model"
 
 
 @dataclass(frozen=True)
-class Course:
-    """What is drawn against what: names of fields of Run, and factors to the units shown."""
+class Drawing:
+    """A figure, and what it is called on a page and on disk."""
 
-    name: str
+    stem: str
     title: str
-    x: str
-    y: str
-    x_label: str
-    y_label: str
-    x_factor: float = 1.0
-    y_factor: float = 1.0
-    is_step: bool = False
+    figure: Figure
 
 
-COURSES = (
-    Course("accuracy_vs_time", "Test accuracy over virtual time", "times_s", "test",
-           "virtual time (s)", "test accuracy (%)", y_factor=100.0),
-    Course("accuracy_vs_bytes", "Test accuracy over traffic", "bytes", "test",
-           "server's traffic, both directions (MB)", "test accuracy (%)", 1e-6, 100.0),
-    Course("own_mean_vs_time", "Test accuracy of the clients' own sub-models, mean over clients",
-           "times_s", "own_mean", "virtual time (s)", "own sub-models' accuracy (%)",
-           y_factor=100.0),
-    Course("own_worst_vs_time", "Test accuracy of the clients whose own sub-models have the least",
-           "times_s", "own_worst", "virtual time (s)", "worst class's accuracy (%)",
-           y_factor=100.0),
-    Course("density_vs_time", "Mean density over virtual time", "density_times_s", "densities",
-           "virtual time (s)", "mean density (fraction of weights)", is_step=True),
-)  # fmt: skip
+def write_figures(
+    runs: Sequence[Run],
+    rows: Rows,
+    reference: str | None,
+    folder: Path,
+    formats: Sequence[str] = ("png", "pdf"),
+    sizes: Sequence[str] = ("page",),
+) -> list[Picture]:
+    """Write all figures; return those of the page, which are there in any case as PNG.
 
-
-@styled
-def draw(runs: Sequence[Run], course: Course, at_s: float | None = None) -> list[Figure]:
-    """Draw one figure for at most MAX_LINES methods, more where there are more.
-
-    Args:
-        at_s: the comparison time, drawn as a dotted line over time.
+    Raises:
+        OSError: `folder` cannot be written.
     """
-    rows = rows_of(runs)
-    styles = {
-        row: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)])
-        for i, row in enumerate(rows)
-    }
-    parts = [rows[i : i + MAX_LINES] for i in range(0, len(rows), MAX_LINES)]
-    mark_s = at_s if course.x.endswith("times_s") else None
-    return [_draw_part(runs, course, {row: styles[row] for row in part}, mark_s) for part in parts]
+    pictures = []
+    for size in dict.fromkeys(("page", *sizes)):
+        with style_of(size):
+            for drawing in draw(runs, rows, reference):
+                stem = folder / file_name(drawing.stem, size)
+                paths = [stem.with_suffix(f".{form}") for form in dict.fromkeys(("png", *formats))]
+                path = save(drawing.figure, *paths)
+                pictures += [Picture(drawing.title, path)] if size == "page" else []
+    return pictures
 
 
-def band(xs: Sequence[Values], ys: Sequence[Values], is_step: bool) -> tuple[Values, ...]:
-    """Return grid, mean, minimum and maximum [G] over S series, where all of them have values."""
-    grid = np.linspace(max(x[0] for x in xs), min(x[-1] for x in xs), NUM_POINTS)
-    read = _held if is_step else np.interp
-    rows = np.array([read(grid, x, y) for x, y in zip(xs, ys, strict=True)])
-    return grid, rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)
+def draw(runs: Sequence[Run], rows: Rows, reference: str | None) -> Iterator[Drawing]:
+    """Yield every figure that has something to show, in the style that is set."""
+    parts = parts_of(runs, rows.order, reference)
+    for course in COURSES:
+        for name, part in parts.items():
+            known = [
+                run for run in runs if run.row in part and np.isfinite(getattr(run, course.y)).any()
+            ]
+            if known:
+                figure = draw_course(known, course, replace(rows, order=part))
+                yield Drawing(course.name + _ending(name), _titled(course.title, name), figure)
+    if any(run.classes for run in runs):
+        yield Drawing("submodels", SUBMODELS, draw_submodels(runs, rows))
 
 
-def _held(grid: Values, x: Values, y: Values) -> Values:
-    """Return the value that holds at each grid point, from its step on."""
-    return y[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)]
+def _ending(name: str) -> str:
+    return f"_{name.replace(' ', '_')}" if name else ""
 
 
-def _draw_part(
-    runs: Sequence[Run], course: Course, styles: dict[str, Any], at_s: float | None
-) -> Figure:
-    columns = columns_of([run for run in runs if run.row in styles])
-    across = min(MAX_COLUMNS, len(columns))
-    down = -(-len(columns) // across)
-    size = (max(6.5, 4.2 * across), 3.4 * down + 1.0)
-    figure, panels = new_figure(across, down, size, sharey=True)
-    for axes, column in zip(panels, columns, strict=False):
-        for row, style in styles.items():
-            _draw_line(axes, select_runs(runs, row, column), course, style)
-        if at_s is not None:
-            axes.axvline(at_s, color="grey", linestyle=":", linewidth=1.2)
-        label(axes, course.x_label, title=column if len(columns) > 1 else "")
-        axes.set_xlim(left=0)
-        if course.is_step:
-            axes.set_ylim(0, 1.04)
-    for axes in panels[len(columns) :]:
-        axes.set_axis_off()
-    for axes in panels[::across]:
-        axes.set_ylabel(course.y_label)
-    keys = [key(colour, row, line) for row, (colour, line) in styles.items()]
-    legend_below(figure, keys, min(5, len(keys)))
-    return figure
+def _titled(title: str, name: str) -> str:
+    return f"{title}: {name}" if name else title
 
 
-def _draw_line(axes: Axes, runs: Sequence[Run], course: Course, style: tuple[str, Any]) -> None:
-    """Draw the mean over seeds and, for several seeds, their range."""
-    xs = [getattr(run, course.x) * course.x_factor for run in runs]
-    ys = [getattr(run, course.y) * course.y_factor for run in runs]
-    known = [i for i, x in enumerate(xs) if len(x)]
-    if not known:
-        return
-    grid, mean, low, high = band([xs[i] for i in known], [ys[i] for i in known], course.is_step)
-    colour, line = style
-    axes.plot(grid, mean, color=colour, linestyle=line)
-    if len(known) > 1:
-        axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
+def parts_of(
+    runs: Sequence[Run], order: Sequence[str], reference: str | None
+) -> dict[str, list[str]]:
+    """Return the rows of each figure by what they are, in their order; all where they are few."""
+    if len(order) <= MAX_LINES:
+        return {"": list(order)}
+    methods = {run.row: str(run.labels.get("method", run.row)) for run in runs}
+    basis = methods.get(reference or "")
+    kinds: dict[str, set[str]] = {OTHERS: set(), VARIANTS: set(), WRAPPED: set()}
+    for row in order:
+        kinds[_kind(methods[row], basis)].add(row)
+    bare = {methods[row].partition(WRAPPER_SIGN)[0] for row in kinds[WRAPPED]}
+    kinds[WRAPPED] |= {row for row in kinds[OTHERS] if methods[row] in bare} if bare else set()
+    parts = {}
+    for name, kind in kinds.items():
+        rows = [row for row in order if row in kind and row != reference]
+        chunks = [rows[i : i + MAX_LINES - 1] for i in range(0, len(rows), MAX_LINES - 1)]
+        for number, chunk in enumerate(chunks, 1):
+            part = [row for row in order if row in chunk or row == reference]
+            parts[name if len(chunks) == 1 else f"{name} {number}"] = part
+    return parts
+
+
+def _kind(method: str, basis: str | None) -> str:
+    """Return what a method is to the one that all are compared with."""
+    if WRAPPER_SIGN in method:
+        return WRAPPED
+    try:
+        made_of = load_method(method).made_of
+    except ValueError:  # a row of the study's own, or of another checkout
+        return OTHERS
+    return VARIANTS if basis in made_of else OTHERS

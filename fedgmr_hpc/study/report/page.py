@@ -1,10 +1,10 @@
-"""The report of a study: report.md, report.html, tables as CSV and LaTeX, figures as PNG and PDF.
+"""The report of a study: report.md, report.html, tables as CSV and LaTeX, figures.
 
 report.html             everything in one file, pictures included
 report.md               the same for reading in a checkout
 interactive.html        the curves for a browser: axes, methods and runs to choose (needs plotly)
 tables/NAME.csv, .tex   numbers, and cells as shown
-figures/NAME.png, .pdf
+figures/NAME.png, .pdf, NAME-slide.png and so on
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from fedgmr_hpc.reporting.figures import save
-from fedgmr_hpc.reporting.pages import Page, Picture, write_page
+from fedgmr_hpc.reporting.pages import Page, write_page
 from fedgmr_hpc.reporting.tables import Table, write_tables
-from fedgmr_hpc.results.series import end_s
+from fedgmr_hpc.results.labels import Rows
+from fedgmr_hpc.results.series import Run, end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, corrected, judge
-from fedgmr_hpc.study.measures import Run, measure
+from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,
     difference_table,
@@ -29,7 +27,7 @@ from fedgmr_hpc.study.report.accuracy_tables import (
     own_table,
 )
 from fedgmr_hpc.study.report.claims_table import claims_table
-from fedgmr_hpc.study.report.figures import COURSES, draw
+from fedgmr_hpc.study.report.figures import write_figures
 from fedgmr_hpc.study.report.head import head_of, setting_of, settings_note
 from fedgmr_hpc.study.report.interactive import write_page_of_curves
 from fedgmr_hpc.study.report.tables import Scale, Spread, cost_table
@@ -39,7 +37,6 @@ from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
 from fedgmr_hpc.study.tuning import read_states
 
 FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
-CAPTION = "Line: mean over seeds; band: their range; dotted: the comparison time."
 
 
 def write_report(
@@ -49,12 +46,16 @@ def write_report(
     out_dir: Path,
     command: Callable[[str], str],
     spread: Spread = "sd",
+    formats: Sequence[str] = ("png", "pdf"),
+    sizes: Sequence[str] = ("page",),
 ) -> str:
     """Write the report of the finished cells; return what to say on the terminal.
 
     Args:
         command: what to type for an action on this study.
         spread: what stands behind a mean: standard deviation, or half the 95 % interval.
+        formats: of the figures' files.
+        sizes: what there shall be figures for: `page`, which the report has, `slide`, `column`.
 
     Raises:
         OSError: `out_dir` cannot be written.
@@ -67,11 +68,9 @@ def write_report(
     tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
     tables += tuning_tables(study, cells, states, scale)
     *tables, origins = _captioned([*tables, _provenance(states, scale.command)], study.captions)
-    pictures = (
-        _write_figures([_titled(run, scale) for run in runs], scale.at_s, out_dir / "figures")
-        if runs
-        else []
-    )
+    rows = Rows.of(runs, scale.at_s, scale.last, {run.row: scale.title(run.row) for run in runs})
+    drawn = [replace(run, column=scale.title(run.column)) for run in runs]
+    pictures = write_figures(drawn, rows, scale.reference, out_dir / "figures", formats, sizes)
     write_tables([*tables, origins], out_dir / "tables")
     first, *warnings = head_of(study, states, runs, scale)
     lead = [first, *settings_note(study, [cell for cell, _ in compared])]
@@ -111,11 +110,6 @@ def _tables(
 def _captioned(tables: Sequence[Table], captions: Mapping[str, str]) -> list[Table]:
     """Return the tables with the captions of the study."""
     return [replace(each, title=captions.get(each.name, each.title)) for each in tables]
-
-
-def _titled(run: Run, scale: Scale) -> Run:
-    """Return a run under the titles of its row and column."""
-    return replace(run, row=scale.title(run.row), column=scale.title(run.column))
 
 
 def _findings(
@@ -168,15 +162,3 @@ def _origin(state: CellState) -> list[str]:
     rounds = int(result.merges["round"][-1]) if len(result.merges["round"]) else 0
     times = [f"{end_s(result, name):.1f}" for name in ("now_s", "wall_s")]
     return [str(rounds), *times, *(facts.get(key, "-") for key in FROM_RESULT)]
-
-
-def _write_figures(runs: Sequence[Run], at_s: float, folder: Path) -> list[Picture]:
-    pictures = []
-    for course in COURSES:
-        known = [run for run in runs if np.isfinite(getattr(run, course.y)).any()]
-        figures = draw(known, course, at_s) if known else []
-        for number, figure in enumerate(figures, 1):
-            stem = course.name if len(figures) == 1 else f"{course.name}_{number}"
-            path = save(figure, folder / f"{stem}.png", ".pdf")
-            pictures.append(Picture(course.title, path, CAPTION))
-    return pictures

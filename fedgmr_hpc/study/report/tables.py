@@ -15,7 +15,8 @@ import numpy as np
 
 from fedgmr_hpc.reporting.statistics import medians
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.measures import Run, columns_of, rows_of, select_runs
+from fedgmr_hpc.results.series import Run
+from fedgmr_hpc.study.measures import columns_of, rows_of, select_runs
 
 Spread = Literal["sd", "interval"]
 COSTS = {"times_s": ("s", 1.0), "bytes": ("MB", 1e-6), "client_steps": ("steps", 1.0)}

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from matplotlib.colors import to_hex
 
 from fedgmr_hpc.reporting.figures import (
-    colours_of,
     key,
     label,
     legend_below,
@@ -34,7 +31,8 @@ def draw() -> object:
 
 
 def test_a_page_is_one_file_with_its_pictures_and_markdown_links_to_them(tmp_path: Path) -> None:
-    picture = Picture("A figure", save(draw(), tmp_path / "figures" / "rate.png", ".pdf"), "Solid.")
+    paths = [tmp_path / "figures" / name for name in ("rate.png", "rate.pdf")]
+    picture = Picture("A figure", save(draw(), *paths), "Solid.")
     page = Page("T <title>", ["lead & more"], ["take care"], [TABLE, picture])
     html = write_page(page, tmp_path, "report").read_text()
     assert "<h1>T &lt;title&gt;</h1>" in html and "<p>lead &amp; more</p>" in html
@@ -53,8 +51,3 @@ def test_figures_have_one_style_and_leave_that_of_others_alone() -> None:
     axes = figure.axes[0]
     assert not axes.spines["top"].get_visible() and axes.xaxis.get_gridlines()[0].get_visible()
     assert axes.lines[0].get_color() == COLOURS[0]
-
-
-def test_many_colours_differ() -> None:
-    assert colours_of(3) == list(COLOURS[:3])
-    assert len({to_hex(colour) for colour in np.array(colours_of(20))}) == 20

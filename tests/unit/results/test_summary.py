@@ -105,7 +105,7 @@ def cells(report: str, start: str) -> list[list[str]]:
 
 
 def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
-    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out")
+    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out", sizes=())
     name, *numbers = cells(report, "a")[0]
     assert numbers[:5] == ["fedgmr", "digits", "7", "4", "4"]
     assert numbers[5:7] == ["40.0", "2.1"]  # the clock's and wall seconds
@@ -115,7 +115,7 @@ def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
 
 
 def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: Path) -> None:
-    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out")
+    report = make_report([write(tmp_path / "a.h5")], tmp_path / "out", sizes=())
     course = report.split("a: finished\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in course[3:]] == [
         ["0", "0.0", "10.00", "11.00", "0.625", "0.0", "0.0"],
@@ -127,14 +127,14 @@ def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: 
 
 def test_a_long_course_is_thinned_to_eight_rows_with_both_ends(tmp_path: Path) -> None:
     rows = [evaluation(version, 0.5, 0.5, 1.0) for version in range(100)]
-    report = make_report([write(tmp_path / "a.h5", 100, rows)], tmp_path / "out")
+    report = make_report([write(tmp_path / "a.h5", 100, rows)], tmp_path / "out", sizes=())
     course = report.split("a: finished\n")[1].split("\n\n")[0].splitlines()[3:]
     assert [line.split()[0] for line in course] == ["0", "14", "28", "42", "57", "71", "85", "99"]
 
 
 def test_columns_line_up(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.h5"), write(tmp_path / "much longer.h5", status="failed: no GPU")]
-    report = make_report(paths, tmp_path / "out")
+    report = make_report(paths, tmp_path / "out", sizes=())
     heads, units, rule, first, second = report.splitlines()[:5]
     assert first.index("62.00") == second.index("62.00")
     assert heads.index("test") + len("test") == first.index("62.00") + len("62.00")
@@ -145,28 +145,27 @@ def test_columns_line_up(tmp_path: Path) -> None:
 
 def test_equal_file_names_are_told_apart(tmp_path: Path) -> None:
     paths = [write(tmp_path / folder / "run.h5") for folder in ("x", "y")]
-    report = make_report(paths, tmp_path / "out")
+    report = make_report(paths, tmp_path / "out", sizes=())
     assert all(cells(report, str(path)) for path in paths)
 
 
-def colours_in(path: Path) -> int:
-    pixels = imread(path)
-    assert pixels.shape[0] >= 500 and pixels.shape[1] >= 900
-    return len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0))
+def is_drawn(path: Path) -> bool:
+    pixels = imread(path)[..., :3]
+    return pixels.shape[1] == 7.2 * 200 and pixels.min() < 0.1 < 0.9 < pixels.mean()
 
 
-@pytest.mark.parametrize("num_runs", [1, 2, 12])
+@pytest.mark.parametrize("num_runs", [1, 2])
 def test_plots_are_drawn(tmp_path: Path, num_runs: int) -> None:
     paths = [write(tmp_path / f"run{index}.h5") for index in range(num_runs)]
     report = make_report(paths, tmp_path / "new" / "out")
     for name in ("accuracy_vs_time.png", "density_vs_time.png"):
-        assert colours_in(tmp_path / "new" / "out" / name) > 50
+        assert is_drawn(tmp_path / "new" / "out" / name)
         assert f"plot: {tmp_path / 'new' / 'out' / name}" in report
 
 
 def test_an_empty_run_is_reported_with_dashes(tmp_path: Path) -> None:
     path = write(tmp_path / "empty.h5", 0, [], "failed: no client")
-    report = make_report([path], tmp_path / "out")
+    report = make_report([path], tmp_path / "out", sizes=())
     assert cells(report, "empty")[0][3:] == [
         *["7", "0", "0", "0.0", "0.0", "-", "-", "-", "-", "0.0", "0.0", "failed"]
     ]
@@ -177,7 +176,7 @@ def test_an_empty_run_is_reported_with_dashes(tmp_path: Path) -> None:
 
 def test_unmeasured_test_accuracy_falls_back_to_the_last_measured(tmp_path: Path) -> None:
     rows = [evaluation(1, 0.5, 0.4, 1.0), evaluation(2, 0.6, NAN, 1.0)]
-    report = make_report([write(tmp_path / "a.h5", 2, rows)], tmp_path / "out")
+    report = make_report([write(tmp_path / "a.h5", 2, rows)], tmp_path / "out", sizes=())
     assert cells(report, "a")[0][8:11] == ["40.00", "40.00", "60.00"]
     assert cells(report, "2")[0][2:4] == ["60.00", "-"]
 
@@ -236,7 +235,7 @@ def test_the_wall_clock_says_its_time_and_what_overran(
     assert "  time           40.0 s at time_scale 0.05, 2.1 s wall" in summary
     assert f"  timeline       {tmp_path / 'a.trace.json'}, for ui.perfetto.dev" in summary
     (tmp_path / "a.trace.json").unlink()
-    for shown in (summary, make_report([path], tmp_path / "out")):
+    for shown in (summary, make_report([path], tmp_path / "out", sizes=())):
         assert ("client-steps" in shown) == (text is not None)
         assert (text or "") in shown
 
@@ -259,7 +258,7 @@ def test_a_report_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> 
     good, cut, empty = write(tmp_path / "a.h5"), tmp_path / "cut.h5", tmp_path / "empty.h5"
     cut.write_bytes(good.read_bytes()[:5000])
     empty.touch()
-    report = make_report([cut, good, empty], tmp_path / "out")
+    report = make_report([cut, good, empty], tmp_path / "out", sizes=())
     assert report.startswith("run") and "\na " in report
     for line, path in zip(report.splitlines()[-2:], (cut, empty), strict=True):
         assert line.startswith(f"left out: results {path}: ")
@@ -276,6 +275,6 @@ def test_sub_models_are_drawn_where_they_were_scored(tmp_path: Path) -> None:
     more = write(tmp_path / "more.h5", others=rows[:2])
     for paths in ([cut], [plain, cut, more]):
         report = make_report(paths, tmp_path / "out")
-        assert "submodel_accuracy.png" in report
-        assert colours_in(tmp_path / "out" / "submodel_accuracy.png") > 50
-    assert "submodel_accuracy" not in make_report([plain], tmp_path / "out")
+        assert "submodels.png" in report
+        assert is_drawn(tmp_path / "out" / "submodels.png")
+    assert "submodels" not in make_report([plain], tmp_path / "out")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.claims import (
     Comparison,
     corrected,
@@ -18,7 +19,6 @@ from fedgmr_hpc.study.claims import (
     paired_values,
     what_would_decide,
 )
-from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.study_file import ClaimSpec
 
 TIMES = np.array([0.0, 10.0, 20.0, 30.0])

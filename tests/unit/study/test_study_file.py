@@ -10,7 +10,8 @@ import pytest
 
 from fedgmr_hpc.config.yaml_file import configs_dir, dump
 from fedgmr_hpc.study import cells as cells_module
-from fedgmr_hpc.study.cells import digest_of, expand, find_row, label_of
+from fedgmr_hpc.study.cells import digest_of, expand, find_row
+from fedgmr_hpc.study.labels import label_of
 from fedgmr_hpc.study.study_file import load_study
 
 NAMES = sorted(path.stem for path in (configs_dir() / "studies").glob("*.yaml"))

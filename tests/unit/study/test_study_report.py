@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fedgmr_hpc.reporting.figures import style_of
 from fedgmr_hpc.reporting.paired import mean_test
-from fedgmr_hpc.results.series import own_accuracies
+from fedgmr_hpc.results.labels import Rows
+from fedgmr_hpc.results.series import Run, own_accuracies
 from fedgmr_hpc.study.cells import expand
 from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
-from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,
     best_rows,
@@ -24,7 +25,7 @@ from fedgmr_hpc.study.report.accuracy_tables import (
     own_table,
 )
 from fedgmr_hpc.study.report.claims_table import claims_table
-from fedgmr_hpc.study.report.figures import COURSES, band, draw
+from fedgmr_hpc.study.report.figures import draw, parts_of
 from fedgmr_hpc.study.report.head import missing_lines, setting_of, settings_note
 from fedgmr_hpc.study.report.page import write_report
 from fedgmr_hpc.study.report.tables import Scale, cost_table
@@ -133,21 +134,36 @@ def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
 
 
-def test_a_band_covers_what_all_seeds_have() -> None:
-    x = [np.array([0.0, 10.0]), np.array([0.0, 20.0])]
-    y = [np.array([0.0, 10.0]), np.array([4.0, 4.0])]
-    grid, mean, low, high = band(x, y, is_step=False)
-    assert (grid[0], grid[-1]) == (0.0, 10.0)
-    assert (mean[-1], low[-1], high[-1]) == (7.0, 4.0, 10.0)
-    _, held, _, _ = band(x, y, is_step=True)
-    assert held[-2] == 2.0  # 0 and 4 hold until the last step
+def test_a_study_has_a_panel_a_condition_and_draws_the_comparison_time() -> None:
+    runs = [replace(run, column=column) for run in RUNS for column in ("high", "low")]
+    with style_of("page"):
+        drawings = {each.stem: each.figure for each in draw(runs, Rows.of(runs, 20.0), "a")}
+    assert list(drawings) == [
+        *("accuracy_vs_time", "accuracy_vs_bytes", "accuracy_vs_steps", "density_vs_time")
+    ]
+    for figure in drawings.values():
+        assert [axes.get_title() for axes in figure.axes] == ["high", "low"]
+        title = figure.legends[0].get_title().get_text()
+        assert title == "line: mean, band: least to greatest, of 2 seeds"
+    names = [text.get_text() for text in drawings["accuracy_vs_time"].legends[0].get_texts()]
+    assert names == ["a", "b", "compared at T = 20 s"]  # both 65 %: in the study's order
+    assert drawings["accuracy_vs_bytes"].axes[0].get_xlabel() == "server's traffic, both ways (MB)"
 
 
-def test_many_methods_make_several_figures_of_at_most_ten_lines() -> None:
-    runs = [make_run(f"m{i}", 0, 0.5) for i in range(12)]
-    figures = draw(runs, COURSES[0], at_s=20.0)
-    labels = [[text.get_text() for text in f.legends[0].get_texts()] for f in figures]
-    assert [len(each) for each in labels] == [10, 2]
+def test_figures_of_many_methods_are_parted_by_what_they_are_to_the_reference() -> None:
+    baselines = ["fedavg", "fedasync", "fedasync_seq", "fedbuff", "heterofl", "fjord"]
+    variants = ["wo_gmr", "gmr_fa", "fedgmr_timed", "ga"]
+    rows = [*baselines, *variants, "fedgmr", "heterofl+aux+gmr"]
+    runs = [make_run(row, 0, 0.5) for row in rows]
+    assert parts_of(runs, rows, "fedgmr") == {
+        "other methods": [*baselines, "fedgmr"],
+        "variants": [*variants, "fedgmr"],
+        "wrapped methods": ["heterofl", "fedgmr", "heterofl+aux+gmr"],
+    }
+    assert parts_of(runs[:10], rows[:10], None) == {"": rows[:10]}
+    many = [f"mine{i}" for i in range(12)]
+    parts = parts_of([make_run(row, 0, 0.5) for row in many], many, None)
+    assert parts == {"other methods 1": many[:9], "other methods 2": many[9:]}
 
 
 def test_a_cell_costs_rounds_until_the_limit_that_comes_first() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study import tuning
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.measures import Run
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.slurm.job_task import CellTask
