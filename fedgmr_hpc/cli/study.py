@@ -76,7 +76,7 @@ REPORT_EPILOG = """\
 examples:
   %(prog)s main_small
   %(prog)s main_small --spread interval
-  %(prog)s main_small --format pdf,svg --size column,slide
+  %(prog)s main_small --format svg --size column,slide
 """
 EXPORT = """\
 Write the runs that are done as one tidy table beside the report, tidy.csv or
