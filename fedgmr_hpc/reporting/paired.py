@@ -18,6 +18,7 @@ import numpy as np
 
 LEVEL = 0.05
 POWER = 0.8
+SAME_FRAC = 1e-9  # of the mean: values that differ by no more are equal
 MAX_PAIRS = 100  # beyond which no number of pairs is named
 
 
@@ -28,8 +29,8 @@ class MeanTest:
     num_values: int
     mean: float
     sd: float  # NaN for one value
-    interval: tuple[float, float] | None  # Student's, 95 %; None for one value
-    p: float  # two-sided, of the mean being zero; NaN for one value
+    interval: tuple[float, float] | None  # Student's, 95 %; None where there is no test
+    p: float  # two-sided, of the mean being zero; NaN where there is no test
 
     @property
     def half(self) -> float:
@@ -38,7 +39,11 @@ class MeanTest:
 
 
 def mean_test(values: Sequence[float]) -> MeanTest | None:
-    """Test the finite values of [S]; None without any."""
+    """Test the finite values of [S]; None without any.
+
+    One value, or equal ones other than zero, are no test: without scatter, which a grid of times or
+    few samples can hide, a t test would be certain of any mean. Zeros alone have p = 1.
+    """
     known = np.array([value for value in values if math.isfinite(value)])
     num = known.size
     if not num:
@@ -46,13 +51,14 @@ def mean_test(values: Sequence[float]) -> MeanTest | None:
     mean = float(known.mean())
     if num == 1:
         return MeanTest(1, mean, math.nan, None, math.nan)
+    if np.ptp(known) <= SAME_FRAC * abs(mean):
+        return MeanTest(num, mean, 0.0, *((None, math.nan) if mean else ((0.0, 0.0), 1.0)))
     from scipy import stats
 
     sd = float(known.std(ddof=1))
     error = sd / math.sqrt(num)
     half = float(stats.t.ppf(1 - LEVEL / 2, num - 1)) * error
-    ratio = abs(mean) / error if error else math.copysign(math.inf, abs(mean) or -1)
-    p = 2 * float(stats.t.sf(ratio, num - 1)) if ratio >= 0 else 1.0
+    p = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
     return MeanTest(num, mean, sd, (mean - half, mean + half), p)
 
 

@@ -7,12 +7,13 @@
     time_ratio     log2(time of b to `target` / time of a)                         halvings
 
 Pairs share column and seed. A claim is supported where Student's 95 % interval of the mean over the
-pairs lies above zero, contradicted where it lies below, else undecided. That is a test at 5 % for
-each comparison alone; a verdict is firm where it stands after Holm's correction over all
-comparisons of the study. An accuracy that is never reached counts as reached at the run's end,
-which makes a time ratio too small rather than too great; pairs where neither gets there, or where
-the one that does not ended first, are left out. A stability claim is contradicted where a run of
-`a` ends more than `max_drop` under its best moving mean.
+pairs lies above zero, contradicted where it lies below, else undecided; equal values have no
+interval. That is a test at 5 % for each comparison alone; a verdict is firm where it stands after
+Holm's correction over all comparisons of the study. Pairs of several conditions count alike, as
+independent ones. An accuracy that is never reached counts as reached at the run's end, which moves
+a pair's value towards zero; pairs where neither gets there, or where the one that does not ended
+first, are left out. A stability claim is contradicted where a run of `a` ends more than `max_drop`
+under its best moving mean.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def _needs(test: MeanTest | None, num_without: int) -> list[str]:
     if test is None or test.num_values == 1:
         return without
     if not test.sd:
-        return [*without, "no number of pairs: all are equal"]
+        return [*without, "pairs that differ: all are equal"]
     needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
     least = smallest_effect(test.num_values) * test.sd
     return [*without, f"{needed} pairs", f"{test.num_values} can show {least:.2g}"]
@@ -189,7 +190,10 @@ def _time_ratio(claim: Comparison, a: Run, b: Run) -> float:
 
 
 def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
+    """Return how much more `b` scatters; NaN where a run ended before T, as for an accuracy."""
     assert isinstance(claim.spec, StabilityClaim)
+    if not (a.covers(claim.at_s) and b.covers(claim.at_s)):
+        return math.nan
     stds = [std_last(r.times_s, r.test, claim.at_s, claim.spec.window) for r in (a, b)]
     return 100 * (stds[1] - stds[0])
 

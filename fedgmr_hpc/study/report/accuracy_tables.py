@@ -1,7 +1,8 @@
 """The tables of what a study's methods reach: the whole model, the clients' own, differences.
 
 The best of a column, and what its seeds cannot tell from it, are marked: rows whose difference
-from it, paired by seed, has a 95 % interval that includes zero.
+from it, paired by seed, has no 95 % interval below zero: this many seeds do not tell them apart,
+which does not say that they are equal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedgmr_hpc.reporting.statistics import window_around
 from fedgmr_hpc.reporting.tables import Table
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.measures import columns_of, rows_of, select_runs
-from fedgmr_hpc.study.report.tables import Scale, seeds_of
+from fedgmr_hpc.study.report.tables import Scale, seeds_of, select_column
 
 LEGACY_NUM = 10  # evaluations on either side of T (docs/method.md#reported-accuracy)
 SPREADS = {
@@ -26,7 +27,7 @@ SPREADS = {
 }
 MARKED = (
     "Bold (a star on a terminal), of the rows with all seeds: the best, and those whose difference "
-    "from it, paired by seed, has a 95 % interval (Student) that includes zero."
+    "from it, paired by seed, has no 95 % interval (Student) below zero."
 )
 BySeed = dict[int, float]
 OF = {"test": "whole model", "own_mean": "own sub-models", "own_worst": "least class"}
@@ -59,7 +60,9 @@ def own_table(runs: Sequence[Run], scale: Scale) -> Table | None:
     Each condition is a table of its own, one below the other; None where nothing was scored.
     """
     columns = columns_of(runs)
-    parts = {each: _own_part([r for r in runs if r.column == each], scale) for each in columns}
+    places = [(row, column) for row in rows_of(runs) for column in columns]
+    most = max((len(_values(select_runs(runs, *place), scale)) for place in places), default=0)
+    parts = {each: _own_part(select_column(runs, each), scale, most) for each in columns}
     known = {column: part for column, part in parts.items() if part is not None}
     if not known:
         return None
@@ -76,13 +79,14 @@ def own_table(runs: Sequence[Run], scale: Scale) -> Table | None:
         heads=first.heads if is_alone else ["condition", *first.heads],
         rows=first.rows if is_alone else rows,
         marked=first.marked if is_alone else marked,
+        notes=max((part.notes for part in known.values()), key=len),  # of marks, if there are any
         num_seeds=seeds_of(runs),
         records=[{"condition": c, **each} for c, part in known.items() for each in part.records],
     )
 
 
-def _own_part(runs: Sequence[Run], scale: Scale) -> Table | None:
-    """Tabulate the runs of one condition."""
+def _own_part(runs: Sequence[Run], scale: Scale, most: int) -> Table | None:
+    """Tabulate the runs of one condition, of which another may have `most` seeds."""
     rows = rows_of(runs)
     found = {(row, of): _values(select_runs(runs, row), scale, of) for row in rows for of in OF}
     if not any(values for (_, of), values in found.items() if of != "test"):
@@ -105,6 +109,7 @@ def _own_part(runs: Sequence[Run], scale: Scale) -> Table | None:
         ],
         signed=(GAP,),
         key_name="of",
+        most=most,
     )
 
 
@@ -191,17 +196,17 @@ def _minus(a: BySeed, b: BySeed) -> BySeed:
 
 def best_rows(values: Mapping[str, BySeed]) -> set[str]:
     """Return the best of the rows with all seeds, and those not told from it; see MARKED."""
-    most = max((len(each) for each in values.values()), default=0)
-    if most < 2:
+    seeds = {seed for each in values.values() for seed in each}
+    whole = [row for row, each in values.items() if each.keys() == seeds]
+    if len(whole) < 2 or len(seeds) < 2:
         return set()
-    means = {row: sum(v.values()) / most for row, v in values.items() if len(v) == most}
-    best = max(means, key=lambda row: means[row])
-    return {best, *(row for row in means if _is_equal(_minus(values[row], values[best])))}
+    best = max(whole, key=lambda row: sum(values[row].values()))
+    return {best, *(row for row in whole if _is_equal(_minus(values[row], values[best])))}
 
 
 def _is_equal(differences: BySeed) -> bool:
     test = mean_test(list(differences.values()))
-    return test is not None and test.interval is not None and test.interval[1] >= 0
+    return test is not None and (test.interval is None or test.interval[1] >= 0)
 
 
 def _table(
@@ -216,11 +221,15 @@ def _table(
     notes: Sequence[str],
     signed: Sequence[str] = (),
     key_name: str = "condition",
+    most: int = 0,
 ) -> Table:
-    """Make a table of means over seeds: rows of `runs`, columns `keys`, those `signed` unmarked."""
+    """Make a table of means over seeds: rows of `runs`, columns `keys`, those `signed` unmarked.
+
+    A value of fewer seeds than any other, or than `most`, says how many it has.
+    """
     rows = rows_of(runs)
     tests = {place: mean_test(list(found.values())) for place, found in values.items()}
-    most = max((test.num_values for test in tests.values() if test), default=0)
+    most = max([most, *(test.num_values for test in tests.values() if test)])
     best = {
         key: set() if key in signed else best_rows({row: values[row, key] for row in rows})
         for key in keys
@@ -263,7 +272,7 @@ def _shown(test: MeanTest | None, scale: Scale, most: int, is_signed: bool) -> s
 
 def _spread_note(scale: Scale, most: int) -> str:
     if most < 2:
-        return "One seed: no spread is known."
+        return "One seed: no spread is known." if most else "No run has a value yet."
     fewer = "in brackets the number of seeds where it is less"
     return f"Mean \u00b1 {SPREADS[scale.spread]}, n = {most}; {fewer}."
 

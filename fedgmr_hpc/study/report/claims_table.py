@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fedgmr_hpc.reporting.paired import MeanTest
+from fedgmr_hpc.reporting.paired import LEVEL, MeanTest
 from fedgmr_hpc.reporting.tables import Table
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.claims import UNITS, ClaimResult, what_would_decide
@@ -78,20 +78,32 @@ def _p(value: float) -> str:
 
 
 def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
-    num = sum(1 for f in findings if not math.isnan(f.p_holm))
-    firm = sum(f.is_firm for f in findings)
     return [
         "Means are positive where the claim holds: points of accuracy, of scatter, or halvings of "
         "the time (1: twice as soon; an accuracy never reached counts as reached at the run's "
-        "end). Pairs share seed and condition. Supported: Student's paired 95 % interval lies "
-        "above zero; contradicted: below it, or a collapse; else undecided.",
-        f"Each verdict is a test at 5 %: of {num} comparisons without any effect, about "
-        f"{0.05 * num:.1f} would be decided by chance. *: stands after Holm's correction over all "
-        f"{num}, as {firm} of them {'does' if firm == 1 else 'do'}.",
+        "end, which moves a mean towards zero). Pairs share seed and condition; those of several "
+        "conditions count as independent. Supported: Student's paired 95 % interval lies above "
+        "zero; contradicted: below it, or a collapse; else undecided.",
+        _by_chance(findings),
         "What would decide it: pairs for 80 % power of the two-sided test at 5 % (noncentral t), "
         "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
         "values; and the smallest effect that the pairs at hand had 80 % power to show.",
     ]
+
+
+def _by_chance(findings: Sequence[ClaimResult]) -> str:
+    """Say how far several verdicts can be trusted together."""
+    num = sum(1 for f in findings if not math.isnan(f.p_holm))
+    firm = sum(f.is_firm for f in findings)
+    if not num:
+        return "No claim was tested: that takes two pairs that differ."
+    if num == 1:
+        return "The verdict is a test at 5 %; *: no other was made beside it."
+    return (
+        f"Each verdict is a test at 5 %: of {num} comparisons without any effect, about "
+        f"{LEVEL * num:.1f} would be decided by chance. *: stands after Holm's correction over all "
+        f"{num}, as {firm} of them {'does' if firm == 1 else 'do'}."
+    )
 
 
 def _claim_record(found: ClaimResult) -> dict[str, Any]:

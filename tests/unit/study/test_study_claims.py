@@ -124,9 +124,17 @@ def test_a_run_that_ended_before_the_other_got_there_says_nothing_of_time() -> N
 
 
 def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
-    runs = [make_run("a", s, [0.1] * 4) for s in (0, 1)]
+    """At least 30 s against 10 s, 10 s and 11 s; twice the same 10 s are no test."""
+    runs = [make_run("a", s, [0.1] * 4) for s in (0, 1, 2)]
     runs += [make_run("b", s, [0.1, 0.9, 0.9, 0.9]) for s in (0, 1)]
-    assert judge(comparison("time_ratio", target=0.5), runs, 2).verdict == "contradicted"
+    found = judge(comparison("time_ratio", target=0.5), runs, 2)
+    assert (found.verdict, what_would_decide(found)) == (
+        "undecided",
+        "pairs that differ: all are equal",
+    )
+    later = replace(make_run("b", 2, [0.1, 0.9, 0.9, 0.9]), times_s=np.array([0.0, 11, 20, 30]))
+    found = judge(comparison("time_ratio", target=0.5), [*runs, later], 3)
+    assert found.verdict == "contradicted"
 
 
 def test_gap_narrowing_compares_shortfalls_that_are_never_negative() -> None:
@@ -143,6 +151,14 @@ def test_a_steadier_run_is_supported_unless_it_collapses() -> None:
     fallen = [make_run("a", s, [0.8, 0.8, 0.2, 0.2]) for s in range(3)]
     found = judge(comparison("stability", window=2), fallen + shaky, 3)
     assert found.verdict == "contradicted" and "a-s0 by 60.0 points" in found.note
+
+
+def test_a_run_that_ended_before_the_comparison_time_has_no_scatter() -> None:
+    steady = [make_run("a", s, [0.1, 0.80, 0.80, 0.80]) for s in range(2)]
+    shaky = [make_run("b", s, [0.1, 0.80, 0.60, 0.80 + s / 10]) for s in range(2)]
+    shaky[1] = replace(shaky[1], times_s=TIMES / 3)
+    found = judge(comparison("stability", window=2), steady + shaky, 2)
+    assert found.test is not None and (found.test.num_values, found.num_without) == (1, 1)
 
 
 def test_a_difference_may_be_of_the_clients_own_sub_models() -> None:

@@ -19,6 +19,7 @@ from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
 from fedgmr_hpc.study.report.accuracy_tables import (
+    MARKED,
     accuracy_table,
     best_rows,
     difference_table,
@@ -100,10 +101,17 @@ def test_the_best_and_what_its_seeds_cannot_tell_from_it_are_marked() -> None:
         "best": {0: 90.0, 1: 91.0, 2: 92.0},
         "near": {0: 89.0, 1: 89.0, 2: 89.0},  # 4.3 is Student's limit for three pairs
         "far": {0: 88.0, 1: 88.9, 2: 90.0},
-        "two": {0: 89.0, 1: 91.5},  # not all seeds
+        "two": {0: 89.0, 1: 99.5},  # not all seeds
     }
     assert best_rows(values) == {"best", "near"}
+    assert best_rows({"a": {0: 9.0, 1: 9.0}, "b": {0: 8.0, 1: 8.0}}) == {"a", "b"}  # no scatter
     assert best_rows({"a": {0: 1.0}, "b": {0: 2.0}}) == set()
+
+
+def test_rows_of_other_seeds_are_not_compared_with_the_best() -> None:
+    """As many seeds are not the same ones; one row alone is no best."""
+    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 62.0, 2: 90.0}}) == set()
+    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 90.0}}) == set()
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -212,15 +220,30 @@ def test_own_sub_models_stand_beside_the_whole_model() -> None:
         ["a", "65.00 \u00b1 7.07", "-", "-", "-"],
         ["c", "90.00 (1)", "40.00 (1)", "30.00 (1)", "-50.00 (1)"],
     ]
-    more = [*runs, *(replace(run, column="low") for run in runs)]
+    assert not table.marked
+    full = [*runs, replace(make_run("c", 1, 0.9), **cut)]
+    more = [*runs, *(replace(run, column="low") for run in full)]
     table = own_table(more, replace(SCALE, titles={"low": "Low"}))
     assert table is not None and len(table.rows) == 4
     assert (table.heads[:2], table.rows[3][:2]) == (["condition", "method"], ["Low", "c"])
-    assert table.marked == {(0, 2), (2, 2)}
+    assert table.marked == {(2, 2), (3, 2)} and MARKED in table.notes  # 90 - 60, 90 - 70
     assert table.records[-1] == pytest.approx(
-        {"condition": "low", "method": "c", "of": "own_mean_minus_test", "n": 1, "mean": -50.0,
-         "sd": math.nan, "low": "", "high": ""}, nan_ok=True
+        {"condition": "low", "method": "c", "of": "own_mean_minus_test", "n": 2, "mean": -50.0,
+         "sd": 0.0, "low": "", "high": ""}
     )  # fmt: skip
+
+
+def test_a_condition_with_fewer_seeds_than_others_says_how_many() -> None:
+    cut = {"own_mean": np.array([0.1, 0.2, 0.4]), "own_worst": np.array([0.1, 0.1, 0.3])}
+    runs = [replace(run, column="low", **cut) for run in RUNS[::2]]  # one seed
+    table = own_table([*runs, *(replace(run, **cut) for run in RUNS)], SCALE)
+    assert table is not None and "n = 2" in table.notes[0]
+    assert [row[2] for row in table.rows] == [
+        "60.00 (1)",
+        "50.00 (1)",
+        "65.00 \u00b1 7.07",
+        "65.00 \u00b1 21.21",
+    ]
 
 
 def test_captions_say_what_all_runs_share() -> None:
@@ -274,6 +297,9 @@ def test_claims_are_counted_and_those_without_runs_are_named() -> None:
     ]
     assert table.notes[0] == "No pair of runs yet, undecided: D (1)."
     assert len(table.records) == 3
+    assert table.notes[2].startswith("The verdict is a test at 5 %")
+    alone = claims_table([replace(undecided, test=mean_test([1.0]))], RUNS, SCALE)
+    assert alone.notes[1] == "No claim was tested: that takes two pairs that differ."
 
 
 def test_every_table_of_a_report_may_have_a_caption() -> None:
