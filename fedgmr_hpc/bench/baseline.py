@@ -108,7 +108,7 @@ def measurements(
                 better=found.ratios.get(column),
                 reference=None if against is None else against["before"],
                 tolerance=None if against is None else tolerance,
-                within=against is None or against["within"],
+                within=None if against is None else against["within"],
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import json
 import os
 import sys
@@ -228,12 +229,12 @@ def share(text: str) -> float:
 
 
 def above_zero(text: str) -> float:
-    """Return a type of options: numbers above zero."""
+    """Return a number above zero that an option gives, and that is finite."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0 (got {text})")
     return value
 

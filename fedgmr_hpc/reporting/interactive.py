@@ -206,6 +206,7 @@ def chart_data(chart: Chart) -> dict[str, Any]:
         "notes": list(chart.notes),
         "links": list(chart.links),
         "written": time.strftime(STAMP),
+        "written_s": round(time.time()),  # the reader's clock may have another zone
         "goes_on": False,
         "shows_runs": chart.shows_runs,
         "columns": columns,

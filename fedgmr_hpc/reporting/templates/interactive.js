@@ -27,7 +27,7 @@ function look() {
 }
 
 function sayWritten() {
-  const age_s = Math.round((Date.now() - Date.parse(data.written.replace(" ", "T"))) / 1000);
+  const age_s = Math.round(Date.now() / 1000 - data.written_s);
   const isLate = data.goes_on && age_s > 60 && age_s > 5 * EVERY_S;
   let text = `Written ${data.written}`;
   if (EVERY_S) text += data.goes_on ? `, renewed every ${EVERY_S} s` : "; nothing more will come";

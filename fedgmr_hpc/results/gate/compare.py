@@ -2,9 +2,9 @@
 
 Two runs are of one pair where all that makes up a run is the same: the configuration, its limits
 and the seed (config/identity.py). Repeats count by their median. Performance may be worse by a
-tolerance; wall times are judged only on the same machine. On the virtual clock and one model of
-processor the program owes the same bits, whatever its speed, so that every dataset that differs is
-told, better or not.
+tolerance; wall times are judged only on the same machine. On the virtual clock and the same models
+of processor and GPU the program owes the same bits, whatever its speed, so that every dataset that
+differs is told, better or not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedgmr_hpc.config.messages import must, must_be
+from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.gate.figures import (
     FIGURES,
     Figure,
+    gpus_of,
     key_of,
     machine_of,
 )
@@ -130,7 +132,7 @@ def compare_runs(now: Sequence[Result], before: Sequence[Result], limits: Limits
     pairs = [_pair(found[key], known[key], limits) for key in found if key in known]
     if not pairs:
         need = "name a run of the same configuration and seed as one of the results"
-        raise ValueError(must("--baseline", need, found=f"{len(before)} others"))
+        raise ValueError(must("--baseline", need, found=count_of(len(before), "other run")))
     gone = [each for key in known if key not in found for each in known[key]]
     new = [each for key in found if key not in known for each in found[key]]
     return Verdict(pairs, gone, new, limits)
@@ -161,8 +163,8 @@ def _pair(now: list[Result], before: list[Result], limits: Limits) -> Pair:
 
 
 def _owes_bits(results: Sequence[Result]) -> bool:
-    cpus = {each.provenance.get("cpu_model") for each in results}
-    return results[0].config.get("clock", "virtual") == "virtual" and len(cpus) == 1
+    chips = {(each.provenance.get("cpu_model"), *gpus_of(each)) for each in results}
+    return results[0].config.get("clock", "virtual") == "virtual" and len(chips) == 1
 
 
 def _changed(before: Result, now: Result) -> list[str]:

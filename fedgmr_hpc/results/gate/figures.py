@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,8 +38,11 @@ class Figure:
     is_of_machine: bool = False
 
     def median(self, results: Iterable[Result]) -> float:
-        """Return the median over repeats of a run."""
-        return statistics.median(self.read(each) for each in results)
+        """Return the median over repeats of a run, of which one without a value is the worst."""
+        worst = math.inf if self.better == "lower" else -math.inf
+        values = (self.read(each) for each in results)
+        median = statistics.median(worst if math.isnan(value) else value for value in values)
+        return median if math.isfinite(median) else math.nan
 
 
 def _test(result: Result) -> float:
@@ -66,10 +70,18 @@ FIGURES = (
 
 
 def machine_of(result: Result) -> str:
-    """Return what the speed of a run depends on besides the program: processor, cores, ranks."""
+    """Return what the speed of a run depends on besides the program: processor, cores, ranks, and
+    GPUs where there are any.
+    """
     known = result.provenance
     cpu, cores = known.get("cpu_model", "unknown processor"), known.get("num_cores", "?")
-    return f"{cpu}, {cores} cores, {count_of(len(result.ranks.get('rank', ())), 'rank')}"
+    ranks = count_of(len(result.ranks.get("rank", ())), "rank")
+    return ", ".join([cpu, f"{cores} cores", ranks, *gpus_of(result)])
+
+
+def gpus_of(result: Result) -> list[str]:
+    """Return the models of the ranks' GPUs, each once."""
+    return sorted({str(name) for name in result.ranks.get("gpu", ())} - {""})
 
 
 def key_of(result: Result) -> str:

@@ -44,7 +44,7 @@ class Measurement:
         better: `higher`, `lower`, or None where neither is.
         reference: the value of the baseline, None without one.
         tolerance: by how much it may be worse: a share, of `%` points; None without a reference.
-        within: whether it is no worse than that.
+        within: whether it is no worse than that; None without a reference.
     """
 
     check: str
@@ -55,7 +55,7 @@ class Measurement:
     better: str | None = None
     reference: float | None = None
     tolerance: float | None = None
-    within: bool = True
+    within: bool | None = None
 
 
 def system_of(provenance: Mapping[str, str], mpi: str) -> dict[str, str]:
@@ -98,6 +98,7 @@ def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measuremen
     for pair in verdict.pairs:
         for each in pair.figures:
             figure = each.figure
+            has_reference = each.is_judged and math.isfinite(each.before)
             told = Measurement(
                 "run",
                 case_of(pair.now[0]),
@@ -105,9 +106,9 @@ def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measuremen
                 _known(each.now),
                 figure.unit,
                 figure.better,
-                reference=_known(each.before) if each.is_judged else None,
-                tolerance=each.limit if each.is_judged else None,
-                within=not each.is_worse,
+                reference=each.before if has_reference else None,
+                tolerance=each.limit if has_reference else None,
+                within=not each.is_worse if has_reference else None,
             )
             yield _system(pair.now[0]), told
     yield from run_lines(verdict.new)

@@ -18,7 +18,7 @@ MAX_NAMED = 3  # datasets that a line names
 
 
 def render_verdict(verdict: Verdict) -> str:
-    """Render the table, a line for each fault and each run without partner, and the sum."""
+    """Render the table, a line for each fault and each run without a partner, and the sum."""
     heads = ["run", *map(_head, (figure.name for figure in FIGURES)), "changed"]
     rows = [_cells(pair) for pair in verdict.pairs]
     lines = [*_worse(verdict), *_changed(verdict), *_unjudged(verdict), *_alone(verdict)]
@@ -83,7 +83,7 @@ def _unjudged(verdict: Verdict) -> Iterator[str]:
 def _alone(verdict: Verdict) -> Iterator[str]:
     for word, results in (("gone", verdict.gone), ("new", verdict.new)):
         yield from (
-            f"{word}: {each.path.stem}: {case_of(each)}, without partner" for each in results
+            f"{word}: {each.path.stem}: {case_of(each)}, without a partner" for each in results
         )
 
 

@@ -121,8 +121,8 @@ def test_a_log_has_every_number_and_what_it_was_compared_with() -> None:
     before = {"bench": "merge", "rows": [{"densities": "all full", "of copy": 0.5}]}
     lines = [*measurements("bench merge", found, compare(before, found, 0.1), 0.1)]
     assert [astuple(line) for line in lines] == [
-        ("bench merge", "all full", "merge ms", 2.5, "ms", None, None, None, True),
-        ("bench merge", "all full", "up/s", 7, "1/s", None, None, None, True),
+        ("bench merge", "all full", "merge ms", 2.5, "ms", None, None, None, None),
+        ("bench merge", "all full", "up/s", 7, "1/s", None, None, None, None),
         ("bench merge", "all full", "of copy", 0.4, "1", "higher", 0.5, 0.1, False),
     ]
 

@@ -78,6 +78,7 @@ def test_prepare_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_pa
         (("prepare", "fmnist"), "(got fmnist); did you mean 'femnist'?"),
         (("site", "local", "here"), "unexpected word 'here'"),
         (("watch", "x.h5", "--every=0"), "--every must be a number above 0 (got 0)"),
+        (("watch", "x.h5", "--every=inf"), "--every must be a number above 0 (got inf)"),
     ],
 )
 def test_wrong_words_are_named(

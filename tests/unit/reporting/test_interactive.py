@@ -52,6 +52,11 @@ def test_values_that_are_not_known_are_null_and_columns_without_any_are_left_out
     assert [run["state"] for run in data["runs"]] == ["finished", "running"]
 
 
+def test_the_age_of_a_page_does_not_depend_on_time_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactive.time, "time", lambda: 1_800_000_000.4)
+    assert chart_data(chart())["written_s"] == 1_800_000_000
+
+
 def test_methods_look_as_in_all_figures() -> None:
     fedgmr, fedavg = chart_data(chart())["methods"]
     assert (fedgmr["colour"], fedgmr["symbol"], fedgmr["dash"]) == ("#000000", "circle", "solid")

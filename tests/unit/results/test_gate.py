@@ -19,6 +19,7 @@ from fedgmr_hpc.results.gate.perf_log import append_lines, run_lines, verdict_li
 from fedgmr_hpc.results.gate.text import render_verdict
 from fedgmr_hpc.storage.reader import Result, read_result
 
+NAN = float("nan")
 SYSTEM = {"cpu_model": "Xeon", "num_cores": "8", "hostname": "node7", "git_commit": "8a157d0"}
 
 
@@ -124,6 +125,29 @@ def test_a_figure_that_is_no_longer_known_is_worse(run: Result) -> None:
     now = replace(run, evaluations={**run.evaluations, "test_accuracy": np.array([np.nan])})
     assert worse(compared(now, run)) == ["test accuracy"]
     assert "test accuracy" not in worse(compared(run, now))
+    lines = [told for _, told in verdict_lines(compared(run, now))]
+    assert (lines[0].reference, lines[0].tolerance, lines[0].within) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("percents", "median"),
+    [([NAN, 0.6, 0.5], 50.0), ([0.6, NAN, 0.5], 50.0), ([0.6, NAN, NAN], NAN), ([0.6, NAN], NAN)],
+)
+def test_a_repeat_without_a_value_is_the_worst(
+    run: Result, percents: list[float], median: float
+) -> None:
+    tests = [{**run.evaluations, "test_accuracy": np.array([each])} for each in percents]
+    found = FIGURES[0].median(replace(run, evaluations=each) for each in tests)
+    assert found == pytest.approx(median, nan_ok=True)
+
+
+def test_runs_of_other_gpus_are_not_judged_by_wall_times_nor_bits(run: Result) -> None:
+    now = replace(changed(run, server_up_bytes=201), ranks={**run.ranks, "gpu": ["H200"]})
+    (pair,) = compared(now, run).pairs
+    assert (pair.is_exact, [each.is_judged for each in pair.figures].count(False)) == (False, 2)
+    assert "8 cores, 1 rank, H200, before Xeon, 8 cores, 1 rank" in render_verdict(
+        compared(now, run)
+    )
 
 
 def test_repeats_count_by_their_median(run: Result) -> None:
@@ -147,7 +171,7 @@ def test_runs_without_partner(run: Result) -> None:
     ]
     assert not verdict.is_passed
     assert compare_runs([run, others[0]], [run], Limits()).is_passed
-    with pytest.raises(ValueError, match=r"^--baseline must name a run of the same config.* \(got"):
+    with pytest.raises(ValueError, match=r"^--baseline must name a run of .* \(got 1 other run\)"):
         compared(run, others[0])
 
 
@@ -160,7 +184,7 @@ def test_lines_of_a_log_say_what_on_what_and_against_what(run: Result, tmp_path:
     assert (first["host"], first["cpu"], first["cores"]) == ("node7", "Xeon", "8")
     assert first["case"].startswith("- on digits, seed 7, ")
     told = ("check", "figure", "value", "unit", "better", "reference", "tolerance", "within")
-    assert [first[name] for name in told] == ["run", "time", 3.0, "s", "lower", None, None, True]
+    assert [first[name] for name in told] == ["run", "time", 3.0, "s", "lower", None, None, None]
     assert [last[name] for name in told[1:]] == [
         *("server down", 400.0, "bytes", "lower", 400.0, 0.1, True),
     ]
