@@ -31,7 +31,7 @@ LEAST_ERROR = 0.02  # percent; 0 is not on a log scale
 ROUND_ERRORS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05)
 MORE_ERRORS = (70, 30, 15, 12, 8, 7, 6, 4, 3, 1.5, 0.7, 0.3)
 MAX_MARKED = 12  # a curve with more points has markers at equal distances
-SPACED = {"x": ", spaced by log error", "y": "\nspaced by log error"}
+SPACED = "\nspaced by log error"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def scale_accuracy(axes: Axes, values: Sequence[Values], name: str, along: str =
         ticks = accuracy_ticks(low, high)
         keys = {"scale": FuncScale(axis, functions), **keys, "ticks": ticks}
         keys["ticklabels"] = [f"{tick:g}" for tick in ticks]
-        keys["label"] += SPACED[along]
+        keys["label"] += SPACED
     axes.set(**{f"{along}{key}": value for key, value in keys.items()})
 
 
@@ -183,7 +183,10 @@ def scale_cost(axes: Axes, xs: Sequence[Values], name: str) -> None:
     known = [x for x in xs if len(x)]
     positive = [x[x > 0] for x in known if (x > 0).any()]
     if is_far_apart([float(x[-1]) for x in known]):
-        axes.set(xscale="log", xlabel=f"{name}, log scale")
+        axes.set_xscale(
+            "log", nonpositive="mask"
+        )  # clipped, 0 would draw a flat line from the left
+        axes.set_xlabel(f"{name}, log scale")
         axes.set_xlim(left=min(float(x[0]) for x in positive))
     else:
         axes.set_xlim(left=0)

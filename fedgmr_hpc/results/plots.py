@@ -8,6 +8,7 @@ Accuracies are in percent.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from fedgmr_hpc.results.series import Run, measure_run
 from fedgmr_hpc.storage.reader import Result
 
 GREY = "#777777"
+NARROW = 20  # characters of a line below one of several panels
 VALIDATION = "validation accuracy"
 UNITS = {"bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")), "client_steps": ((1e6, "million "),)}
 
@@ -86,6 +88,8 @@ def draw_course(runs: Sequence[Run], course: Course, rows: Rows) -> Figure:
     for axes, (column, panel) in zip((a for row in grid for a in row), panels.items(), strict=True):
         draw_curves(axes, panel, styles)
         scale_cost(axes, [x for curve in curves for x in curve.xs], course.x_label.format(unit))
+        if len(panels) > 1:
+            axes.set_xlabel(textwrap.fill(axes.get_xlabel(), NARROW))
         axes.set_title(column if len(panels) > 1 else "")
         if at_s is not None:
             axes.axvline(at_s, color="0.4", linestyle=":")

@@ -155,7 +155,7 @@ def test_a_study_has_a_panel_a_condition_and_draws_the_comparison_time() -> None
         assert title == "line: mean, band: least to greatest, of 2 seeds"
     names = [text.get_text() for text in drawings["accuracy_vs_time"].legends[0].get_texts()]
     assert names == ["a", "b", "compared at T = 20 s"]  # both 65 %: in the study's order
-    assert drawings["accuracy_vs_bytes"].axes[0].get_xlabel() == "server's traffic, both ways (MB)"
+    assert drawings["accuracy_vs_bytes"].axes[0].get_xlabel() == "server's traffic,\nboth ways (MB)"
 
 
 def test_figures_of_many_methods_are_parted_by_what_they_are_to_the_reference() -> None:
