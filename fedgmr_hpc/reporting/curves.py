@@ -2,8 +2,9 @@
 
 The rules of the axes, which their labels state:
 
-* accuracy    Where a curve passes GOOD, distances of accuracies are ratios of their errors: from 90
-              to 95 % is as far as from 80 to 90 %. Else they are linear, from the least on.
+* accuracy    Where one is good (error_scale.py), distances of accuracies are ratios of their
+              errors: from 90 to 95 % is as far as from 80 to 90 %. Else they are linear, from the
+              least on.
 * cost        What a run spends, on a log scale where the ends of the curves are FAR apart.
 
 Accuracies are in percent. Shapes: G points that the curves of all seeds pass, E points of a curve.
@@ -21,13 +22,12 @@ from matplotlib.scale import FuncScale
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from fedgmr_hpc.reporting.error_scale import LEAST_ERROR, is_spaced_by_error
 from fedgmr_hpc.reporting.figures import look
 from fedgmr_hpc.reporting.palette import Style
 
 Values = NDArray[Any]
-GOOD = 75.0  # percent
 FAR = 10.0  # times
-LEAST_ERROR = 0.02  # percent; 0 is not on a log scale
 ROUND_ERRORS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05)
 MORE_ERRORS = (70, 30, 15, 12, 8, 7, 6, 4, 3, 1.5, 0.7, 0.3)
 MAX_MARKED = 12  # a curve with more points has markers at equal distances
@@ -127,14 +127,6 @@ def scale_accuracy(axes: Axes, values: Sequence[Values], name: str, along: str =
         keys["ticklabels"] = [f"{tick:g}" for tick in ticks]
         keys["label"] += SPACED
     axes.set(**{f"{along}{key}": value for key, value in keys.items()})
-
-
-def is_spaced_by_error(high: float) -> bool:
-    """Return whether the axis of accuracies up to `high` has distances that are ratios of errors.
-
-    Linear, what is left to 100 % would be a narrow strip at the edge.
-    """
-    return high >= GOOD
 
 
 def accuracy_limits(low: float, high: float) -> tuple[float, float]:

@@ -29,12 +29,12 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from fedgmr_hpc.reporting import templates
+from fedgmr_hpc.reporting.error_scale import LEAST_ERROR, is_spaced_by_error
 from fedgmr_hpc.reporting.packages import optional_package
 from fedgmr_hpc.reporting.palette import Style, styles_of
 from fedgmr_hpc.reporting.tables import Cells, numeric_columns
 
 PAGE = "interactive.html"  # beside a report
-GOOD = 75.0  # percent
 MAX_POINTS = 1000  # of a curve; longer ones are thinned evenly
 DIGITS = 6  # that count
 STAMP = "%Y-%m-%d %H:%M:%S"
@@ -65,7 +65,7 @@ class Column:
         is_step: a value holds until the next.
         is_log: opens on a logarithmic axis.
         is_accuracy: in percent; logarithmic, its distances are ratios of errors, and it opens so
-            where a curve passes GOOD, since linear ones would be squeezed together at the edge.
+            where a curve is good, as figures do (error_scale.py).
         is_read: stands in what is read off a point.
     """
 
@@ -196,9 +196,7 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     curves = [(curve, _values(curve, chart.columns)) for curve in chart.curves]
     known = {key for _, values in curves for key, column in values.items() if any_known(column)}
     columns = [
-        {**asdict(c), "is_log": c.is_log or (c.is_accuracy and _greatest(curves, c.key) >= GOOD)}
-        for c in chart.columns
-        if c.key in known
+        {**asdict(c), "is_log": _opens_log(c, curves)} for c in chart.columns if c.key in known
     ]
     styles = styles_of(curve.method for curve in chart.curves)
     return {
@@ -210,6 +208,7 @@ def chart_data(chart: Chart) -> dict[str, Any]:
         "goes_on": False,
         "shows_runs": chart.shows_runs,
         "columns": columns,
+        "least_error": LEAST_ERROR,
         "marks": dict(chart.marks),
         "titles": dict(chart.titles),
         "methods": [{"name": name, **_look(style)} for name, style in styles.items()],
@@ -230,9 +229,10 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     }
 
 
-def _greatest(curves: Sequence[tuple[Curve, _Points]], key: str) -> float:
-    known = (value for _, values in curves for value in values.get(key, ()) if value is not None)
-    return max(known, default=math.nan)
+def _opens_log(column: Column, curves: Sequence[tuple[Curve, _Points]]) -> bool:
+    values = (value for _, points in curves for value in points.get(column.key, ()))
+    greatest = max((value for value in values if value is not None), default=math.nan)
+    return column.is_log or (column.is_accuracy and is_spaced_by_error(greatest))
 
 
 def any_known(column: Iterable[float | None]) -> bool:

@@ -15,8 +15,19 @@ from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.reporting.palette import Style, styles_of
 from fedgmr_hpc.results.series import Run, Values
 from fedgmr_hpc.results.tidy import varied_keys
+from fedgmr_hpc.storage.reader import Result
 
 MAX_KEYS = 3
+
+
+def names_of(results: Sequence[Result]) -> list[str]:
+    """Return what each run is called: its label, with its file where label and seed are shared."""
+    labels = labels_of([result.config for result in results])
+    seeds = [(label, r.config.get("seed")) for label, r in zip(labels, results, strict=True)]
+    return [
+        f"{label}: {result.path.stem}" if seeds.count(seed) > 1 else label
+        for label, seed, result in zip(labels, seeds, results, strict=True)
+    ]
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -35,7 +35,7 @@ from fedgmr_hpc.reporting.figures import (
 )
 from fedgmr_hpc.reporting.palette import LINES, Style
 from fedgmr_hpc.results.client_plots import draw_classes, draw_clients, draw_submodels
-from fedgmr_hpc.results.labels import Rows, labels_of
+from fedgmr_hpc.results.labels import Rows, names_of
 from fedgmr_hpc.results.series import Run, measure_run
 from fedgmr_hpc.storage.reader import Result
 
@@ -205,15 +205,8 @@ def _figures(results: Sequence[Result], runs: Sequence[Run]) -> Iterator[tuple[s
 
 def runs_of(results: Sequence[Result]) -> list[Run]:
     """Return what is measured in runs, each called by what tells it from the others."""
-    labels = labels_of([result.config for result in results])
-    seeds = [
-        (label, result.config.get("seed")) for label, result in zip(labels, results, strict=True)
-    ]
-    rows = [
-        f"{label}: {result.path.stem}" if seeds.count(seed) > 1 else label
-        for label, seed, result in zip(labels, seeds, results, strict=True)
-    ]
-    return [measure_run(result, row) for result, row in zip(results, rows, strict=True)]
+    names = names_of(results)
+    return [measure_run(result, name) for result, name in zip(results, names, strict=True)]
 
 
 def draw_run(result: Result, what: str) -> Figure:

@@ -83,13 +83,11 @@ def measure_run(
         column: the condition under which methods are compared.
         labels: what a study varies, with the run's values.
     """
-    evaluations, merges = scored(result), result.merges
+    evaluations = scored(result)
     known = np.isfinite(evaluations["test_accuracy"])
     refreshes = result.evaluations
     is_tested = np.isfinite(refreshes["test_accuracy"])
     versions = evaluations["version"][known]
-    num_merged = np.searchsorted(merges["version"], versions, side="right")
-    moved = merges["server_up_bytes"] + merges["server_down_bytes"]
     times, densities = mean_density(result)
     own_mean, own_worst = own_accuracies(result, versions)
     return Run(
@@ -102,8 +100,8 @@ def measure_run(
         val=evaluations["val_accuracy"][known],
         own_mean=own_mean,
         own_worst=own_worst,
-        bytes=np.concatenate([[0], moved])[num_merged],
-        client_steps=_client_steps(result, evaluations["now_s"][known]),
+        bytes=traffic_bytes(result, versions),
+        client_steps=client_steps(result, evaluations["now_s"][known]),
         density_times_s=times,
         densities=densities,
         refresh_times_s=refreshes["now_s"][is_tested],
@@ -113,8 +111,15 @@ def measure_run(
     )
 
 
-def _client_steps(result: Result, times_s: Values) -> Values:
-    """Return local steps of the updates that had arrived at each time: samples over the batch."""
+def traffic_bytes(result: Result, versions: Values) -> Values:
+    """Return [E] bytes on the server's links, both directions, when each version was made."""
+    num_merged = np.searchsorted(result.merges["version"], versions, side="right")
+    moved = result.merges["server_up_bytes"] + result.merges["server_down_bytes"]
+    return np.concatenate([[0], moved])[num_merged]
+
+
+def client_steps(result: Result, times_s: Values) -> Values:
+    """Return [E] local steps of the updates that had arrived by then: samples over the batch."""
     batch = int(result.config.get("train", {}).get("batch", Config().train.batch))
     order = np.argsort(result.updates["now_s"], kind="stable")
     steps = np.cumsum(result.updates["num_samples"][order] / batch)

@@ -39,9 +39,8 @@ function sayWritten() {
 const columnsOf = (axis) => data.columns.filter((column) => column.axis === axis);
 const columnOf = (key) => data.columns.find((column) => column.key === key);
 // Accuracies on a logarithmic axis are placed by their errors, upside down.
-const LEAST_ERROR = 0.02;
 const isByError = () => Boolean(choices.logy && choices.y && columnOf(choices.y).is_accuracy);
-const placed = (y) => (isByError() ? Math.max(100 - y, LEAST_ERROR) : y);
+const placed = (y) => (isByError() ? Math.max(100 - y, data.least_error) : y);
 const called = (name) => (Object.hasOwn(data.titles, name) ? data.titles[name] : name);
 const conditions = () => [...new Set(data.runs.map((run) => run.condition))];
 

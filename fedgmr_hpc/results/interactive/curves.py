@@ -5,17 +5,18 @@ Shapes: E evaluations.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.config.identity import CELL, flat, identity, method_label
 from fedgmr_hpc.config.yaml_file import parse
 from fedgmr_hpc.reporting.interactive import Chart, Column, Curve
-from fedgmr_hpc.results.series import Values, own_accuracies, scored
+from fedgmr_hpc.results.labels import names_of
+from fedgmr_hpc.results.series import client_steps, own_accuracies, scored, traffic_bytes
 from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
 from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import DAMAGE, Result
@@ -69,8 +70,8 @@ def curve(
     test = 100 * rows["test_accuracy"]
     values = {
         "time_s": rows["now_s"],
-        "traffic_mb": _traffic_bytes(result, rows["version"]) / 1e6,
-        "client_steps": _client_steps(result, rows["now_s"]),
+        "traffic_mb": traffic_bytes(result, rows["version"]) / 1e6,
+        "client_steps": client_steps(result, rows["now_s"]),
         "test": test,
         "test_error": 100 - test,
         "val": 100 * rows["val_accuracy"],
@@ -78,63 +79,24 @@ def curve(
         "own_mean": 100 * own_mean,
         "own_worst": 100 * own_worst,
     }
-    age = age_s(result.path)
-    state = shown_status(result.status, age, result.merges["wall_s"], result.config)
-    return Curve(name, method, condition, str(seed), state, values)
+    return Curve(name, method, condition, str(seed), _state(result), values)
 
 
-def _traffic_bytes(result: Result, versions: Values) -> Values:
-    """Return [E] bytes on the server's links, both directions, when each version was made."""
-    num_merged = np.searchsorted(result.merges["version"], versions, side="right")
-    moved = result.merges["server_up_bytes"] + result.merges["server_down_bytes"]
-    return np.concatenate([[0], moved])[num_merged]
-
-
-def _client_steps(result: Result, times_s: Values) -> Values:
-    """Return [E] local steps of the updates that had arrived at each time: samples over the batch;
-    NaN where the file does not say how large a batch was.
-    """
-    batch = float(result.config.get("train", {}).get("batch", np.nan))
-    order = np.argsort(result.updates["now_s"], kind="stable")
-    steps = np.cumsum(result.updates["num_samples"][order] / batch)
-    arrived = np.searchsorted(result.updates["now_s"][order], times_s, side="right")
-    return np.concatenate([[0.0], steps])[arrived]
+def _state(result: Result) -> str:
+    """Return the status that is shown; a file that was deleted since is as old as can be."""
+    age = math.inf
+    with suppress(OSError):
+        age = age_s(result.path)
+    return shown_status(result.status, age, result.merges["wall_s"], result.config)
 
 
 def curves(results: Sequence[Result], names: Sequence[str]) -> list[Curve]:
-    """Return the curves of runs, whose methods are told apart by all but their seeds."""
-    methods = distinct_methods([result.config for result in results])
+    """Return the curves of runs, called as in figures."""
+    methods = names_of(results)
     return [
         curve(result, name=name, method=method, seed=result.config.get("seed", "-"))
         for result, name, method in zip(results, names, methods, strict=True)
     ]
-
-
-def distinct_methods(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what each run's method is called, with the keys in which runs of it differ.
-
-    Seeds count as no difference, so that the runs of a name are repetitions of each other.
-    """
-    labels = [method_label(config) for config in configs]
-    own = [identity(config, CELL) for config in configs]
-    names = {
-        label: _varied([keys for keys, other in zip(own, labels, strict=True) if other == label])
-        for label in set(labels)
-    }
-    return [
-        ", ".join([label, *(f"{name}={_word(values.get(name))}" for name in names[label])])
-        for label, values in zip(labels, map(flat, configs), strict=True)
-    ]
-
-
-def _varied(own: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = sorted({name for keys in own for name in keys} - {"seed"})
-    return [name for name in names if any(keys.get(name) != own[0].get(name) for keys in own)]
-
-
-def _word(value: Any) -> str:
-    """Return a value as it is typed in an override."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_light(path: Path) -> Result:

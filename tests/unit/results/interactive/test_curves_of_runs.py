@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from fedgmr_hpc.results.interactive.curves import (
     columns,
     curve,
     curves,
-    distinct_methods,
     read_light,
 )
 from fedgmr_hpc.results.summary import make_report
@@ -54,17 +54,18 @@ def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
         read_light(tmp_path / "a.h5")
 
 
-def test_methods_are_told_apart_by_what_differs_but_for_seeds() -> None:
+def test_methods_are_called_as_in_figures(tmp_path: Path) -> None:
+    result = read_result(write_run(tmp_path / "run.h5"))
     configs = [
         {"method": "fedavg", "seed": seed, "train": {"learning_rate": rate}}
         for seed, rate in ((1, 0.1), (2, 0.1), (1, 0.5))
     ]
-    other = {"method": "fedasync", "seed": 1, "train": {"learning_rate": 0.7}}
-    assert distinct_methods([*configs, other]) == [
-        *["fedavg, train.learning_rate=0.1"] * 2,
-        "fedavg, train.learning_rate=0.5",
-        "fedasync",
-    ]
+    runs = [replace(result, config=config) for config in configs]
+    found = [each.method for each in curves(runs, ["a", "b", "c"])]
+    assert found == [*["fedavg, learning rate 0.1"] * 2, "fedavg, learning rate 0.5"]
+    again = replace(result, config=configs[2], path=write_run(tmp_path / "again.h5"))
+    found = [each.method for each in curves([*runs, again], ["a", "b", "c", "d"])]
+    assert found[2:] == ["fedavg, learning rate 0.5: run", "fedavg, learning rate 0.5: again"]
 
 
 @pytest.mark.parametrize(

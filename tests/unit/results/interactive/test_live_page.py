@@ -61,6 +61,15 @@ def test_a_file_that_cannot_be_read_breaks_nothing_and_keeps_its_curve(tmp_path:
     assert chart.notes[0].startswith(f"{paths[1]}: unreadable")
 
 
+def test_a_file_deleted_during_a_look_keeps_its_curve(tmp_path: Path) -> None:
+    """Such as after the last look, when Ctrl-C has the page written once more."""
+    paths = [write_run(tmp_path / "a.h5"), write_run(tmp_path / "b.h5")]
+    watched, looks = WatchedCurves(), [look(path) for path in paths]
+    watched.chart(looks)
+    paths[1].unlink()
+    assert [each.state for each in watched.chart(looks).curves] == ["finished", "finished"]
+
+
 def test_what_has_not_changed_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
