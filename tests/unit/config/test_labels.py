@@ -15,7 +15,7 @@ from fedgmr_hpc.config.methods import AXES, load_method, method_names
 from fedgmr_hpc.config.rules import USED_WITH
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.yaml_file import configs_dir
-from fedgmr_hpc.results.summary import _legend as legend_of
+from fedgmr_hpc.results.labels import labels_of
 from fedgmr_hpc.results.summary import make_report, render_summary
 from fedgmr_hpc.results.watch import look, render
 from fedgmr_hpc.study.cells import expand
@@ -106,5 +106,5 @@ def test_tables_titles_and_legends_of_a_run_have_the_label(tmp_path: Path) -> No
     label = "heterofl[aggregation.rule=average]"
     assert render_summary(result).startswith(f"{label} on digits")
     assert f"r    {label}  digits" in make_report([result.path], tmp_path)
-    assert legend_of("r", result) == f"r: {label}"
+    assert labels_of([result.config]) == [label]
     assert label in render([look(result.path)])
