@@ -1,14 +1,13 @@
-"""Draw the figure of the README from a table of results: `python docs/overview.py [FOLDER]`.
+"""Draw the figure of the README from a table of results: `python docs/overview.py [RESULT...]`.
 
-With a folder of result files, such as the cells of a study, their numbers are written to the table
-first, those of the methods in NAMES. Runs that tune are left out.
+With result files, such as cells of a study, the table is first made anew, of the methods in NAMES.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,37 +23,41 @@ from fedgmr_hpc.reporting.curves import (
 )
 from fedgmr_hpc.reporting.figures import legend_below, method_key, new_figure, save, styled
 from fedgmr_hpc.reporting.palette import styles_of
+from fedgmr_hpc.results.series import own_accuracies
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "results/2026-11-29/curves.csv"
+TABLE = ROOT / "results/2026-11-30/curves.csv"
 FIGURE = ROOT / "docs/img/overview.png"
-COLUMNS = ("method", "seed", "now_s", "val_accuracy", "test_accuracy", "mean_density")
+COLUMNS = ("method", "seed", "now_s", "test_accuracy", "own_submodels", "mean_density")
 NAMES = {
     "fedgmr": "FedGMR",
-    "wo_gmr": "FedGMR without restoration",
+    "wo_gmr": "FedGMR w/o GMR",
+    "heterofl+aux+gmr": "HeteroFL + Aux + GMR",
     "heterofl": "HeteroFL",
+    "fedbuff": "FedBuff",
     "fedavg": "FedAvg",
 }
 Rows = list[dict[str, str]]
 
 
-def collect(folder: Path) -> None:
-    """Write the scores at equal times of the result files of a folder."""
+def collect(paths: Sequence[str]) -> None:
+    """Write the scores at equal times of result files to the table."""
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for path in sorted(folder.glob("*.h5")):
-            if not path.stem.startswith("tune-"):
-                writer.writerows(_rows_of(path))
+        for path in sorted(paths):
+            writer.writerows(_rows_of(path))
 
 
-def _rows_of(path: Path) -> Iterator[list[str]]:
+def _rows_of(path: str) -> Iterator[list[str]]:
     result = fedgmr_hpc.read_result(path)
     run = [str(result.config[key]) for key in ("method", "seed")]
-    columns = [result.looks[name] for name in COLUMNS[2:]]
+    looks = result.looks
+    own, _ = own_accuracies(result, looks["version"])
+    columns = [looks["now_s"], looks["test_accuracy"], own, looks["mean_density"]]
     for row in zip(*columns, strict=True):
         if run[0] in NAMES:
-            yield [*run, *(f"{value:.6g}" for value in row)]
+            yield [*run, *(f"{value:.5g}" for value in row)]
 
 
 def curves_of(rows: Rows, name: str, factor: float, is_step: bool = False) -> dict[str, Curve]:
@@ -75,26 +78,28 @@ def _seeds(rows: Rows) -> list[str]:
 
 @styled
 def draw(rows: Rows) -> Figure:
-    """Draw accuracy on the left, density on the right: means and ranges over seeds."""
-    figure, (scores, densities) = new_figure(2, size=(9.0, 4.2))
-    accuracies = curves_of(rows, "test_accuracy", 100.0)
-    styles = styles_of(NAMES)
-    draw_curves(scores, accuracies, styles)
-    draw_curves(densities, curves_of(rows, "mean_density", 1.0, is_step=True), styles)
-    times = [x for curve in accuracies.values() for x in curve.xs]
-    for panel in (scores, densities):
-        scale_cost(panel, times, "virtual time (s)")
-    scale_accuracy(scores, [y for curve in accuracies.values() for y in curve.ys], "test accuracy")
-    densities.set(ylim=(0, 1.04), ylabel="mean density of the clients")
+    """Draw the whole model on the left, the clients' own sub-models on the right, over seeds."""
+    figure, panels = new_figure(2, size=(9.0, 4.2), sharey=True)
+    titles = {"test_accuracy": "whole model", "own_submodels": "each client's own sub-model"}
+    styles, curves = styles_of(NAMES), {}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        curves[name] = curves_of(rows, name, 100.0)
+        draw_curves(axes, curves[name], styles)
+        axes.set_title(title)
+        scale_cost(
+            axes, [x for curve in curves[name].values() for x in curve.xs], "virtual time (s)"
+        )
+    shown = [y for of_name in curves.values() for curve in of_name.values() for y in curve.ys]
+    scale_accuracy(panels[0], shown, "test accuracy")
     keys = [method_key(styles[method], name) for method, name in NAMES.items()]
-    legend_below(figure, keys, describe_band(list(accuracies.values())))
+    legend_below(figure, keys, describe_band(list(curves["test_accuracy"].values())))
     return figure
 
 
 def main() -> None:
-    """Collect where a folder is given, then draw."""
+    """Collect where result files are given, then draw."""
     if len(sys.argv) > 1:
-        collect(Path(sys.argv[1]))
+        collect(sys.argv[1:])
     with TABLE.open() as file:
         save(draw(list(csv.DictReader(file))), FIGURE)
 

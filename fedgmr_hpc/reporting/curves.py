@@ -183,5 +183,5 @@ def scale_cost(axes: Axes, xs: Sequence[Values], name: str) -> None:
     else:
         axes.set_xlim(left=0)
         axes.set_xlabel(name)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
