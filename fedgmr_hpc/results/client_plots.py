@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
@@ -32,7 +33,6 @@ from fedgmr_hpc.storage.reader import Result
 
 MAX_STEPS = 8  # densities with a colour each; more have a scale of colours
 WHOLE = Style("#000000", "", (), 1.4)
-BAR: dict[str, Any] = {"marker": "|", "markersize": 11, "markeredgewidth": 2}
 
 
 def draw_clients(result: Result) -> Figure:
@@ -154,8 +154,14 @@ def draw_submodels(runs: Sequence[Run], rows: Rows) -> Figure:
     keys = [key(colours[each], f"own density {each:g}", "", marker="o") for each in densities]
     num_seeds = len({run.seed for run in shown})
     note = f"means over {num_seeds} seeds" if num_seeds > 1 else ""
-    legend_below(figure, [key("0.2", "whole model", "", **BAR), *keys], note)
+    legend_below(figure, [key("0.2", "whole model", "", **_bar()), *keys], note)
     return figure
+
+
+def _bar() -> dict[str, Any]:
+    """Return the mark of whole models, which stands out above and below a dot."""
+    size = matplotlib.rcParams["lines.markersize"]
+    return {"marker": "|", "markersize": 2.2 * size, "markeredgewidth": 0.35 * size}
 
 
 def _draw_dots(
@@ -176,7 +182,7 @@ def _draw_dots(
         if all(density in run.classes for run in runs)
     }
     axes.plot([min(own.values()), max([whole, *own.values()])], [place] * 2, color="0.85", zorder=1)
-    axes.plot([whole], [place], color="0.2", **BAR)
+    axes.plot([whole], [place], color="0.2", **_bar())
     for density, accuracy in own.items():
         axes.plot([accuracy], [place], "o", color=colours[density])
     return [whole, *own.values()]
