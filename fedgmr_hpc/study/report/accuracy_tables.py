@@ -1,8 +1,7 @@
 """The tables of what a study's methods reach: the whole model, the clients' own, differences.
 
-The best of a column, and what its seeds cannot tell from it, are marked: rows whose difference
-from it, paired by seed, has no 95 % interval below zero: this many seeds do not tell them apart,
-which does not say that they are equal.
+The best of a column is marked, and a note names the rows that its seeds cannot tell from it: their
+difference, paired by seed, has no 95 % interval below zero, which does not say that they are equal.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ SPREADS = {
     "sd": "standard deviation over the seeds",
     "interval": "half of Student's 95 % interval of the mean",
 }
-MARKED = (
-    "Bold (a star on a terminal), of the rows with all seeds: the best, and those whose difference "
-    "from it, paired by seed, has no 95 % interval (Student) below zero."
-)
+MARKED = "Bold (a star on a terminal): the best mean of the rows with all seeds."
+NOT_TOLD = "Not told from it, by Student's 95 % interval of the paired differences"
 BySeed = dict[int, float]
 OF = {"test": "whole model", "own_mean": "own sub-models", "own_worst": "least class"}
 GAP = "own_mean_minus_test"
@@ -79,10 +76,20 @@ def own_table(runs: Sequence[Run], scale: Scale) -> Table | None:
         heads=first.heads if is_alone else ["condition", *first.heads],
         rows=first.rows if is_alone else rows,
         marked=first.marked if is_alone else marked,
-        notes=max((part.notes for part in known.values()), key=len),  # of marks, if there are any
+        notes=first.notes if is_alone else _notes_of_all(known, scale),
         num_seeds=seeds_of(runs),
         records=[{"condition": c, **each} for c, part in known.items() for each in part.records],
     )
+
+
+def _notes_of_all(parts: Mapping[str, Table], scale: Scale) -> list[str]:
+    """Return the notes of all conditions once, those on the best with their condition."""
+    notes = [
+        f"{scale.title(column)}: {note}" if note.startswith(MARKED) else note
+        for column, part in parts.items()
+        for note in part.notes
+    ]
+    return list(dict.fromkeys(notes))
 
 
 def _own_part(runs: Sequence[Run], scale: Scale, most: int) -> Table | None:
@@ -194,14 +201,24 @@ def _minus(a: BySeed, b: BySeed) -> BySeed:
     return {seed: a[seed] - b[seed] for seed in a if seed in b}
 
 
-def best_rows(values: Mapping[str, BySeed]) -> set[str]:
-    """Return the best of the rows with all seeds, and those not told from it; see MARKED."""
+def best_rows(values: Mapping[str, BySeed]) -> list[str]:
+    """Return the best of the rows with all seeds, then those not told from it."""
     seeds = {seed for each in values.values() for seed in each}
     whole = [row for row, each in values.items() if each.keys() == seeds]
     if len(whole) < 2 or len(seeds) < 2:
-        return set()
+        return []
     best = max(whole, key=lambda row: sum(values[row].values()))
-    return {best, *(row for row in whole if _is_equal(_minus(values[row], values[best])))}
+    others = [row for row in whole if row != best]
+    return [best, *(row for row in others if _is_equal(_minus(values[row], values[best])))]
+
+
+def _note_on_best(best: Mapping[str, Sequence[str]], scale: Scale) -> list[str]:
+    """Say what is marked, and which rows are not told from it: by head, where heads are several."""
+    if not any(best.values()):
+        return []
+    near = {head: ", ".join(map(scale.title, rows[1:])) for head, rows in best.items() if rows[1:]}
+    named = list(near.values()) if len(best) == 1 else [f"{head}: {n}" for head, n in near.items()]
+    return [f"{MARKED} {NOT_TOLD}: {'; '.join(named)}." if near else MARKED]
 
 
 def _is_equal(differences: BySeed) -> bool:
@@ -231,12 +248,11 @@ def _table(
     tests = {place: mean_test(list(found.values())) for place, found in values.items()}
     most = max([most, *(test.num_values for test in tests.values() if test)])
     best = {
-        key: set() if key in signed else best_rows({row: values[row, key] for row in rows})
+        key: [] if key in signed else best_rows({row: values[row, key] for row in rows})
         for key in keys
     }
-    marked = {
-        (i, j) for i, row in enumerate(rows) for j, key in enumerate(keys, 1) if row in best[key]
-    }
+    marked = {(rows.index(best[key][0]), j) for j, key in enumerate(keys, 1) if best[key]}
+    by_head = {head: best[key] for head, key in zip(heads, keys, strict=True) if key not in signed}
     return Table(
         name=name,
         title=title,
@@ -248,7 +264,12 @@ def _table(
             ]
             for row in rows
         ],
-        notes=[_spread_note(scale, most), *notes, *[MARKED] * bool(marked), *_setting(scale)],
+        notes=[
+            _spread_note(scale, most),
+            *notes,
+            *_note_on_best(by_head, scale),
+            *_setting(scale),
+        ],
         num_seeds=seeds_of(runs),
         command=scale.command,
         records=[

@@ -20,6 +20,7 @@ from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
 from fedgmr_hpc.study.report.accuracy_tables import (
     MARKED,
+    NOT_TOLD,
     accuracy_table,
     best_rows,
     difference_table,
@@ -95,7 +96,7 @@ def test_one_seed_has_no_spread_and_no_mark_and_a_short_run_no_value() -> None:
     assert accuracy_table(RUNS[:1], replace(SCALE, at_s=31.0)).rows == [["a", "-"]]
 
 
-def test_the_best_and_what_its_seeds_cannot_tell_from_it_are_marked() -> None:
+def test_the_best_comes_before_what_its_seeds_cannot_tell_from_it() -> None:
     """Paired differences from the best: -1, -2 and -3 points, t = 3.46; -2, -2.1 and -2."""
     values = {
         "best": {0: 90.0, 1: 91.0, 2: 92.0},
@@ -103,15 +104,15 @@ def test_the_best_and_what_its_seeds_cannot_tell_from_it_are_marked() -> None:
         "far": {0: 88.0, 1: 88.9, 2: 90.0},
         "two": {0: 89.0, 1: 99.5},  # not all seeds
     }
-    assert best_rows(values) == {"best", "near"}
-    assert best_rows({"a": {0: 9.0, 1: 9.0}, "b": {0: 8.0, 1: 8.0}}) == {"a", "b"}  # no scatter
-    assert best_rows({"a": {0: 1.0}, "b": {0: 2.0}}) == set()
+    assert best_rows(values) == ["best", "near"]
+    assert best_rows({"a": {0: 9.0, 1: 9.0}, "b": {0: 8.0, 1: 8.0}}) == ["a", "b"]  # no scatter
+    assert best_rows({"a": {0: 1.0}, "b": {0: 2.0}}) == []
 
 
 def test_rows_of_other_seeds_are_not_compared_with_the_best() -> None:
     """As many seeds are not the same ones; one row alone is no best."""
-    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 62.0, 2: 90.0}}) == set()
-    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 90.0}}) == set()
+    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 62.0, 2: 90.0}}) == []
+    assert best_rows({"a": {0: 50.0, 1: 60.0}, "b": {1: 90.0}}) == []
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -226,7 +227,8 @@ def test_own_sub_models_stand_beside_the_whole_model() -> None:
     table = own_table(more, replace(SCALE, titles={"low": "Low"}))
     assert table is not None and len(table.rows) == 4
     assert (table.heads[:2], table.rows[3][:2]) == (["condition", "method"], ["Low", "c"])
-    assert table.marked == {(2, 2), (3, 2)} and MARKED in table.notes  # 90 - 60, 90 - 70
+    assert table.marked == {(3, 2)}  # 90 and 90, the other 60 and 70
+    assert f"Low: {MARKED} {NOT_TOLD}: whole model: a." in table.notes
     assert table.records[-1] == pytest.approx(
         {"condition": "low", "method": "c", "of": "own_mean_minus_test", "n": 2, "mean": -50.0,
          "sd": 0.0, "low": "", "high": ""}
