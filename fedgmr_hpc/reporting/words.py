@@ -1,8 +1,10 @@
-"""Numbers in words, as tables, pages and lines on a terminal show them."""
+"""Numbers and values in words, as tables, pages and lines on a terminal show them."""
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 
 def count_of(number: int, noun: str) -> str:
@@ -23,3 +25,18 @@ def describe_s(seconds: float) -> str:
 def percent(fraction: float) -> str:
     """Return a fraction in percent with two decimals, without the sign; `-` if not finite."""
     return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
+
+
+def part_of(key: str, value: Any) -> str:
+    """Return a value in a label: a word by itself, another value with its key."""
+    return value if isinstance(value, str) else f"{short_key(key)} {text_of(value)}"
+
+
+def short_key(key: str) -> str:
+    """Return the last word of a dotted key, as people say it."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def text_of(value: Any) -> str:
+    """Return a value that is no word."""
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)

@@ -13,6 +13,7 @@ from fedgmr_hpc.config.identity import Keys, flat, marks, method_label
 from fedgmr_hpc.config.methods import AXES
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.reporting.palette import Style, styles_of
+from fedgmr_hpc.reporting.words import part_of
 from fedgmr_hpc.results.series import Run, Values
 from fedgmr_hpc.results.tidy import varied_keys
 from fedgmr_hpc.storage.reader import Result
@@ -73,21 +74,6 @@ def _is_of_the_task(key: str) -> bool:
 
 def _differs(key: str, values: Sequence[Mapping[str, Any]]) -> bool:
     return any(each.get(key) != values[0].get(key) for each in values)
-
-
-def part_of(key: str, value: Any) -> str:
-    """Return a value in a label: a word by itself, another value with its key."""
-    return value if isinstance(value, str) else f"{short_key(key)} {text_of(value)}"
-
-
-def short_key(key: str) -> str:
-    """Return the last word of a dotted key, as people say it."""
-    return key.rpartition(".")[2].replace("_", " ")
-
-
-def text_of(value: Any) -> str:
-    """Return a value that is no word."""
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 @dataclass(frozen=True)

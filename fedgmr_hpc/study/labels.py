@@ -17,7 +17,7 @@ from typing import Any
 
 from fedgmr_hpc.config.messages import did_you_mean, must
 from fedgmr_hpc.config.methods import short_name
-from fedgmr_hpc.results.labels import part_of, text_of
+from fedgmr_hpc.reporting.words import part_of, text_of
 
 Labels = dict[str, Any]  # dotted key -> value
 # Tables of a report, which may be given other captions.

@@ -195,7 +195,7 @@ def test_a_report_names_what_failed_and_reads_the_rest(tmp_path: Path) -> None:
     assert remembered.code == 0 and "2 of 2 cells finished" in remembered.output
     ended = study("report", path, "seed=[0, 1]")
     assert "2 of 4 cells finished" in ended.output
-    assert f"{cells[0].name} (failed: made to fail (exit code 1))" in ended.output
+    assert "1 cell failed: made to fail (exit code 1): FedGMR (1 of 2)" in ended.output
     made = {p.relative_to(tmp_path / "tiny").as_posix() for p in (tmp_path / "tiny").rglob("*.*")}
     assert {
         "report.md",
@@ -205,7 +205,7 @@ def test_a_report_names_what_failed_and_reads_the_rest(tmp_path: Path) -> None:
     } <= made
     assert {"figures/accuracy_vs_time.png", "figures/density_vs_time.pdf"} <= made
     page = (tmp_path / "tiny" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python: install mpich")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from fedgmr_hpc.config.choices.section import Mark
 from fedgmr_hpc.config.identity import flat, identity
 from fedgmr_hpc.config.messages import shown
-from fedgmr_hpc.reporting.words import count_of
-from fedgmr_hpc.results.labels import short_key
+from fedgmr_hpc.reporting.words import count_of, short_key
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.report.tables import Scale

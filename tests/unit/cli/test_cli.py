@@ -126,7 +126,7 @@ def test_a_damaged_file_is_a_finding(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_report_takes_folders(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "make_report", lambda files, out: f"{[*map(str, files)]} {out}")
+    monkeypatch.setattr(report, "make_report", lambda files, out, *_: f"{[*map(str, files)]} {out}")
     for name in ("b.h5", "a.h5", "a.log", "c"):
         (tmp_path / name).touch()
     (tmp_path / "empty").mkdir()

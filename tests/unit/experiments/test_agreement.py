@@ -261,7 +261,7 @@ def test_the_table_has_value_bound_and_verdict() -> None:
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     plot_agreement(make(), make("wall", base_version=(0, 0, 1, 0, 2, 0)), tmp_path / "a.png")
     pixels = imread(tmp_path / "a.png")
-    assert pixels.shape[:2] == (576, 1800)
+    assert pixels.shape[:2] == (960, 3000)
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
 
 

@@ -197,10 +197,10 @@ def test_looks_change_nothing_that_a_run_does(method: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (configs_dir() / "studies").glob("*.yaml")))
 def test_studies_look_at_all_their_methods_at_equal_times(name: str) -> None:
-    """At T itself, too, and often enough that times to an accuracy mean something."""
+    """At T itself, too, and often enough that times to an accuracy mean something, if any do."""
     study, _ = load_study(name)
     looks = study.comparison_time_s / study.settings["eval.every_s"]
-    assert looks == int(looks) and looks >= 40
+    assert looks == int(looks) and (looks >= 40 or not study.targets)
 
 
 def cut_by_hand(method: str, weights: Any, layout: Layout, density: float) -> FlatNet:
