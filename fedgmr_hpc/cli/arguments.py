@@ -134,10 +134,21 @@ def add_tolerance(parser: Parser, about: str) -> None:
     parser.add_argument(
         "--tolerance",
         type=share,
-        default=0.1,
         metavar="SHARE",
         help=f"{about}, 0.1 or 10%% (default: 10%%)",
     )
+
+
+def limit(arguments: argparse.Namespace, name: str, default: float) -> float:
+    """Return a limit of a comparison, `default` where it is not given.
+
+    Raises:
+        ValueError: it is given, and nothing to compare with.
+    """
+    value: float | None = getattr(arguments, name)
+    if value is not None and arguments.baseline is None:
+        raise ValueError(must(f"--{name}", "come with --baseline", value))
+    return default if value is None else value
 
 
 def add_perf_log(parser: Parser) -> None:

@@ -12,6 +12,7 @@ from fedgmr_hpc.cli.arguments import (
     add_ranks,
     add_tolerance,
     add_verb,
+    limit,
     one_of,
     stdout_to_stderr,
 )
@@ -109,7 +110,7 @@ def bench(arguments: argparse.Namespace) -> int:
         arguments.what,
         quick=arguments.quick,
         ranks=arguments.ranks,
-        tolerance=arguments.tolerance,
+        tolerance=limit(arguments, "tolerance", 0.1),
         device=arguments.device,
         **{name: Path(path) for name, path in places.items() if path is not None},
     )

@@ -13,6 +13,7 @@ from fedgmr_hpc.cli.arguments import (
     add_perf_log,
     add_tolerance,
     add_verb,
+    limit,
 )
 from fedgmr_hpc.config.messages import must_be
 
@@ -84,9 +85,8 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument(
         "--points",
         type=above_zero,
-        default=1.0,
         metavar="N",
-        help="by how many points the test accuracy may fall (default: %(default)g)",
+        help="by how many points the test accuracy may fall (default: 1)",
     )
     add_perf_log(parser)
     add_figures(parser, "png")
@@ -113,8 +113,9 @@ def report(arguments: argparse.Namespace) -> int:
     """Print the tables, and where the plots are; or compare runs, and return 1 where some are
     worse.
     """
+    limits = limit(arguments, "tolerance", 0.1), limit(arguments, "points", 1.0)
     if arguments.baseline is not None:
-        return _gate(arguments)
+        return _gate(arguments, *limits)
     from fedgmr_hpc.results.gate.compare import read_runs
     from fedgmr_hpc.results.gate.perf_log import append_lines, run_lines
     from fedgmr_hpc.results.summary import report_results
@@ -125,7 +126,7 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _gate(arguments: argparse.Namespace) -> int:
+def _gate(arguments: argparse.Namespace, tolerance_frac: float, points: float) -> int:
     from fedgmr_hpc.results.gate.compare import Limits, compare_runs, read_runs
     from fedgmr_hpc.results.gate.perf_log import append_lines, verdict_lines
     from fedgmr_hpc.results.gate.text import render_verdict
@@ -133,7 +134,7 @@ def _gate(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         raise ValueError(must_be("--out", "absent beside --baseline, which makes no plots"))
     now, before = (read_runs(words) for words in (arguments.results, arguments.baseline))
-    verdict = compare_runs(now, before, Limits(arguments.tolerance, arguments.points))
+    verdict = compare_runs(now, before, Limits(tolerance_frac, points))
     print(render_verdict(verdict))
     if arguments.perf_log is not None:
         append_lines(arguments.perf_log, verdict_lines(verdict))

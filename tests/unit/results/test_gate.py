@@ -217,6 +217,15 @@ def test_bad_input(
     assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("verb", "option"), [("report", "--points"), ("bench", "--tolerance")])
+def test_a_limit_without_a_baseline_is_refused(
+    verb: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [verb, "codec" if verb == "bench" else "a.h5", option, "0.5"]
+    assert main(words) == 2
+    assert f"{option} must come with --baseline (got 0.5)" in capsys.readouterr().err
+
+
 def test_a_run_that_has_not_finished_is_refused(
     run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
