@@ -48,7 +48,7 @@ TABLE_NOTES = {
     "transfers": "One row a real transfer. Wall clock only.",
     "checkpoints": "One row a checkpoint that was written or read.",
     "looks": "With `eval.every_s`: scores at equal times, of the newest version at each.",
-    "submodels": "With `eval.submodels`: scores of each version cut to the clients' densities.",
+    "submodels": "With `eval.submodels`: test scores of versions cut to the clients' densities.",
     "ranks": "What each rank did in the whole run, and on what; written at the end.",
 }
 

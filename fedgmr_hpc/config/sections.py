@@ -245,7 +245,8 @@ class EvalConfig(Section):
     the current version, at the same times for every method. They decide nothing: refreshes still
     follow rounds. Null to evaluate at refreshes only."""
     submodels: Look[bool] = False
-    """Also score every evaluated version cut to each density with which clients begin."""
+    """Also score versions cut to each density with which clients begin, on the test set: those of
+    `every_s`, or at refreshes where that is null."""
     client_samples: Run[Count] = 512
     """Validation samples, a fixed subset, on which each client's local model is scored."""
     chunk: Run[Count] = 128

@@ -28,7 +28,7 @@ from fedgmr_hpc.storage.hdf5_file import UNREADABLE, describe_error, open_for_re
 from fedgmr_hpc.storage.reader import Result, doubt, read_result, refuse_cut
 from fedgmr_hpc.storage.schema import (
     FORMAT,
-    LATER_COLUMNS,
+    OTHER_COLUMNS,
     TABLES,
     UNGUARDED_FORMAT,
     RankRow,
@@ -112,7 +112,7 @@ def _table_structure(
     ones.
     """
     names = {column.name for column in columns_of(row_type)}
-    for name in sorted((names ^ group.keys()) - LATER_COLUMNS.get(table, set())):
+    for name in sorted((names ^ group.keys()) - OTHER_COLUMNS.get(table, set())):
         yield f"{table}/{name}: {'missing' if name in names else 'not in the schema'}"
     try:
         sizes = {name: len(group[name]) for name in group}
@@ -208,7 +208,7 @@ def _evaluations(result: Result) -> Iterator[str]:
         for name in ("version", "now_s"):
             if (np.diff(columns[name]) < 0).any():
                 yield f"{table}/{name}: falls in row {_first(np.diff(columns[name]) < 0) + 1}"
-        for name in ("val_accuracy", "test_accuracy"):
+        for name in columns.keys() & {"val_accuracy", "test_accuracy"}:
             if ((columns[name] < 0) | (columns[name] > 1)).any():
                 yield f"{table}/{name}: beyond 0 to 1"
 

@@ -12,13 +12,13 @@ A version is evaluated once: looks repeat what it has scored. Rows come in the o
 each when its test set is scored; those of refreshes go to the table `evaluations`, those of looks
 to `looks`.
 
-With `eval.submodels` every evaluated version is also scored for each density with which clients
-begin: what a client of that class would compute with that is sent the version now. A version that a
-refresh follows is cut by the masks of that refresh (the last version as if the run went on), any
-other by the newest masks there are. Clients of density 1, and all clients of a method without
-sub-models, have the whole model. These rows go to the table `submodels`, one a version and density.
-A level costs as much as another evaluation, with width methods that of the narrower network, and
-masks are cut twice.
+With `eval.submodels` the versions of looks, without looks those of refreshes, are also scored for
+each density with which clients begin: what a client of that class would compute with that is sent
+the version now. A version that a refresh follows is cut by the masks of that refresh (the last
+version as if the run went on), any other by the newest masks there are. Clients of density 1, and
+all clients of a method without sub-models, have the whole model. These rows go to the table
+`submodels`, one a version and density. A level costs as much as another pass over the test set,
+with width methods that of the narrower network, and masks are cut twice.
 
 Shapes: P prunable entries, D dense entries, S statistics of static batch norms.
 """
@@ -35,7 +35,7 @@ import xxhash
 
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.sections import EvalConfig
-from fedgmr_hpc.data.federated import FederatedData, Pool
+from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import MaskSet
@@ -48,7 +48,6 @@ from fedgmr_hpc.training.chunks import Evaluation, Found, Part
 from fedgmr_hpc.wire.frames import Frame, Kind
 from fedgmr_hpc.wire.parcels import Parcel
 
-POOLS: tuple[Pool, ...] = ("validation", "test")
 VALIDATION, TEST = Part("validation"), Part("test")
 
 
@@ -150,7 +149,8 @@ class Evaluator:
         pending = self._newest
         if pending is not None and pending.evaluation.version == merged.version:
             pending.mean_density = float(merged.density.mean())
-            self._score_levels(pending)
+            if self.config.every_s is None:
+                self._score_levels(pending)
         self.write_rows()
 
     def look(self, before_s: float) -> None:
@@ -159,16 +159,26 @@ class Evaluator:
         if not times:
             return
         pending = self._newest
-        if pending is None or pending.evaluation.version != self.coordinator.version:
+        if pending is None or not self._can_score(pending):
             pending = self._begin(self.coordinator.look(), times[0])
             pending.mean_density = float(np.mean(self.coordinator.restoration.densities))
             parts = [*self._norms(pending.evaluation), VALIDATION, TEST]
             self.pool.evaluate(pending.evaluation, parts)
-            self._score_levels(pending)
+        self._score_levels(pending)
         if not pending.rows:
             self._open.append(pending)
         pending.rows += [(LookRow, at_s) for at_s in times]
         self.write_rows()
+
+    def _can_score(self, pending: _PendingRows) -> bool:
+        """Whether a look at the current version finds in `pending` what it asks for: scores of the
+        whole model, and those of levels or the version that ranks need for them.
+        """
+        is_current = pending.evaluation.version == self.coordinator.version
+        return is_current and (not self._lacks_levels(pending) or not pending.is_complete)
+
+    def _lacks_levels(self, pending: _PendingRows) -> bool:
+        return self.config.submodels and pending.evaluation.version > self._cut_version
 
     def _due_times(self, before_s: float) -> list[float]:
         every_s, times = self.config.every_s, []
@@ -222,7 +232,7 @@ class Evaluator:
     def _score_levels(self, pending: _PendingRows) -> None:
         """Have a version scored at each level that lacks something of the whole model."""
         evaluation = pending.evaluation
-        if not self.config.submodels or evaluation.version <= self._cut_version:
+        if not self._lacks_levels(pending):
             return
         self._cut_version = evaluation.version
         evaluation.ladder = ladder = self.coordinator.masking.ladder
@@ -230,7 +240,7 @@ class Evaluator:
             [] if ladder is None else [n for n, k in enumerate(ladder.counts) if k < ladder.size]
         )
         norms = [part for level in partial for part in self._norms(evaluation, level)]
-        parts = [Part(pool, level) for level in partial for pool in POOLS]
+        parts = [Part("test", level) for level in partial]
         evaluation.chunks |= {part: self._chunks(part) for part in parts}
         self._cut.append(pending)
         self.pool.evaluate(evaluation, [*norms, *parts])
@@ -245,17 +255,10 @@ class Evaluator:
         num_scored = self.data.num_scored(part.pool)
         return correct / num_scored, loss_sum / num_scored
 
-    def _figures(self, evaluation: Evaluation, level: int | None = None) -> dict[str, float]:
-        """Return the scores of a row, by column."""
-        val_accuracy, val_loss = self._scores(evaluation, Part("validation", level))
-        test_accuracy, test_loss = self._scores(evaluation, Part("test", level))
-        return {
-            "val_accuracy": val_accuracy,
-            "val_loss": val_loss,
-            "test_accuracy": test_accuracy,
-            "test_loss": test_loss,
-            "wall_s": self.wall_s(),
-        }
+    def _tested(self, evaluation: Evaluation, level: int | None = None) -> dict[str, float]:
+        """Return the columns of a row that the test set gives."""
+        accuracy, loss = self._scores(evaluation, Part("test", level))
+        return {"test_accuracy": accuracy, "test_loss": loss, "wall_s": self.wall_s()}
 
     def write_rows(self) -> None:
         """Write the rows of the versions that are scored, in their order."""
@@ -282,13 +285,16 @@ class Evaluator:
         self, pending: _PendingRows, row_type: type[EvaluationRow], at_s: float
     ) -> EvaluationRow:
         assert pending.mean_density is not None
+        val_accuracy, val_loss = self._scores(pending.evaluation, VALIDATION)
         return row_type(
             version=pending.evaluation.version,
             round=pending.round,
             now_s=at_s,
             mean_density=pending.mean_density,
             model_xxh3=pending.model_xxh3,
-            **self._figures(pending.evaluation),
+            val_accuracy=val_accuracy,
+            val_loss=val_loss,
+            **self._tested(pending.evaluation),
         )
 
     def _write_levels(self, pending: _PendingRows) -> None:
@@ -301,7 +307,7 @@ class Evaluator:
                     density=density,
                     num_kept=num_kept,
                     num_clients=num_clients,
-                    **self._figures(pending.evaluation, level),
+                    **self._tested(pending.evaluation, level),
                 )
             )
 

@@ -61,8 +61,8 @@ class LookRow(EvaluationRow):
 
 @dataclass(frozen=True, slots=True)
 class SubmodelRow:
-    """What an evaluated version scores when it is cut as for the clients of one class, those that
-    begin with the same density (`eval.submodels`).
+    """What a version scores on the test set when it is cut as for the clients of one class, those
+    that begin with the same density (`eval.submodels`).
     """
 
     version: int
@@ -70,8 +70,6 @@ class SubmodelRow:
     density: float
     num_kept: int  # prunable weights
     num_clients: int  # of this class
-    val_accuracy: float
-    val_loss: float
     test_accuracy: float
     test_loss: float
     wall_s: float

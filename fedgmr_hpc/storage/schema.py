@@ -72,11 +72,12 @@ TABLES: dict[str, type[Any]] = {
     "submodels": SubmodelRow,
 }
 PARTS = (*TABLES, "ranks", "model")  # all that comes in rows under checksums
-LATER_COLUMNS = {  # that older files lack
+OTHER_COLUMNS = {  # that older files lack, or have besides
+    "submodels": {"val_accuracy", "val_loss"},
     "ranks": {
         *("transport", "mpi_library", "modules", "gpu", "gpu_driver", "cuda_graphs", "versions"),
         "kernels",
-    }
+    },
 }
 TABLE_OF = {row_type: table for table, row_type in TABLES.items()}
 _LATER_TABLES = {"checkpoints", "looks", "submodels"}  # that older files lack
@@ -122,7 +123,6 @@ MEANINGS = {
     "looks/version": "newest version merged at or before the look, whose scores these are",
     "submodels/density": "density to which the version is cut, that of a class of clients",
     "submodels/now_s": "time of the version's first evaluation",
-    "submodels/val_accuracy": "share of the validation samples that the sub-model gets right",
     "submodels/test_accuracy": "share of the test samples that the sub-model gets right",
     "num_kept": "prunable weights that the sub-model keeps",
     "num_clients": "clients of the class, which begin with this density",

@@ -241,6 +241,7 @@ def _make_run(
     if is_trial:
         labels = {key: value for key, value in labels.items() if key != "seed"}
         own["seed"] = trial_seed
+        overrides = [*overrides, "eval.submodels=false"]  # which decides nothing
     layers = (_words(study.settings), _words(labels), overrides, _words(own))
     config = _bounded(study, load_config(study.bases(), *layers), layers, is_trial)
     named, shown = _named(labels, study, config)

@@ -6,21 +6,24 @@
     stability      std of the last `window` evaluations up to T, b minus a         points
     time_ratio     log2(time of b to `target` / time of a)                         halvings
 
-Pairs share column and seed. A claim is supported where Student's 95 % interval of the mean over the
-pairs lies above zero, contradicted where it lies below, else undecided; equal values have no
-interval. That is a test at 5 % for each comparison alone; a verdict is firm where it stands after
-Holm's correction over all comparisons of the study. Pairs of several conditions count alike, as
-independent ones. An accuracy that is never reached counts as reached at the run's end, which moves
-a pair's value towards zero; pairs where neither gets there, or where the one that does not ended
-first, are left out. A stability claim is contradicted where a run of `a` ends more than `max_drop`
-under its best moving mean.
+Pairs share column and seed. A seed's value is the mean over its pairs, one for each condition,
+since runs of one seed begin with the same weights. A claim is supported where Student's 95 %
+interval of the mean over the seeds lies above zero, contradicted where it lies below, else
+undecided; equal values have no interval. That is a test at 5 % for each comparison alone; a verdict
+is firm where it stands after Holm's correction over all comparisons of the study. An accuracy that
+is never reached counts as reached at the run's end, which moves a pair's value towards zero; pairs
+where neither gets there, or where the one that does not ended first, are left out. A stability
+claim is contradicted where a run of `a` ends more than `max_drop` under its best moving mean. A row
+of which a run has diverged wins nothing: what the other seeds say for it is undecided.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from fedgmr_hpc.reporting.paired import (
@@ -35,7 +38,7 @@ from fedgmr_hpc.reporting.paired import (
 from fedgmr_hpc.reporting.statistics import drop_from_best, std_last
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import Run
-from fedgmr_hpc.study.cells import matches
+from fedgmr_hpc.study.cells import Cell, matches
 from fedgmr_hpc.study.measures import pairs, select_runs
 from fedgmr_hpc.study.study_file import ClaimSpec, DifferenceClaim, StabilityClaim, TimeRatioClaim
 
@@ -53,7 +56,8 @@ class ClaimResult:
     """What the runs say of one claim.
 
     Attributes:
-        test: Of the pairs' values, in UNITS of the kind; None without a pair.
+        test: Of the seeds' values, in UNITS of the kind; None without a pair.
+        num_pairs: Pairs that have a value.
         num_missing: Pairs planned of which a run is missing.
         num_without: Pairs of runs without a value.
         is_firm: Whether the verdict stands after Holm's correction (`corrected`).
@@ -65,11 +69,17 @@ class ClaimResult:
     kind: str
     verdict: Verdict
     test: MeanTest | None
+    num_pairs: int
     num_missing: int
     num_without: int = 0
     note: str = ""
     p_holm: float = math.nan
     is_firm: bool = False
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Return the interval of the mean; None without a test."""
+        return self.test.interval if self.test else None
 
 
 @dataclass(frozen=True)
@@ -84,29 +94,48 @@ class Comparison:
     last: int
 
 
-def judge(claim: Comparison, runs: Sequence[Run], num_planned: int) -> ClaimResult:
+def judge(
+    claim: Comparison, runs: Sequence[Run], num_planned: int, diverged: Sequence[Cell] = ()
+) -> ClaimResult:
     """Return the finding on a claim.
 
     Args:
         runs: the finished runs of the study.
         num_planned: pairs that the study plans for this claim.
+        diverged: cells of the study whose model has diverged.
     """
-    values = paired_values(claim, runs)
-    test = mean_test(values)
-    inside = _inside(claim, runs)
-    num_pairs = len(pairs(inside, claim.a, claim.b))
-    fallen = _collapses(claim, inside)
+    inside = [run for run in runs if matches(run.labels, claim.spec.where)]
+    values = seed_values(claim, inside)
+    test = mean_test([sum(each) / len(each) for each in values.values()])
+    num_pairs = sum(map(len, values.values()))
+    num_found = len(pairs(inside, claim.a, claim.b))
+    verdict, note = _but(claim, decide(test.interval if test else None), inside, diverged)
     return ClaimResult(
         name=claim.spec.name,
         a=claim.a,
         b=claim.b,
         kind=claim.spec.kind,
-        verdict="contradicted" if fallen else decide(test.interval if test else None),
+        verdict=verdict,
         test=test,
-        num_missing=num_planned - num_pairs,
-        num_without=num_pairs - len(values),
-        note=fallen,
+        num_pairs=num_pairs,
+        num_missing=num_planned - num_found,
+        num_without=num_found - num_pairs,
+        note=note,
     )
+
+
+def _but(
+    claim: Comparison, verdict: Verdict, runs: Sequence[Run], diverged: Sequence[Cell]
+) -> tuple[Verdict, str]:
+    """Return the verdict in the light of runs without a place in the mean, and which those are."""
+    gone = [cell for cell in diverged if matches(cell.labels, claim.spec.where)]
+    rows = {row: [cell.name for cell in gone if cell.row == row] for row in (claim.a, claim.b)}
+    names = [name for row in rows.values() for name in row]
+    notes = [f"diverged: {', '.join(names)}"] * bool(names)
+    if fallen := _collapses(claim, runs):
+        return "contradicted", "; ".join([fallen, *notes])
+    winner = {"supported": claim.a, "contradicted": claim.b}.get(verdict)
+    return "undecided" if winner and rows[winner] else verdict, "; ".join(notes)
 
 
 def decide(interval: tuple[float, float] | None) -> Verdict:
@@ -120,51 +149,47 @@ def corrected(findings: Sequence[ClaimResult]) -> list[ClaimResult]:
     """Return all findings of a study, each with whether it stands beside the others."""
     adjusted = holm([f.test.p if f.test else math.nan for f in findings])
     return [
-        replace(f, p_holm=p, is_firm=p < LEVEL and f.verdict != "undecided" and not f.note)
+        replace(f, p_holm=p, is_firm=p < LEVEL and f.verdict == decide(f.interval) != "undecided")
         for f, p in zip(findings, adjusted, strict=True)
     ]
 
 
 def what_would_decide(found: ClaimResult) -> str:
-    """Say how many pairs an undecided claim needs, and what those at hand could have shown.
+    """Say how many seeds an undecided claim needs, and what those at hand could have shown.
 
     It is an estimate from the few values at hand: of 80 % power at their mean and deviation.
     """
     if found.verdict != "undecided":
         return ""
     parts = [f"{count_of(found.num_missing, 'missing pair')}"] * bool(found.num_missing)
-    return "; ".join([*parts, *_needs(found.test, found.num_without)]) or "more than one pair"
+    return "; ".join([*parts, *_needs(found.test, found.num_without)]) or "more than one seed"
 
 
 def _needs(test: MeanTest | None, num_without: int) -> list[str]:
     without = [f"{count_of(num_without, 'pair')} without a value"] * bool(num_without)
-    if test is None or test.num_values == 1:
+    if test is None or test.num_values == 1 or decide(test.interval) != "undecided":
         return without
     if not test.sd:
-        return [*without, "pairs that differ: all are equal"]
+        return [*without, "seeds that differ: all are equal"]
     needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
     least = smallest_effect(test.num_values) * test.sd
-    return [*without, f"{needed} pairs", f"{test.num_values} can show {least:.2g}"]
+    return [*without, f"{needed} seeds", f"{test.num_values} can show {least:.2g}"]
 
 
-def paired_values(claim: Comparison, runs: Sequence[Run]) -> list[float]:
-    """Return one value for every pair that has one; see the module docstring."""
-    runs = _inside(claim, runs)
-    measure = {
+def seed_values(claim: Comparison, runs: Sequence[Run]) -> dict[int, list[float]]:
+    """Return the values of each seed's pairs that have one; see the module docstring."""
+    measure: dict[str, Callable[[Comparison, Run, Run], float]] = {
         "difference": _difference,
         "time_ratio": _time_ratio,
         "stability": _steadiness,
+        "gap_narrowing": partial(_narrowing, select_runs(runs, claim.full or "")),
     }
-    if claim.spec.kind == "gap_narrowing":
-        values = _narrowings(claim, runs)
-    else:
-        values = [measure[claim.spec.kind](claim, *p) for p in pairs(runs, claim.a, claim.b)]
-    return [value for value in values if not math.isnan(value)]
-
-
-def _inside(claim: Comparison, runs: Sequence[Run]) -> list[Run]:
-    """Return the runs under the conditions of the claim."""
-    return [run for run in runs if matches(run.labels, claim.spec.where)]
+    values = defaultdict(list)
+    for a, b in pairs(runs, claim.a, claim.b):
+        value = measure[claim.spec.kind](claim, a, b)
+        if not math.isnan(value):
+            values[a.seed].append(value)
+    return dict(values)
 
 
 def _accuracy(claim: Comparison, run: Run) -> float:
@@ -198,16 +223,15 @@ def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
     return 100 * (stds[1] - stds[0])
 
 
-def _narrowings(claim: Comparison, runs: Sequence[Run]) -> list[float]:
-    full = claim.full or ""
-    best = {(r.column, r.seed): _accuracy(claim, r) for r in select_runs(runs, full)}
-    values = []
-    for a, b in pairs(runs, claim.a, claim.b):
-        top = best.get((a.column, a.seed), math.nan)
-        shortfalls = [top - _accuracy(claim, run) for run in (a, b)]
-        if not any(math.isnan(shortfall) for shortfall in shortfalls):
-            values.append(max(0.0, shortfalls[1]) - max(0.0, shortfalls[0]))
-    return values
+def _narrowing(full: Sequence[Run], claim: Comparison, a: Run, b: Run) -> float:
+    """Return how much nearer `a` comes to the run of `full` beside it; NaN without one."""
+    tops = [run for run in full if (run.column, run.seed) == (a.column, a.seed)]
+    if not tops:
+        return math.nan
+    shortfalls = [_accuracy(claim, tops[0]) - _accuracy(claim, run) for run in (a, b)]
+    if any(map(math.isnan, shortfalls)):
+        return math.nan
+    return max(0.0, shortfalls[1]) - max(0.0, shortfalls[0])
 
 
 def _collapses(claim: Comparison, runs: Sequence[Run]) -> str:

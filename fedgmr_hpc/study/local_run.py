@@ -18,7 +18,7 @@ from fedgmr_hpc.study.folder import (
     eta_s,
     render_status,
 )
-from fedgmr_hpc.study.runner import Queue, known_paces, measure_paces
+from fedgmr_hpc.study.runner import Queue, known_paces
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import States
 
@@ -49,10 +49,7 @@ def run_study(
     if is_dry:
         print("\n".join(f"  {state.status}: {cell.name}" for cell, state in states))
     if todo:
-        print(
-            f"estimate: {_estimate(folder, states, num_ranks, max_parallel, not is_dry)}",
-            flush=True,
-        )
+        print(f"estimate: {_estimate(states, max_parallel)}", flush=True)
     if is_dry:
         return 0
     _run_all(folder, num_ranks, max_parallel)
@@ -90,21 +87,14 @@ def _values(cells: Sequence[Cell], key: str) -> str:
     return ", ".join(values)
 
 
-def _estimate(
-    folder: StudyFolder, states: States, num_ranks: int, max_parallel: int, measures: bool
-) -> str:
-    """Return the wall time of the missing cells and its source; time short runs if `measures`."""
+def _estimate(states: States, max_parallel: int) -> str:
+    """Return the wall time of the missing cells and its source."""
     todo = [cell for cell, state in states if state.status not in ENDED]
-    paces = dict(known_paces(states))
-    unknown = [cell for cell in todo if cell.config.method not in paces]
+    paces = known_paces(states)
     source = "finished cells of this study"
-    if measures and unknown and len(todo) > max_parallel:
-        measured = measure_paces(unknown, num_ranks, max_parallel)
-        source = f"a short timed run of {', '.join(measured)}" + (f"; {source}" if paces else "")
-        paces |= measured
     lacking = ", ".join(dict.fromkeys(m for cell in todo if (m := cell.config.method) not in paces))
     if not paces:
-        return f"unknown: no pace of {lacking} is measured yet; the first cells of a run give it"
+        return f"unknown: no pace of {lacking} is measured yet; the first rounds of a run give it"
     if lacking:
         source += f"; no pace of {lacking} is measured yet, the mean stands in"
     left_s = remaining_s([(cell, 0.0) for cell in todo], paces, max_parallel)

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,6 @@ from pathlib import Path
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import config_path, output_path
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import Pace, mean_paces
@@ -206,26 +204,6 @@ def run_cell(
     if queue.is_terminating:
         raise KeyboardInterrupt("terminated")
     return read_state(folder, cell, lock_held=True)
-
-
-def measure_paces(cells: Sequence[Cell], num_ranks: int, max_parallel: int) -> dict[str, Pace]:
-    """Return the pace of each method of `cells`, from one run of it to the first evaluation."""
-    first = {cell.config.method: cell for cell in reversed(cells)}
-    with tempfile.TemporaryDirectory() as folder:
-        queue = Queue(Path(folder), num_ranks, max_parallel)
-        short = [_shortened(cell) for cell in first.values()]
-        queue.run(short)
-        return mean_paces(
-            (cell.config.method, read_result(result_path(queue.folder, cell)))
-            for cell in queue.done
-        )
-
-
-def _shortened(cell: Cell) -> Cell:
-    run = cell.config.run
-    short = run.model_copy(update={"max_rounds": min(run.max_rounds, run.interval_rounds)})
-    config = cell.config.model_copy(update={"run": short})
-    return Cell(**{**vars(cell), "config": config})
 
 
 def _one_each(cells: Sequence[Cell]) -> list[Cell]:

@@ -17,7 +17,7 @@ from fedgmr_hpc.study.report.tables import Scale, resolution_note, resolutions
 def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
     """Tabulate the verdicts, with their figures, of `runs`."""
     seen = [f for f in findings if f.test is not None or f.num_without]
-    heads = ["claim", "compared", "verdict", "pairs", "mean", "95 % interval", "p"]
+    heads = ["claim", "compared", "verdict", "seeds", "mean", "95 % interval", "p"]
     return Table(
         name="claims",
         title=f"Claims: {_tally(seen)}",
@@ -28,7 +28,7 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Sc
                 f"{scale.title(f.a)} vs. {scale.title(f.b)}",
                 f"{f.verdict}{'*' * f.is_firm}",
                 *_tested(f),
-                what_would_decide(f) or f.note or "",
+                "; ".join(filter(None, [f.note, what_would_decide(f)])),
             ]
             for f in seen
         ],
@@ -57,14 +57,15 @@ def _tally(findings: Sequence[ClaimResult]) -> str:
 
 
 def _tested(found: ClaimResult) -> list[str]:
-    """Return pairs, mean, interval and p of a claim."""
-    num = found.test.num_values if found.test else 0
-    planned = num + found.num_missing + found.num_without
-    pairs = f"{num} of {planned}" if num < planned else str(num)
+    """Return seeds, mean, interval and p of a claim."""
+    planned = found.num_pairs + found.num_missing + found.num_without
+    seeds = str(found.test.num_values if found.test else 0)
+    if found.num_pairs < planned:
+        seeds += f" ({found.num_pairs} of {planned} pairs)"
     if found.test is None:
-        return [pairs, "-", "-", "-"]
+        return [seeds, "-", "-", "-"]
     mean = f"{found.test.mean:+.2f} {UNITS[found.kind]}"
-    return [pairs, mean, _interval(found.test), _p(found.test.p)]
+    return [seeds, mean, _interval(found.test), _p(found.test.p)]
 
 
 def _interval(test: MeanTest) -> str:
@@ -81,13 +82,14 @@ def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
     return [
         "Means are positive where the claim holds: points of accuracy, of scatter, or halvings of "
         "the time (1: twice as soon; an accuracy never reached counts as reached at the run's "
-        "end, which moves a mean towards zero). Pairs share seed and condition; those of several "
-        "conditions count as independent. Supported: Student's paired 95 % interval lies above "
-        "zero; contradicted: below it, or a collapse; else undecided.",
+        "end, which moves a mean towards zero). Pairs share seed and condition; a seed's value is "
+        "the mean over its conditions. Supported: Student's paired 95 % interval over the seeds "
+        "lies above zero; contradicted: below it, or a collapse; else undecided, as is what speaks "
+        "for a method of which a run has diverged.",
         _by_chance(findings),
-        "What would decide it: pairs for 80 % power of the two-sided test at 5 % (noncentral t), "
+        "What would decide it: seeds for 80 % power of the two-sided test at 5 % (noncentral t), "
         "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
-        "values; and the smallest effect that the pairs at hand had 80 % power to show.",
+        "values; and the smallest effect that the seeds at hand had 80 % power to show.",
     ]
 
 
@@ -96,7 +98,7 @@ def _by_chance(findings: Sequence[ClaimResult]) -> str:
     num = sum(1 for f in findings if not math.isnan(f.p_holm))
     firm = sum(f.is_firm for f in findings)
     if not num:
-        return "No claim was tested: that takes two pairs that differ."
+        return "No claim was tested: that takes two seeds that differ."
     if num == 1:
         return "The verdict is a test at 5 %; *: no other was made beside it."
     return (
@@ -117,6 +119,7 @@ def _claim_record(found: ClaimResult) -> dict[str, Any]:
         "verdict": found.verdict,
         "stands_after_holm": found.is_firm,
         "n": test.num_values if test else 0,
+        "pairs": found.num_pairs,
         "missing": found.num_missing,
         "without_value": found.num_without,
         "unit": UNITS[found.kind],

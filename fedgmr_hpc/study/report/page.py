@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fedgmr_hpc.config.errors import DIVERGED
 from fedgmr_hpc.reporting.pages import Page, write_page
 from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
@@ -34,7 +35,7 @@ from fedgmr_hpc.study.report.tables import Scale, Spread, cost_table
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
-from fedgmr_hpc.study.tuning import read_states
+from fedgmr_hpc.study.tuning import States, read_states
 
 FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
 
@@ -65,7 +66,7 @@ def write_report(
     finished = [(c, s.result) for c, s in compared if s.status == "done" and s.result is not None]
     runs = [measure(cell, result) for cell, result in finished]
     scale = _scale(study, cells, command("report"), spread)
-    tables = _tables(study, [cell for cell, _ in compared], runs, scale) if runs else []
+    tables = _tables(study, compared, runs, scale) if runs else []
     tables += tuning_tables(study, cells, states, scale)
     *tables, origins = _captioned([*tables, _provenance(states, scale.command)], study.captions)
     rows = Rows.of(runs, scale.at_s, scale.last, {run.row: scale.title(run.row) for run in runs})
@@ -89,12 +90,10 @@ def _scale(study: StudyFile, cells: Sequence[Cell], command: str, spread: Spread
     return Scale(*when, row, command, titles_of(cells), spread, setting)
 
 
-def _tables(
-    study: StudyFile, cells: Sequence[Cell], runs: Sequence[Run], scale: Scale
-) -> list[Table]:
+def _tables(study: StudyFile, compared: States, runs: Sequence[Run], scale: Scale) -> list[Table]:
     """Make every table of the runs that the study compares."""
     findings = corrected(
-        [found for spec in study.claims for found in _findings(study, spec, cells, runs)]
+        [found for spec in study.claims for found in _findings(study, spec, compared, runs)]
     )
     tables = [
         claims_table(findings, runs, scale) if findings else None,
@@ -113,15 +112,22 @@ def _captioned(tables: Sequence[Table], captions: Mapping[str, str]) -> list[Tab
 
 
 def _findings(
-    study: StudyFile, spec: ClaimSpec, cells: Sequence[Cell], runs: Sequence[Run]
+    study: StudyFile, spec: ClaimSpec, compared: States, runs: Sequence[Run]
 ) -> list[ClaimResult]:
     """Judge a claim against each of its opponents."""
+    cells = [cell for cell, _ in compared]
+    diverged = [cell for cell, state in compared if DIVERGED in state.error]
     a = find_row(cells, spec.a, "claims")
     of_all = spec.full_model()
     full = None if of_all is None else find_row(cells, of_all, "claims")
     at_s = spec.at_s or study.comparison_time_s
     return [
-        judge(Comparison(spec, a, b, full, at_s, study.last), runs, _num_planned(cells, spec, a, b))
+        judge(
+            Comparison(spec, a, b, full, at_s, study.last),
+            runs,
+            _num_planned(cells, spec, a, b),
+            diverged,
+        )
         for b in (find_row(cells, row, "claims") for row in spec.opponents())
     ]
 

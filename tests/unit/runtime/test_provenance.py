@@ -10,7 +10,7 @@ import h5py
 import pytest
 
 from fedgmr_hpc.runtime.provenance import _gpu_driver, collect_provenance, rank_software
-from fedgmr_hpc.storage.schema import LATER_COLUMNS
+from fedgmr_hpc.storage.schema import OTHER_COLUMNS
 
 
 def test_provenance_has_versions_job_and_no_secrets(
@@ -33,7 +33,7 @@ def test_each_rank_says_what_it_runs_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
     said = (found["transport"], found["mpi_library"], found["modules"], found["gpu"])
     assert said == ("mpi", "MPICH Version: 5.0.2", "gcc/13.2:openmpi/5.0", "")
     assert f" h5py {h5py.__version__} " in found["versions"]
-    assert set(found) == LATER_COLUMNS["ranks"] - {"cuda_graphs"}  # told by the worker
+    assert set(found) == OTHER_COLUMNS["ranks"] - {"cuda_graphs"}  # told by the worker
     driver = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n"
     (tmp_path / "version").write_text(driver)
     assert _gpu_driver(str(tmp_path / "version")) == "535.104.05"

@@ -29,7 +29,7 @@ from sample_results import (
 
 import fedgmr_hpc.storage.table_file as tablefile
 from fedgmr_hpc.storage.reader import deterministic_columns, differing_columns, read_result
-from fedgmr_hpc.storage.schema import LATER_COLUMNS, PARTS
+from fedgmr_hpc.storage.schema import OTHER_COLUMNS, PARTS
 from fedgmr_hpc.storage.writer import ResultWriter
 
 I8, F8, U8 = np.dtype("i8"), np.dtype("f8"), np.dtype("u8")
@@ -121,8 +121,6 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         "submodels/density": (number, F8),
         "submodels/num_kept": (number, I8),
         "submodels/num_clients": (number, I8),
-        "submodels/val_accuracy": (number, F8),
-        "submodels/val_loss": (number, F8),
         "submodels/test_accuracy": (number, F8),
         "submodels/test_loss": (number, F8),
         "submodels/wall_s": (number, F8),
@@ -140,7 +138,7 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
         **{f"checksums/{part}": (block, U8) for part in PARTS},
     }
     texts = {name for name, kind in found.items() if kind[1].kind == "S"}
-    software = {f"ranks/{name}" for name in LATER_COLUMNS["ranks"]}
+    software = {f"ranks/{name}" for name in OTHER_COLUMNS["ranks"]}
     assert texts == {"status", "config", "model/layout", "ranks/host", "ranks/device", *software}
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.results.series import Run
+from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.claims import (
     Comparison,
     corrected,
     decide,
     judge,
-    paired_values,
+    seed_values,
     what_would_decide,
 )
 from fedgmr_hpc.study.study_file import ClaimSpec
@@ -47,6 +49,10 @@ def make_run(row: str, seed: int, test: Sequence[float], column: str = "high") -
 
 def flat(row: str, accuracies: Sequence[float]) -> list[Run]:
     return [make_run(row, seed, [0.1, a, a, a]) for seed, a in enumerate(accuracies)]
+
+
+def values_of(claim: Comparison, runs: Sequence[Run]) -> list[float]:
+    return [value for each in seed_values(claim, runs).values() for value in each]
 
 
 def comparison(kind: str, **words: object) -> Comparison:
@@ -98,18 +104,44 @@ def test_missing_pairs_are_counted_and_one_pair_decides_nothing() -> None:
 
 
 def test_where_keeps_other_conditions_out() -> None:
-    runs = flat("a", [0.8, 0.8]) + flat("b", [0.7, 0.7])
+    runs = flat("a", [0.8, 0.82]) + flat("b", [0.7, 0.7])
     runs += [make_run("a", 2, [0.1] * 4, "low"), make_run("b", 2, [0.9] * 4, "low")]
-    assert paired_values(comparison("difference", where={"level": "high"}), runs) == pytest.approx(
-        [10.0, 10.0]
-    )
+    found = judge(comparison("difference", where={"level": "high"}), runs, 2).test
+    assert found is not None and (found.num_values, found.mean) == (2, pytest.approx(11.0))
+
+
+def test_conditions_of_one_seed_are_one_value() -> None:
+    """Differences 10 and 12 of seed 0, 8 and none of seed 1: values 11 and 8, of 3 pairs of 4."""
+    runs = flat("a", [0.80, 0.78]) + flat("b", [0.70, 0.70])
+    runs += [make_run("a", 0, [0.62] * 4, "low"), make_run("b", 0, [0.50] * 4, "low")]
+    found = judge(comparison("difference"), runs, 4)
+    assert found.test is not None and (found.num_pairs, found.num_missing) == (3, 1)
+    assert (found.test.num_values, found.test.mean) == (2, pytest.approx(9.5))
+    alone = judge(comparison("difference"), [run for run in runs if run.seed == 0], 2)
+    assert (alone.verdict, what_would_decide(alone)) == ("undecided", "more than one seed")
+
+
+@pytest.mark.parametrize(
+    ("lost", "verdict"), [("a", "undecided"), ("b", "supported"), ("c", "supported")]
+)
+def test_a_row_that_diverged_wins_nothing(lost: str, verdict: str) -> None:
+    runs = flat("a", [0.80, 0.82, 0.84]) + flat("b", [0.70, 0.71, 0.75])
+    labels = {"method": lost, "level": "high"}
+    cell = Cell(labels, lost, "high", lost, "high", 3, load_config("digits"), lost, "0")
+    found = judge(comparison("difference"), runs, 4, [cell])
+    assert (found.verdict, "diverged" in found.note) == (verdict, lost != "c")
+    turned = [replace(run, row={"a": "b", "b": "a"}[run.row]) for run in runs]
+    found = judge(comparison("difference"), turned, 4, [cell])
+    assert found.verdict == {"a": "contradicted", "b": "undecided", "c": "contradicted"}[lost]
+    elsewhere = comparison("difference", where={"level": "low"})
+    assert judge(elsewhere, runs, 0, [cell]).note == ""
 
 
 def test_time_ratio_counts_halvings_at_least_where_one_never_gets_there() -> None:
     runs = [make_run("a", 0, [0.1, 0.9, 0.9, 0.9]), make_run("b", 0, [0.1, 0.1, 0.9, 0.9])]
     runs += [make_run("a", 1, [0.1, 0.9, 0.9, 0.9]), make_run("b", 1, [0.1] * 4)]
     runs += [make_run("a", 2, [0.1] * 4), make_run("b", 2, [0.1] * 4)]
-    values = paired_values(comparison("time_ratio", target=0.5), runs)
+    values = values_of(comparison("time_ratio", target=0.5), runs)
     # 10 s against 20 s, and against at least 30 s; the third pair: neither
     assert values == pytest.approx([1.0, math.log2(3)])
     found = judge(comparison("time_ratio", target=0.5), runs, 3)
@@ -120,7 +152,7 @@ def test_time_ratio_counts_halvings_at_least_where_one_never_gets_there() -> Non
 def test_a_run_that_ended_before_the_other_got_there_says_nothing_of_time() -> None:
     short = replace(make_run("b", 0, [0.1] * 4), times_s=np.array([0.0, 1.0, 2.0, 3.0]))
     runs = [make_run("a", 0, [0.1, 0.9, 0.9, 0.9]), short]
-    assert paired_values(comparison("time_ratio", target=0.5), runs) == []
+    assert values_of(comparison("time_ratio", target=0.5), runs) == []
 
 
 def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
@@ -130,7 +162,7 @@ def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
     found = judge(comparison("time_ratio", target=0.5), runs, 2)
     assert (found.verdict, what_would_decide(found)) == (
         "undecided",
-        "pairs that differ: all are equal",
+        "seeds that differ: all are equal",
     )
     later = replace(make_run("b", 2, [0.1, 0.9, 0.9, 0.9]), times_s=np.array([0.0, 11, 20, 30]))
     found = judge(comparison("time_ratio", target=0.5), [*runs, later], 3)
@@ -139,7 +171,7 @@ def test_time_ratio_against_a_claimant_that_never_gets_there() -> None:
 
 def test_gap_narrowing_compares_shortfalls_that_are_never_negative() -> None:
     runs = flat("f", [0.80, 0.80]) + flat("a", [0.78, 0.90]) + flat("b", [0.70, 0.75])
-    values = paired_values(comparison("gap_narrowing", full="f"), runs)
+    values = values_of(comparison("gap_narrowing", full="f"), runs)
     assert values == pytest.approx([8.0, 5.0])  # 10 - 2, 5 - 0
 
 
@@ -166,8 +198,8 @@ def test_a_difference_may_be_of_the_clients_own_sub_models() -> None:
     runs = [replace(run, **own) for run in flat("a", [0.8])]
     runs += [replace(run, own_mean=run.test, own_worst=run.test) for run in flat("b", [0.5])]
     for of, value in (("test", 30.0), ("own_mean", 10.0), ("own_worst", -30.0)):
-        assert paired_values(comparison("difference", of=of), runs) == pytest.approx([value])
-    assert paired_values(comparison("difference", of="own_mean"), flat("a", [1]) + runs[1:]) == []
+        assert values_of(comparison("difference", of=of), runs) == pytest.approx([value])
+    assert values_of(comparison("difference", of="own_mean"), flat("a", [1]) + runs[1:]) == []
 
 
 def test_verdicts_are_firm_where_they_stand_beside_the_others() -> None:
@@ -187,7 +219,7 @@ def test_an_undecided_claim_says_what_would_decide_it() -> None:
     """A mean of one deviation takes ten pairs; three show 3.26 deviations (published tables)."""
     runs = flat("a", [0.70, 0.71, 0.72]) + flat("b", [0.70, 0.70, 0.70])  # 0, 1 and 2 points
     assert what_would_decide(judge(comparison("difference"), runs, 4)) == (
-        "1 missing pair; 10 pairs; 3 can show 3.3"
+        "1 missing pair; 10 seeds; 3 can show 3.3"
     )
     far = flat("a", [0.70, 0.80, 0.61]) + flat("b", [0.70, 0.70, 0.70])
     assert what_would_decide(judge(comparison("difference"), far, 3)).startswith("more than 100")
