@@ -284,9 +284,9 @@ def test_missing_cells_are_grouped_by_their_reason() -> None:
 
 
 def test_claims_are_counted_and_those_without_runs_are_named() -> None:
-    undecided = ClaimResult("C", "a", "b", "difference", "undecided", mean_test([1.0, 3.0]), 1)
-    firm = ClaimResult("C", "a", "c", "difference", "supported", mean_test([5.0, 5.1]), 0)
-    unseen = ClaimResult("D", "a", "d", "difference", "undecided", None, 3)
+    undecided = ClaimResult("C", "a", "b", "difference", "undecided", mean_test([1.0, 3.0]), 2, 1)
+    firm = ClaimResult("C", "a", "c", "difference", "supported", mean_test([5.0, 5.1]), 2, 0)
+    unseen = ClaimResult("D", "a", "d", "difference", "undecided", None, 0, 3)
     table = claims_table(
         [undecided, replace(firm, p_holm=0.01, is_firm=True), unseen],
         RUNS,
