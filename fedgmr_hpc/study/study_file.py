@@ -214,9 +214,8 @@ class StudyFile(Section):
         return self.tune_time_s or self.comparison_time_s
 
     def end_s(self, at_s: float, config: Config) -> float:
-        """Return when a run has all that is compared at `at_s`, and `last` evaluations more."""
-        every_s = config.eval.every_s
-        return at_s + (self.last * every_s if every_s else PAST_FRAC * at_s)
+        """Return when a run has all that is compared at `at_s`, the look at that time included."""
+        return at_s if config.eval.every_s else (1 + PAST_FRAC) * at_s
 
 
 def find_study(source: str | Path) -> Path:

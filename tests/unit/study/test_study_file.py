@@ -213,7 +213,7 @@ def test_a_study_bounds_its_runs_a_little_past_the_comparison() -> None:
         return {cell.config.run.max_time_s for cell in expand(study, others)}
 
     assert limits() == {10.5}
-    assert limits("eval.every_s=2", last=4) == {18.0}  # four looks more
+    assert limits("eval.every_s=2", last=4) == {10.0}  # the last look is at T itself
     claim = {"name": "n", "kind": "difference", "a": "fedgmr", "b": "fedavg", "at_s": 40}
     assert limits(claims=[claim]) == {42.0}
     assert limits("run.max_time_s=99") == {99.0} and limits("run.max_time_s=null") == {None}

@@ -294,14 +294,14 @@ def test_claims_are_counted_and_those_without_runs_are_named() -> None:
     )
     assert table.title == "Claims: 1 supported, 0 contradicted, 1 undecided"
     assert [row[1:5] for row in table.rows] == [
-        ["A vs. b", "undecided", "2 of 3", "+2.00 points"],
+        ["A vs. b", "undecided", "2 (2 of 3 pairs)", "+2.00 points"],
         ["A vs. c", "supported*", "2", "+5.05 points"],
     ]
     assert table.notes[0] == "No pair of runs yet, undecided: D (1)."
     assert len(table.records) == 3
     assert table.notes[2].startswith("The verdict is a test at 5 %")
     alone = claims_table([replace(undecided, test=mean_test([1.0]))], RUNS, SCALE)
-    assert alone.notes[1] == "No claim was tested: that takes two pairs that differ."
+    assert alone.notes[1] == "No claim was tested: that takes two seeds that differ."
 
 
 def test_every_table_of_a_report_may_have_a_caption() -> None:
