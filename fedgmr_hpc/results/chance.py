@@ -38,12 +38,24 @@ def describe_chance(result: Result) -> str:
     blind_loss = _blind_loss(config.get("train", {}).get("loss"), traits.num_classes)
     if score > max(CHANCE_FACTOR * guess, _untrained(result)) or loss <= LOSS_FACTOR * blind_loss:
         return ""
-    rate = config.get("train", {}).get("learning_rate", "-")
     return (
         f"val accuracy {100 * score:.2f} %, a guess has {100 * guess:.2f} %, "
         f"at val loss {loss:.3g}, a guess has {blind_loss:.3g}: "
-        f"it has diverged; look at train.learning_rate = {rate}"
+        f"it has diverged; look at {_suspects(result)}"
     )
+
+
+def _suspects(result: Result) -> str:
+    """Return the keys that may be why, with their values.
+
+    Running statistics that are merged from sub-models fit those, not the whole model.
+    """
+    train = result.config.get("train", {})
+    rate = f"train.learning_rate = {train.get('learning_rate', '-')}"
+    tracks = train.get("batch_norm") == "tracked" and "running_mean" in result.layout_json
+    if not tracks or result.config.get("submodel", {}).get("kind") == "full":
+        return rate
+    return f"{rate}, and train.batch_norm = tracked (docs/method.md#norms-of-sub-models)"
 
 
 def _blind_loss(kind: str | None, num_classes: int) -> float:

@@ -48,6 +48,23 @@ def test_the_warning_has_both_numbers_and_the_key_to_look_at(tmp_path: Path) -> 
     ) in render_summary(ended(tmp_path, 0.098, 512.0, config)).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("layout", "norms", "kind", "is_named"),
+    [
+        ("bn1.running_mean", "tracked", "importance", True),
+        ("bn1.running_mean", "static", "importance", False),
+        ("bn1.running_mean", "tracked", "full", False),
+        ("fc.weight", "tracked", "importance", False),
+    ],
+)
+def test_statistics_merged_from_sub_models_are_named(
+    layout: str, norms: str, kind: str, is_named: bool, tmp_path: Path
+) -> None:
+    config = f"{CONFIG}train: {{batch_norm: {norms}}}\nsubmodel: {{kind: {kind}}}\n"
+    result = replace(ended(tmp_path, 0.1, 512.0, config), layout_json=layout)
+    assert ("train.batch_norm = tracked" in render_summary(result)) == is_named
+
+
 def test_a_guess_is_measured_by_the_loss_and_the_data_of_the_run(tmp_path: Path) -> None:
     bce = f"{CONFIG}train: {{loss: bce}}\n"  # ln 2 where all classes are equally likely
     assert "a guess has 0.693" in render_summary(ended(tmp_path, 0.1, 1.5, bce))
