@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Table:
         command: what to type to make the table again.
         records: one mapping per value, for CSV; empty to take heads and rows.
         marked: (row, column) of cells that stand out; the notes say why.
+        is_grouped: the first column has long names, which several rows share; on a terminal they
+            stand once, above those rows.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Table:
     num_seeds: str = ""
     records: Sequence[Mapping[str, Any]] = ()
     marked: Collection[tuple[int, int]] = ()
+    is_grouped: bool = False
 
     def rows_with(self, before: str, after: str, otherwise: str = "") -> list[list[str]]:
         """Return the rows with signs around the marked cells, and `otherwise` behind the other
@@ -73,7 +77,9 @@ class Table:
 
     def as_text(self) -> str:
         """Return title and cells for a terminal, marked ones with a star."""
-        return f"{self.title}\n{as_text(self.heads, self.rows_with('', '*', ' '))}\n"
+        rows = self.rows_with("", "*", " ")
+        text = _grouped(self.heads, rows) if self.is_grouped else as_text(self.heads, rows)
+        return f"{self.title}\n{text}\n"
 
     @property
     def footer(self) -> list[str]:
@@ -104,6 +110,16 @@ def as_text(heads: Cells, rows: Iterable[Cells], total: Cells | None = None) -> 
     if total:
         lines.insert(-1, rule)
     return "\n".join(lines)
+
+
+def _grouped(heads: Cells, rows: Sequence[Cells]) -> str:
+    """Align columns below the names that rows share in the first one."""
+    lines = as_text(heads[1:], [row[1:] for row in rows]).split("\n")
+    first = len(lines) - len(rows)
+    text = [f"  {line}" for line in lines[:first]]
+    for name, group in groupby(zip(rows, lines[first:], strict=True), key=lambda each: each[0][0]):
+        text += [name, *(f"  {line}" for _, line in group)]
+    return "\n".join(text)
 
 
 def _head_lines(heads: Cells) -> list[list[str]]:

@@ -39,6 +39,7 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Sc
         ],
         command=scale.command,
         records=[_claim_record(f) for f in findings],
+        is_grouped=True,
     )
 
 

@@ -109,3 +109,18 @@ def test_times_are_readable() -> None:
 def test_counts_and_fractions_are_readable() -> None:
     assert [count_of(number, "rank") for number in (0, 1, 3)] == ["0 ranks", "1 rank", "3 ranks"]
     assert [percent(value) for value in (0.51234, math.nan)] == ["51.23", "-"]
+
+
+def test_names_that_rows_share_stand_once_above_them() -> None:
+    rows = [["a is better", "b", "+1"], ["a is better", "c", "+10"], ["a is sooner", "b", "-1"]]
+    table = Table("claims", "Claims", ["claim", "than", "points"], rows, is_grouped=True)
+    assert table.as_text().splitlines() == [
+        "Claims",
+        "  than  points",
+        "  ------------",
+        "a is better",
+        "  b         +1",
+        "  c        +10",
+        "a is sooner",
+        "  b         -1",
+    ]
