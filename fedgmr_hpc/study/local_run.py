@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedgmr_hpc.reporting.live import LiveText
 from fedgmr_hpc.reporting.words import describe_s
@@ -19,7 +20,7 @@ from fedgmr_hpc.study.folder import (
     render_status,
 )
 from fedgmr_hpc.study.runner import Queue, known_paces
-from fedgmr_hpc.study.states import ENDED
+from fedgmr_hpc.study.states import ENDED, CellState, read_state
 from fedgmr_hpc.study.tuning import States
 
 LIVE_S, PLAIN_S = 2.0, 30.0  # seconds between two looks at running cells, terminal or not
@@ -61,16 +62,18 @@ def run_study(
 def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
     """Run what can run, then what waited for that, each cell once."""
     begun: set[str] = set()
+    states = folder.states()
     while todo := [
         cell
-        for cell, state in folder.states()
+        for cell, state in states
         if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
     ]:
         begun |= {cell.digest for cell in todo}
         with LiveText(live_interval_s=LIVE_S, plain_interval_s=PLAIN_S) as live:
             live.wait()
-            watch = _Watch(folder, max_parallel, live)
+            watch = _Watch(folder.cells_dir, states, max_parallel, live)
             Queue(folder.cells_dir, num_ranks, max_parallel, watch.see).run(todo)
+        states = folder.states()
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
@@ -104,9 +107,15 @@ def _estimate(states: States, max_parallel: int) -> str:
 
 @dataclass
 class _Watch:
-    """Show when cells end, and how far the others are."""
+    """Show when cells end, and how far the others are.
 
-    folder: StudyFolder
+    Attributes:
+        states: of all cells. Those that have ended stay as they are, and those that wait for trials
+            go on waiting, so neither is read again: a look must not cost more than the cells do.
+    """
+
+    folder: Path
+    states: States
     max_parallel: int
     live: LiveText
     num_ended: int = 0
@@ -119,7 +128,7 @@ class _Watch:
             self.live.show(self._line(queue))
 
     def _line(self, queue: Queue) -> str:
-        states = self.folder.states()
+        self.states = states = [(cell, self._now(cell, state)) for cell, state in self.states]
         left = eta_s(states, states, self.max_parallel)
         running = [
             f"{cell.slug} {100 * state.progress_frac:.0f} %"
@@ -131,3 +140,7 @@ class _Watch:
             f"{num_done}/{len(states)} done, {len(queue.failed)} failed, "
             f"{len(running)} running, ETA {describe_s(left)} | {', '.join(running)}"
         )
+
+    def _now(self, cell: Cell, state: CellState) -> CellState:
+        is_settled = state.status in ENDED or cell.tuning is not None
+        return state if is_settled else read_state(self.folder, cell)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.study.cells import expand
-from fedgmr_hpc.study.states import progress_of
+from fedgmr_hpc.reporting.live import LiveText
+from fedgmr_hpc.study import local_run
+from fedgmr_hpc.study.cells import Cell, expand
+from fedgmr_hpc.study.runner import Queue
+from fedgmr_hpc.study.states import CellState, progress_of
 from fedgmr_hpc.study.study_file import load_study
 
 STUDY: dict[str, Any] = {
@@ -45,6 +49,29 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     assert re.search(r"\n  done: fedavg-s0-\w{10}\n  missing: fedasync-s0-\w{10}\n", shown)
     assert re.search(r"\nestimate: \d+ s for 1 cells, .*no pace of fedasync is measured", shown)
     assert len(list((tmp_path / "out" / "cells").glob("*.h5"))) == 1
+
+
+def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = {**STUDY, "tune": {"train.learning_rate": [0.1, 0.2]}, "tune_seeds": [7]}
+    cells = expand(*load_study(tuned))
+    ended = [CellState(status, tmp_path) for status in ("done", "diverged", "failed", "missing")]
+    waiting = [CellState("waiting", tmp_path)] * 2
+    read: list[str] = []
+
+    def look(folder: Path, cell: Cell) -> CellState:
+        read.append(cell.name)
+        return CellState("done", folder)
+
+    monkeypatch.setattr(local_run, "read_state", look)
+    states = list(zip(cells, [*ended, *waiting], strict=True))
+    shown = StringIO()
+    watch = local_run._Watch(tmp_path, states, 1, LiveText(shown, plain_interval_s=0.0))
+    for done in ("3/6", "3/6"):
+        watch.see(Queue(tmp_path, 1, 1))
+        assert done in shown.getvalue().splitlines()[-1]
+    assert read == [cell.name for cell in cells[2:4]]
 
 
 @pytest.mark.parametrize("action", ["run", "submit"])
