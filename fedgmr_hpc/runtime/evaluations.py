@@ -56,14 +56,14 @@ class _PendingRows:
     """One version's scores, and the rows that wait for them.
 
     Attributes:
-        now_s: when it was first to be evaluated.
+        cut_s: when its levels are first to be scored.
         rows: of which table and at which time.
         mean_density: None until a refresh has decided it.
     """
 
     evaluation: Evaluation
     round: int
-    now_s: float
+    cut_s: float
     hash: xxhash.xxh3_64  # of the weights [P + D]
     rows: list[tuple[type[EvaluationRow], float]]
     mean_density: float | None = None
@@ -149,7 +149,7 @@ class Evaluator:
         pending = self._newest
         if pending is not None and pending.evaluation.version == merged.version:
             pending.mean_density = float(merged.density.mean())
-            if self.config.every_s is None:
+            if self.config.every_s is None and self._lacks_levels(pending):
                 self._score_levels(pending)
         self.write_rows()
 
@@ -164,7 +164,9 @@ class Evaluator:
             pending.mean_density = float(np.mean(self.coordinator.restoration.densities))
             parts = [*self._norms(pending.evaluation), VALIDATION, TEST]
             self.pool.evaluate(pending.evaluation, parts)
-        self._score_levels(pending)
+        if self._lacks_levels(pending):
+            pending.cut_s = times[0]
+            self._score_levels(pending)
         if not pending.rows:
             self._open.append(pending)
         pending.rows += [(LookRow, at_s) for at_s in times]
@@ -232,8 +234,6 @@ class Evaluator:
     def _score_levels(self, pending: _PendingRows) -> None:
         """Have a version scored at each level that lacks something of the whole model."""
         evaluation = pending.evaluation
-        if not self._lacks_levels(pending):
-            return
         self._cut_version = evaluation.version
         evaluation.ladder = ladder = self.coordinator.masking.ladder
         partial = (
@@ -303,7 +303,7 @@ class Evaluator:
             self.writer.append(
                 SubmodelRow(
                     version=pending.evaluation.version,
-                    now_s=pending.now_s,
+                    now_s=pending.cut_s,
                     density=density,
                     num_kept=num_kept,
                     num_clients=num_clients,

@@ -66,7 +66,7 @@ class SubmodelRow:
     """
 
     version: int
-    now_s: float  # of the version's first evaluation
+    now_s: float  # of the look, or of the refresh, at which it was first to be cut
     density: float
     num_kept: int  # prunable weights
     num_clients: int  # of this class

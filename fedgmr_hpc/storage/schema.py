@@ -122,7 +122,7 @@ MEANINGS = {
     "looks/now_s": "time of the look, the same for every method",
     "looks/version": "newest version merged at or before the look, whose scores these are",
     "submodels/density": "density to which the version is cut, that of a class of clients",
-    "submodels/now_s": "time of the version's first evaluation",
+    "submodels/now_s": "time of the look, or of the refresh, for which the version is cut",
     "submodels/test_accuracy": "share of the test samples that the sub-model gets right",
     "num_kept": "prunable weights that the sub-model keeps",
     "num_clients": "clients of the class, which begin with this density",
