@@ -152,7 +152,7 @@ def compute_s(
     densities = highest_densities(config)
     train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
     refreshes = rounds // config.run.interval_rounds + 1
-    models = (refreshes + looks) * (1 + num_levels(config))
+    models = refreshes + looks + (looks or refreshes) * num_levels(config)
     samples = models * num_samples + refreshes * num_active(config) * num_scored
     evaluate_s = samples * fmean(pace.sample_s for pace in paces)
     return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY

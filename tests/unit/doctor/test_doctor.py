@@ -307,13 +307,13 @@ def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
     assert looks == 31 and estimate.compute_s(
         config, [pace, pace], 100, 1000, 100, looks
     ) == pytest.approx((80 + 4.2 + 31) / 2 / 0.75)
-    # each of the 34 evaluations once more for every density below 1
-    config = load_config("digits", [*WORDS, "run.interval_rounds=50", "eval.submodels=true"])
-    levels = estimate.num_levels(config)
-    assert levels == len({*config.clients.bandwidth_shares()} - {1.0})
-    assert estimate.compute_s(config, [pace, pace], 100, 1000, 100, looks) == pytest.approx(
-        (80 + 4.2 + 31 + 34 * levels) / 2 / 0.75
-    )
+    # each of the 31 looks, not the 3 refreshes, once more for both densities below 1
+    cut = ["eval.every_s=10", "clients.count=4", "clients.shares=[1,0.5,0.5,0.2]"]
+    config = load_config("digits", ["run.interval_rounds=50", *cut, "eval.submodels=true"])
+    plain = load_config("digits", ["run.interval_rounds=50", *cut])
+    assert estimate.num_levels(config) == 2
+    both = [estimate.compute_s(c, [pace, pace], 100, 1000, 100, looks) for c in (config, plain)]
+    assert both[0] - both[1] == pytest.approx(31 * 2 / 2 / 0.75)
 
 
 def test_rounds_of_a_time_limit_follow_from_the_fastest_cycle() -> None:
