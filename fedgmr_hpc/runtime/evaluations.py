@@ -174,10 +174,12 @@ class Evaluator:
 
     def _can_score(self, pending: _PendingRows) -> bool:
         """Whether a look at the current version finds in `pending` what it asks for: scores of the
-        whole model, and those of levels or the version that ranks need for them.
+        whole model, and those of levels or the ranks' attention, to have them scored. The pool has
+        one evaluation a version, and has it until its rows are written.
         """
-        is_current = pending.evaluation.version == self.coordinator.version
-        return is_current and (not self._lacks_levels(pending) or not pending.is_complete)
+        version = pending.evaluation.version
+        is_open = self.pool.evaluations.get(version) is pending.evaluation
+        return version == self.coordinator.version and (is_open or not self._lacks_levels(pending))
 
     def _lacks_levels(self, pending: _PendingRows) -> bool:
         return self.config.submodels and pending.evaluation.version > self._cut_version

@@ -26,7 +26,7 @@ from fedgmr_hpc.results.verify import verify
 from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.evaluations import Evaluator
 from fedgmr_hpc.storage.reader import Result, differing_columns
-from fedgmr_hpc.storage.rows import EvaluationRow, LookRow
+from fedgmr_hpc.storage.rows import EvaluationRow, LookRow, SubmodelRow
 from fedgmr_hpc.study.study_file import load_study
 from fedgmr_hpc.training.chunks import Evaluation, Part
 
@@ -42,7 +42,10 @@ TINY = (
 
 
 class Hands:
-    """A pool that has evaluated version v at once, with v of ten samples right; or once told to."""
+    """A pool that has evaluated version v at once, with v of ten samples right; or once told to.
+
+    Like the real one it has one evaluation a version, to which all results of the version go.
+    """
 
     def __init__(self) -> None:
         self.evaluations: dict[int, Evaluation] = {}
@@ -54,24 +57,27 @@ class Hands:
     ) -> None:
         if evaluation.version not in self.evaluations:
             self.asked.append((evaluation.version, is_awaited))
-        self.evaluations[evaluation.version] = evaluation
+            self.evaluations[evaluation.version] = evaluation
         if not self.is_slow:
-            self.answer(evaluation)
+            self.answer(evaluation.version)
 
-    def answer(self, evaluation: Evaluation) -> None:
-        for chunks in evaluation.chunks.values():
-            chunks.update(dict.fromkeys(chunks, (evaluation.version, 5.0)))
+    def answer(self, version: int) -> None:
+        for chunks in self.evaluations[version].chunks.values():
+            chunks.update(dict.fromkeys(chunks, (version, 5.0)))
 
 
 class Desk:
-    """An evaluator, and a coordinator of which only the version is there."""
+    """An evaluator, and a coordinator of which only the version and two levels are there."""
 
-    def __init__(self, every_s: float | None) -> None:
+    def __init__(self, every_s: float | None, *, submodels: bool = False) -> None:
         self.pool, self.rows, self.version = Hands(), [], 0
         self.restoration = SimpleNamespace(densities=[0.5, 1.0])
+        self.classes, self.masks = {0.5: 3, 1.0: 1}, full_masks(2)
+        ladder = SimpleNamespace(counts=(1, 2), size=2, level=[0.5, 1.0].index)
+        self.masking = SimpleNamespace(ladder=ladder)
         data = SimpleNamespace(pool_size=lambda pool: 10, num_scored=lambda pool: 10)
         self.evaluator = Evaluator(
-            EvalConfig(every_s=every_s),
+            EvalConfig(every_s=every_s, submodels=submodels),
             self,
             self.pool,
             data,
@@ -156,9 +162,30 @@ def test_rows_wait_for_their_scores_in_the_order_of_versions() -> None:
     desk.pool.is_slow = False
     desk.refresh(3.0)
     assert desk.seen(EvaluationRow) == [(0.0, 0, 0.0)] and desk.evaluator.is_waiting
-    desk.pool.answer(desk.pool.evaluations[1])
+    desk.pool.answer(1)
     desk.evaluator.write_rows()
     assert [row.version for row in desk.rows] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("are_rows_written", [False, True])
+def test_levels_are_scored_whenever_the_scores_of_the_refresh_came(are_rows_written: bool) -> None:
+    """A look finds its version scored, and its rows written or, as the wall clock takes results
+    without writing, not yet: the pool knows the evaluation that the levels belong to.
+    """
+    desk = Desk(2.0, submodels=True)
+    desk.pool.is_slow = True
+    desk.refresh(0.0)
+    desk.pool.answer(0)
+    if are_rows_written:
+        desk.evaluator.write_rows()
+    desk.merge(1.0)
+    assert desk.evaluator.is_waiting
+    desk.pool.answer(0)
+    desk.evaluator.write_rows()
+    assert not desk.evaluator.is_waiting and not desk.pool.evaluations
+    assert len(desk.seen(EvaluationRow)) == len(desk.seen(LookRow)) == 1
+    levels = [row for row in desk.rows if type(row) is SubmodelRow]
+    assert [(row.now_s, row.density, row.num_kept) for row in levels] == [(0, 0.5, 1), (0, 1, 2)]
 
 
 def test_times_of_looks_do_not_drift() -> None:
