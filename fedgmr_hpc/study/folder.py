@@ -179,18 +179,20 @@ def job_of(jobs: Mapping[str, CellJob], cell: Cell) -> CellJob | None:
 
 
 def render_status(folder: StudyFolder) -> str:
-    """Return a table of all cells, how many there are of each state, and the time left."""
+    """Return a table of all cells, what went wrong below it, how many there are of each state, and
+    the time left.
+    """
     states, jobs, unknown = states_with_jobs(folder)
     rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
     table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
+    errors = "".join(f"\n{cell.name}: {s.error}" for cell, s in states if s.error)
     left_s = _left_s(folder, states, jobs)
     is_over = all(s.status in ENDED for _, s in states)
     eta = "" if is_over else f"; time left {describe_s(left_s)}"
     what = " once they all run" if any(s.status == "queued" for _, s in states) else ""
     note = f"\nwithout the queue: {unknown}" if unknown else ""
-    return (
-        f"{table}\n{count_states([s for _, s in states])} of {len(states)} cells{eta}{what}{note}"
-    )
+    counts = count_states([s for _, s in states])
+    return f"{table}{errors}\n{counts} of {len(states)} cells{eta}{what}{note}"
 
 
 def status_record(folder: StudyFolder) -> dict[str, Any]:
@@ -251,7 +253,7 @@ def _facts(state: CellState) -> list[str]:
     """Return validation accuracy, times and remark of one cell."""
     part = f"{100 * state.progress_frac:.0f} %"
     under_way = part if state.status in ("running", "interrupted") else ""
-    remark = state.error or ", ".join(filter(None, (under_way, state.job)))
+    remark = ", ".join(filter(None, (under_way, state.job)))
     result = state.result
     if result is None:
         return ["-", "-", "-", remark]

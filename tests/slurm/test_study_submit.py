@@ -135,7 +135,8 @@ def test_one_of_six_cells_fails_and_alone_is_submitted_again(desk: Desk) -> None
     desk.await_end(report)
     shown = desk.study("status")
     assert "5 done, 1 failed of 6 cells" in shown, desk.logs()
-    assert re.search(rf"{cells[4].name} +failed .*made to fail \(exit code \d+\)", shown)
+    assert re.search(rf"{cells[4].name} +failed ", shown)
+    assert re.search(rf"\n{cells[4].name}: .*made to fail \(exit code \d+\)\n", shown)
     page = desk.folder / "out" / "tiny" / "report.md"
     assert "5 of 6 cells finished" in page.read_text()
     hosts = read_state(desk.cells_dir, cells[0]).result.ranks["host"]  # type: ignore[union-attr]

@@ -51,6 +51,21 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     assert len(list((tmp_path / "out" / "cells").glob("*.h5"))) == 1
 
 
+def test_what_went_wrong_stands_below_the_table_of_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long error does not widen the table of the other cells."""
+    _, failed = expand(*load_study(STUDY))
+    error = f"run.max_rounds must be {'very ' * 50}small (exit code 2)"
+    (tmp_path / "out/cells").mkdir(parents=True)
+    (tmp_path / f"out/cells/{failed.name}.error").write_text(f"{error}\n")
+    assert run(tmp_path, action="status") == 0
+    *table, below, counts = capsys.readouterr().out.splitlines()
+    assert re.search(rf"\n{failed.name} +failed +-", "\n".join(table))
+    assert max(map(len, table)) < 80 and below == f"{failed.name}: {error}"
+    assert counts.startswith("1 failed, 1 missing of 2 cells; time left unknown")
+
+
 def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
