@@ -185,7 +185,8 @@ def render_status(folder: StudyFolder) -> str:
     states, jobs, unknown = states_with_jobs(folder)
     rows = [[cell.name, s.status, *_facts(s)] for cell, s in states]
     table = as_text(("cell", "state", "val %", "virtual s", "wall s", ""), rows)
-    errors = "".join(f"\n{cell.name}: {s.error}" for cell, s in states if s.error)
+    wrong = [(cell, s) for cell, s in states if s.error and s.status != "waiting"]
+    errors = "".join(f"\n{cell.name}: {s.error}" for cell, s in wrong)
     left_s = _left_s(folder, states, jobs)
     is_over = all(s.status in ENDED for _, s in states)
     eta = "" if is_over else f"; time left {describe_s(left_s)}"
@@ -253,7 +254,8 @@ def _facts(state: CellState) -> list[str]:
     """Return validation accuracy, times and remark of one cell."""
     part = f"{100 * state.progress_frac:.0f} %"
     under_way = part if state.status in ("running", "interrupted") else ""
-    remark = ", ".join(filter(None, (under_way, state.job)))
+    awaited = state.error if state.status == "waiting" else ""
+    remark = ", ".join(filter(None, (awaited, under_way, state.job)))
     result = state.result
     if result is None:
         return ["-", "-", "-", remark]

@@ -52,9 +52,9 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
 
 
 def test_what_went_wrong_stands_below_the_table_of_cells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long error does not widen the table of the other cells."""
+    """A long error does not widen the table of the other cells; what a cell waits for is short."""
     _, failed = expand(*load_study(STUDY))
     error = f"run.max_rounds must be {'very ' * 50}small (exit code 2)"
     (tmp_path / "out/cells").mkdir(parents=True)
@@ -64,6 +64,14 @@ def test_what_went_wrong_stands_below_the_table_of_cells(
     assert re.search(rf"\n{failed.name} +failed +-", "\n".join(table))
     assert max(map(len, table)) < 80 and below == f"{failed.name}: {error}"
     assert counts.startswith("1 failed, 1 missing of 2 cells; time left unknown")
+    monkeypatch.setitem(STUDY, "tune", {"train.learning_rate": [0.1, 0.2]})
+    monkeypatch.setitem(STUDY, "tune_seeds", [7])
+    assert run(tmp_path, action="status") == 0
+    *table, counts = capsys.readouterr().out.splitlines()
+    assert re.search(
+        r"\nfedasync-s0-\w+ +waiting( +-){3} +0 of 2 trials have ended$", "\n".join(table)
+    )
+    assert counts.startswith("4 missing, 2 waiting of 6 cells")
 
 
 def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
