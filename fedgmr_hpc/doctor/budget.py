@@ -49,7 +49,7 @@ def judge_time(
     least_s = estimate.round_s(config, num_prunable, num_dense)
     rounds = estimate.num_rounds(config, least_s)
     looks = estimate.num_looks(config, rounds, least_s)
-    sizes = facts["num_samples"], facts["num_scored"]
+    sizes = facts["num_samples"], facts["num_scored"], facts["num_tested"]
     busy_s = estimate.compute_s(config, list(paces.values()), rounds, *sizes, looks)
     run_s = estimate.whole_run_s(config, busy_s, rounds, least_s)
     usual_s = median(pace.train_s[1] for pace in paces.values())

@@ -139,21 +139,23 @@ def compute_s(
     rounds: int,
     num_samples: int,
     num_scored: int,
+    num_tested: int,
     looks: int = 0,
 ) -> float:
     """Return the seconds for the training and evaluation of a whole run, shared by the ranks.
 
     Args:
         paces: of the ranks that train.
-        num_samples: in the validation and test sets.
+        num_samples: of an evaluation, in the validation and test sets.
         num_scored: that score each client at a refresh.
+        num_tested: those of an evaluation without the validation set, as a sub-model has it.
         looks: evaluations beside those of refreshes.
     """
     densities = highest_densities(config)
     train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
     refreshes = rounds // config.run.interval_rounds + 1
-    models = refreshes + looks + (looks or refreshes) * num_levels(config)
-    samples = models * num_samples + refreshes * num_active(config) * num_scored
+    samples = (refreshes + looks) * num_samples + refreshes * num_active(config) * num_scored
+    samples += (looks or refreshes) * num_levels(config) * num_tested
     evaluate_s = samples * fmean(pace.sample_s for pace in paces)
     return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY
 

@@ -147,11 +147,13 @@ class Probes:
         evaluator = VersionEvaluator(config, self.data, self.device)
         evaluator.net.flat.copy_(torch.from_numpy(weights))
         num_samples = min(config.eval.chunk, self.data.pool_size("test"))
+        num_tested = sum(map(self.data.pool_size, _tested_pools(training)))
         return {
             "densities": ends,
             "train_s": train_s,
             "sample_s": _time_sample(evaluator, num_samples),
-            "num_samples": sum(map(self.data.pool_size, _scored_pools(training))),
+            "num_samples": self.data.pool_size("validation") + num_tested,
+            "num_tested": num_tested,
             "num_scored": self.data.pool_size("score"),
         }
 
@@ -204,10 +206,9 @@ class _Trial:
         return median(times)
 
 
-def _scored_pools(training: LocalTraining) -> tuple[Pool, ...]:
-    """Return what an evaluation passes over; static batch norms want a pass of their own."""
-    norms: tuple[Pool, ...] = ("norms",) if training.layout.num_statistics else ()
-    return ("validation", "test", *norms)
+def _tested_pools(training: LocalTraining) -> tuple[Pool, ...]:
+    """Return what a test passes over; static batch norms want a pass of their own."""
+    return ("test", "norms") if training.layout.num_statistics else ("test",)
 
 
 def _time_sample(evaluator: VersionEvaluator, num: int) -> float:

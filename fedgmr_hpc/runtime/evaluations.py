@@ -2,13 +2,14 @@
 
 A refresh validates the version that it follows, and the server waits for that. With `eval.every_s`
 the version that is current at 0, 1, 2, ... times so many seconds is evaluated as well, in time that
-the ranks have left. Nothing waits for these looks and nothing depends on them: a run with them has
-the same versions, clocks and bytes as one without. On the wall clock they share the ranks' cores
-with training, and a client-step that they delay for too long counts as an overrun.
+the ranks have left. Nothing depends on these looks: a run with them has the same versions, virtual
+times and bytes as one without. On the wall clock they take time: they share the ranks' cores with
+training, where a client-step that they delay for too long counts as an overrun, and a rank holds
+one version for evaluation, so what is left of a look comes before the validation of a refresh.
 
 The version current at a time is the newest one whose merge was done at or before it. That is known
 when the next merge is, so looks are caught up with just before it, when the version is still there.
-A version is evaluated once: looks repeat what it has scored. Rows come in the order of versions,
+Looks repeat what their version has scored before. Rows come in the order of versions,
 each when its test set is scored; those of refreshes go to the table `evaluations`, those of looks
 to `looks`.
 

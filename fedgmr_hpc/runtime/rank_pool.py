@@ -138,12 +138,15 @@ class RankPool:
         """Give ranks with room their next piece of work."""
         for depth in range(1, self.most_owed + 1):
             for rank, state in self.ranks.items():
-                is_fed = state.owes >= depth or self._feed_rank(rank, state, is_idle=not state.owes)
-                if not is_fed and not self.is_placed:
-                    return  # nothing waits for any other rank either
+                if not (self.urgent or self.tasks or self.idle_time):
+                    return
+                if state.owes < depth:
+                    self._feed_rank(rank, state, is_idle=not state.owes)
 
-    def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> bool:
-        """Send one task; False if none is waiting. Test chunks only fill idle time."""
+    def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> None:
+        """Send one task, if one that the rank may take is waiting. Test chunks only fill idle
+        time.
+        """
         if self.urgent:
             self._send_chunk(rank, state, self.urgent.popleft())
         elif (index := self._find_task(rank)) is not None:
@@ -153,9 +156,8 @@ class RankPool:
         elif self.idle_time and is_idle:
             self._send_chunk(rank, state, self.idle_time.popleft())
         else:
-            return False
+            return
         state.owes += 1
-        return True
 
     def _find_task(self, rank: int) -> int | None:
         """Return the first waiting task that the rank may take."""

@@ -28,7 +28,7 @@ from fedgmr_hpc.storage.hdf5_file import (
     read_superblock,
 )
 from fedgmr_hpc.storage.result import Result, as_text
-from fedgmr_hpc.storage.schema import TABLES, Columns, RankRow, columns_of
+from fedgmr_hpc.storage.schema import OTHER_COLUMNS, TABLES, Columns, RankRow, columns_of
 
 
 def read_partial(path: Path) -> Result:
@@ -135,7 +135,8 @@ class _PartialReader:
         if table in TABLES and not self._has(table):
             return _no_rows(row_type, num_clients)
         names = [c.name for c in columns_of(row_type)]
-        known = [name for name in names if self._has(f"{table}/{name}")]
+        older = OTHER_COLUMNS.get(table, set()).difference(names)  # under its checksums, too
+        known = [name for name in (*names, *older) if self._has(f"{table}/{name}")]
         if missing := [name for name in names if name not in known]:
             self._lost.append(f"{table} without {', '.join(missing)}")  # or never had it
         sizes = {name: self._sizes(f"{table}/{name}") for name in known or names}

@@ -55,8 +55,8 @@ def doubt(result: Result) -> str:
 
 
 def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]:
-    """Return the first rows of each table as `ResultWriter` takes them back; checkpoints are all
-    kept.
+    """Return the first rows of each table as `ResultWriter` takes them back, without columns that
+    it no longer writes; checkpoints are all kept.
 
     Raises:
         ValueError: a table has fewer, or lacks a column that came later than its file.
@@ -68,12 +68,13 @@ def kept_rows(result: Result, num_rows: Mapping[str, int]) -> dict[str, Columns]
             raise ValueError(
                 f"results {result.path}: {table} has {found} rows, the checkpoint needs {wanted}"
             )
-        if missing := [c.name for c in columns_of(TABLES[table]) if c.name not in columns]:
+        names = [column.name for column in columns_of(TABLES[table])]
+        if missing := [name for name in names if name not in columns]:
             raise ValueError(
                 f"results {result.path}: {table} lacks {', '.join(missing)}: it is of an older "
                 "version, which alone can resume it"
             )
-        kept[table] = {name: values[:wanted] for name, values in columns.items()}
+        kept[table] = {name: columns[name][:wanted] for name in names}
     return kept
 
 

@@ -237,12 +237,12 @@ def _make_run(
     trial_seed: int | None = None,
 ) -> Cell:
     """Return a run of `labels` with tuned `values`; with a seed of its own where it is a trial."""
-    is_trial, own = trial_seed is not None, dict(values or {})
+    is_trial, own, unscored = trial_seed is not None, dict(values or {}), {}
     if is_trial:
         labels = {key: value for key, value in labels.items() if key != "seed"}
         own["seed"] = trial_seed
-        overrides = [*overrides, "eval.submodels=false"]  # which decides nothing
-    layers = (_words(study.settings), _words(labels), overrides, _words(own))
+        unscored = {"eval.submodels": False}  # which decides nothing
+    layers = (_words(study.settings), _words(labels), overrides, _words(own | unscored))
     config = _bounded(study, load_config(study.bases(), *layers), layers, is_trial)
     named, shown = _named(labels, study, config)
     return Cell(

@@ -6,24 +6,27 @@
     stability      std of the last `window` evaluations up to T, b minus a         points
     time_ratio     log2(time of b to `target` / time of a)                         halvings
 
-Pairs share column and seed. A seed's value is the mean over its pairs, one for each condition,
-since runs of one seed begin with the same weights. A claim is supported where Student's 95 %
-interval of the mean over the seeds lies above zero, contradicted where it lies below, else
-undecided; equal values have no interval. That is a test at 5 % for each comparison alone; a verdict
-is firm where it stands after Holm's correction over all comparisons of the study. An accuracy that
-is never reached counts as reached at the run's end, which moves a pair's value towards zero; pairs
-where neither gets there, or where the one that does not ended first, are left out. A stability
-claim is contradicted where a run of `a` ends more than `max_drop` under its best moving mean. A row
-of which a run has diverged wins nothing: what the other seeds say for it is undecided.
+Pairs share column and seed. A seed's value is the mean over its pairs, one for each condition
+(column) that the study plans for the claim, since runs of one seed begin with the same weights. A
+seed that lacks one does not count: the mean of other conditions is another quantity. A claim is
+supported where Student's 95 % interval of the mean over the seeds lies above zero, contradicted
+where it lies below, else undecided; equal values other than zero have no interval. That is a test
+at 5 % for each comparison alone; a verdict is firm where it stands after Holm's correction over all
+comparisons that could be tested. An accuracy that is never reached counts as reached at the run's
+end, which moves a pair's value towards zero; pairs where neither gets there, or where the one that
+does not ended first, have no value. A stability claim is contradicted where a run of `a` ends more
+than `max_drop` under its best moving mean. A row of which a run has diverged wins nothing: what the
+other seeds say for it is undecided.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Literal
 
 from fedgmr_hpc.reporting.paired import (
@@ -43,6 +46,7 @@ from fedgmr_hpc.study.measures import pairs, select_runs
 from fedgmr_hpc.study.study_file import ClaimSpec, DifferenceClaim, StabilityClaim, TimeRatioClaim
 
 Verdict = Literal["supported", "contradicted", "undecided"]
+Place = tuple[str, int]  # the column and seed of a pair
 UNITS = {
     "difference": "points",
     "gap_narrowing": "points",
@@ -60,6 +64,7 @@ class ClaimResult:
         num_pairs: Pairs that have a value.
         num_missing: Pairs planned of which a run is missing.
         num_without: Pairs of runs without a value.
+        num_diverged: Pairs planned of which a run has diverged.
         is_firm: Whether the verdict stands after Holm's correction (`corrected`).
     """
 
@@ -72,6 +77,7 @@ class ClaimResult:
     num_pairs: int
     num_missing: int
     num_without: int = 0
+    num_diverged: int = 0
     note: str = ""
     p_holm: float = math.nan
     is_firm: bool = False
@@ -95,20 +101,24 @@ class Comparison:
 
 
 def judge(
-    claim: Comparison, runs: Sequence[Run], num_planned: int, diverged: Sequence[Cell] = ()
+    claim: Comparison,
+    runs: Sequence[Run],
+    planned: Collection[Place],
+    diverged: Sequence[Cell] = (),
 ) -> ClaimResult:
     """Return the finding on a claim.
 
     Args:
         runs: the finished runs of the study.
-        num_planned: pairs that the study plans for this claim.
+        planned: where the study plans pairs for this claim.
         diverged: cells of the study whose model has diverged.
     """
     inside = [run for run in runs if matches(run.labels, claim.spec.where)]
-    values = seed_values(claim, inside)
-    test = mean_test([sum(each) / len(each) for each in values.values()])
-    num_pairs = sum(map(len, values.values()))
-    num_found = len(pairs(inside, claim.a, claim.b))
+    values = pair_values(claim, inside)
+    num_conditions = len({column for column, _ in planned})
+    test = mean_test(_seed_means(values, num_conditions))
+    found = {(a.column, a.seed) for a, _ in pairs(inside, claim.a, claim.b)}
+    gone = {(c.column, c.seed) for c in diverged if c.row in (claim.a, claim.b)} & {*planned}
     verdict, note = _but(claim, decide(test.interval if test else None), inside, diverged)
     return ClaimResult(
         name=claim.spec.name,
@@ -117,9 +127,10 @@ def judge(
         kind=claim.spec.kind,
         verdict=verdict,
         test=test,
-        num_pairs=num_pairs,
-        num_missing=num_planned - num_found,
-        num_without=num_found - num_pairs,
+        num_pairs=len(values),
+        num_missing=len({*planned} - found - gone),
+        num_without=len(found - values.keys()),
+        num_diverged=len(gone - found),
         note=note,
     )
 
@@ -129,11 +140,14 @@ def _but(
 ) -> tuple[Verdict, str]:
     """Return the verdict in the light of runs without a place in the mean, and which those are."""
     gone = [cell for cell in diverged if matches(cell.labels, claim.spec.where)]
-    rows = {row: [cell.name for cell in gone if cell.row == row] for row in (claim.a, claim.b)}
+    rows = {
+        row: [cell.name for cell in gone if cell.row == row]
+        for row in (claim.a, claim.b, claim.full)
+    }
     names = [name for row in rows.values() for name in row]
     notes = [f"diverged: {', '.join(names)}"] * bool(names)
     if fallen := _collapses(claim, runs):
-        return "contradicted", "; ".join([fallen, *notes])
+        verdict, notes = "contradicted", [fallen, *notes]
     winner = {"supported": claim.a, "contradicted": claim.b}.get(verdict)
     return "undecided" if winner and rows[winner] else verdict, "; ".join(notes)
 
@@ -146,7 +160,9 @@ def decide(interval: tuple[float, float] | None) -> Verdict:
 
 
 def corrected(findings: Sequence[ClaimResult]) -> list[ClaimResult]:
-    """Return all findings of a study, each with whether it stands beside the others."""
+    """Return all findings of a study, each with whether it stands beside the others; those that
+    could not be tested, such as claims about runs to come, are none of the family.
+    """
     adjusted = holm([f.test.p if f.test else math.nan for f in findings])
     return [
         replace(f, p_holm=p, is_firm=p < LEVEL and f.verdict == decide(f.interval) != "undecided")
@@ -161,35 +177,43 @@ def what_would_decide(found: ClaimResult) -> str:
     """
     if found.verdict != "undecided":
         return ""
-    parts = [f"{count_of(found.num_missing, 'missing pair')}"] * bool(found.num_missing)
-    return "; ".join([*parts, *_needs(found.test, found.num_without)]) or "more than one seed"
+    kinds = [(found.num_missing, "missing pair"), (found.num_without, "pair")]
+    missing, without = (f"{count_of(number, kind)}" * bool(number) for number, kind in kinds)
+    needs = _needs(found.test, has_more_seeds=bool(missing))
+    return "; ".join(filter(None, [missing, without and f"{without} without a value", *needs]))
 
 
-def _needs(test: MeanTest | None, num_without: int) -> list[str]:
-    without = [f"{count_of(num_without, 'pair')} without a value"] * bool(num_without)
-    if test is None or test.num_values == 1 or decide(test.interval) != "undecided":
-        return without
+def _needs(test: MeanTest | None, *, has_more_seeds: bool) -> list[str]:
+    if test is None or test.num_values == 1:
+        return [] if has_more_seeds else ["more than one seed"]
+    if decide(test.interval) != "undecided":
+        return ["runs that do not diverge"]
     if not test.sd:
-        return [*without, "seeds that differ: all are equal"]
+        return ["seeds that differ: all are equal"]
     needed = num_needed(test.mean / test.sd) or f"more than {MAX_PAIRS}"
     least = smallest_effect(test.num_values) * test.sd
-    return [*without, f"{needed} seeds", f"{test.num_values} can show {least:.2g}"]
+    return [f"{needed} seeds", f"{test.num_values} can show {least:.2g}"]
 
 
-def seed_values(claim: Comparison, runs: Sequence[Run]) -> dict[int, list[float]]:
-    """Return the values of each seed's pairs that have one; see the module docstring."""
+def pair_values(claim: Comparison, runs: Sequence[Run]) -> dict[Place, float]:
+    """Return the values of the pairs that have one; see the module docstring."""
     measure: dict[str, Callable[[Comparison, Run, Run], float]] = {
         "difference": _difference,
         "time_ratio": _time_ratio,
         "stability": _steadiness,
         "gap_narrowing": partial(_narrowing, select_runs(runs, claim.full or "")),
     }
-    values = defaultdict(list)
-    for a, b in pairs(runs, claim.a, claim.b):
-        value = measure[claim.spec.kind](claim, a, b)
-        if not math.isnan(value):
-            values[a.seed].append(value)
-    return dict(values)
+    both = pairs(runs, claim.a, claim.b)
+    values = {(a.column, a.seed): measure[claim.spec.kind](claim, a, b) for a, b in both}
+    return {place: value for place, value in values.items() if not math.isnan(value)}
+
+
+def _seed_means(values: Mapping[Place, float], num_conditions: int) -> list[float]:
+    """Return the mean of each seed that has a value in every condition."""
+    of_seeds = defaultdict(list)
+    for (_, seed), value in values.items():
+        of_seeds[seed].append(value)
+    return [fmean(each) for each in of_seeds.values() if len(each) == num_conditions]
 
 
 def _accuracy(claim: Comparison, run: Run) -> float:

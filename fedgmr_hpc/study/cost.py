@@ -1,4 +1,4 @@
-"""Estimate how long cells will take, from finished cells or from short timed runs.
+"""Estimate how long cells will take, from what their methods' results have taken.
 
 A pace is measured for each method, since their rounds differ: wall seconds and virtual seconds of
 one round. A cell runs to `run.max_rounds` or `run.max_time_s`, whichever comes first.
@@ -25,14 +25,6 @@ class Pace:
 
     wall_s: float
     virtual_s: float
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Wall seconds of the cells that are left, and where the figure comes from."""
-
-    wall_s: float
-    source: str
 
 
 def pace_of(result: Result) -> Pace | None:

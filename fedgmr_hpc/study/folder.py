@@ -16,7 +16,7 @@ from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.storage.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.cost import mean_paces, remaining_s
+from fedgmr_hpc.study.cost import Pace, mean_paces, remaining_s
 from fedgmr_hpc.study.job_states import CellJob, read_jobs, with_job
 from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import StudyFile, find_study, load_study
@@ -241,13 +241,27 @@ def count_states(states: Sequence[CellState]) -> str:
 
 def eta_s(open_states: States, states: States, max_parallel: int) -> float:
     """Return wall seconds until `open_states` are done, at the pace of all known results."""
-    seen = [(cell.config.method, s.result) for cell, s in states if s.result is not None]
     left = [
         (cell, 0.0 if s.status == "failed" else s.progress_frac)
         for cell, s in open_states
         if s.status not in ENDED
     ]
-    return remaining_s(left, mean_paces(seen), max_parallel)
+    return remaining_s(left, known_paces(states), max_parallel)
+
+
+def known_paces(states: States) -> dict[str, Pace]:
+    """Return the paces of the methods that have results: of trials, which score no sub-models,
+    where there are no others.
+    """
+    trials, runs = (
+        mean_paces(
+            (cell.config.method, state.result)
+            for cell, state in states
+            if state.result is not None and cell.is_trial == is_trial
+        )
+        for is_trial in (True, False)
+    )
+    return trials | runs
 
 
 def _facts(state: CellState) -> list[str]:

@@ -17,9 +17,10 @@ from fedgmr_hpc.study.folder import (
     count_states,
     describe_limits,
     eta_s,
+    known_paces,
     render_status,
 )
-from fedgmr_hpc.study.runner import Queue, known_paces
+from fedgmr_hpc.study.runner import Queue
 from fedgmr_hpc.study.states import ENDED, CellState, read_state
 from fedgmr_hpc.study.tuning import States
 
@@ -94,7 +95,7 @@ def _estimate(states: States, max_parallel: int) -> str:
     """Return the wall time of the missing cells and its source."""
     todo = [cell for cell, state in states if state.status not in ENDED]
     paces = known_paces(states)
-    source = "finished cells of this study"
+    source = "results of this study"
     lacking = ", ".join(dict.fromkeys(m for cell in todo if (m := cell.config.method) not in paces))
     if not paces:
         return f"unknown: no pace of {lacking} is measured yet; the first rounds of a run give it"

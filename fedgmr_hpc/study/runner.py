@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,6 @@ from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.storage.run_files import config_path, output_path
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.cost import Pace, mean_paces
 from fedgmr_hpc.study.states import (
     ENDED,
     CellLock,
@@ -214,12 +213,3 @@ def _one_each(cells: Sequence[Cell]) -> list[Cell]:
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-
-
-def known_paces(states: Sequence[tuple[Cell, CellState]]) -> Mapping[str, Pace]:
-    """Return the paces of the methods that have finished cells."""
-    return mean_paces(
-        (cell.config.method, state.result)
-        for cell, state in states
-        if state.status == "done" and state.result is not None
-    )

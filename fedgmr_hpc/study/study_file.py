@@ -10,8 +10,9 @@
     exclude: [{method: fjord, seed: 2}]    cells left out, where all of these values fit
     rows: [method]                         keys that make a table's row; the others make columns
     reference: fedgmr                      the row (or its values) that differences refer to
-    comparison_time_s: 70000               T; accuracies are compared there, and runs end a little
-                                           past it, unless they say run.max_time_s
+    comparison_time_s: 70000               T; accuracies are compared there, and runs end there with
+                                           eval.every_s, else a little later, unless they say
+                                           run.max_time_s
     last: 5                                m: looks averaged, and window of moving means
     targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
     ranks: 1, max_parallel: 2              ranks of a cell, cells at a time (default: cores / ranks)

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedgmr_hpc.config.errors import DIVERGED
 from fedgmr_hpc.results.series import end_s
 from fedgmr_hpc.study.cells import Candidate, Cell, Tuning
 from fedgmr_hpc.study.labels import Labels
@@ -93,11 +94,12 @@ def choose_values(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
         num_failed = sum(state.status == "failed" for state in states)
         failed = f", {num_failed} failed" if num_failed else ""
         raise UntunedError("waiting", f"{num_ended} of {len(states)} trials have ended{failed}")
-    best = _best(
-        [_validation(candidate, cell.tuning, trials) for candidate in cell.tuning.candidates]
-    )
+    values = [_validation(candidate, cell.tuning, trials) for candidate in cell.tuning.candidates]
+    best = _best(values)
     if best is None:
         why = f"no trial has a validation accuracy at {cell.tuning.at_s:g} s"
+        if all(value == -math.inf for value in values):
+            why = f"{DIVERGED} in a trial of every combination of values"
         raise UntunedError("failed", why)
     return replace(cell.tuning.candidates[best].run, pending_digest=cell.digest)
 

@@ -212,11 +212,11 @@ class LivePool(RankPool):
             self.happened.append(WindowEnd(max(at_s, moved.now_s)))
         self.transfers.move(moved)
 
-    def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> bool:
+    def _feed_rank(self, rank: int, state: RankState, *, is_idle: bool) -> None:
         """Test chunks wait until none of the rank's clients trains."""
         if is_idle and self.idle_time:
             is_idle = not any(cycle.is_training for cycle in self.transfers.of_rank(rank))
-        return super()._feed_rank(rank, state, is_idle=is_idle)
+        super()._feed_rank(rank, state, is_idle=is_idle)
 
     def _drop_parcel(self, evaluation: Evaluation) -> None:
         """Keep the version's frame: the chunks of a rank that is lost go to those left."""

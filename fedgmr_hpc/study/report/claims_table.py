@@ -16,7 +16,7 @@ from fedgmr_hpc.study.report.tables import Scale, resolution_note, resolutions
 
 def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Scale) -> Table:
     """Tabulate the verdicts, with their figures, of `runs`."""
-    seen = [f for f in findings if f.test is not None or f.num_without]
+    seen = [f for f in findings if f.num_pairs or f.num_without]
     heads = ["claim", "compared", "verdict", "seeds", "mean", "95 % interval", "p"]
     return Table(
         name="claims",
@@ -45,7 +45,7 @@ def claims_table(findings: Sequence[ClaimResult], runs: Sequence[Run], scale: Sc
 
 def _unseen(findings: Sequence[ClaimResult]) -> list[str]:
     """Name the claims of which no pair of runs is there yet."""
-    names = Counter(f.name for f in findings if f.test is None and not f.num_without)
+    names = Counter(f.name for f in findings if not f.num_pairs and not f.num_without)
     named = "; ".join(f"{name} ({number})" for name, number in names.items())
     return [f"No pair of runs yet, undecided: {named}."] if names else []
 
@@ -59,7 +59,7 @@ def _tally(findings: Sequence[ClaimResult]) -> str:
 
 def _tested(found: ClaimResult) -> list[str]:
     """Return seeds, mean, interval and p of a claim."""
-    planned = found.num_pairs + found.num_missing + found.num_without
+    planned = found.num_pairs + found.num_missing + found.num_without + found.num_diverged
     seeds = str(found.test.num_values if found.test else 0)
     if found.num_pairs < planned:
         seeds += f" ({found.num_pairs} of {planned} pairs)"
@@ -84,9 +84,9 @@ def _claim_notes(findings: Sequence[ClaimResult]) -> list[str]:
         "Means are positive where the claim holds: points of accuracy, of scatter, or halvings of "
         "the time (1: twice as soon; an accuracy never reached counts as reached at the run's "
         "end, which moves a mean towards zero). Pairs share seed and condition; a seed's value is "
-        "the mean over its conditions. Supported: Student's paired 95 % interval over the seeds "
-        "lies above zero; contradicted: below it, or a collapse; else undecided, as is what speaks "
-        "for a method of which a run has diverged.",
+        "the mean over all conditions, and a seed that lacks one does not count. Supported: "
+        "Student's paired 95 % interval over the seeds lies above zero; contradicted: below it, or "
+        "a collapse; else undecided, as is what speaks for a method of which a run has diverged.",
         _by_chance(findings),
         "What would decide it: seeds for 80 % power of the two-sided test at 5 % (noncentral t), "
         "if the observed mean and deviation were the true ones, an estimate as rough as it has few "
@@ -123,6 +123,7 @@ def _claim_record(found: ClaimResult) -> dict[str, Any]:
         "pairs": found.num_pairs,
         "missing": found.num_missing,
         "without_value": found.num_without,
+        "diverged": found.num_diverged,
         "unit": UNITS[found.kind],
         **figures,
         "low": low,

@@ -19,7 +19,7 @@ from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
 from fedgmr_hpc.results.series import Run, end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
-from fedgmr_hpc.study.claims import ClaimResult, Comparison, corrected, judge
+from fedgmr_hpc.study.claims import ClaimResult, Comparison, Place, corrected, judge
 from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,
@@ -125,20 +125,20 @@ def _findings(
         judge(
             Comparison(spec, a, b, full, at_s, study.last),
             runs,
-            _num_planned(cells, spec, a, b),
+            _planned(cells, spec, a, b),
             diverged,
         )
         for b in (find_row(cells, row, "claims") for row in spec.opponents())
     ]
 
 
-def _num_planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> int:
-    """Return how many pairs the study's cells make for a claim."""
+def _planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> set[Place]:
+    """Return where the study's cells make pairs for a claim."""
     places = [
         {(c.column, c.seed) for c in cells if c.row == row and matches(c.labels, spec.where)}
         for row in (a, b)
     ]
-    return len(places[0] & places[1])
+    return places[0] & places[1]
 
 
 def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table:

@@ -285,7 +285,7 @@ def test_locking_is_advised_where_locks_fail_or_hang() -> None:
 
 def steps(train_s: float) -> dict[str, Any]:
     ends, times = (0.05, 1.0), (train_s / 2, train_s)
-    counts = {"num_samples": 1000, "num_scored": 100}
+    counts = {"num_samples": 1000, "num_scored": 100, "num_tested": 600}
     return {"densities": ends, "train_s": times, "sample_s": 1e-4, **counts}
 
 
@@ -297,7 +297,7 @@ def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
     config = load_config("digits", [*WORDS, "run.interval_rounds=50"])
     pace = RankSpeed((0.05, 1.0), (0.1, 0.2), 1e-3)
     # 100 rounds x 4 clients x 0.2 s, 3 refreshes x (1000 + 4 x 100) samples x 1 ms, on two ranks
-    assert estimate.compute_s(config, [pace, pace], 100, 1000, 100) == pytest.approx(
+    assert estimate.compute_s(config, [pace, pace], 100, 1000, 100, 600) == pytest.approx(
         (80 + 4.2) / 2 / 0.75
     )
     assert pace.at(0.525) == pytest.approx(0.15)
@@ -305,15 +305,16 @@ def test_time_of_a_run_is_rounds_times_training_and_evaluation() -> None:
     config = load_config("digits", [*WORDS, "run.interval_rounds=50", "eval.every_s=10"])
     looks = estimate.num_looks(config, 100, 3.0)
     assert looks == 31 and estimate.compute_s(
-        config, [pace, pace], 100, 1000, 100, looks
+        config, [pace, pace], 100, 1000, 100, 600, looks
     ) == pytest.approx((80 + 4.2 + 31) / 2 / 0.75)
-    # each of the 31 looks, not the 3 refreshes, once more for both densities below 1
+    # each of the 31 looks, not the 3 refreshes, tested once more for both densities below 1
     cut = ["eval.every_s=10", "clients.count=4", "clients.shares=[1,0.5,0.5,0.2]"]
     config = load_config("digits", ["run.interval_rounds=50", *cut, "eval.submodels=true"])
     plain = load_config("digits", ["run.interval_rounds=50", *cut])
     assert estimate.num_levels(config) == 2
-    both = [estimate.compute_s(c, [pace, pace], 100, 1000, 100, looks) for c in (config, plain)]
-    assert both[0] - both[1] == pytest.approx(31 * 2 / 2 / 0.75)
+    sizes = (1000, 100, 600, looks)
+    both = [estimate.compute_s(c, [pace, pace], 100, *sizes) for c in (config, plain)]
+    assert both[0] - both[1] == pytest.approx(31 * 2 * 0.6 / 2 / 0.75)
 
 
 def test_rounds_of_a_time_limit_follow_from_the_fastest_cycle() -> None:

@@ -17,7 +17,7 @@ from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.results.export import export
 from fedgmr_hpc.storage.reader import kept_rows, read_result
 from fedgmr_hpc.storage.rows import UpdateRow
-from fedgmr_hpc.storage.schema import TABLE_OF, TABLES
+from fedgmr_hpc.storage.schema import OTHER_COLUMNS, TABLE_OF, TABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,20 @@ def test_a_file_from_before_a_column_is_read_saved_and_exported_but_not_gone_on_
     assert "num_merged" not in (tmp_path / "out/old/updates.csv").read_text()
     with pytest.raises(ValueError, match="updates lacks num_merged: it is of an older version"):
         kept_rows(read_result(old), {"updates": 1})
+
+
+def test_a_file_with_a_column_that_is_gone_is_read_whole_and_gone_on_with_without_it(
+    wider: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "updates", UpdateRow)
+    monkeypatch.setitem(OTHER_COLUMNS, "updates", {"num_merged"})
+    partial = read_result(wider, partial=True)
+    assert "updates" not in partial.status and len(partial.updates["client"]) == 2
+    kept = kept_rows(read_result(wider), {"updates": 2})
+    with open_writer(wider.parent / "resumed.h5", kept=kept) as writer:
+        writer.finish("finished")
+    resumed = read_result(wider.parent / "resumed.h5").updates
+    assert "num_merged" not in resumed and len(resumed["client"]) == 2
 
 
 def described(path: Path) -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
-from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study import tuning
 from fedgmr_hpc.study.cells import Cell, expand
@@ -208,9 +209,21 @@ def test_a_cell_waits_for_all_its_trials_and_a_diverged_one_is_the_worst(
     values[second.digest] = 0.01
     assert chosen(cell, cells, values).values == {RATE: 0.3}
     values[second.digest] = math.nan
-    with pytest.raises(UntunedError, match="no trial has a validation accuracy at 20 s") as fails:
+    with pytest.raises(UntunedError, match="diverged in a trial of every combination") as fails:
         chosen(cell, cells, values)
-    assert fails.value.status == "failed"
+    assert fails.value.status == "failed" and DIVERGED in str(fails.value)
+    state = replace(state_of(first, values), status="failed")
+    with pytest.raises(UntunedError, match="1 of 2 trials have ended, 1 failed"):
+        choose_values(cell, {first.digest: state, second.digest: state_of(second, values)})
+
+
+@pytest.mark.parametrize("given", ["true", "false"])
+def test_trials_score_no_sub_models_whatever_is_asked_of_the_cells(given: str) -> None:
+    study, _ = load_study(STUDY)
+    *trials, cell = expand(study, [f"eval.submodels={given}"])
+    assert trials and not any(t.config.eval.submodels for t in trials if t.is_trial)
+    assert cell.config.eval.submodels is (given == "true")
+    assert not any("submodels" in trial.name for trial in trials)
 
 
 def test_costs_are_sums_by_row_and_unequal_budgets_are_told(values: dict[str, float]) -> None:
