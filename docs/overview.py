@@ -41,12 +41,18 @@ Rows = list[dict[str, str]]
 
 
 def collect(paths: Sequence[str]) -> None:
-    """Write the scores at equal times of result files to the table."""
+    """Write the scores at equal times of result files to the table, one file a method and seed."""
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
+        drawn: set[tuple[str, ...]] = set()
         for path in sorted(paths):
-            writer.writerows(_rows_of(path))
+            rows = list(_rows_of(path))
+            runs = {tuple(row[:2]) for row in rows}
+            if drawn & runs:
+                raise SystemExit(f"{path}: another file has the same method and seed")
+            drawn |= runs
+            writer.writerows(rows)
 
 
 def _rows_of(path: str) -> Iterator[list[str]]:
@@ -57,7 +63,7 @@ def _rows_of(path: str) -> Iterator[list[str]]:
     columns = [looks["now_s"], looks["test_accuracy"], own, looks["mean_density"]]
     for row in zip(*columns, strict=True):
         if run[0] in NAMES:
-            yield [*run, *(f"{value:.5g}" for value in row)]
+            yield [*run, f"{row[0]:.10g}", *(f"{value:.5g}" for value in row[1:])]
 
 
 def curves_of(rows: Rows, name: str, factor: float, is_step: bool = False) -> dict[str, Curve]:

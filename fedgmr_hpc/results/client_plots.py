@@ -5,6 +5,8 @@ Accuracies are in percent. Shapes: N merges, C clients.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +30,7 @@ from fedgmr_hpc.reporting.figures import (
 from fedgmr_hpc.reporting.palette import MARKERS, Style
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.labels import Rows, score_of
-from fedgmr_hpc.results.series import Run, Values, end_s, scored
+from fedgmr_hpc.results.series import Run, Values, end_s, measure_run, time_name
 from fedgmr_hpc.storage.reader import Result
 
 MAX_STEPS = 8  # densities with a colour each; more have a scale of colours
@@ -48,7 +50,7 @@ def draw_clients(result: Result) -> Figure:
     mesh = axes.pcolormesh(edges, np.arange(len(order) + 1), densities, norm=norm, cmap=colours,
                            rasterized=True)  # fmt: skip
     _name_clients(axes, shares[order])
-    scale_cost(axes, [edges], "virtual time (s)")
+    scale_cost(axes, [edges], f"{time_name(result.config)} (s)")
     axes.set_xlim(0, edges[-1])
     _add_bar(figure, axes, mesh, densities, shares)
     return figure
@@ -106,34 +108,45 @@ def draw_classes(result: Result) -> Figure:
     """Draw the accuracy of the sub-models of each class of clients over time, dark where they are
     small, and that of the whole model.
     """
-    curves, styles, keys = {}, {}, []
-    evaluations, rows = scored(result), result.submodels
-    known = np.isfinite(evaluations["test_accuracy"])
-    whole = Curve([evaluations["now_s"][known]], [100 * evaluations["test_accuracy"][known]])
-    densities = np.unique(rows["density"])
-    for place, density in enumerate(densities):
-        of_class = rows["density"] == density
-        clients = count_of(int(rows["num_clients"][of_class][0]), "client")
-        name = f"density {density:g} ({clients})"
-        curves[name] = Curve([rows["now_s"][of_class]], [100 * rows["test_accuracy"][of_class]])
-        colour = to_hex(shades(len(densities))[place])
+    curves: dict[str, Curve] = {}
+    styles: dict[str, Style] = {}
+    run, rows = measure_run(result, ""), result.submodels
+    for place, (density, values) in enumerate(run.classes.items()):
+        clients = count_of(int(rows["num_clients"][rows["density"] == density][0]), "client")
+        name, is_cut = f"density {density:g} ({clients})", np.isfinite(values)
+        curves[name] = Curve([run.times_s[is_cut]], [100 * values[is_cut]])
+        colour = to_hex(shades(len(run.classes))[place])
         styles[name] = Style(colour, MARKERS[place % len(MARKERS)])
-    curves["whole model"], styles["whole model"] = whole, WHOLE
+    curves["whole model"] = Curve([run.times_s], [100 * run.test])
+    styles["whole model"] = WHOLE
     figure, ((axes,),) = new_panels(1)
     draw_curves(axes, curves, styles)
-    scale_cost(axes, [x for curve in curves.values() for x in curve.xs], "virtual time (s)")
-    values = [y for curve in curves.values() for y in curve.ys]
-    scale_accuracy(axes, values, "test accuracy of sub-models")
+    scale_cost(axes, [x for curve in curves.values() for x in curve.xs], f"{run.time} (s)")
+    drawn = [y for curve in curves.values() for y in curve.ys]
+    scale_accuracy(axes, drawn, "test accuracy of sub-models")
     keys = [method_key(styles[name], name) for name in reversed(curves)]
     legend_below(figure, keys)
     return figure
 
 
-def draw_submodels(runs: Sequence[Run], rows: Rows) -> Figure:
+def with_submodels(runs: Sequence[Run], rows: Rows) -> list[Run]:
+    """Return the runs whose sub-models were scored until they are compared."""
+    return [
+        run
+        for run in runs
+        if run.row in rows.order
+        and run.classes
+        and math.isfinite(score_of(run, run.own_mean, rows.at_s, rows.last))
+    ]
+
+
+def draw_submodels(shown: Sequence[Run], rows: Rows) -> Figure:
     """Draw, for every row, the accuracy of the sub-model of each class of clients beside that of
     the whole model, at the comparison time or at the end: means over seeds.
+
+    Args:
+        shown: runs, at least one, as `with_submodels` returns them.
     """
-    shown = [run for run in runs if run.classes and run.row in rows.order]
     columns = list(dict.fromkeys(run.column for run in shown))
     order = [row for row in rows.order if any(run.row == row for run in shown)]
     densities = sorted({density for run in shown for density in run.classes})
@@ -152,8 +165,9 @@ def draw_submodels(runs: Sequence[Run], rows: Rows) -> Figure:
         axes.set_yticks(range(len(order)), [rows.name(row) for row in order])
         axes.grid(axis="y", visible=False)
     keys = [key(colours[each], f"own density {each:g}", "", marker="o") for each in densities]
-    num_seeds = len({run.seed for run in shown})
-    note = f"means over {num_seeds} seeds" if num_seeds > 1 else ""
+    numbers = sorted(Counter((run.row, run.column) for run in shown).values())
+    several = f"{numbers[0]} to {numbers[-1]}" if numbers[0] < numbers[-1] else f"{numbers[0]}"
+    note = f"means over {several} seeds" if numbers[-1] > 1 else ""
     legend_below(figure, [key("0.2", "whole model", "", **_bar()), *keys], note)
     return figure
 

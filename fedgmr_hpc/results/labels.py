@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,17 @@ MAX_KEYS = 3
 
 
 def names_of(results: Sequence[Result]) -> list[str]:
-    """Return what each run is called: its label, with its file where label and seed are shared."""
-    labels = labels_of([result.config for result in results])
-    seeds = [(label, r.config.get("seed")) for label, r in zip(labels, results, strict=True)]
-    return [
-        f"{label}: {result.path.stem}" if seeds.count(seed) > 1 else label
-        for label, seed, result in zip(labels, seeds, results, strict=True)
-    ]
+    """Return what each run is called: its label, with its file where label and seed are shared,
+    and with its folder where the file's name is shared, too.
+    """
+    names = labels_of([result.config for result in results])
+    for parts in ([r.path.stem for r in results], [r.path.parent for r in results]):
+        runs = [(name, r.config.get("seed")) for name, r in zip(names, results, strict=True)]
+        names = [
+            f"{name}: {part}" if runs.count(run) > 1 else name
+            for name, run, part in zip(names, runs, parts, strict=True)
+        ]
+    return names
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,8 +113,9 @@ class Rows:
         scores: dict[str, list[float]] = {row: [] for row in styles}
         for run in runs:
             scores[run.row].append(score_of(run, run.test, at_s, last))
-        means = {row: np.nan_to_num(np.mean(each), nan=-1.0) for row, each in scores.items()}
-        order = sorted(styles, key=lambda row: -round(float(means[row]), 9))
+        known = {row: [s for s in each if not math.isnan(s)] for row, each in scores.items()}
+        means = {row: fmean(each) if each else -1.0 for row, each in known.items()}
+        order = sorted(styles, key=lambda row: -round(means[row], 9))
         return cls(order, styles, names or {}, at_s, last)
 
     def name(self, row: str) -> str:
@@ -117,6 +124,10 @@ class Rows:
 
 
 def score_of(run: Run, values: Values, at_s: float | None, last: int) -> float:
-    """Return the mean of the last values up to `at_s`, or up to the end; NaN where none is."""
+    """Return the mean of the last values up to `at_s`, or up to the end; NaN where none is, or
+    where the run ended before.
+    """
+    if at_s is not None and not run.covers(at_s):
+        return np.nan
     known = np.isfinite(values) & (run.times_s <= (np.inf if at_s is None else at_s))
     return float(values[known][-last:].mean()) if known.any() else np.nan

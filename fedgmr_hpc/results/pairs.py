@@ -20,7 +20,7 @@ import numpy as np
 from fedgmr_hpc.config.identity import CELL, differences
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.reporting.statistics import rank_correlation
-from fedgmr_hpc.results.series import Values, merged_ages
+from fedgmr_hpc.results.series import Values, last_tests, merged_ages
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
 
@@ -158,5 +158,5 @@ def _mean_bytes(updates: Columns) -> tuple[Values, Values]:
 
 
 def final_accuracy(run: Result) -> float:
-    """Return the accuracy on the test set, 0 to 1, mean of the last 3 evaluations."""
-    return float(run.evaluations["test_accuracy"][-3:].mean())
+    """Return the accuracy on the test set, 0 to 1: the mean of the last 3 of a trained model."""
+    return float(last_tests(run).mean())

@@ -34,9 +34,14 @@ from fedgmr_hpc.reporting.figures import (
     style_of,
 )
 from fedgmr_hpc.reporting.palette import LINES, Style
-from fedgmr_hpc.results.client_plots import draw_classes, draw_clients, draw_submodels
+from fedgmr_hpc.results.client_plots import (
+    draw_classes,
+    draw_clients,
+    draw_submodels,
+    with_submodels,
+)
 from fedgmr_hpc.results.labels import Rows, names_of
-from fedgmr_hpc.results.series import Run, measure_run
+from fedgmr_hpc.results.series import Run, common_time, measure_run
 from fedgmr_hpc.storage.reader import Result
 
 GREY = "#777777"
@@ -53,7 +58,7 @@ class Course:
     title: str
     x: str
     y: str
-    x_label: str  # {} stands for the unit that fits
+    x_label: str  # with places for the {unit} that fits, and for {time}
     y_label: str
 
     @property
@@ -62,15 +67,15 @@ class Course:
         return self.y == "densities"
 
 
-DENSITY = Course("density_vs_time", "Mean density over virtual time", "density_times_s",
-                 "densities", "virtual time (s)", "mean density of the clients")  # fmt: skip
+DENSITY = Course("density_vs_time", "Mean density over time", "density_times_s",
+                 "densities", "{time} (s)", "mean density of the clients")  # fmt: skip
 COURSES = (
-    Course("accuracy_vs_time", "Test accuracy over virtual time",
-           "times_s", "test", "virtual time (s)", "test accuracy"),
+    Course("accuracy_vs_time", "Test accuracy over time",
+           "times_s", "test", "{time} (s)", "test accuracy"),
     Course("accuracy_vs_bytes", "Test accuracy over traffic",
-           "bytes", "test", "server's traffic, both ways ({})", "test accuracy"),
+           "bytes", "test", "server's traffic, both ways ({unit})", "test accuracy"),
     Course("accuracy_vs_steps", "Test accuracy over the clients' local steps",
-           "client_steps", "test", "{}local steps of all clients", "test accuracy"),
+           "client_steps", "test", "{unit}local steps of all clients", "test accuracy"),
     DENSITY,
 )  # fmt: skip
 
@@ -80,6 +85,7 @@ def draw_course(runs: Sequence[Run], course: Course, rows: Rows) -> Figure:
     if course.is_step:
         rows = with_fixed_together(runs, rows)
     per_x, unit = _unit(runs, course)
+    x_label = course.x_label.format(unit=unit, time=common_time(run.time for run in runs))
     panels = _curves(runs, course, rows, per_x)
     curves = [curve for panel in panels.values() for curve in panel.values()]
     figure, grid = new_panels(len(panels))
@@ -87,7 +93,7 @@ def draw_course(runs: Sequence[Run], course: Course, rows: Rows) -> Figure:
     styles = {**rows.styles, VALIDATION: Style(GREY, "", LINES[1], 0.8)}
     for axes, (column, panel) in zip((a for row in grid for a in row), panels.items(), strict=True):
         draw_curves(axes, panel, styles)
-        scale_cost(axes, [x for curve in curves for x in curve.xs], course.x_label.format(unit))
+        scale_cost(axes, [x for curve in curves for x in curve.xs], x_label)
         if len(panels) > 1:
             axes.set_xlabel(textwrap.fill(axes.get_xlabel(), NARROW))
         axes.set_title(column if len(panels) > 1 else "")
@@ -199,8 +205,8 @@ def _figures(results: Sequence[Result], runs: Sequence[Run]) -> Iterator[tuple[s
         yield "client_densities", draw_clients(results[0])
     if len(results) == 1 and len(results[0].submodels["version"]):
         yield "submodels_vs_time", draw_classes(results[0])
-    if any(run.classes for run in runs):
-        yield "submodels", draw_submodels(runs, rows)
+    if shown := with_submodels(runs, rows):
+        yield "submodels", draw_submodels(shown, rows)
 
 
 def runs_of(results: Sequence[Result]) -> list[Run]:

@@ -5,7 +5,7 @@ Shapes: N merges, M merged updates, E evaluations with a test accuracy, F of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
 
 Values = NDArray[Any]
+ROUNDING = 1e-12  # of a look's time, a multiple of the step
+TIMES = {"virtual": "virtual time", "wall": "time, unscaled"}  # by clock
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Run:
     own_mean: Values  # [E] of the clients' own sub-models on the test set; NaN where not scored
     own_worst: Values  # [E] of the class of clients that has the least
     bytes: Values  # [E] server's links, both directions
-    client_steps: Values  # [E] local steps behind the updates delivered so far
+    client_steps: Values  # [E] local steps of the updates that have been merged so far
     density_times_s: Values  # [N] virtual
     densities: Values  # [N] means over the clients
     refresh_times_s: Values  # [F] virtual, of the refreshes alone
     refresh_test: Values  # [F]
     labels: dict[str, object]
+    time: str = TIMES["virtual"]  # what its times are called
     classes: dict[float, Values] = field(default_factory=dict)  # density to own accuracy [E]
 
     @property
@@ -65,8 +68,10 @@ class Run:
         return self.accuracy_at(at_s, last, "val")
 
     def covers(self, at_s: float) -> bool:
-        """Return whether the next evaluation would have come after `at_s`."""
-        return len(self.times_s) > 1 and bool(self.times_s[-1] + self.resolution_s >= at_s)
+        """Return whether there is an evaluation at `at_s`, or the next would have come after it."""
+        if len(self.times_s) < 2:
+            return False
+        return bool(self.times_s[-1] >= at_s or self.times_s[-1] + self.resolution_s > at_s)
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
         """Return `times_s`, `bytes` or `client_steps` until `target`; infinite if never."""
@@ -84,7 +89,7 @@ def measure_run(
         labels: what a study varies, with the run's values.
     """
     evaluations = scored(result)
-    known = np.isfinite(evaluations["test_accuracy"])
+    known = np.isfinite(evaluations["test_accuracy"]) & _is_in_time(result, evaluations)
     refreshes = result.evaluations
     is_tested = np.isfinite(refreshes["test_accuracy"])
     versions = evaluations["version"][known]
@@ -101,14 +106,36 @@ def measure_run(
         own_mean=own_mean,
         own_worst=own_worst,
         bytes=traffic_bytes(result, versions),
-        client_steps=client_steps(result, evaluations["now_s"][known]),
+        client_steps=client_steps(result, versions),
         density_times_s=times,
         densities=densities,
         refresh_times_s=refreshes["now_s"][is_tested],
         refresh_test=refreshes["test_accuracy"][is_tested],
         labels=dict(labels or {}),
+        time=time_name(result.config),
         classes=class_accuracies(result, versions),
     )
+
+
+def _is_in_time(result: Result, evaluations: Columns) -> NDArray[np.bool_]:
+    """Return [E] what is not a look after the run's time is over: a run ends with the first merge
+    at or after its limit, so methods of slow rounds have looks there that others lack.
+    """
+    limit_s = result.config.get("run", {}).get("max_time_s")
+    if evaluations is not result.looks or limit_s is None:
+        return np.ones(len(evaluations["now_s"]), bool)
+    return np.asarray(evaluations["now_s"] <= limit_s * (1 + ROUNDING))
+
+
+def time_name(*configs: Mapping[str, Any]) -> str:
+    """Return what the times of runs are called, by their clocks."""
+    return common_time(TIMES[str(config.get("clock", "virtual"))] for config in configs)
+
+
+def common_time(names: Iterable[str]) -> str:
+    """Return what times are called that have these names alone."""
+    named = set(names)
+    return named.pop() if len(named) == 1 else "time"
 
 
 def traffic_bytes(result: Result, versions: Values) -> Values:
@@ -118,13 +145,15 @@ def traffic_bytes(result: Result, versions: Values) -> Values:
     return np.concatenate([[0], moved])[num_merged]
 
 
-def client_steps(result: Result, times_s: Values) -> Values:
-    """Return [E] local steps of the updates that had arrived by then: samples over the batch."""
+def client_steps(result: Result, versions: Values) -> Values:
+    """Return [E] local steps of the updates that were merged up to each version: samples over the
+    batch. Version 0 stands for an update that was never merged.
+    """
     batch = int(result.config.get("train", {}).get("batch", Config().train.batch))
-    order = np.argsort(result.updates["now_s"], kind="stable")
-    steps = np.cumsum(result.updates["num_samples"][order] / batch)
-    arrived = np.searchsorted(result.updates["now_s"][order], times_s, side="right")
-    return np.concatenate([[0.0], steps])[arrived]
+    order = np.argsort(result.updates["version"], kind="stable")
+    merged = result.updates["version"][order]
+    steps = np.cumsum(result.updates["num_samples"][order] * (merged > 0) / batch)
+    return np.concatenate([[0.0], steps])[np.searchsorted(merged, versions, side="right")]
 
 
 def scored(result: Result) -> Columns:

@@ -301,9 +301,11 @@ class Evaluator:
         )
 
     def _write_levels(self, pending: _PendingRows) -> None:
+        """Write the rows of all classes at once: a mean over clients is of all or none."""
+        ladder, rows = pending.evaluation.ladder, []
         for density, num_clients in sorted(self.coordinator.classes.items()):
-            level, num_kept = self._level(pending.evaluation.ladder, density)
-            self.writer.append(
+            level, num_kept = self._level(ladder, density)
+            rows.append(
                 SubmodelRow(
                     version=pending.evaluation.version,
                     now_s=pending.cut_s,
@@ -313,6 +315,7 @@ class Evaluator:
                     **self._tested(pending.evaluation, level),
                 )
             )
+        self.writer.append(*rows)
 
     def _level(self, ladder: MaskSet | None, density: float) -> tuple[int | None, int]:
         """Return the level of a density, None for the whole model, and how many weights it

@@ -132,7 +132,7 @@ MEANINGS = {
     "mask_id": "number of the mask set",
     "train_loss": "mean training loss of the local steps",
     "score": "validation accuracy of the local model, NaN where not measured",
-    "num_samples": "training samples of the client",
+    "num_samples": "training samples of the local steps",
     "wall_overrun": "1 where training took longer than the wall clock allows it, else 0",
     "wall_rank": "rank that trained it",
     "kind": "0 delivered, 1 closed, 2 evaluated, 3 lost, 4 resumed",

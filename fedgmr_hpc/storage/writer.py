@@ -160,14 +160,16 @@ class ResultWriter:
             force_to_disk(self._file)
         return self._tables.num_committed()
 
-    def append(self, row: Row) -> None:
-        """Buffer one row (its arrays are copied); flush when the last flush is `flush_s` ago.
+    def append(self, *rows: Row) -> None:
+        """Buffer rows (their arrays are copied), which are flushed together when the last flush is
+        `flush_s` ago.
 
         Raises:
             ValueError: a per-client array is not of shape [C].
             OSError: the flush failed.
         """
-        self._rows[TABLE_OF[type(row)]].append(self._copied(row))
+        for row in rows:
+            self._rows[TABLE_OF[type(row)]].append(self._copied(row))
         if time.monotonic() - self._flushed_s >= self._flush_s:
             self.flush()
 

@@ -16,7 +16,13 @@ import numpy as np
 from fedgmr_hpc.config.yaml_file import parse
 from fedgmr_hpc.reporting.interactive import Chart, Column, Curve
 from fedgmr_hpc.results.labels import names_of
-from fedgmr_hpc.results.series import client_steps, own_accuracies, scored, traffic_bytes
+from fedgmr_hpc.results.series import (
+    client_steps,
+    own_accuracies,
+    scored,
+    time_name,
+    traffic_bytes,
+)
 from fedgmr_hpc.storage.hdf5_file import describe_error, open_for_reading
 from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import DAMAGE, Result
@@ -28,12 +34,11 @@ READ = {  # all that a curve is made of
     "evaluations": SCORES,
     "looks": SCORES,
     "submodels": ("version", "num_clients", "test_accuracy"),
-    "updates": ("now_s", "num_samples"),
+    "updates": ("version", "num_samples"),
 }
-CLOCKS = {"virtual": "virtual time", "wall": "time, unscaled"}
 NOTE = (
     "Traffic: on the server's links, both directions, in MB of 10^6 bytes; client steps: local "
-    "steps behind the updates delivered so far; own sub-models: test accuracy of the server's "
+    "steps of the updates that were merged so far; own sub-models: test accuracy of the server's "
     "model cut as for each client (eval.submodels), mean over clients, and of those with the least."
 )
 
@@ -46,10 +51,8 @@ def chart_of(results: Sequence[Result], names: Sequence[str]) -> Chart:
 
 def columns(configs: Sequence[Mapping[str, Any]]) -> list[Column]:
     """Return what can be drawn of runs."""
-    clocks = {str(config.get("clock", "virtual")) for config in configs}
-    time = CLOCKS.get(clocks.pop(), "time") if len(clocks) == 1 else "time"
     return [
-        Column("time_s", time, "s", "x"),
+        Column("time_s", time_name(*configs), "s", "x"),
         Column("traffic_mb", "traffic", "MB", "x"),
         Column("client_steps", "client steps", "", "x", decimals=0),
         Column("test", "test accuracy", "%", "y", is_accuracy=True),
@@ -71,7 +74,7 @@ def curve(
     values = {
         "time_s": rows["now_s"],
         "traffic_mb": traffic_bytes(result, rows["version"]) / 1e6,
-        "client_steps": client_steps(result, rows["now_s"]),
+        "client_steps": client_steps(result, rows["version"]),
         "test": test,
         "test_error": 100 - test,
         "val": 100 * rows["val_accuracy"],

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from fedgmr_hpc.config.methods import WRAPPER_SIGN, load_method
 from fedgmr_hpc.reporting.figures import file_name, save, style_of
 from fedgmr_hpc.reporting.pages import Picture
-from fedgmr_hpc.results.client_plots import draw_submodels
+from fedgmr_hpc.results.client_plots import draw_submodels, with_submodels
 from fedgmr_hpc.results.labels import Rows
 from fedgmr_hpc.results.plots import COURSES, draw_course
 from fedgmr_hpc.results.series import Run
@@ -71,8 +71,8 @@ def draw(runs: Sequence[Run], rows: Rows, reference: str | None) -> Iterator[Dra
             if known:
                 figure = draw_course(known, course, replace(rows, order=part))
                 yield Drawing(course.name + _ending(name), _titled(course.title, name), figure)
-    if any(run.classes for run in runs):
-        yield Drawing("submodels", SUBMODELS, draw_submodels(runs, rows))
+    if shown := with_submodels(runs, rows):
+        yield Drawing("submodels", SUBMODELS, draw_submodels(shown, rows))
 
 
 def _ending(name: str) -> str:

@@ -93,9 +93,9 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
         rows=rows,
         notes=[
             f"Median over seeds of the first evaluation whose mean over {scale.last} evaluations "
-            "reaches the target; a seed that does not reach it counts as infinite. s: virtual "
-            "seconds; MB: 10^6 bytes on the server's links, both directions; steps: local SGD "
-            "steps behind the updates delivered by then.",
+            "reaches the target; a seed that does not reach it counts as infinite, one whose run "
+            "failed is not counted (n). s: virtual seconds; MB: 10^6 bytes on the server's links, "
+            "both directions; steps: local SGD steps of the updates merged by then.",
             resolution_note(steps, scale),
         ],
         num_seeds=seeds_of(runs),
@@ -123,14 +123,19 @@ def resolution_note(steps: Mapping[float, Sequence[str]], scale: Scale) -> str:
     """Describe how well times to an accuracy are known."""
     if len(steps) == 1:
         step_s = next(iter(steps))
-        return f"Evaluated every {step_s:g} s in every run: times are at most that much too late."
+        return f"Evaluated every {step_s:g} s in every run: times are {_lateness(scale.last)}."
     named = "; ".join(
         f"{step_s:g} s {', '.join(map(scale.title, rows))}" for step_s, rows in steps.items()
     )
     return (
         "NOT COMPARABLE below these steps, since the runs were not evaluated at equal times "
-        f"(eval.every_s): times are at most so much too late: {named or 'unknown'}."
+        f"(eval.every_s): times are {_lateness(scale.last)}: {named or 'unknown'}."
     )
+
+
+def _lateness(last: int) -> str:
+    """Describe by how much a moving mean may show an accuracy too late."""
+    return "at most that much too late" if last == 1 else f"at most {last} times that too late"
 
 
 def _median(values: Sequence[float]) -> float:

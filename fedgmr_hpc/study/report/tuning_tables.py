@@ -60,7 +60,7 @@ def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
                 "condition": s.column,
                 "method": s.row,
                 "values": _label(s.values),
-                "validation": s.validation,
+                "validation_accuracy": s.validation,
                 "n": s.num_trials,
                 "chosen": s.is_chosen,
             }

@@ -48,7 +48,7 @@ def make(clock: str = "virtual", seed: int = 0, **updates: Any) -> Result:
             "round": np.array([1, 2, 3]),
             "now_s": np.array([10.0, 20.0, 30.0]),
         },
-        evaluations={"test_accuracy": np.array([0.1, 0.6, 0.7, 0.8])},
+        evaluations={"version": np.arange(4), "test_accuracy": np.array([0.1, 0.6, 0.7, 0.8])},
         updates={name: np.array(values) for name, values in (columns | updates).items()},
         events={},
         transfers={},
@@ -154,7 +154,8 @@ def line(text: str, start: str) -> list[str]:
 
 
 def with_accuracies(run: Result, *accuracies: float) -> Result:
-    return with_table(run, "evaluations", test_accuracy=accuracies)
+    versions = np.arange(len(accuracies))
+    return with_table(run, "evaluations", version=versions, test_accuracy=accuracies)
 
 
 RISING = (0.1, 0.3, 0.5, 0.6, 0.7, 0.75)  # as in a run of 40 rounds of digits: std 17 points

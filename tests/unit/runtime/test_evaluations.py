@@ -81,7 +81,7 @@ class Desk:
             self,
             self.pool,
             data,
-            SimpleNamespace(append=self.rows.append),
+            SimpleNamespace(append=lambda *rows: self.rows.extend(rows)),
             SimpleNamespace(evaluated=lambda row: None),
             Teller(),
             num_statistics=0,

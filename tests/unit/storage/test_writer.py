@@ -269,6 +269,19 @@ def run_writer(path: Path, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
+def test_rows_that_belong_together_are_flushed_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_writer(tmp_path / "run.h5", flush_s=0.0) as writer:
+        flushed: list[int] = []
+        monkeypatch.setattr(writer, "flush", lambda: flushed.append(len(writer._rows["updates"])))
+        writer.append(UPDATE, UPDATE, UPDATE)
+        assert flushed == [3]
+        monkeypatch.undo()
+        writer.finish("finished")
+    assert len(read_result(tmp_path / "run.h5").updates["client"]) == 3
+
+
 def test_a_killed_writer_keeps_all_up_to_its_last_flush(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     run_writer(

@@ -140,7 +140,7 @@ def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     table = cost_table([*RUNS, rare], SCALE)
     assert table is not None
     assert table.notes[1].startswith("NOT COMPARABLE below these steps")
-    assert table.notes[1].endswith("at most so much too late: 10 s a, b; 695 s c.")
+    assert table.notes[1].endswith("at most that much too late: 10 s a, b; 695 s c.")
 
 
 def test_a_study_has_a_panel_a_condition_and_draws_the_comparison_time() -> None:

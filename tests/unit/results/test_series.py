@@ -1,0 +1,111 @@
+"""What is measured in a run, from tables of a few rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgmr_hpc.results.client_plots import draw_classes, with_submodels
+from fedgmr_hpc.results.labels import Rows, names_of
+from fedgmr_hpc.results.pairs import final_accuracy
+from fedgmr_hpc.results.series import Run, client_steps, measure_run, time_name
+from fedgmr_hpc.storage.reader import Result
+
+
+def table(**columns: Any) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def scores(versions: list[int], times_s: list[float], test: list[float]) -> dict[str, np.ndarray]:
+    density = [0.5] * len(versions)
+    return table(version=versions, now_s=times_s, test_accuracy=test, val_accuracy=test,
+                 mean_density=density)  # fmt: skip
+
+
+def make_result(folder: str = "a", max_time_s: float | None = 30.0, **config: Any) -> Result:
+    """Two merges of two updates, at 12 and 36 s; looks every 10 s, refreshes of versions 0 and 2.
+
+    A fifth update arrived before the last merge and is in none.
+    """
+    no_rows: dict[str, np.ndarray] = {}
+    return Result(
+        path=Path(folder) / "run.h5",
+        status="finished",
+        config_yaml="",
+        config={"method": "fedgmr", "seed": 3, "run": {"max_time_s": max_time_s},
+                "train": {"batch": 20}, **config},
+        provenance={},
+        ranks=no_rows,
+        weights=np.zeros(0),
+        layout_json="",
+        merges=table(version=[1, 2], round=[1, 2], now_s=[12.0, 36.0], density=[[0.5], [0.5]],
+                     server_up_bytes=[100, 300], server_down_bytes=[10, 30]),
+        evaluations=scores([0, 2], [0.0, 36.0], [0.1, 0.7]),
+        updates=table(version=[1, 1, 2, 0, 2], num_samples=[100, 100, 40, 100, 60],
+                      now_s=[5.0, 11.0, 20.0, 25.0, 35.0]),
+        events=no_rows,
+        transfers=no_rows,
+        checkpoints=no_rows,
+        looks=scores([0, 0, 1, 1, 2], [0.0, 10.0, 20.0, 30.0, 40.0], [0.1, 0.1, 0.5, 0.5, 0.7]),
+        submodels=table(version=[0, 0, 1, 1], density=[0.2, 1.0] * 2, num_clients=[3, 1] * 2,
+                        test_accuracy=[0.1, 0.1, 0.3, 0.5], now_s=[0.0, 0.0, 20.0, 20.0]),
+    )  # fmt: skip
+
+
+def test_costs_of_a_version_are_of_what_it_is_made_of() -> None:
+    """Not of updates that had arrived by the look: those of 20 and 25 s are in no version yet."""
+    run = measure_run(make_result(), "fedgmr")
+    assert run.client_steps.tolist() == [0, 0, 10, 10]
+    assert run.bytes.tolist() == [0, 0, 110, 110]
+    assert client_steps(make_result(), np.array([0, 1, 2])).tolist() == [0, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("max_time_s", "times"), [(30.0, [0, 10, 20, 30]), (None, [0, 10, 20, 30, 40])]
+)
+def test_looks_after_the_end_of_the_run_are_left_out(
+    max_time_s: float | None, times: list[float]
+) -> None:
+    """A run of slow rounds has them, others do not, so they would be a later end for it alone."""
+    run = measure_run(make_result(max_time_s=max_time_s), "fedgmr")
+    assert run.times_s.tolist() == times
+    assert (run.cost_to("times_s", 0.6, 1) == 40.0) is (max_time_s is None)
+    without = replace(make_result(), looks={"version": np.zeros(0)})
+    assert measure_run(without, "fedgmr").times_s.tolist() == [0, 36]
+
+
+def test_a_run_that_ends_before_the_next_look_is_due_does_not_reach_it() -> None:
+    run = measure_run(make_result(), "fedgmr")
+    assert [run.covers(at_s) for at_s in (30.0, 39.0, 40.0)] == [True, True, False]
+    early = measure_run(make_result(max_time_s=10.0), "fedgmr")
+    rows = Rows.of([run, early], at_s=30.0)
+    assert with_submodels([run, early], rows) == [run]
+    assert with_submodels([early], rows) == []
+
+
+def test_a_class_has_a_value_wherever_the_whole_model_has() -> None:
+    run: Run = measure_run(make_result(), "fedgmr")
+    assert run.classes[1.0].tolist() == run.test.tolist()
+    assert run.own_mean.tolist() == pytest.approx([0.1, 0.1, 0.35, 0.35])
+    axes = draw_classes(make_result()).axes[0]
+    assert {tuple(line.get_xdata()) for line in axes.lines} == {(0.0, 10.0, 20.0, 30.0)}
+    assert axes.get_xlabel() == "virtual time (s)"
+
+
+def test_times_are_called_by_their_clocks() -> None:
+    assert time_name({"clock": "wall"}) == "time, unscaled"
+    assert time_name({}, {"clock": "wall"}) == "time"
+    assert measure_run(make_result(clock="wall"), "a").time == "time, unscaled"
+
+
+def test_the_final_accuracy_is_of_trained_models() -> None:
+    assert final_accuracy(replace(make_result(), looks={"version": np.zeros(0)})) == 0.7
+
+
+def test_files_of_one_name_in_two_folders_are_two_runs() -> None:
+    assert names_of([make_result("a"), make_result("b")]) == ["fedgmr: run: a", "fedgmr: run: b"]
+    assert names_of([make_result("a"), make_result("a", seed=4)]) == ["fedgmr", "fedgmr"]
