@@ -23,7 +23,7 @@ from fedgmr_hpc.reporting.curves import (
 )
 from fedgmr_hpc.reporting.figures import legend_below, method_key, new_figure, save, styled
 from fedgmr_hpc.reporting.palette import styles_of
-from fedgmr_hpc.results.series import own_accuracies
+from fedgmr_hpc.results.series import measure_run
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "results/2026-11-30/curves.csv"
@@ -57,13 +57,12 @@ def collect(paths: Sequence[str]) -> None:
 
 def _rows_of(path: str) -> Iterator[list[str]]:
     result = fedgmr_hpc.read_result(path)
-    run = [str(result.config[key]) for key in ("method", "seed")]
-    looks = result.looks
-    own, _ = own_accuracies(result, looks["version"])
-    columns = [looks["now_s"], looks["test_accuracy"], own, looks["mean_density"]]
-    for row in zip(*columns, strict=True):
-        if run[0] in NAMES:
-            yield [*run, f"{row[0]:.10g}", *(f"{value:.5g}" for value in row[1:])]
+    method, run = str(result.config["method"]), measure_run(result, "")
+    densities = dict(zip(result.looks["now_s"], result.looks["mean_density"], strict=True))
+    for now_s, test, own in zip(run.times_s, run.test, run.own_mean, strict=True):
+        if method in NAMES:
+            values = [f"{value:.5g}" for value in (test, own, densities[now_s])]
+            yield [method, str(run.seed), f"{now_s:.10g}", *values]
 
 
 def curves_of(rows: Rows, name: str, factor: float, is_step: bool = False) -> dict[str, Curve]:
