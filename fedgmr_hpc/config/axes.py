@@ -100,8 +100,8 @@ class LocalConfig(OpenSection):
     """Largest norm of the gradient of a local step; longer gradients are scaled down to it. Null
     for no limit."""
     masked_loss: Run[bool] = False
-    """During training set the logits of classes of which the client has no training sample to 0
-    (the masked cross-entropy of HeteroFL); images only."""
+    """During training set the logits of classes of which the client has no training sample, and
+    another client has one, to 0 (the masked cross-entropy of HeteroFL); images only."""
     distillation: Run[bool] = False
     """With `ordered_dropout`: each local step trains the client's widest network on the labels, and
     the width that was drawn on the output of the widest (the self-distillation of FjORD)."""

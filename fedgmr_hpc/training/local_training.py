@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,11 +226,22 @@ class LocalTraining:
         return torch.zeros(num_outputs, dtype=torch.bool, device=device)
 
     def _mark_absent(self, client: int) -> None:
-        """Mark the classes [C] of which a client has no training sample, in place."""
+        """Mark the classes [C] of which a client has no training sample but another has, in place.
+
+        An output without a class, or of a class that nobody has, is learnt to be wrong as by any
+        other method: left alone, it would keep its initial weights and often win at a test.
+        """
         if self._absent is not None:
-            is_absent = torch.ones(self._absent.shape, dtype=torch.bool)
+            is_absent = torch.zeros(self._absent.shape, dtype=torch.bool)
+            is_absent[self._classes] = True
             is_absent[torch.from_numpy(self.data.held_classes(client))] = False
             self._absent.copy_(is_absent)
+
+    @cached_property
+    def _classes(self) -> Tensor:
+        """The classes of which any client has a training sample."""
+        clients = range(self.config.clients.count)
+        return torch.from_numpy(np.unique(np.concatenate([*map(self.data.held_classes, clients)])))
 
     def _draw_dropout_seed(self, task: Assignment) -> int:
         rng = make_rng(self.config.seed, "dropout", task.client, task.first_step)

@@ -39,6 +39,21 @@ def test_a_masked_loss_leaves_the_outputs_of_absent_classes_alone(client: int) -
     assert (before != after).any(1).all()
 
 
+def test_a_class_that_nobody_has_is_learnt_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FEMNIST's 62 outputs for ten digits: those that all clients mask would stay as they began."""
+    training, *_ = trained(0)
+    own, held_by = set(training.data.held_classes(0).tolist()), FederatedData.held_classes
+    nobodys = sorted(set(range(10)) - own)[:2]
+
+    def held(data: FederatedData, client: int) -> np.ndarray:
+        return np.setdiff1d(held_by(data, client), nobodys)
+
+    monkeypatch.setattr(FederatedData, "held_classes", held)
+    _, before, after = trained(0)
+    changed = np.flatnonzero((before != after).any(1)).tolist()
+    assert changed == sorted({*own, *nobodys}) and len(changed) < 10
+
+
 def test_clipped_steps_move_no_further_than_the_limit() -> None:
     (_, before, after), (_, _, free) = trained(0, "train.clip_norm=0.01"), trained(0)
     assert 0 < (after - before).norm() <= 3 * 0.1 * 0.01 < (free - before).norm()
