@@ -18,6 +18,7 @@ from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
 
 Values = NDArray[Any]
+LOST = 3  # the kind of an event
 ROUNDING = 1e-12  # of a look's time, a multiple of the step
 TIMES = {"virtual": "virtual time", "wall": "time, unscaled"}  # by clock
 
@@ -219,6 +220,15 @@ def last_tests(result: Result) -> Values:
     is_known = np.isfinite(test)
     is_trained = is_known & (evaluations["version"] > 0)
     return test[is_trained if is_trained.any() else is_known][-3:]
+
+
+def quarantined(result: Result) -> list[int]:
+    """Return the clients that were put in quarantine: what they sent last is in no version, though
+    they were not lost.
+    """
+    unmerged = result.updates["client"][result.updates["version"] == 0]
+    lost = result.events["client"][result.events["kind"] == LOST]
+    return [int(client) for client in np.setdiff1d(unmerged, lost)]
 
 
 def merged_ages(result: Result) -> Values:

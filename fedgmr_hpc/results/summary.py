@@ -34,6 +34,7 @@ from fedgmr_hpc.results.series import (
     mean_density,
     merged_ages,
     own_accuracies,
+    quarantined,
     scored,
 )
 from fedgmr_hpc.results.watch import find_files
@@ -154,6 +155,13 @@ def _write_page(results: Sequence[Result], names: Sequence[str], out_dir: Path) 
         return f"no interactive page: {error}"
 
 
+def _gone(result: Result) -> str:
+    """Say which clients were put in quarantine; "" for none."""
+    gone = quarantined(result)
+    which = f"client{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}"
+    return f"{which} in quarantine, so that the others alone were trained" if gone else ""
+
+
 def render_summary(result: Result) -> str:
     """Summarize the end of a run: what it reached, what it cost, where it is, what to type next."""
     config, merges = result.config, result.merges
@@ -162,7 +170,7 @@ def render_summary(result: Result) -> str:
     num_last = count_of(len(last_tests(result)), "evaluation")
     facts = {
         "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
-        "warning": describe_chance(result),
+        "warning": "; ".join(filter(None, [describe_chance(result), _gone(result)])),
         "sub-models": _own_submodels(result),
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from fedgmr_hpc.config.errors import DIVERGED
-from fedgmr_hpc.results.series import end_s
+from fedgmr_hpc.results.series import end_s, quarantined
 from fedgmr_hpc.study.cells import Candidate, Cell, Tuning
 from fedgmr_hpc.study.labels import Labels
 from fedgmr_hpc.study.measures import measure
@@ -170,6 +170,8 @@ def _reached(trial: Cell, state: CellState, tuning: Tuning) -> float:
         return -math.inf
     if state.status != "done" or state.result is None:
         return math.nan
+    if quarantined(state.result):  # its weights have left all range, if not all clients' together
+        return -math.inf
     return measure(trial, state.result).validation_at(tuning.at_s, tuning.last)
 
 

@@ -16,6 +16,7 @@ from changed_results import write_result
 from launchers import LIMIT_S, MPIRUN, ROOT, SOON_S, TINY, Ended, last_of_each, run_job
 
 import fedgmr_hpc
+from fedgmr_hpc.results.series import quarantined
 from fedgmr_hpc.runtime.timeline import read_timeline
 from fedgmr_hpc.storage.reader import Result, differing_columns, read_result
 
@@ -294,7 +295,7 @@ def test_a_client_whose_update_is_not_finite_is_quarantined(tmp_path: Path) -> N
     assert "is quarantined" in (tmp_path / "run.log").read_text()
     result = read_result(tmp_path / "run.h5")
     client = int(warning.split("client ")[1].split()[0])
-    assert client % 2 == 1  # of rank 2
+    assert client % 2 == 1 and quarantined(result) == [client]  # of rank 2
     (row,) = np.flatnonzero(result.updates["client"] == client)
     assert result.updates["version"][row] == 0
     assert np.isfinite(result.weights).all() and result.merges["round"][-1] == 12

@@ -8,7 +8,7 @@ from fedgmr_hpc.config.choices.section import Mark
 from fedgmr_hpc.config.identity import flat, identity
 from fedgmr_hpc.config.messages import shown
 from fedgmr_hpc.reporting.words import count_of, short_key
-from fedgmr_hpc.results.series import Run
+from fedgmr_hpc.results.series import Run, quarantined
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.states import ENDED
@@ -66,7 +66,8 @@ def head_of(study: StudyFile, states: States, runs: Sequence[Run], scale: Scale)
         f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
         f"{scale.when}, of virtual time, on the test set, which decides nothing during a run."
     )
-    return [lead, *missing_lines(states, scale), *_early_ends(runs, scale), *_commits(states)]
+    limits = [*_early_ends(runs, scale), *quarantine_lines(states, scale), *_commits(states)]
+    return [lead, *missing_lines(states, scale), *limits]
 
 
 def missing_lines(states: States, scale: Scale) -> list[str]:
@@ -108,6 +109,19 @@ def _early_ends(runs: Sequence[Run], scale: Scale) -> list[str]:
     rows = ", ".join(dict.fromkeys(scale.title(run.row) for run in short))
     until = f"{min(ends):g} s" if min(ends) == max(ends) else f"{min(ends):g} to {max(ends):g} s"
     return [f"No value at T: {count_of(len(short), 'run')} ended at {until}: {rows}"]
+
+
+def quarantine_lines(states: States, scale: Scale) -> list[str]:
+    """Name the rows of cells that went on without some of their clients."""
+    found = [
+        (cell, state)
+        for cell, state in states
+        if not cell.is_trial and state.result is not None and quarantined(state.result)
+    ]
+    if not found:
+        return []
+    what = f"{count_of(len(found), 'cell')} went on without clients in quarantine"
+    return [f"Other clients than planned: {what}: {_rows(found, states, scale)}"]
 
 
 def _commits(states: States) -> list[str]:

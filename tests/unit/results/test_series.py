@@ -12,7 +12,13 @@ import pytest
 from fedgmr_hpc.results.client_plots import draw_classes, with_submodels
 from fedgmr_hpc.results.labels import Rows, names_of
 from fedgmr_hpc.results.pairs import final_accuracy
-from fedgmr_hpc.results.series import Run, client_steps, measure_run, time_name
+from fedgmr_hpc.results.series import (
+    Run,
+    client_steps,
+    measure_run,
+    quarantined,
+    time_name,
+)
 from fedgmr_hpc.storage.reader import Result
 
 
@@ -104,6 +110,15 @@ def test_times_are_called_by_their_clocks() -> None:
 
 def test_the_final_accuracy_is_of_trained_models() -> None:
     assert final_accuracy(replace(make_result(), looks={"version": np.zeros(0)})) == 0.7
+
+
+def test_clients_in_quarantine_are_those_whose_last_update_is_in_no_version() -> None:
+    """The update of 25 s is client 3's; one of client 4 is in no version as it was lost."""
+    result = make_result()
+    result.updates["client"] = np.array([0, 1, 0, 3, 1])
+    lost = table(kind=[0, 3], client=[0, 4])
+    assert quarantined(replace(result, events=lost)) == [3]
+    assert quarantined(replace(result, events=table(kind=[3], client=[3]))) == []
 
 
 def test_files_of_one_name_in_two_folders_are_two_runs() -> None:

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from fedgmr_hpc.results.series import mean_density
 from fedgmr_hpc.results.summary import make_report, render_summary
 from fedgmr_hpc.storage.reader import Result, read_result
-from fedgmr_hpc.storage.rows import EvaluationRow, MergeRow, SubmodelRow, UpdateRow
+from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, SubmodelRow, UpdateRow
 from fedgmr_hpc.storage.writer import ResultWriter
 
 CONFIG = "seed: 7\nmethod: fedgmr\ndata: {name: digits}\n"
@@ -66,6 +66,7 @@ def update(version: int, age: int) -> UpdateRow:
 
 
 UPDATES = [update(1, 1), update(2, 1), update(4, 4), update(0, -2)]  # the last was lost
+LOSS = EventRow(kind=3, now_s=40.0, ready_s=40.0, client=0, chain_xxh3=0)
 EVALUATIONS = [
     evaluation(0, 0.1, 0.11, 0.625),
     evaluation(2, 0.5, 0.4, 0.625),
@@ -88,7 +89,7 @@ def write(
     with ResultWriter(path, **sizes, **texts) as writer:
         for version in range(1, num_merges + 1):
             writer.append(merge(version))
-        for row in [*evaluations, *updates[: num_merges + 1], *others]:
+        for row in [*evaluations, *updates[: num_merges + 1], LOSS, *others]:
             writer.append(row)
         writer.finish(status)
     return path
@@ -112,6 +113,13 @@ def test_the_run_table_holds_the_numbers_of_the_file(tmp_path: Path) -> None:
     assert numbers[7:10] == ["62.00", "54.00", "80.00"]  # test, mean of 3, val
     assert numbers[10:13] == ["0.625", "->", "0.875"]
     assert numbers[13:] == ["16.0", "2.0", "finished"]  # server up, down: what it sent, received
+
+
+def test_clients_in_quarantine_are_named(result: Result) -> None:
+    whole = replace(result, events={name: v[:0] for name, v in result.events.items()})
+    warning = "  warning        client 0 in quarantine, so that the others alone were trained"
+    assert warning in render_summary(whole).splitlines()
+    assert "warning" not in render_summary(result)
 
 
 def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: Path) -> None:

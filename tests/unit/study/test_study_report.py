@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedgmr_hpc.study.cells import expand
 from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
+from fedgmr_hpc.study.report import head
 from fedgmr_hpc.study.report.accuracy_tables import (
     MARKED,
     NOT_TOLD,
@@ -28,7 +30,7 @@ from fedgmr_hpc.study.report.accuracy_tables import (
 )
 from fedgmr_hpc.study.report.claims_table import claims_table
 from fedgmr_hpc.study.report.figures import draw, parts_of
-from fedgmr_hpc.study.report.head import missing_lines, setting_of, settings_note
+from fedgmr_hpc.study.report.head import missing_lines, quarantine_lines, setting_of, settings_note
 from fedgmr_hpc.study.report.page import write_report
 from fedgmr_hpc.study.report.tables import Scale, cost_table
 from fedgmr_hpc.study.states import CellState, acquire_lock, read_state, write_error
@@ -280,6 +282,20 @@ def test_missing_cells_are_grouped_by_their_reason() -> None:
     ]
     assert missing_lines([(c, CellState("missing", Path("x.h5"))) for c in cells], scale) == [
         "Not in the tables: 6 cells missing: all"
+    ]
+
+
+def test_rows_that_went_on_without_clients_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = expand(*load_study(TINY))
+    results: list[Any] = [object() for _ in cells]
+    states = [
+        (cell, CellState("done", Path("x.h5"), result=result))
+        for cell, result in zip(cells, results, strict=True)
+    ]
+    gone = {id(results[1]): [3, 4]}
+    monkeypatch.setattr(head, "quarantined", lambda result: gone.get(id(result), []))
+    assert quarantine_lines(states, SCALE) == [
+        "Other clients than planned: 1 cell went on without clients in quarantine: fedgmr (1 of 2)"
     ]
 
 

@@ -145,6 +145,7 @@ def values(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     found: dict[str, float] = {}
     monkeypatch.setattr(tuning, "measure", lambda cell, result: run_of(cell, found[cell.digest]))
     monkeypatch.setattr(tuning, "end_s", lambda result, name: 21.0)
+    monkeypatch.setattr(tuning, "quarantined", lambda result: [])
     return found
 
 
@@ -215,6 +216,17 @@ def test_a_cell_waits_for_all_its_trials_and_a_diverged_one_is_the_worst(
     state = replace(state_of(first, values), status="failed")
     with pytest.raises(UntunedError, match="1 of 2 trials have ended, 1 failed"):
         choose_values(cell, {first.digest: state, second.digest: state_of(second, values)})
+
+
+def test_a_trial_that_lost_clients_to_quarantine_is_as_bad_as_a_diverged_one(
+    values: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *trials, cell = cells_of(tune={RATE: [0.1, 0.3]}, matrix={"method": ["fedavg"], "seed": [0]})
+    states = {t.digest: replace(state_of(t, {t.digest: 0.5}), result=t) for t in trials}  # type: ignore[arg-type]
+    values |= {trials[0].digest: 0.5, trials[1].digest: 0.9}
+    assert choose_values(cell, states).values == {RATE: 0.3}
+    monkeypatch.setattr(tuning, "quarantined", lambda result: [2] * (result is trials[1]))
+    assert choose_values(cell, states).values == {RATE: 0.1}
 
 
 @pytest.mark.parametrize("given", ["true", "false"])
