@@ -7,6 +7,10 @@ have arrived since the last merge, `each` (FedAsync) at every arrival, even whil
 under way: `links.merge_s` delays a version, but does not make the next one wait. Whatever is there
 at the close is merged, so arrivals at one time share a merge.
 
+Who has delivered waits for the merge, and is sent what it has made. With `count` it is sent the
+version that there is, at once, so that as many train at any time, and may bring a second update to
+the same merge; but not where the buffer keeps a client's last update only.
+
 A round is a merge for `window` and `barrier`, and for `count` and `each` as many merged updates as
 clients take part at a time. No window waits for a client that is gone: a window that waited only
 for such clients closes with what has arrived, or, if nothing has, is paced by those who are left.
@@ -38,10 +42,11 @@ class Window:
     Attributes:
         now_s: the time.
         arrived: clients whose updates wait for the next merge.
-        taking: clients that take part, arrived or not.
+        taking: clients that take part: who has been sent something, and who has arrived and waits.
         awaited: pacing clients that have not gone since the window opened.
         round: rounds done.
         state: the rule's own, whatever JSON can hold; written in place, empty at first.
+        num_updates: how many wait for the next merge.
     """
 
     now_s: float
@@ -50,6 +55,7 @@ class Window:
     awaited: AbstractSet[int]
     round: int
     state: dict[str, Any]
+    num_updates: int
 
 
 class AdmissionRule(Section):
@@ -57,9 +63,12 @@ class AdmissionRule(Section):
 
     Attributes:
         counts: what makes a round: a merge, or as many merged updates as clients take part.
+        sends_at_once: whether who has delivered is sent the current version, without waiting for
+            the merge.
     """
 
     counts: ClassVar[Literal["merges", "updates"]] = "merges"
+    sends_at_once: ClassVar[bool] = False
 
     def pacing(self, shares: Sequence[float], taking: Collection[int]) -> frozenset[int]:
         """Return whom a window waits for, of those who take part."""
@@ -95,15 +104,15 @@ class Barrier(AdmissionRule):
 
 @register_admission("count")
 class Counted(AdmissionRule):
-    """Waits for so many updates, or for all where fewer take part."""
+    """Waits for so many updates, whose clients go on meanwhile."""
 
     counts = "updates"
+    sends_at_once = True
     count: int | None = None
 
     def close_s(self, window: Window) -> float | None:
         """Return now if they are there."""
-        quota = min(self.count or 1, len(window.taking))
-        return window.now_s if 0 < len(window.arrived) >= quota else None
+        return window.now_s if window.num_updates >= (self.count or 1) else None
 
 
 @register_admission("each")
@@ -131,17 +140,25 @@ class Admission:
         taking: those that take part, see the module.
         awaited: the pacing clients of the open window that have not gone since it opened.
         round: rounds done.
+        sends_at_once: see `AdmissionRule`.
     """
 
     def __init__(
-        self, config: AdmissionConfig, shares: Sequence[float], sampled: int | None = None
+        self,
+        config: AdmissionConfig,
+        shares: Sequence[float],
+        sampled: int | None = None,
+        *,
+        is_buffered: bool = False,
     ) -> None:
         """
         Args:
             shares: [C] bandwidth shares.
             sampled: how many clients take part at a time at most; None for all.
+            is_buffered: whether the server keeps each client's last update, and only that.
         """
         self.rule: AdmissionRule = ADMISSIONS.make(config.kind, config)
+        self.sends_at_once = self.rule.sends_at_once and not is_buffered
         self.shares = tuple(shares)
         self.active = set(range(len(shares)))
         self.taking = set(self.active)
@@ -160,18 +177,24 @@ class Admission:
     def _pacing(self) -> frozenset[int]:
         return self.rule.pacing(self.shares, self.taking) if self.taking else frozenset()
 
-    def close_s(self, now_s: float, arrived: AbstractSet[int]) -> float | None:
+    def close_s(
+        self, now_s: float, arrived: AbstractSet[int], num_updates: int | None = None
+    ) -> float | None:
         """Return when the window closes; None while it has to wait, and after it has been
         returned once.
 
         Args:
             arrived: clients whose updates wait for the next merge.
+            num_updates: how many wait; None for one of each of these clients.
         """
         if self.is_closing:
             return None
-        window = Window(now_s, arrived, self.taking, self.awaited, self.round, self._state)
+        num_updates = len(arrived) if num_updates is None else num_updates
+        window = Window(
+            now_s, arrived, self.taking, self.awaited, self.round, self._state, num_updates
+        )
         at_s = self.rule.close_s(window)
-        if at_s is None and arrived and self.taking <= arrived:
+        if at_s is None and arrived and self.taking <= arrived and not self.sends_at_once:
             at_s = now_s
         self.is_closing = bool(arrived) and at_s is not None and math.isfinite(at_s)
         return max(now_s, at_s) if self.is_closing and at_s is not None else None

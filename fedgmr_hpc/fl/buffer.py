@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from fedgmr_hpc.config.axes import AggregationConfig
@@ -24,42 +25,56 @@ class UpdateBuffer:
     """Each client's last delivered update, where it still counts.
 
     Attributes:
-        arrived: updates that were never merged, by client, in the order of their arrival.
+        arrived: updates that were never merged, by client, in the order of their arrival; with
+            buffering one at most of each client.
+        num_arrived: how many these are.
     """
 
     def __init__(self, choices: AggregationConfig) -> None:
         self.is_kept, self.max_entries = choices.buffered, choices.max_entries
-        self.arrived: dict[int, BufferEntry] = {}
+        self.arrived: dict[int, list[BufferEntry]] = {}
+        self.num_arrived = 0
         self._merged: dict[int, BufferEntry] = {}  # longest held first
         self._masks: dict[int, MaskSet] = {}  # that what is held is packed for
 
     def add(self, update: Update, masks: MaskSet) -> None:
-        """Take a new update in place of its client's last."""
-        self.drop(update.client)
+        """Take a new update, with buffering in place of its client's last."""
+        if self.is_kept:
+            self.drop(update.client)
         self._masks[masks.mask_id] = masks
         entry = BufferEntry(**shared_fields(update, BufferEntry), index=None)
-        self.arrived[update.client] = entry
+        self._arrive(entry)
+
+    def _arrive(self, entry: BufferEntry) -> None:
+        self.arrived.setdefault(entry.client, []).append(entry)
+        self.num_arrived += 1
 
     def drop(self, client: int) -> None:
         """Forget what it holds of a client."""
-        self.arrived.pop(client, None)
+        self.num_arrived -= len(self.arrived.pop(client, ()))
         self._merged.pop(client, None)
 
     def take(self, masks: MaskSet) -> list[BufferEntry]:
         """Return what a merge is made of, in client order and in the packed order of `masks`; from
         now on nothing of it counts as arrived.
         """
-        num_new = len(self.arrived)
-        self._merged.update(self.arrived)
-        self.arrived = {}
-        self._evict(num_new)
-        for client, entry in self._merged.items():
-            self._merged[client] = self._repacked(entry, masks)
+        held = self.waiting()
+        self.arrived, self.num_arrived = {}, 0
+        if self.is_kept:
+            self._merged.update({entry.client: entry for entry in held})
+            self._evict(len(held))
+            held = list(self._merged.values())
+        held = [self._repacked(entry, masks) for entry in held]
+        if self.is_kept:
+            self._merged = {entry.client: entry for entry in held}
         self._masks = {masks.mask_id: masks}
-        entries = [self._merged[client] for client in sorted(self._merged)]
-        if not self.is_kept:
-            self._merged = {}
-        return entries
+        return sorted(held, key=attrgetter("client"))
+
+    def waiting(self) -> list[BufferEntry]:
+        """Return the updates that have arrived, clients and their updates in the order of their
+        arrival.
+        """
+        return [entry for own in self.arrived.values() for entry in own]
 
     @property
     def masks(self) -> list[MaskSet]:
@@ -68,14 +83,16 @@ class UpdateBuffer:
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` takes back, but for the masks."""
-        held = {"arrived": self.arrived, "merged": self._merged}
-        return {name: [fields_of(e) for e in entries.values()] for name, entries in held.items()}
+        held = {"arrived": self.waiting(), "merged": self._merged.values()}
+        return {name: [fields_of(entry) for entry in entries] for name, entries in held.items()}
 
     def restore(self, state: dict[str, Any], masks: Mapping[int, MaskSet]) -> None:
         """Go back to a saved state; `masks` by id."""
-        self.arrived = {entry["client"]: BufferEntry(**entry) for entry in state["arrived"]}
-        self._merged = {entry["client"]: BufferEntry(**entry) for entry in state["merged"]}
-        held = [*self.arrived.values(), *self._merged.values()]
+        self.arrived, self.num_arrived = {}, 0
+        for fields in state["arrived"]:
+            self._arrive(BufferEntry(**fields))
+        self._merged = {fields["client"]: BufferEntry(**fields) for fields in state["merged"]}
+        held = [*self.waiting(), *self._merged.values()]
         self._masks = {entry.mask_id: masks[entry.mask_id] for entry in held}
 
     def _evict(self, num_new: int) -> None:

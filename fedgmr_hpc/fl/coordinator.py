@@ -10,7 +10,8 @@ restore densities, cut masks, dispatch. Time reaches the rules only as `now_s` o
 replaying the events replays the same bytes.
 
 With sampling, or clients that come and go, a dispatch goes to whoever selection.py chooses of the
-idle ones; if no client takes part, `CloseAt` names the time at which one can.
+idle ones; if no client takes part, `CloseAt` names the time at which one can. Where admission says
+that clients go on at once, an arrival that closes no window is answered with a `Dispatch`, too.
 
 A client that is `Lost`, or whose update is at fault (`Quarantined`, see quarantine.py), is gone for
 good: its updates leave the buffer at once, merged before or not, so no later version is made from a
@@ -28,16 +29,17 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, best_connected
-from fedgmr_hpc.fl.aggregation import ServerRule, staleness_weights
+from fedgmr_hpc.fl.aggregation import BufferEntry, ServerRule, staleness_weights
 from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
@@ -71,6 +73,7 @@ class Coordinator:
     Attributes:
         classes: how many clients begin with each density.
         same_since: see `Assignment`.
+        ready_s: time since which the current version exists.
     """
 
     def __init__(
@@ -100,7 +103,9 @@ class Coordinator:
         ladder = sorted(self.classes) if config.eval.submodels else ()
         self.masking = Masking(config.submodel, layers, ladder)
         self.masks = self.masking.newest
-        self.admission = Admission(config.admission, shares, sampled)
+        self.admission = Admission(
+            config.admission, shares, sampled, is_buffered=config.aggregation.buffered
+        )
         self.selection = Selection(sampled, config.seed, availability)
         recent = max(1, config.run.interval_rounds // 2)
         self.clients = [Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
@@ -119,6 +124,7 @@ class Coordinator:
         self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)
         self.scores: dict[int, float] = {}
         self.is_last = False
+        self.ready_s = 0.0
         self._report: Merged | None = None
         self._usual: dict[tuple[int, int, int], float] = {}  # by version, mask id and K
 
@@ -161,11 +167,17 @@ class Coordinator:
         is_current = self.restoration.deliver(update.client, masks.densities[update.level])
         if is_current and not np.isnan(update.score):
             self.scores[update.client] = update.score
-        return self._close_if_complete(event.now_s)
+        return self._go_on(event.now_s)
 
-    def _close_if_complete(self, now_s: float) -> list[Command]:
-        at_s = self.admission.close_s(now_s, self.buffer.arrived.keys())
-        return [] if at_s is None else [CloseAt(at_s)]
+    def _go_on(self, now_s: float) -> list[Command]:
+        """Close the window if that is due, or send at once, without a merge in between."""
+        arrived = self.buffer.arrived
+        at_s = self.admission.close_s(now_s, arrived.keys(), self.buffer.num_arrived)
+        if at_s is not None:
+            return [CloseAt(at_s)]
+        if self.admission.sends_at_once and not self.admission.is_closing:
+            return self._dispatch(max(now_s, self.ready_s))
+        return []
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
         """Return why an update must not be merged."""
@@ -224,17 +236,18 @@ class Coordinator:
         self.admission.lose(gone, self.buffer.arrived.keys())
         if not self.admission.taking and not self.admission.is_closing:
             return self._wake(now_s)
-        return self._close_if_complete(now_s)
+        return self._go_on(now_s)
 
     def _close(self, event: Closed) -> list[Command]:
-        merged, before = tuple(sorted(self.buffer.arrived)), self.round
-        if not merged:  # no client took part, or what had arrived is of clients that are gone
+        arrived, before = self.buffer.waiting(), self.round
+        if not arrived:  # no client took part, or what had arrived is of clients that are gone
             return self._dispatch(event.now_s)
-        for client in merged:
-            self.base_versions[client] = self.buffer.arrived[client].base_version
-        self.admission.merge(len(merged))
-        self._merge(merged)
+        for entry in arrived:
+            self.base_versions[entry.client] = entry.base_version
+        self.admission.merge(len(arrived))
+        self._merge(sorted(arrived, key=attrgetter("client")))
         self.version += 1
+        self.ready_s = event.ready_s
         run = self.config.run
         is_late = run.max_time_s is not None and event.ready_s >= run.max_time_s
         self.is_last = is_late or self.round >= run.max_rounds
@@ -244,22 +257,32 @@ class Coordinator:
             self._cut()
         return [self._finish_report(), *self._dispatch(event.ready_s)]
 
-    def _merge(self, merged: tuple[int, ...]) -> None:
+    def _merge(self, arrived: Sequence[BufferEntry]) -> None:
         entries = self.buffer.take(self.masks)
-        sigma = staleness_weights(self._ages(), self.config.aggregation)
-        weights = self.packed, self.dense
-        new = self.rule.merge(weights, entries, self.masks, sigma, merged)
+        new = self.rule.merge(
+            (self.packed, self.dense),
+            entries,
+            self.masks,
+            self._staleness([entry.base_version for entry in entries]),
+            self._staleness([entry.base_version for entry in arrived]).tolist(),
+            float(self._staleness(self.base_versions).sum()),
+        )
         self.packed, self.dense = new.packed, new.dense
-        self._report = self._make_report(self.version + 1, merged)
-        self._report.weight[[entry.client for entry in entries]] = new.shares
+        self._report = self._make_report(self.version + 1, [entry.client for entry in arrived])
+        np.add.at(self._report.weight, [entry.client for entry in entries], new.shares)
 
-    def _ages(self) -> NDArray[np.int64]:
-        """Return age in versions of each client's last merged update [C], 0 if there is none."""
-        return np.where(self.base_versions < 0, 0, self.version - self.base_versions + 1)
+    def _staleness(self, base_versions: ArrayLike) -> NDArray[np.float64]:
+        """Return what updates of these versions weigh by their ages, 0 for version -1."""
+        return staleness_weights(self._ages(np.asarray(base_versions)), self.config.aggregation)
 
-    def _make_report(self, version: int, merged: tuple[int, ...]) -> Merged:
+    def _ages(self, base_versions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return ages in versions of updates of these versions, 0 for version -1."""
+        return np.where(base_versions < 0, 0, self.version - base_versions + 1)
+
+    def _make_report(self, version: int, merged: Sequence[int]) -> Merged:
         zeros = np.zeros((2, len(self.clients)))
-        return Merged(version, self.round, merged, self._ages(), density=zeros[0], weight=zeros[1])
+        ages = self._ages(self.base_versions)
+        return Merged(version, self.round, tuple(merged), ages, density=zeros[0], weight=zeros[1])
 
     def _finish_report(self) -> Merged:
         assert self._report is not None
@@ -274,6 +297,7 @@ class Coordinator:
 
     def _refresh(self, event: Evaluated) -> list[Command]:
         self._check_finite()
+        self.ready_s = event.now_s
         if self.is_last:
             if self.config.eval.submodels:
                 self._cut()  # as if the run went on
@@ -326,26 +350,31 @@ class Coordinator:
             self.rule.state.repack(old, self.masks)
 
     def _dispatch(self, now_s: float) -> list[Command]:
-        """Send this version to those who are chosen, and open the next window."""
+        """Send this version to those who are chosen, and open the next window, or keep it open."""
         idle, taking = self._idle(), self.admission.taking
-        chosen = self.selection.choose(
-            idle, len(taking) - len(taking & set(idle)), now_s, self.version
-        )
+        busy, turn = taking.difference(idle), self.buffer.num_arrived
+        chosen = self.selection.choose(idle, len(busy), now_s, self.version, turn)
         assignments = tuple(self._assign(client, now_s) for client in chosen)
-        self.admission.open((taking - set(idle)) | set(chosen))
+        self.admission.open(busy.union(chosen))
         if not self.admission.taking:
             return self._wake(now_s)
         if not assignments:
             return []
-        return [Dispatch(self.version, self.masks, self.packed, self.dense, assignments)]
+        return [Dispatch(self.version, self.masks, self.packed, self.dense, assignments, now_s)]
 
     def _idle(self) -> list[int]:
-        """Return clients of the run with nothing in flight and nothing that waits for a merge."""
-        active, arrived = self.admission.active, self.buffer.arrived
-        return [c for c in sorted(active) if self.clients[c].in_flight is None and c not in arrived]
+        """Return clients of the run with nothing in flight, and nothing that they wait for."""
+        waiting = () if self.admission.sends_at_once else self.buffer.arrived
+        active, clients = self.admission.active, self.clients
+        return [c for c in sorted(active) if clients[c].in_flight is None and c not in waiting]
 
     def _wake(self, now_s: float) -> list[Command]:
-        """Look again when a client can be chosen, since none takes part."""
+        """Close the window since no client takes part: at once if updates wait, otherwise when a
+        client can be chosen.
+        """
+        if self.buffer.arrived:
+            self.admission.is_closing = True
+            return [CloseAt(now_s)]
         wake_s = self.selection.wake_s(self._idle(), now_s)
         if math.isinf(wake_s):
             raise RunError("no client will be available again", version=self.version)
@@ -356,10 +385,10 @@ class Coordinator:
         """Send the current version to those whose updates are lost with the process before, as is
         what all clients kept.
         """
-        self.same_since = self.version + 1
+        self.same_since, self.ready_s = self.version + 1, now_s
         for client in self.clients:
             client.recall(self.config.train.steps)
-        return [*self._dispatch(now_s), *self._close_if_complete(now_s)]
+        return [*self._dispatch(now_s), *self._go_on(now_s)]
 
     def _learning_rate(self) -> float:
         train = self.config.train

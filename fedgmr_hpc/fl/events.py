@@ -104,6 +104,7 @@ class Dispatch:
     packed: Floats  # [P]
     dense: Floats  # [D]
     assignments: tuple[Assignment, ...]
+    at_s: float  # not before the version exists
 
 
 @dataclass(frozen=True, slots=True)

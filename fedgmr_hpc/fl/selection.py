@@ -1,6 +1,6 @@
 """Who is sent something next: sampling, and clients that come and go.
 
-A client is idle while it is in the run, has nothing in flight and nothing waits for a merge. With
+A client is idle while it is in the run, has nothing in flight and does not wait for a merge. With
 `clients.sampled` the idle and available ones are drawn until that many take part; otherwise all of
 them are. Availability decides only who is chosen: a client that has begun finishes, whatever its
 trace says, so a trace models when devices check in, not failures (those are `faults`).
@@ -110,7 +110,7 @@ class Selection:
 
     Args:
         sampled: how many at a time at most; None for all.
-        seed: of the draws, which are keyed by version.
+        seed: of the draws, which are keyed by version and turn.
     """
 
     def __init__(
@@ -119,17 +119,20 @@ class Selection:
         self.sampled, self.seed = sampled, seed
         self.availability = availability or Availability({})
 
-    def choose(self, idle: Sequence[int], num_taking: int, now_s: float, version: int) -> list[int]:
+    def choose(
+        self, idle: Sequence[int], num_taking: int, now_s: float, version: int, turn: int = 0
+    ) -> list[int]:
         """Return the idle clients that are sent this version, ascending.
 
         Args:
             idle: ascending.
             num_taking: clients that take part already.
+            turn: how many updates have arrived since this version was made.
         """
         able = self.availability.able(idle, now_s)
         if self.sampled is None or len(able) <= self.sampled - num_taking:
             return able
-        rng = make_rng(self.seed, "sample", step=version)
+        rng = make_rng(self.seed, "sample", turn, version)
         drawn = rng.choice(len(able), max(0, self.sampled - num_taking), replace=False)
         return [able[index] for index in sorted(drawn)]
 

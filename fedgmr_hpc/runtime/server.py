@@ -281,7 +281,7 @@ class Server:
     def _dispatch(self, dispatch: Dispatch) -> None:
         self.in_flight.update({a.client: a for a in dispatch.assignments})
         self.pool.submit(dispatch)  # ranks begin before the server counts bytes
-        self.clock.broadcast(self.now_s, self.ledger.charge_dispatch(dispatch))
+        self.clock.broadcast(dispatch.at_s, self.ledger.charge_dispatch(dispatch))
 
     def _evaluate(self, command: Evaluate) -> Evaluated:
         evaluation = self.evaluator.validate(command, self.now_s)

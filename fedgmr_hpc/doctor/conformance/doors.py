@@ -119,8 +119,8 @@ def _closes(values: Values) -> str:
             now_s = float(10 * round_ + num)
             window = (now_s, frozenset(order[:num]), everybody, rule.pacing(SHARES, everybody))
             other = copy.deepcopy(state)
-            at_s = rule.close_s(Window(*window, round_, state))
-            same = rule.close_s(Window(*window, round_, other))
+            at_s = rule.close_s(Window(*window, round_, state, num))
+            same = rule.close_s(Window(*window, round_, other, num))
             demand(at_s == same, "the same window closes at another time when asked again")
             _demand_json(state)
             if at_s is not None:

@@ -1,6 +1,6 @@
 """The rule of a run, with what it keeps: what the coordinator merges by.
 
-Shapes: C clients, P prunable entries, D dense entries.
+Shapes: U updates, P prunable entries, D dense entries.
 """
 
 from __future__ import annotations
@@ -68,23 +68,26 @@ class ServerRule:
         weights: tuple[Floats, Floats],
         entries: Sequence[BufferEntry],
         masks: MaskSet,
-        sigma: NDArray[np.float64],
-        merged: Sequence[int],
+        staleness: NDArray[np.float64],
+        arrived: Sequence[float],
+        all_staleness: float,
     ) -> Version:
         """Return the next version.
 
         Args:
             weights: [P] packed for `masks`, and [D].
             entries: updates in client order, packed for `masks`.
-            sigma: [C] staleness weight of each client's last update, 0 without one.
-            merged: clients whose updates are merged for the first time.
+            staleness: [U] weight of each update by its age.
+            arrived, all_staleness: see `Merge`.
         """
         what = Merge(
             *weights,
             entries,
-            weights=[sigma[entry.client] * entry.num_samples for entry in entries],
-            arrived=[float(sigma[client]) for client in merged],
-            all_staleness=float(sigma.sum()),
+            weights=[
+                weight * entry.num_samples for weight, entry in zip(staleness, entries, strict=True)
+            ],
+            arrived=arrived,
+            all_staleness=all_staleness,
             statistics=self._statistics(masks),
         )
         return merge(self.rule, what, self.state, self._threads)

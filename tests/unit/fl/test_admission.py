@@ -169,7 +169,8 @@ def test_a_barrier_waits_for_everybody_who_is_left():
 
 
 def test_a_count_is_at_most_the_number_of_clients_left():
-    window = admission(kind="count", count=3)
+    choices = AdmissionConfig(kind="count", count=3)
+    window = Admission(choices, (1.0, 0.5, 0.5), is_buffered=True)
     window.lose([0], {1})
     assert window.close_s(7.0, {1}) is None
     window.lose([2], {1})
@@ -223,11 +224,14 @@ def test_a_barrier_waits_for_those_who_take_part():
     assert window.close_s(8.0, {1, 3}) == 8.0
 
 
-def test_a_count_is_at_most_the_number_who_take_part():
-    window = admission((1.0,) * 5, kind="count", count=3)
+@pytest.mark.parametrize(("is_buffered", "close_s"), [(True, 8.0), (False, None)])
+def test_a_count_is_at_most_the_number_who_take_part_unless_they_go_on(is_buffered, close_s):
+    choices = AdmissionConfig(kind="count", count=3)
+    window = Admission(choices, (1.0,) * 5, is_buffered=is_buffered)
     window.open({0, 4})
     assert window.close_s(7.0, {0}) is None
-    assert window.close_s(8.0, {0, 4}) == 8.0
+    assert window.close_s(8.0, {0, 4}) == close_s
+    assert Admission(choices, (1.0,)).close_s(9.0, {0}, 3) == 9.0
 
 
 @pytest.mark.parametrize("kind", ["window", "barrier", "each"])

@@ -692,6 +692,63 @@ def test_count_merges_so_many_updates():
     assert (merged.version, merged.round, merged.clients) == (1, 1, (0, 1, 2))
 
 
+def buff(count: int, shares=(1.0, 1.0, 1.0), **sections) -> Driven:
+    admission = {"kind": "count", "count": count}
+    return Driven(shares, method="fedbuff", admission=admission,
+                  aggregation={"staleness": "poly"}, **sections).start()  # fmt: skip
+
+
+def test_clients_that_are_counted_go_on_at_once_from_the_version_there_is():
+    driven = buff(3)
+    for now_s in (1.0, 2.0):
+        (sent,) = driven.deliver(0, values=1.0, dense=(0, 0), now_s=now_s)
+        assert type(sent) is Dispatch
+        assert (sent.version, sent.at_s) == (0, now_s)
+        assert [(a.client, a.base_version) for a in sent.assignments] == [(0, 0)]
+    assert sent.assignments[0].first_step == 2 * driven.core.config.train.steps
+    assert driven.deliver(1, values=4.0, dense=(0, 0), now_s=3.0) == [CloseAt(3.0)]
+    merged, sent = driven.close(3.0)
+    assert merged.clients == (0, 0, 1)
+    assert driven.weights() == [w + (1 + 1 + 4) / 3 for w in (6, 5, 4, 3, 2, 1)]
+    assert merged.weight.tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert [(a.client, a.base_version) for a in sent.assignments] == [(1, 1)]  # 0 trains already
+
+
+def test_two_updates_of_a_client_in_a_merge_have_an_age_each():
+    driven = buff(2)
+    driven.round(0, 1, dense=(0, 0))
+    driven.deliver(0, values=1.0, dense=(0, 0))  # of version 0
+    driven.deliver(0, values=1.0, dense=(0, 0))  # of version 1
+    merged = driven.close()[0]
+    assert (merged.clients, merged.staleness.tolist()) == ((0, 0), [1, 2, 0])
+    step = (1 + 2**-0.5) / 2
+    assert driven.weights() == pytest.approx([w + step for w in (6, 5, 4, 3, 2, 1)])
+    assert merged.weight.tolist() == pytest.approx([step, 0, 0])
+
+
+def test_what_is_sent_at_once_is_not_sent_before_its_version_exists():
+    driven = buff(2)
+    driven.deliver(0, dense=(0, 0))
+    driven.deliver(1, dense=(0, 0))
+    driven.close(2.0)  # done at 2.5
+    (sent,) = driven.deliver(2, dense=(0, 0), now_s=2.2)
+    assert (sent.version, sent.at_s) == (1, 2.5)
+    driven.deliver(2, dense=(0, 0), now_s=2.6)
+    assert driven.core.clients[2].cycle_times_s[-1] == pytest.approx(0.1)
+
+
+def test_an_update_of_a_client_that_is_gone_is_not_counted_any_more():
+    driven = buff(3)
+    driven.deliver(0, dense=(0, 0))
+    driven.deliver(0, dense=(0, 0))
+    driven.send(Lost(1.5, (0,), "gone"))
+    (sent,) = driven.deliver(1, dense=(0, 0))
+    assert type(sent) is Dispatch
+    driven.deliver(1, dense=(0, 0))
+    assert driven.deliver(2, dense=(0, 0), now_s=3.0) == [CloseAt(3.0)]
+    assert driven.close(3.0)[0].clients == (1, 1, 2)
+
+
 def test_a_round_of_single_updates_takes_one_of_every_client():
     train = {"learning_rate": 0.1, "decay_factor": 0.5, "decay_rounds": 1}
     driven = Driven((1.0, 0.5), admission={"kind": "each"}, train=train).start()
@@ -1060,7 +1117,7 @@ def test_fed_buff_adds_changes_with_their_own_staleness_over_the_number_of_updat
                     aggregation={"staleness": "poly"}).start()  # fmt: skip
     driven.round(0, 1, values=1.0, dense=(0, 0))
     assert driven.weights() == [7, 6, 5, 4, 3, 2]
-    driven.round(0, 2, values=1.0, dense=(2, 0))
+    driven.round(1, 2, values=1.0, dense=(2, 0))
     step = (1 + 2**-0.5) / 2
     assert driven.weights() == pytest.approx([w + step for w in (7, 6, 5, 4, 3, 2)])
     assert driven.dispatch.dense.tolist() == pytest.approx([10 + 2 * step, 20])

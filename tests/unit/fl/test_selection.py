@@ -269,6 +269,54 @@ def test_never_more_than_the_sample_take_part_and_everybody_does_eventually(admi
     assert run.core.version > 50
 
 
+COUNTED = {"method": "fedbuff", "admission": {"kind": "count", "count": 2}}
+
+
+def test_as_many_train_at_any_time_where_clients_go_on_at_once():
+    run = Run(8, clients={"sampled": 3}, **COUNTED)
+    rng, seen, now_s = np.random.default_rng(0), set(), 0.0
+    for _ in range(300):
+        assert run.core.admission.taking == set(run.in_flight)
+        seen |= set(run.in_flight)
+        now_s += 1
+        run.deliver(int(rng.choice(sorted(run.in_flight))), now_s)
+        if run.close_s is not None:
+            assert len(run.in_flight) == 2
+            now_s = run.close_s
+            run.close()
+        assert len(run.in_flight) == 3
+    assert seen == set(range(8))
+    assert run.core.version == 150
+
+
+def test_who_is_drawn_at_once_differs_from_update_to_update():
+    run = Run(40, clients={"sampled": 8}, method="fedbuff", admission={"kind": "count", "count": 8})
+    drawn = []
+    for step in range(7):
+        (sent,) = run.deliver(min(run.in_flight), float(step))
+        drawn += [a.client for a in sent.assignments]
+    assert len(set(np.diff(drawn))) > 3  # not the same place in the list each time
+
+
+def test_a_lost_client_is_replaced_at_once_where_clients_go_on_at_once():
+    run = Run(4, clients={"sampled": 2}, **COUNTED)
+    gone = min(run.in_flight)
+    del run.in_flight[gone]
+    (sent,) = run.send(Lost(1.0, (gone,), "gone"))
+    assert [a.client for a in sent.assignments][0] not in {gone}
+    assert len(run.in_flight) == 2
+
+
+def test_updates_that_nobody_will_add_to_are_merged():
+    spans = {client: [(0.0, 5.0)] for client in range(2)}
+    run = Run(2, Availability(spans, 10.0), **COUNTED)
+    del run.in_flight[1]
+    run.send(Lost(1.0, (1,), "gone"))
+    assert run.deliver(0, 6.0) == [CloseAt(6.0)]  # it cannot be chosen before 10
+    assert run.close()[0].clients == (0,)
+    assert run.close_s == 10.0
+
+
 def test_a_barrier_waits_for_the_sample_only_and_draws_anew():
     run = Run(6, clients={"sampled": 2}, admission={"kind": "barrier"})
     first = set(run.in_flight)

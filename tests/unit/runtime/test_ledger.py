@@ -45,7 +45,7 @@ def make_dispatch(levels: dict[int, int], masks=None, version=0) -> Dispatch:
         for client, level in levels.items()
     )
     packed, dense = np.zeros(masks.size, np.float32), np.zeros(2, np.float32)
-    return Dispatch(version, masks, packed, dense, assignments)
+    return Dispatch(version, masks, packed, dense, assignments, 0.0)
 
 
 def parts(broadcast) -> dict[int, tuple[int, int, int]]:

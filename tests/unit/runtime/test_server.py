@@ -20,7 +20,7 @@ DENSE = np.array([7, 8], np.float32)
 
 def outgoing(version: int = 4, mask_id: int = 3) -> DispatchFrames:
     masks = cut_masks(KEYS.copy(), [0.34, 0.67, 1.0], mask_id=mask_id)
-    dispatch = Dispatch(version, masks, PACKED, DENSE, ())
+    dispatch = Dispatch(version, masks, PACKED, DENSE, (), 0.0)
     return DispatchFrames(dispatch, "fp32", 99, PositionCodes())
 
 
@@ -54,7 +54,7 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received.accept(sent(outgoing().parcel(0, with_positions=True)))
     in_use = received.sub_model(2)[2]
     masks = cut_masks(5 - KEYS, [0.34, 1.0], mask_id=4)
-    newer = DispatchFrames(Dispatch(5, masks, PACKED, DENSE, ()), "fp32", 99, PositionCodes())
+    newer = DispatchFrames(Dispatch(5, masks, PACKED, DENSE, (), 0.0), "fp32", 99, PositionCodes())
     received.accept(sent(newer.parcel(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]
     assert received.sub_model(2)[2].tolist() == [2, 4]

@@ -228,7 +228,7 @@ def make_pool(dtype: str) -> tuple[RankPool, list[Transport]]:
 def submit(pool: RankPool, clients: list[int]) -> None:
     packed, dense = np.zeros(3, np.float32), np.zeros(1, np.float32)
     tasks = tuple(make_task(client) for client in clients)
-    pool.submit(Dispatch(0, full_masks(3), packed, dense, tasks))
+    pool.submit(Dispatch(0, full_masks(3), packed, dense, tasks, 0.0))
 
 
 def test_with_int8_a_client_always_has_the_same_rank():
