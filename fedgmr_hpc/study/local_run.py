@@ -61,20 +61,25 @@ def run_study(
 
 
 def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
-    """Run what can run, then what waited for that, each cell once."""
+    """Run each cell once, those that wait for trials when these have ended."""
     begun: set[str] = set()
-    states = folder.states()
-    while todo := [
-        cell
-        for cell, state in states
-        if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
-    ]:
-        begun |= {cell.digest for cell in todo}
-        with LiveText(live_interval_s=LIVE_S, plain_interval_s=PLAIN_S) as live:
-            live.wait()
-            watch = _Watch(folder.cells_dir, states, max_parallel, live)
-            Queue(folder.cells_dir, num_ranks, max_parallel, watch.see).run(todo)
-        states = folder.states()
+
+    def ready() -> list[Cell]:
+        """Return cells that can begin, and have not."""
+        watch.states = folder.states()
+        todo = [
+            cell
+            for cell, state in watch.states
+            if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
+        ]
+        begun.update(cell.digest for cell in todo)
+        return todo
+
+    with LiveText(live_interval_s=LIVE_S, plain_interval_s=PLAIN_S) as live:
+        live.wait()
+        watch = _Watch(folder.cells_dir, [], max_parallel, live)
+        while todo := ready():
+            Queue(folder.cells_dir, num_ranks, max_parallel, watch.see, more=ready).run(todo)
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:
@@ -112,7 +117,8 @@ class _Watch:
 
     Attributes:
         states: of all cells. Those that have ended stay as they are, and those that wait for trials
-            go on waiting, so neither is read again: a look must not cost more than the cells do.
+            go on waiting until all are read, so a look reads neither: it must not cost more than
+            the cells do.
     """
 
     folder: Path
@@ -124,7 +130,7 @@ class _Watch:
     def see(self, queue: Queue) -> None:
         """Show a line if it is time for one; the queue calls this at every turn."""
         ended = len(queue.done) + len(queue.failed)
-        if ended > self.num_ended or self.live.is_due:
+        if ended != self.num_ended or self.live.is_due:
             self.num_ended = ended
             self.live.show(self._line(queue))
 

@@ -68,13 +68,16 @@ def start_here(num_ranks: int, words: list[str]) -> list[str]:
 
 @dataclass
 class Queue:
-    """Cells that wait, run, are done and have failed; `on_change` is called at every turn."""
+    """Cells that wait, run, are done and have failed; `on_change` is called at every turn, and
+    `more` for further cells when one has ended and none waits.
+    """
 
     folder: Path
     num_ranks: int
     max_parallel: int
     on_change: Callable[[Queue], None] = lambda queue: None
     launcher: Launcher = start_here
+    more: Callable[[], Sequence[Cell]] = tuple
     waiting: list[Cell] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
@@ -95,7 +98,8 @@ class Queue:
         self.waiting += _one_each(cells)
         try:
             while self.waiting or self.jobs:
-                self._collect()
+                if self._collect() and not self.waiting:
+                    self.waiting += _one_each(self.more())
                 self._start_jobs()
                 self.on_change(self)
                 time.sleep(POLL_S)
@@ -144,10 +148,13 @@ class Queue:
             )
         return Job(cell, process, path, lock)
 
-    def _collect(self) -> None:
-        for job in [job for job in self.jobs if job.process.poll() is not None]:
+    def _collect(self) -> bool:
+        """Conclude jobs that have ended; return whether there were any."""
+        ended = [job for job in self.jobs if job.process.poll() is not None]
+        for job in ended:
             self.jobs.remove(job)
             (self.done if self._conclude(job) else self.failed).append(job.cell)
+        return bool(ended)
 
     def _conclude(self, job: Job) -> bool:
         """Save the error of a job that failed by itself; return whether its cell has ended."""

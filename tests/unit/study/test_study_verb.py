@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,27 @@ def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
         watch.see(Queue(tmp_path, 1, 1))
         assert done in shown.getvalue().splitlines()[-1]
     assert read == [cell.name for cell in cells[2:4]]
+
+
+def test_cells_that_can_run_by_now_do_not_wait_for_those_that_still_run(tmp_path: Path) -> None:
+    first, second, third = expand(
+        *load_study({**STUDY, "matrix": {"method": ["fedavg"], "seed": [0, 1, 2]}})
+    )
+    flag = tmp_path / "third"
+    code = {
+        first.name: "pass",
+        second.name: f"import pathlib, time\nend = time.time() + 30\nwhile time.time() < end and "
+        f"not pathlib.Path({str(flag)!r}).exists(): time.sleep(0.02)\ntime.sleep(1)",
+        third.name: f"open({str(flag)!r}, 'w')",
+    }
+
+    def launcher(ranks: int, words: list[str]) -> list[str]:
+        return [sys.executable, "-c", code[Path(words[1]).stem]]
+
+    later = [[third]]
+    queue = Queue(tmp_path, 1, 2, launcher=launcher, more=lambda: later.pop() if later else ())
+    assert not queue.run([first, second])
+    assert [cell.name for cell in queue.failed] == [first.name, third.name, second.name]
 
 
 @pytest.mark.parametrize("action", ["run", "submit"])
