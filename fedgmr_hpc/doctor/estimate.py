@@ -208,7 +208,8 @@ def buffer_models(config: Config) -> float:
     """Return how many dense models the server's buffer may hold."""
     sizes = sorted(highest_densities(config), reverse=True)
     most = config.aggregation.max_entries or config.clients.sampled
-    return sum(sizes[:most])
+    second = sizes[0] * (config.admission.count or 0)  # of clients that have gone on at once
+    return sum(sizes[:most]) + (0 if config.aggregation.buffered else second)
 
 
 def rule_bytes(config: Config, num_weights: int) -> int:

@@ -18,7 +18,7 @@ Rounds done stay done when clients go.
 
 A rule is a class registered under a name for `admission.kind`; its fields are its options. The
 server sees to what holds for all: a window closes once, never in the past or without an arrival,
-and never waits when everybody has arrived.
+and never waits when everybody has arrived and nobody goes on.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class AdmissionRule(Section):
 
     Attributes:
         counts: what makes a round: a merge, or as many merged updates as clients take part.
-        sends_at_once: whether who has delivered is sent the current version, without waiting for
-            the merge.
+        sends_at_once: whether who delivers before the window is told to close is sent the current
+            version at once, without waiting for the merge.
     """
 
     counts: ClassVar[Literal["merges", "updates"]] = "merges"

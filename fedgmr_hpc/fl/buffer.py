@@ -22,7 +22,8 @@ from fedgmr_hpc.fl.updates import Update
 
 
 class UpdateBuffer:
-    """Each client's last delivered update, where it still counts.
+    """Delivered updates that still count: with buffering each client's last, without it all that
+    were never merged.
 
     Attributes:
         arrived: updates that were never merged, by client, in the order of their arrival; with

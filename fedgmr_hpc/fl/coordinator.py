@@ -176,7 +176,7 @@ class Coordinator:
         if at_s is not None:
             return [CloseAt(at_s)]
         if self.admission.sends_at_once and not self.admission.is_closing:
-            return self._dispatch(max(now_s, self.ready_s))
+            return self._dispatch(max(now_s, self.ready_s), opens_window=False)
         return []
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
@@ -234,14 +234,15 @@ class Coordinator:
             self.buffer.drop(client)
             self.scores.pop(client, None)
         self.admission.lose(gone, self.buffer.arrived.keys())
-        if not self.admission.taking and not self.admission.is_closing:
+        is_over = not self.admission.taking and not self.admission.sends_at_once
+        if is_over and not self.admission.is_closing:
             return self._wake(now_s)
         return self._go_on(now_s)
 
     def _close(self, event: Closed) -> list[Command]:
         arrived, before = self.buffer.waiting(), self.round
         if not arrived:  # no client took part, or what had arrived is of clients that are gone
-            return self._dispatch(event.now_s)
+            return self._dispatch(max(event.now_s, self.ready_s))
         for entry in arrived:
             self.base_versions[entry.client] = entry.base_version
         self.admission.merge(len(arrived))
@@ -258,6 +259,8 @@ class Coordinator:
         return [self._finish_report(), *self._dispatch(event.ready_s)]
 
     def _merge(self, arrived: Sequence[BufferEntry]) -> None:
+        earlier = [each.base_version for own in self.buffer.arrived.values() for each in own[:-1]]
+        all_versions = np.concatenate([self.base_versions, np.array(earlier, np.int64)])
         entries = self.buffer.take(self.masks)
         new = self.rule.merge(
             (self.packed, self.dense),
@@ -265,7 +268,7 @@ class Coordinator:
             self.masks,
             self._staleness([entry.base_version for entry in entries]),
             self._staleness([entry.base_version for entry in arrived]).tolist(),
-            float(self._staleness(self.base_versions).sum()),
+            float(self._staleness(all_versions).sum()),
         )
         self.packed, self.dense = new.packed, new.dense
         self._report = self._make_report(self.version + 1, [entry.client for entry in arrived])
@@ -349,13 +352,17 @@ class Coordinator:
             self.packed = self.masks.pack(self.packed)
             self.rule.state.repack(old, self.masks)
 
-    def _dispatch(self, now_s: float) -> list[Command]:
-        """Send this version to those who are chosen, and open the next window, or keep it open."""
-        idle, taking = self._idle(), self.admission.taking
-        busy, turn = taking.difference(idle), self.buffer.num_arrived
+    def _dispatch(self, now_s: float, *, opens_window: bool = True) -> list[Command]:
+        """Send this version to those who are chosen, and open the next window, or go on with it."""
+        idle = self._idle()
+        busy = self.admission.taking.difference(idle)
+        turn = self.buffer.num_arrived if self.admission.sends_at_once else 0
         chosen = self.selection.choose(idle, len(busy), now_s, self.version, turn)
         assignments = tuple(self._assign(client, now_s) for client in chosen)
-        self.admission.open(busy.union(chosen))
+        if opens_window:
+            self.admission.open(busy.union(chosen))
+        else:
+            self.admission.taking = busy.union(chosen)
         if not self.admission.taking:
             return self._wake(now_s)
         if not assignments:

@@ -23,11 +23,9 @@ class MergeRow:
     num_merged: int
     server_up_bytes: int
     server_down_bytes: int
-    staleness: NDArray[
-        np.int64
-    ]  # [C] age in versions of each client's buffered update, 0 = none yet
+    staleness: NDArray[np.int64]  # [C] age in versions of its last merged update, 0 for none yet
     density: NDArray[np.float64]  # [C] the density each client is next dispatched with
-    weight: NDArray[np.float64]  # [C] normalised aggregation weight
+    weight: NDArray[np.float64]  # [C] normalised aggregation weight of its updates
     up_bytes: NDArray[np.int64]  # [C]
     down_bytes: NDArray[np.int64]  # [C]
     wall_s: float

@@ -17,6 +17,7 @@ from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
 from fedgmr_hpc.doctor.conformance.repeats import goes_on, repeats
+from fedgmr_hpc.doctor.conformance.small_run import NUM_TURNS
 from fedgmr_hpc.fl.admission import Window
 from fedgmr_hpc.fl.restoration.schedule import BuiltIn, Refresh
 from fedgmr_hpc.fl.scores import Scorer
@@ -112,11 +113,12 @@ def _closes(values: Values) -> str:
     rule = ADMISSIONS.make(config.admission.kind, config.admission)
     state: dict[str, Any] = {}
     everybody = frozenset(range(len(SHARES)))
-    waited = []
+    waited, now_s = [], 0.0
     for round_ in range(NUM_REFRESHES):
         order = np.random.default_rng(round_).permutation(len(SHARES)).tolist()
-        for num in range(1, len(order) + 1):
-            now_s = float(10 * round_ + num)
+        most = NUM_TURNS * len(order) if rule.sends_at_once else len(order)
+        for num in range(1, most + 1):
+            now_s += 1.0
             window = (now_s, frozenset(order[:num]), everybody, rule.pacing(SHARES, everybody))
             other = copy.deepcopy(state)
             at_s = rule.close_s(Window(*window, round_, state, num))
@@ -128,5 +130,6 @@ def _closes(values: Values) -> str:
                 waited.append(num)
                 break
         else:
-            demand(False, "goes on waiting although everybody has arrived")
-    return f"after {min(waited)} to {max(waited)} of {len(SHARES)} arrivals"
+            turns = f" {NUM_TURNS} times" if rule.sends_at_once else ""
+            demand(False, f"goes on waiting although everybody has arrived{turns}")
+    return f"after {min(waited)} to {max(waited)} arrivals of {len(SHARES)} clients"

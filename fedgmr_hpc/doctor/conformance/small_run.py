@@ -40,6 +40,7 @@ from fedgmr_hpc.fl.widths import Axis
 
 SHARES = (1.0, 0.5, 0.2, 0.1, 0.1)
 SAMPLES = 20  # of every client
+NUM_TURNS = 100  # how often each client delivers at most, where clients go on at once
 TENSORS = {  # name: axes, prunable without widths
     "fc1.weight": ((Axis(8), Axis(5, cut="whole")), True),
     "fc1.bias": ((Axis(8),), False),
@@ -180,7 +181,9 @@ class SmallRun:
         """
         group = self.group()
         merged = []
-        for client in group if order is None else [c for c in order if c in group]:
+        goes_on = self.core.admission.sends_at_once and not self._is_built_in
+        turn = group if order is None else [c for c in order if c in group]
+        for client in turn * (NUM_TURNS if goes_on else 1):
             self.deliver(client, train(client), self._squares(client), score=client / 10)
             merged.append(client)
             if self.close_s is not None and not self._is_built_in:

@@ -37,7 +37,7 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class BufferEntry:
-    """A client's last delivered update: immutable copies, never references to training state.
+    """A delivered update: immutable copies, never references to training state.
 
     Attributes:
         client: who sent it.
@@ -68,7 +68,8 @@ class Merge:
         entries: updates in client order.
         weights: a_i of each: its staleness weight times its samples, positive.
         arrived: staleness weights of the updates that are merged for the first time.
-        all_staleness: sum of the staleness weights of all clients' last updates.
+        all_staleness: sum of the staleness weights of all clients' last updates, and of other
+            arrivals.
         statistics: which of the packed and of the dense entries are running statistics, None for
             none.
     """

@@ -218,8 +218,8 @@ def test_a_schedule_within_its_limits_is_not():
     assert failed_schedule(Slow) == set()
 
 
-def failed_admission(entry) -> set[str]:
-    return failed(check_admission, "admission.kind", entry)
+def failed_admission(entry, method="fedgmr", **more) -> set[str]:
+    return failed(check_admission, "admission.kind", entry, method, **more)
 
 
 class Never(AdmissionRule):
@@ -241,6 +241,24 @@ def test_broken_admission_is_told_so():
     assert "closes" in failed_admission(Never)
     assert "closes" in failed_admission(Past)
     assert "closes" in failed_admission(Moody)
+
+
+def test_admission_that_waits_for_more_updates_than_clients_is_not():
+    class Ten(AdmissionRule):
+        """Waits for ten updates of clients that go on."""
+
+        counts = "updates"
+        sends_at_once = True
+
+        def close_s(self, window):
+            return window.now_s if window.num_updates >= 10 else None
+
+    class Endless(Ten):
+        def close_s(self, window):
+            return None
+
+    assert failed_admission(Ten, "fedbuff", count=None) == set()
+    assert "closes" in failed_admission(Endless, "fedbuff", count=None)
 
 
 def test_admission_by_its_own_count_is_not():

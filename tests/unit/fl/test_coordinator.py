@@ -726,6 +726,17 @@ def test_two_updates_of_a_client_in_a_merge_have_an_age_each():
     assert merged.weight.tolist() == pytest.approx([step, 0, 0])
 
 
+def test_a_client_that_delivers_twice_takes_no_more_than_its_share_of_a_mix():
+    """rho is 3 of 3: the arrivals are all updates there are."""
+    choices = {"kind": "count", "count": 3}
+    driven = Driven((1.0, 1.0, 1.0), method="fedasync", admission=choices).start()
+    for _ in range(3):
+        driven.deliver(0, values=7.0, dense=(7, 7))
+    driven.close()
+    assert driven.core.dense.tolist() == [7, 7]
+    assert driven.core.packed.tolist() == pytest.approx([7] * 6)
+
+
 def test_what_is_sent_at_once_is_not_sent_before_its_version_exists():
     driven = buff(2)
     driven.deliver(0, dense=(0, 0))

@@ -307,6 +307,17 @@ def test_a_lost_client_is_replaced_at_once_where_clients_go_on_at_once():
     assert len(run.in_flight) == 2
 
 
+def test_a_window_is_filled_again_when_who_takes_part_is_lost():
+    """Client 1 was away at the start and is back when client 0 goes; client 2's update waits."""
+    run = Run(3, Availability({1: [(2.0, 9.0)], 2: [(0.0, 1.0)]}, 10.0), **COUNTED)
+    assert set(run.in_flight) == {0, 2}
+    run.deliver(2, 1.5)
+    del run.in_flight[0]
+    (sent,) = run.send(Lost(3.0, (0,), "gone"))
+    assert [a.client for a in sent.assignments] == [1]
+    assert run.close_s is None
+
+
 def test_updates_that_nobody_will_add_to_are_merged():
     spans = {client: [(0.0, 5.0)] for client in range(2)}
     run = Run(2, Availability(spans, 10.0), **COUNTED)
