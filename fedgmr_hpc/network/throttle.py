@@ -62,6 +62,10 @@ class WallClock(LinkClock):
         self._began_s = time.perf_counter()
         self._count = 0
 
+    def start(self) -> None:
+        """Let time begin now, or go on from where the links are."""
+        self._began_s = time.perf_counter() - self.fluid.now_s * self.time_scale
+
     def now_s(self) -> float:
         """Return unscaled seconds since the start."""
         return (time.perf_counter() - self._began_s) / self.time_scale
@@ -78,8 +82,8 @@ class WallClock(LinkClock):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved time, now."""
-        self._began_s = time.perf_counter() - state["now_s"] * self.time_scale
         self.fluid.now_s = state["now_s"]
+        self.start()
         self._num_transfers, self._count = state["num_transfers"], state["num_broadcasts"]
 
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:

@@ -108,7 +108,7 @@ def _run_rank(
         with STOP_REQUEST.suspended():
             transport = make_transport(kind, launch, device)
         if transport is not None and isinstance(config, Config):
-            transport.limit_s = config.run.timeout_s
+            transport.allow(config.run.timeout_s)
         chosen = choose_device(launch, torch.cuda.device_count(), device)
     except (ValueError, RunError) as error:
         print_error(str(error))

@@ -192,6 +192,7 @@ def follow(transport: Transport, device: str = "cpu", checks_data: bool = True) 
         return int(content["code"])
     keep_large_blocks()
     config, run_id = make_config(content["config"]), content["run_id"]
+    transport.allow(config.run.timeout_s)
     settle()  # whatever a plug-in has set
     if config.train.precision != "fp32":
         refusal = refuse(config.train.precision, device, f"rank {transport.rank}")

@@ -173,13 +173,16 @@ class Server:
             should_stop: asked between events; when it says so, the ranks end with exit code 75, and
                 there are no weights.
         """
+        if isinstance(self.pool, LivePool):
+            self.pool.start()
         if self.config.trace:
             self.pool.measure_offsets()
         event = self.first_event and self._handle(self.first_event)
         while self.weights is None:
             if event is None and should_stop is not None and should_stop(self):
                 break
-            event = self._handle(event or self._next_event())
+            event = event or self._next_event()
+            event = event and self._handle(event)
         while self.evaluator.is_waiting:
             self._pump("the evaluations under way")
         if self.config.trace:
@@ -227,8 +230,11 @@ class Server:
         with self.pool.tracer.span(spans[type(event)], version=self.coordinator.version):
             return self.coordinator.handle(event)
 
-    def _next_event(self) -> Event:
+    def _next_event(self) -> Event | None:
+        """Return the next event; None to look after other duties first."""
         happened = self.clock.next()
+        if happened is None:
+            return None
         if isinstance(happened, Arrival):
             return self._deliver(happened)
         if isinstance(happened, Lost | Resumed):

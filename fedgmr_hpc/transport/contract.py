@@ -78,11 +78,13 @@ class Transport(ABC):
 
     Attributes:
         limit_s: how long another rank may leave a message that is under way where it is; matters to
-            bindings that cannot leave it to their library. Runs set their `run.timeout_s`.
+            bindings that cannot leave it to their library.
+        close_timeout_s: how long `close` waits for the other ranks.
     """
 
     name: str
     limit_s = 600.0
+    close_timeout_s = 60.0
     shares_memory = False  # whether all ranks are one process, so that objects can be handed over
 
     def __init__(self, rank: int, size: int) -> None:
@@ -101,6 +103,14 @@ class Transport(ABC):
     def received_bytes(self) -> int:
         """Payload bytes returned by `recv` so far."""
         return sum(self.received_bytes_from)
+
+    def allow(self, timeout_s: float) -> None:
+        """Give another rank as long as a run does (`run.timeout_s`). At the end that is twice as
+        long: a rank that is through first waits for the others' last work, and then for what the
+        server writes.
+        """
+        self.limit_s = timeout_s
+        self.close_timeout_s = max(self.close_timeout_s, 2 * timeout_s)
 
     def send(self, dest: int, tag: Tag, *parts: Any) -> None:
         """Send the concatenation of `parts` to `dest` and return at once.
@@ -240,7 +250,7 @@ class Inbox:
             self._changed.notify()
 
     def fail(self, error: TransportError) -> None:
-        """Make every later `pop` raise `error`."""
+        """Make every later `pop` raise `error`, but for what a rank says of its own failure."""
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -260,13 +270,24 @@ class Inbox:
                 if remaining_s <= 0:
                     return None
                 self._changed.wait(remaining_s)
-            self.check()
+            if self._error is not None:
+                return self._pop_failure()
             source, queue = next(iter(self._waiting.items()))
             message = queue.popleft()
             del self._waiting[source]
             if queue:
                 self._waiting[source] = queue  # to the end of the line
             return message
+
+    def _pop_failure(self) -> Message | None:
+        """Return a failure that waits: it says why the error came."""
+        for queue in self._waiting.values():
+            for message in queue:
+                if message.tag == Tag.FAILURE:
+                    queue.clear()
+                    return message
+        self.check()
+        return None
 
 
 class InprocTransport(Transport):

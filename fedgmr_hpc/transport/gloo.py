@@ -75,12 +75,11 @@ class GlooTransport(Transport):
 
     Args:
         start_timeout_s: deadline for all ranks to find one another.
-        close_timeout_s: deadline for `close`.
     """
 
     name = "gloo"
 
-    def __init__(self, *, start_timeout_s: float = 300.0, close_timeout_s: float = 60.0) -> None:
+    def __init__(self, *, start_timeout_s: float = 300.0) -> None:
         check_network(os.environ)
         try:
             dist.init_process_group("gloo", timeout=timedelta(seconds=start_timeout_s))
@@ -88,7 +87,6 @@ class GlooTransport(Transport):
             raise TransportError(f"gloo: {str(error).splitlines()[0]}") from None
         super().__init__(dist.get_rank(), dist.get_world_size())
         self._group = dist.new_group(timeout=RUN_TIMEOUT, backend="gloo")
-        self._close_timeout_s = close_timeout_s
         self._inbox = Inbox()
         self._num_sent, self._num_received = Counter[int](), Counter[int]()
         self._sending: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
@@ -110,14 +108,15 @@ class GlooTransport(Transport):
         """
         if not dist.is_initialized():
             return
-        self.flush(self._close_timeout_s)
+        self.poll()  # a rank that has died is told as that, not as one that is late
+        self.flush(self.close_timeout_s)
         self._meet()
         for dest in set(range(self.size)) - {self.rank}:
             self._post(dest, _GOODBYE, memoryview(b""))
-        self.flush(self._close_timeout_s)
+        self.flush(self.close_timeout_s)
         self._end_threads()
         for thread in self._threads:
-            thread.join(self._close_timeout_s)
+            thread.join(self.close_timeout_s)
             if thread.is_alive():
                 raise self._not_closed()
         self.poll()
@@ -150,12 +149,12 @@ class GlooTransport(Transport):
     def _meet(self) -> None:
         """Return when every rank has come here."""
         try:
-            dist.monitored_barrier(timeout=timedelta(seconds=self._close_timeout_s))
+            dist.monitored_barrier(timeout=timedelta(seconds=self.close_timeout_s))
         except RuntimeError as error:
-            raise self._not_closed() from error
+            raise self._not_closed(f": {str(error).splitlines()[0]}") from error
 
-    def _not_closed(self) -> TransportTimeout:
-        message = f"not every rank closed within {self._close_timeout_s:g} s"
+    def _not_closed(self, why: str = "") -> TransportTimeout:
+        message = f"not every rank closed within {self.close_timeout_s:g} s{why}"
         return TransportTimeout(message, rank=self.rank)
 
     def _post(self, dest: int, tag: int, view: memoryview, num_bytes: int | None = None) -> None:

@@ -118,7 +118,6 @@ class MpiTransport(Transport):
     Args:
         comm: duplicated, so that no other traffic can mix with this.
         chunk_bytes: longest single MPI message; MPI counts are 32-bit in many builds.
-        close_timeout_s: deadline for `close`.
     """
 
     name = "mpi"
@@ -128,11 +127,10 @@ class MpiTransport(Transport):
         comm: MPI.Intracomm | None = None,
         *,
         chunk_bytes: int = 1 << 30,
-        close_timeout_s: float = 60.0,
     ) -> None:
         self._comm = (comm or MPI.COMM_WORLD).Dup()
         super().__init__(self._comm.Get_rank(), self._comm.Get_size())
-        self._chunk_bytes, self._close_timeout_s = chunk_bytes, close_timeout_s
+        self._chunk_bytes = chunk_bytes
         self._outgoing: dict[int, _Outgoing] = {}  # by dest, while there is any
         self._num_posted = [0] * self.size
         self._arriving: dict[int, deque[_Arriving | _Borrowed]] = {}  # by source, oldest first
@@ -160,10 +158,10 @@ class MpiTransport(Transport):
         """
         if self._comm == MPI.COMM_NULL:
             return
-        self.flush(self._close_timeout_s)
+        self.flush(self.close_timeout_s)
         barrier = self._comm.Ibarrier()
-        if not self._wait(barrier.Test, time.monotonic() + self._close_timeout_s):
-            message = f"not every rank closed within {self._close_timeout_s:g} s"
+        if not self._wait(barrier.Test, time.monotonic() + self.close_timeout_s):
+            message = f"not every rank closed within {self.close_timeout_s:g} s"
             raise TransportTimeout(message, rank=self.rank)
         self._comm.Free()
 

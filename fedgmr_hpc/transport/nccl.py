@@ -80,7 +80,6 @@ class DeviceTransport(GlooTransport):
         inline_bytes: longest message that goes over the control channel, the same on all ranks.
         piece_bytes: length of the staging buffers of a pair, the same on all ranks.
         start_timeout_s: deadline for all ranks to find one another.
-        close_timeout_s: deadline for `close`.
     """
 
     name = "device"
@@ -92,9 +91,8 @@ class DeviceTransport(GlooTransport):
         inline_bytes: int = JOIN_BYTES,
         piece_bytes: int = 2 << 20,
         start_timeout_s: float = 300.0,
-        close_timeout_s: float = 60.0,
     ) -> None:
-        super().__init__(start_timeout_s=start_timeout_s, close_timeout_s=close_timeout_s)
+        super().__init__(start_timeout_s=start_timeout_s)
         self._inline_bytes, self._piece_bytes = inline_bytes, piece_bytes
         self._start_timeout_s = start_timeout_s
         self._pairs = {peer: _Pair(channel) for peer, channel in self._open_channels().items()}

@@ -59,6 +59,6 @@ def restore_server(server: Server, state: Tree) -> None:
         pool.updates[fields["client"]] = (Update(**fields), rank)
     server.first_event = None
     if isinstance(clock, LivePool):
-        server.first_event = Resumed(clock.clock.now_s())
+        server.first_event = Resumed(max(state["clock"]["now_s"], server.now_s))
     elif pool.is_placed:
         pool.give_memories(state["memories"])

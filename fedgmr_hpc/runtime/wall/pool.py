@@ -27,7 +27,7 @@ from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
 from fedgmr_hpc.runtime.rank_pool import RankPool
 from fedgmr_hpc.runtime.rank_state import RankState
-from fedgmr_hpc.runtime.wall.transfers import Cycle, Transfers
+from fedgmr_hpc.runtime.wall.transfers import LOOK_UP_S, Cycle, Transfers
 from fedgmr_hpc.storage.rows import TransferRow
 from fedgmr_hpc.training.chunks import Evaluation
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
@@ -35,7 +35,7 @@ from fedgmr_hpc.wire.pieces import Outgoing
 
 log = logging.getLogger("fedgmr_hpc")
 MAX_MESSAGES = 16  # taken before the links are looked at again
-LOOK_UP_S = 0.25  # the longest wait before the server looks after its other duties
+TURN_S = 1.0  # after which the server looks after its other duties though nothing has happened
 
 
 @dataclass(slots=True)
@@ -91,9 +91,26 @@ class LivePool(RankPool):
 
     # --- the clock's side
 
-    def next(self) -> Arrival | WindowEnd | Lost:
-        """Return the next thing that happens."""
+    def start(self) -> None:
+        """Let time begin, or go on, once every rank is ready to work.
+
+        Raises:
+            RunError: a rank has not answered in time.
+        """
+        for rank in self.ranks:
+            try:
+                self._ask_time(rank)
+            except TransportTimeout:
+                reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
+                raise RunError(f"{reason} since the start", rank=rank, stage="receive") from None
+        self.clock.start()
+
+    def next(self) -> Arrival | WindowEnd | Lost | None:
+        """Return the next thing that happens; None if nothing has for a while."""
+        began_s = time.perf_counter()
         while not self.happened:
+            if time.perf_counter() - began_s > TURN_S:
+                return None
             self.pump("an update")
         return self.happened.popleft()
 
@@ -147,6 +164,7 @@ class LivePool(RankPool):
 
     def pump(self, awaited: str) -> None:
         """Move what may move, and take the messages that are there within a tick."""
+        self.transfers.look()
         self._feed()
         self._move()
         self.while_waiting()
@@ -156,7 +174,7 @@ class LivePool(RankPool):
             self._look_for_lost()
         num_taken = 0
         while message is not None:
-            self.transfers.heard_s[message.source] = time.perf_counter()
+            self.transfers.hear(message.source)
             self._take(message)
             num_taken += 1
             message = self.transport.recv_now() if num_taken < MAX_MESSAGES else None
@@ -177,7 +195,7 @@ class LivePool(RankPool):
 
     def _look_for_lost(self) -> None:
         """Go on without the clients of a rank that owes something and has long been silent."""
-        now_s, heard_s = time.perf_counter(), self.transfers.heard_s
+        now_s, heard_s = self.transfers.patience_s, self.transfers.heard_s
         for rank in list(self.ranks):
             if not self._owes(rank):
                 heard_s[rank] = now_s

@@ -8,9 +8,10 @@ link alone; marks carry the attempt's number, so that one loss is counted once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedgmr_hpc.config.errors import WireError
@@ -26,6 +27,7 @@ from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 
 LEAST_BYTES = 4096  # a piece is never shorter, but for the last
+LOOK_UP_S = 0.25  # the longest wait before the server looks at what has come
 
 
 @dataclass(slots=True)
@@ -37,6 +39,8 @@ class Cycle:
     payload: Outgoing | None  # the dispatch, until the client has it
     asked_s: float  # when the present transfer was ready to go
     began_s: float = 0.0  # when its links took it up
+    begun: dict[int, float] = field(default_factory=dict)  # likewise, by attempt
+    down_bytes: int = 0  # of the dispatch, as the links see it
     done_s: float | None = None  # when its links were through with it
     up_bytes: int = 0
     update: Incoming | None = None
@@ -61,7 +65,7 @@ class Cycle:
     @property
     def is_owed(self) -> bool:
         """Whether something has to come from the client's rank."""
-        return self.is_training or self.through_wall_s is not None or self.num_resent > 0
+        return self.is_training or self.through_wall_s is not None
 
     def await_links(self, asked_s: float) -> None:
         """Note that the present transfer is ready to go; nothing of it has been let through."""
@@ -80,7 +84,8 @@ class Transfers:
 
     Attributes:
         cycles: by client.
-        heard_s: when each rank was last heard of, seconds of `time.perf_counter`.
+        heard_s: when each rank was last heard of, in seconds of `patience_s`.
+        woke_s: when each was last heard of after a long silence, likewise.
     """
 
     def __init__(
@@ -99,7 +104,9 @@ class Transfers:
         self.upload_bytes, self.record, self.deliver = upload_bytes, record, deliver
         self.faults = faults
         self.cycles: dict[int, Cycle] = {}
-        self.heard_s = dict.fromkeys(range(1, transport.size), time.perf_counter())
+        self._looked_s, self._away_s = time.perf_counter(), 0.0
+        self.heard_s = dict.fromkeys(range(1, transport.size), self.patience_s)
+        self.woke_s = dict.fromkeys(range(1, transport.size), -math.inf)
         self._moved_wall_s = 0.0
         self._takes: dict[Tag, Callable[[Cycle, Mark, memoryview], None]] = {
             Tag.GOT: self._take_got,
@@ -108,11 +115,32 @@ class Transfers:
             Tag.RETRY: self._take_retry,
         }
 
+    @property
+    def patience_s(self) -> float:
+        """Wall seconds, without those in which the server did something else than look: what came
+        meanwhile is not late.
+        """
+        return time.perf_counter() - self._away_s
+
+    def look(self) -> None:
+        """Note that the server looks at what has come."""
+        now_s = time.perf_counter()
+        self._away_s += max(0.0, now_s - self._looked_s - 2 * LOOK_UP_S)
+        self._looked_s = now_s
+
+    def hear(self, rank: int) -> None:
+        """Note that something has come from a rank."""
+        now_s = self.patience_s
+        if now_s - self.heard_s[rank] > self.wire.resend_after_s:
+            self.woke_s[rank] = now_s
+        self.heard_s[rank] = now_s
+
     def broadcast(self, at_s: float, broadcast: Broadcast) -> None:
         """Let the bytes of a dispatch go."""
         asked_s = max(at_s, self.clock.now_s())
         for listener in broadcast.listeners:
             if (cycle := self.cycles.get(listener.client)) is not None:
+                cycle.down_bytes = listener.own_bytes
                 cycle.await_links(asked_s)
         self.clock.broadcast(at_s, broadcast)
 
@@ -176,6 +204,7 @@ class Transfers:
     def _begin(self, cycle: Cycle, direction: Direction, began_s: float) -> None:
         cycle.began_s, cycle.frac, cycle.through_wall_s = began_s, 0.0, None
         client, attempt = cycle.task.client, cycle.num_resent
+        cycle.begun[attempt] = began_s
         cycle.hits = self.faults.hits(client, direction, cycle.number, attempt, began_s)
 
     def _let_through(self, cycle: Cycle, now_s: float) -> None:
@@ -185,7 +214,7 @@ class Transfers:
         if cycle.frac == 0.0 or self.faults.is_held(cycle.hits, cycle.began_s, now_s):
             return
         if cycle.frac == 1.0:
-            cycle.through_wall_s = time.perf_counter()
+            cycle.through_wall_s = self.patience_s
         if cycle.payload is not None:
             self._send_piece(cycle, cycle.payload)
         elif cycle.short is not None:
@@ -198,13 +227,14 @@ class Transfers:
 
         Where it may not be sent again, the run would fail. But a rank that has said nothing since
         may be dead rather than the transfer lost: then `LivePool` loses the rank, and the run goes
-        on without it.
+        on without it. Where it wakes up after all, its answers get as long once more.
         """
         assert cycle.through_wall_s is not None
-        late_s = time.perf_counter() - cycle.through_wall_s
+        rank = self.rank_of[cycle.task.client]
+        late_s = self.patience_s - max(cycle.through_wall_s, self.woke_s[rank])
         if late_s <= self.wire.resend_after_s:
             return
-        is_silent = self.heard_s[self.rank_of[cycle.task.client]] < cycle.through_wall_s
+        is_silent = self.heard_s[rank] < cycle.through_wall_s
         if is_silent and cycle.num_resent == self.wire.max_resends:
             return
         error = WireError(f"nothing came of a transfer for {late_s:.1f} s")
@@ -251,8 +281,12 @@ class Transfers:
     def _take_got(self, cycle: Cycle, mark: Mark, rest: memoryview) -> None:
         if cycle.payload is None:
             return
+        if mark.attempt < cycle.num_resent:  # the present attempt turns out not to be needed
+            self.clock.expect_upload(mark.client, self.upload_bytes(cycle.task))
+            cycle.began_s, cycle.done_s = cycle.begun.get(mark.attempt, cycle.began_s), None
         self._record(cycle, "down", mark.end, self.clock.now_s())
         cycle.payload, cycle.frac, cycle.through_wall_s, cycle.num_resent = None, 0.0, None, 0
+        cycle.begun = {}
 
     def _take_offer(self, cycle: Cycle, mark: Mark, rest: memoryview) -> None:
         cycle.has_overrun = bool(mark.begin)
@@ -295,7 +329,7 @@ class Transfers:
         """Send a dispatch once more, over the client's link alone: the others have had theirs."""
         self._count_resend(cycle, error)
         payload.rewind()
-        client, size = cycle.task.client, payload.size
+        client, size = cycle.task.client, cycle.down_bytes
         self.clock.expect_upload(client, self.upload_bytes(cycle.task))
         again = Broadcast(size, (Listener(client, 0, size, size),), {})
         self.broadcast(self.clock.now_s(), again)
@@ -330,7 +364,7 @@ class Transfers:
                 bytes=num_bytes,
                 requested_bytes_per_s=num_bytes / max(lawful_s, 1e-9),
                 achieved_bytes_per_s=num_bytes / max(now_s - cycle.began_s, 1e-9),
-                queue_wait_s=cycle.began_s - cycle.asked_s,
+                queue_wait_s=max(0.0, cycle.began_s - cycle.asked_s),
                 num_resent=cycle.num_resent,
             )
         )

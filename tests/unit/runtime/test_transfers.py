@@ -10,9 +10,11 @@ from fedgmr_hpc.config.errors import WireError
 from fedgmr_hpc.config.sections import WireConfig
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.network.faults import FaultPlan
+from fedgmr_hpc.network.fluid import Listener
 from fedgmr_hpc.network.links import Broadcast
 from fedgmr_hpc.network.throttle import Moved
 from fedgmr_hpc.runtime.timeline import Tracer
+from fedgmr_hpc.runtime.wall import transfers
 from fedgmr_hpc.runtime.wall.transfers import Cycle, Transfers
 from fedgmr_hpc.runtime.wall.worker import LiveWorker, _Download
 from fedgmr_hpc.transport.contract import Message, Tag
@@ -21,6 +23,7 @@ from fedgmr_hpc.wire.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
 CLIENT, RANK, NUMBER = 4, 1, 9
 TASK = Assignment(CLIENT, 0, 0, 0, 1.0, 10, 0, 0.1, False)
 DISPATCH = b"0123456789"
+NUM_BYTES = 500  # that its link carries for it, as with `links.size: nominal`
 
 
 class Sent:
@@ -37,10 +40,11 @@ class Sent:
 
 
 class Clock:
-    """A clock at 5 s that keeps what is dispatched."""
+    """A clock at 5 s that keeps what is dispatched and whose transfers are given up."""
 
     def __init__(self) -> None:
         self.broadcasts: list[Broadcast] = []
+        self.given_up: list[int] = []
 
     def now_s(self) -> float:
         return 5.0
@@ -49,7 +53,7 @@ class Clock:
         self.broadcasts.append(broadcast)
 
     def expect_upload(self, client: int, num_bytes: int) -> None:
-        pass
+        self.given_up.append(client)
 
     def offer(self, client: int) -> None:
         pass
@@ -77,8 +81,34 @@ def bench() -> SimpleNamespace:
     )
     bench.cycle = Cycle(TASK, NUMBER, Outgoing([memoryview(DISPATCH)]), 0.0)
     bench.transfers.cycles[CLIENT] = bench.cycle
+    bench.transfers.broadcast(0.0, Broadcast(10, (Listener(CLIENT, 0, 10, NUM_BYTES),), {}))
+    bench.clock.broadcasts.clear()
     let_through(bench, "down")
     return bench
+
+
+class Time:
+    """What the transfers take for `time`; it stands still but for `pass_s`."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def pass_s(self, bench: SimpleNamespace, seconds: float) -> None:
+        """Let time pass while the server looks at all times."""
+        for _ in range(int(seconds / 0.125)):
+            self.now_s += 0.125
+            bench.transfers.look()
+            bench.transfers.move(Moved(5.0))
+
+
+@pytest.fixture
+def clock_time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    passing = Time()
+    monkeypatch.setattr(transfers, "time", passing)
+    return passing
 
 
 def let_through(bench: SimpleNamespace, direction: str) -> None:
@@ -100,7 +130,7 @@ def test_a_dispatch_is_sent_again_as_the_next_attempt(bench):
     assert pieces(bench.sent) == [(0, DISPATCH)]
     tell(bench, Tag.RETRY, 0)
     (again,) = bench.clock.broadcasts
-    assert (again.size, [each.client for each in again.listeners]) == (10, [CLIENT])
+    assert again == Broadcast(NUM_BYTES, (Listener(CLIENT, 0, NUM_BYTES, NUM_BYTES),), {})
     let_through(bench, "down")
     assert pieces(bench.sent) == [(0, DISPATCH), (1, DISPATCH)]
 
@@ -120,6 +150,53 @@ def test_every_attempt_that_is_lost_counts_up_to_the_limit(bench):
         tell(bench, Tag.RETRY, attempt)
     with pytest.raises(WireError, match="its dispatch came damaged; sent 4 times"):
         tell(bench, Tag.RETRY, 3)
+
+
+def test_a_transfer_that_is_late_is_sent_again(clock_time, bench):
+    clock_time.pass_s(bench, 2.0)
+    assert bench.clock.broadcasts == []
+    clock_time.pass_s(bench, 0.25)
+    assert len(bench.clock.broadcasts) == 1
+
+
+def test_what_came_while_the_server_did_something_else_is_not_late(clock_time, bench):
+    clock_time.now_s += 60.0  # a merge, or a checkpoint
+    bench.transfers.look()
+    bench.transfers.move(Moved(5.0))
+    assert bench.clock.broadcasts == [] and bench.transfers.patience_s < 1001
+    clock_time.pass_s(bench, 2.25)
+    assert len(bench.clock.broadcasts) == 1
+
+
+def test_the_answers_of_a_rank_that_wakes_up_get_as_long_once_more(clock_time, bench):
+    for _ in range(3):
+        clock_time.pass_s(bench, 2.25)
+        let_through(bench, "down")
+    clock_time.pass_s(bench, 20.0)
+    assert bench.cycle.num_resent == 3  # its rank may be dead, so the run does not fail
+    bench.transfers.hear(RANK)  # an answer of another client
+    clock_time.pass_s(bench, 2.0)
+    with pytest.raises(WireError, match="nothing came of a transfer for 2.1 s; sent 4 times"):
+        clock_time.pass_s(bench, 0.25)
+
+
+def test_a_late_answer_gives_up_the_attempt_that_it_makes_needless(bench):
+    tell(bench, Tag.RETRY, 0)
+    key = (CLIENT, "down")
+    bench.transfers.move(Moved(5.0, began={key: 4.9}))
+    bench.clock.given_up.clear()
+    tell(bench, Tag.GOT, 0)
+    assert bench.clock.given_up == [CLIENT]
+    (row,) = bench.rows
+    assert row.achieved_bytes_per_s == 10  # from 4 s, when the first attempt began, to 5 s
+    assert row.queue_wait_s == 0.0
+
+
+def test_a_rank_that_is_being_sent_something_again_owes_nothing(bench):
+    tell(bench, Tag.RETRY, 0)
+    assert not bench.cycle.is_owed
+    let_through(bench, "down")
+    assert bench.cycle.is_owed
 
 
 def test_a_dispatch_that_is_there_is_not_sent_again(bench):

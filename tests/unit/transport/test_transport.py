@@ -50,6 +50,26 @@ def test_inbox_keeps_its_first_error():
         inbox.pop(time.monotonic() + 10)
 
 
+def test_what_a_rank_says_of_its_failure_comes_before_the_error_that_it_made():
+    inbox = Inbox()
+    put_all(inbox, 1)
+    inbox.put(Message(2, Tag.FAILURE, memoryview(b"why")))
+    inbox.fail(TransportError("connection lost"))
+    message = inbox.pop()
+    assert message is not None and bytes(message.payload) == b"why"
+    with pytest.raises(TransportError, match="connection lost"):
+        inbox.pop()
+
+
+def test_a_rank_that_is_through_waits_twice_as_long_as_a_run_does():
+    (transport,) = make_inproc(1)
+    assert (transport.limit_s, transport.close_timeout_s) == (600, 60)
+    transport.allow(5.0)
+    assert (transport.limit_s, transport.close_timeout_s) == (5, 60)
+    transport.allow(900.0)
+    assert (transport.limit_s, transport.close_timeout_s) == (900, 1800)
+
+
 def test_backoff_grows_to_its_longest_and_resets(monkeypatch):
     now_s, sleeps = 0.0, []
 
