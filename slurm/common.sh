@@ -7,7 +7,9 @@ refuse() { # refuse LINE: wrong input ends the job, and it is not requeued
 }
 
 [[ -n ${SLURM_JOB_ID:-} ]] ||
-  refuse "SLURM_JOB_ID: not set: submit this script with sbatch, or run it inside salloc"
+  refuse "SLURM_JOB_ID: not set: submit this script with sbatch, or run it inside salloc --ntasks=N"
+[[ -n ${SLURM_NTASKS:-} ]] ||
+  refuse "SLURM_NTASKS: not set: give sbatch or salloc the number of ranks, --ntasks=N"
 readonly CHECKPOINTED=75 # launch ended early with its state on disk
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID} # the same after a requeue
@@ -26,10 +28,9 @@ trap 'echo "job $job: told to end before the ranks were started: needs more time
 enter_site() { # modules, Python, one thread a rank, where torch.distributed meets
   [[ -z ${FEDGMR_VENV:-} || -x $FEDGMR_VENV/bin/python ]] ||
     refuse "FEDGMR_VENV must be a folder with bin/python (got $FEDGMR_VENV)"
-  set +u # modules' scripts are not written for it
-  [[ -z ${FEDGMR_MODULES:-} ]] || declare -F module >/dev/null || source /etc/profile
-  for name in ${FEDGMR_MODULES:-}; do module load "$name"; done
-  set -u
+  # or each srun repeats the job's own --export, NONE at some sites, and drops all that follows
+  export SLURM_EXPORT_ENV=ALL
+  [[ -z ${FEDGMR_MODULES:-} ]] || load_modules
   find_python
   export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
   local nodes
@@ -49,6 +50,18 @@ enter_site() { # modules, Python, one thread a rank, where torch.distributed mee
   echo "job $job on $SLURM_JOB_NODELIST, $(date '+%F %T %z'), commit $commit," \
     "$(type -P python), start $((${SLURM_RESTART_COUNT:-0} + 1)): mpi $FEDGMR_MPI"
   warn_if_lopsided
+}
+
+load_modules() { # those of FEDGMR_MODULES; the site's scripts are not written for -euo pipefail
+  local name
+  set +euo pipefail
+  declare -F module >/dev/null || source /etc/profile
+  declare -F module >/dev/null ||
+    refuse "modules: must be left out where /etc/profile defines no module (got $FEDGMR_MODULES)"
+  for name in $FEDGMR_MODULES; do
+    module load "$name" || refuse "modules: must be modules that load here (got $name)"
+  done
+  set -euo pipefail
 }
 
 warn_if_lopsided() { # Slurm fills the first nodes where nobody says how many tasks a node may have
@@ -83,7 +96,10 @@ from mpi4py import MPI; print(MPI.Get_library_version().rstrip("\0"))'
   python -c 'import mpi4py' 2>/dev/null || { echo torch; return; }
   said=$(python -c "$code" 2>&1) || refuse "mpi: got auto, but mpi4py finds no MPI\
  (${said##*$'\n'}): load the site's module for it (modules), or say mpi: torch to do without"
-  [[ $said != *"Open MPI"* ]] || plugin=pmix
+  case $said in
+    *CRAY*) plugin=cray_shasta ;; # calls itself CRAY MPICH
+    *"Open MPI"*) plugin=pmix ;;
+  esac
   if srun --mpi=list 2>&1 | grep -w "$plugin" >/dev/null; then
     echo "$plugin"
   elif command -v mpirun >/dev/null; then
@@ -179,7 +195,10 @@ check_results() { # check_results WORD...: files can be made where the results g
   local word folder
   folder=$(dirname "$results")
   for word in "$@"; do
-    [[ $word != results.path=* ]] || folder=$(dirname "${word#results.path=}")
+    [[ $word == results.path=* ]] || continue
+    word=${word#results.path=}
+    [[ $word != "~/"* ]] || word=$HOME/${word#"~/"} # which Python expands, and the shell has not
+    folder=$(dirname "$word")
   done
   for folder in "$folder" "$(dirname "$flag")"; do
     mkdir -p "$folder" 2>/dev/null && (: >"$folder/.job-$job") 2>/dev/null ||

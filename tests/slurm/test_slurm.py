@@ -78,6 +78,18 @@ def test_array_runs_one_seed_a_task_with_the_plugin_that_fits_mpi4py(desk: Desk)
         assert len(desk.result(f"{job}_{seed}").ranks["rank"]) == 2
 
 
+def test_a_job_that_gets_no_environment_gives_one_to_its_ranks(desk: Desk, tmp_path: Path) -> None:
+    """Some sites have SBATCH_EXPORT=NONE: the job begins bare, and so would each of its steps."""
+    (tmp_path / "slurm").symlink_to(HERE.parents[1] / "slurm")
+    (tmp_path / ".venv").symlink_to(BIN.parent)
+    bare = Desk(desk.cluster, tmp_path, {"SBATCH_EXPORT": "NONE"})
+    job = bare.submit_seed(1, *TINY, options=("--ntasks=2",))
+    end = bare.await_end(job)
+    assert (end.state, end.exit_code) == ("COMPLETED", "0:0"), end.output
+    assert "mpi pmi2\n" in end.output
+    assert len(bare.result(job).ranks["rank"]) == 2
+
+
 @pytest.mark.skipif(
     not OPEN_MPI, reason="set FEDGMR_OPEN_MPI to its libmpi.so.40; Slurm's pmix needs libpmix-dev"
 )
