@@ -13,22 +13,25 @@ which restoration may take them. W weights of a model, C clients, M dense models
     a checkpoint       the version, its order and, for each client, values and positions; three
                        files may exist at a time
     results            every row of every table, and the final weights
-    time               training and evaluation shared by the client ranks, at 0.75 of what the ranks
-                       measured alone (docs/performance.md)
+    time               training, on no more ranks than clients train at a time, and evaluation, on
+                       all client ranks, at 0.75 of what they measured alone (docs/performance.md)
 
 Times are wall seconds where the name does not say virtual.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.choices.registry import ADMISSIONS, AGGREGATIONS
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.rank_state import num_kept_vectors, place_clients
+from fedgmr_hpc.fl.admission import AdmissionRule
+from fedgmr_hpc.runtime.rank_state import keeps_memories, num_kept_vectors, place_clients
 from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, TransferRow, UpdateRow
 from fedgmr_hpc.storage.schema import columns_of
 from fedgmr_hpc.wire.frames import frame_bytes
@@ -38,6 +41,7 @@ SERVER_MODELS = 6
 CUT_MODELS = 2  # more where versions are cut to levels: masks, and their ranking once more
 WORKER_BYTES_PER_WEIGHT = 20
 FILE_BYTES = 1 << 20  # of a result file without rows: chunks are written whole
+NUM_DRAWS = 64  # of clients that take part, over which a round is averaged
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ def needed_rates(config: Config, num_ranks: int) -> dict[int, tuple[float, float
 
 
 def round_s(config: Config, num_prunable: int, num_dense: int) -> float:
-    """Return the least virtual seconds of a round: the fastest client's cycle, and the merge."""
+    """Return the least virtual seconds of a round: the fastest client's cycle, and what of a merge
+    clients wait for.
+    """
     links, shares = config.links, config.clients.bandwidth_shares()
     density, share = max(zip(first_densities(config), shares, strict=True), key=lambda p: p[1])
     size = float(frame_bytes(int(density * num_prunable), num_dense, dtype=config.wire.dtype))
@@ -112,7 +118,21 @@ def round_s(config: Config, num_prunable: int, num_dense: int) -> float:
         size = links.nominal_mb * 1e6 * density
     down_s = size / min(links.client_down_bytes_per_s * share, links.server_up_bytes_per_s)
     up_s = size / min(links.client_up_bytes_per_s * share, links.server_down_bytes_per_s)
-    return 2 * links.latency_s + down_s + links.compute_s + up_s + links.merge_s
+    return 2 * links.latency_s + down_s + links.compute_s + up_s + _merge_wait_s(config)
+
+
+def _merge_wait_s(config: Config) -> float:
+    """Return the least that a client waits for a merge, a mean over its updates."""
+    if not _rule(config).sends_at_once or config.aggregation.buffered:
+        return config.links.merge_s
+    if config.admission.kind != "count":
+        return 0.0
+    return config.links.merge_s / (config.admission.count or 1)  # who brings the last of so many
+
+
+def _rule(config: Config) -> AdmissionRule:
+    rule: AdmissionRule = ADMISSIONS.make(config.admission.kind, config.admission)
+    return rule
 
 
 def num_rounds(config: Config, least_round_s: float) -> int:
@@ -142,7 +162,7 @@ def compute_s(
     num_tested: int,
     looks: int = 0,
 ) -> float:
-    """Return the seconds for the training and evaluation of a whole run, shared by the ranks.
+    """Return the seconds for the training and evaluation of a whole run.
 
     Args:
         paces: of the ranks that train.
@@ -152,12 +172,56 @@ def compute_s(
         looks: evaluations beside those of refreshes.
     """
     densities = highest_densities(config)
-    train_s = _active_sum(config, [fmean(pace.at(d) for pace in paces) for d in densities])
+    train_s = training_s(
+        config, [fmean(pace.at(d) for pace in paces) for d in densities], len(paces)
+    )
     refreshes = rounds // config.run.interval_rounds + 1
     samples = (refreshes + looks) * num_samples + refreshes * num_active(config) * num_scored
     samples += (looks or refreshes) * num_levels(config) * num_tested
     evaluate_s = samples * fmean(pace.sample_s for pace in paces)
-    return (rounds * train_s + evaluate_s) / len(paces) / EFFICIENCY
+    return (rounds * train_s + evaluate_s / len(paces)) / EFFICIENCY
+
+
+def training_s(config: Config, times_s: Sequence[float], num_ranks: int) -> float:
+    """Return the seconds of a round's training: of busy ranks, or where a merge is a round at least
+    those of the rank that has most to do for it.
+
+    Args:
+        times_s: [C] of each client's training.
+        num_ranks: that train.
+    """
+    busy_s = _active_sum(config, times_s) / min(num_ranks, num_active(config))
+    rule, shares = _rule(config), config.clients.bandwidth_shares()
+    if rule.counts != "merges":
+        return busy_s
+    awaited = [rule.pacing(shares, taking) for taking in _draw_rounds(config)]
+    return max(busy_s, fmean(_longest_s(config, times_s, each, num_ranks) for each in awaited))
+
+
+def _draw_rounds(config: Config) -> list[Collection[int]]:
+    """Return who takes part in a round: all, or as many as do so, drawn several times."""
+    clients = range(config.clients.count)
+    if config.clients.sampled is None:
+        return [clients]
+    draw = random.Random(0)
+    return [draw.sample(clients, config.clients.sampled) for _ in range(NUM_DRAWS)]
+
+
+def _longest_s(
+    config: Config, times_s: Sequence[float], clients: Collection[int], num_ranks: int
+) -> float:
+    """Return how long the rank trains that has most to do: ranks train the clients that they host,
+    or where nothing holds a client to its rank, the next one that waits.
+    """
+    loads = [0.0] * num_ranks
+    if config.clock == "wall" or keeps_memories(config):
+        rank_of = place_clients(config.clients.count, num_ranks + 1)
+        for client in clients:
+            loads[rank_of[client] - 1] += times_s[client]
+    else:
+        for train_s in sorted((times_s[client] for client in clients), reverse=True):
+            heapq.heapreplace(loads, loads[0] + train_s)
+    return max(loads)
 
 
 def whole_run_s(config: Config, computing_s: float, rounds: int, least_round_s: float) -> float:
