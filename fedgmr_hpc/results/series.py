@@ -69,10 +69,13 @@ class Run:
         return self.accuracy_at(at_s, last, "val")
 
     def covers(self, at_s: float) -> bool:
-        """Return whether there is an evaluation at `at_s`, or the next would have come after it."""
+        """Return whether there is an evaluation at `at_s`, or the next would have come after it, as
+        long after the last as half of them come; not the longest, which may be that of a stall.
+        """
         if len(self.times_s) < 2:
             return False
-        return bool(self.times_s[-1] >= at_s or self.times_s[-1] + self.resolution_s > at_s)
+        usual_s = np.quantile(np.diff(self.times_s), 0.5, method="lower")
+        return bool(self.times_s[-1] >= at_s or self.times_s[-1] + usual_s > at_s)
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
         """Return `times_s`, `bytes` or `client_steps` until `target`; infinite if never."""

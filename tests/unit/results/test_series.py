@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,24 @@ def test_a_run_that_ends_before_the_next_look_is_due_does_not_reach_it() -> None
     rows = Rows.of([run, early], at_s=30.0)
     assert with_submodels([run, early], rows) == [run]
     assert with_submodels([early], rows) == []
+
+
+@pytest.mark.parametrize(
+    ("times_s", "last_s"),
+    [
+        ([0, 10, 20, 30], 40),  # looks at equal times
+        ([0, 10, 20, 520, 530], 540),  # a stall, which says nothing about the end
+        ([0, 500, 510], 520),
+        ([0, 100, 200, 300, 310], 410),  # few rounds, and an end within one
+        ([0, 90, 210, 300, 420], 510),  # uneven: the shorter half is certain
+        ([0, 700], 1400),
+    ],
+)
+def test_a_run_reaches_no_further_than_its_usual_step(times_s: list[float], last_s: float) -> None:
+    run = replace(measure_run(make_result(), "fedgmr"), times_s=np.array(times_s))
+    assert run.covers(last_s - 1) and not run.covers(last_s)
+    longest = max(later - sooner for sooner, later in pairwise(times_s))
+    assert run.resolution_s == longest  # of which a table warns
 
 
 def test_a_class_has_a_value_wherever_the_whole_model_has() -> None:
