@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fedgmr_hpc.config.messages import must_be
-from fedgmr_hpc.config.yaml_file import dump, parse
 from fedgmr_hpc.reporting.tables import as_text, finite
 from fedgmr_hpc.reporting.words import describe_s
 from fedgmr_hpc.results.series import end_s
@@ -18,6 +17,7 @@ from fedgmr_hpc.storage.process import num_cores
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import Pace, mean_paces, remaining_s
 from fedgmr_hpc.study.job_states import CellJob, read_jobs, with_job
+from fedgmr_hpc.study.saved_words import check_source, save_words, with_saved
 from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import StudyFile, find_study, load_study
 from fedgmr_hpc.study.tuning import States, read_states
@@ -62,10 +62,8 @@ class StudyFolder:
         return shlex.join(["python", *self.command_arguments(action)])
 
     def save_overrides(self) -> None:
-        """Save the overrides for later actions that are given none."""
-        path = _overrides_path(self.out, self.source)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump(self.overrides))
+        """Save the overrides for later actions that are given none, and which study they are of."""
+        save_words(self.report_dir, self.source, self.overrides)
 
     def states(self) -> States:
         """Return every cell, with the values chosen for it, and its state from its files."""
@@ -90,15 +88,16 @@ def open_study(
         source: Its name or path.
         overrides: Words `key=value`.
         out: The folder of cells and reports; None for results/studies.
-        reuses_overrides: Take the saved overrides where none are given.
+        reuses_overrides: Take the saved overrides where none but plug-ins are given.
 
     Raises:
-        ValueError: The study, an override or a cell is wrong.
+        ValueError: The study, an override or a cell is wrong, or another study has its folder.
     """
     out_dir = Path(out or DEFAULT_OUT).expanduser()
-    saved = _overrides_path(out_dir, source)
-    if not overrides and reuses_overrides and saved.exists():
-        overrides = [str(word) for word in parse(saved.read_text()) or ()]
+    folder = out_dir / find_study(source).stem
+    check_source(folder, source)
+    if reuses_overrides:
+        overrides = with_saved(folder, overrides)
     study, of_all_cells = load_study(source, overrides)
     return StudyFolder(source, study, expand(study, of_all_cells), overrides, out_dir)
 
@@ -146,10 +145,6 @@ def _describe_trials(folder: StudyFolder) -> list[str]:
         f"  trials: {len(trials)} of the cells, {number} for a row and column, until "
         f"{study.tuned_at_s():g} s, seed {seeds}",
     ]
-
-
-def _overrides_path(out: Path, source: str) -> Path:
-    return out / find_study(source).stem / "words.yaml"
 
 
 def at_least_1(name: str, value: int) -> int:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedgmr_hpc.study.notices import warn_once
 from fedgmr_hpc.study.states import CellState, Status
 
 QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r|%o")
@@ -89,7 +91,8 @@ def jobs_dir(cells_dir: Path) -> Path:
 
 def next_folder(cells_dir: Path, ahead: int = 0) -> Path:
     """Return the folder of the next submission, or of one so many further on."""
-    numbers = [int(path.name) for path in jobs_dir(cells_dir).glob("[0-9]*")]
+    names = [path.name for path in jobs_dir(cells_dir).glob("[0-9]*")]
+    numbers = [int(name) for name in names if name.isdecimal()]
     return jobs_dir(cells_dir) / f"{max(numbers, default=0) + 1 + ahead:04d}"
 
 
@@ -100,7 +103,9 @@ def write_submission(submission: Submission) -> None:
     jobs.chmod(0o700)
     submission.folder.mkdir()
     content = {"digests": submission.digests, "at_most": submission.max_parallel}
-    (submission.folder / "cells.json").write_text(json.dumps(content))
+    part = submission.folder / "cells.json.part"
+    part.write_text(json.dumps(content))
+    os.replace(part, submission.folder / "cells.json")  # whole, or not there
 
 
 def lock_pickles(folder: Path) -> None:
@@ -123,12 +128,23 @@ def most_tasks() -> int:
 
 
 def read_submissions(cells_dir: Path) -> list[Submission]:
-    """Return all submissions, the oldest first."""
-    found = []
-    for path in sorted(jobs_dir(cells_dir).glob("[0-9]*/cells.json")):
+    """Return all submissions, the oldest first, without those that cannot be read, which a line
+    on stderr names.
+    """
+    paths = sorted(jobs_dir(cells_dir).glob("[0-9]*/cells.json"))
+    return [found for path in paths if (found := _read_submission(path)) is not None]
+
+
+def _read_submission(path: Path) -> Submission | None:
+    try:
+        if not path.parent.name.isdecimal():
+            raise ValueError("its folder's name is no number")
         content = json.loads(path.read_text())
-        found.append(Submission(path.parent, tuple(content["digests"]), content["at_most"]))
-    return found
+        return Submission(path.parent, tuple(content["digests"]), int(content["at_most"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        warn_once(f"{path}: passed over, with the jobs that it names: {why}")
+        return None
 
 
 def read_jobs(cells_dir: Path) -> dict[str, CellJob]:
@@ -165,7 +181,7 @@ def with_job(state: CellState, job: CellJob | None) -> CellState:
 
     A lock may be seen on the job's own machine only; so a job in the queue outweighs the files.
     """
-    if job is None or state.status == "done":
+    if job is None or state.status in ("done", "diverged"):
         return state
     if job.phase:
         status = "running" if state.status == "running" else job.phase

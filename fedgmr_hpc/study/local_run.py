@@ -79,7 +79,8 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
         live.wait()
         watch = _Watch(folder.cells_dir, [], max_parallel, live)
         while todo := ready():
-            Queue(folder.cells_dir, num_ranks, max_parallel, watch.see, more=ready).run(todo)
+            at_a_time = (num_ranks, max_parallel, watch.see)
+            Queue(folder.cells_dir, *at_a_time, more=ready, say=live.print).run(todo)
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:

@@ -2,8 +2,10 @@
 
 Every cell is a process (or mpirun's ranks) with one thread each, in a session of its own, so that
 Ctrl-C reaches this process, which ends them. A cell whose lock another process holds, a
-second `study run` or the orphan of a killed one, is waited for. A cell that was cut short resumes
-from its checkpoint, a failed one starts again, and nothing of a finished one is touched.
+second `study run` or the orphan of a killed one, is waited for. A cell that was cut short or has
+failed resumes from its checkpoint where it has one; it starts again where it has none, has diverged
+or failed twice without a newer one. Nothing of a finished cell is touched, and what is not an
+unfinished result of the cell itself is moved aside. GPUs are dealt to cells that run at a time.
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
-from fedgmr_hpc.storage.run_files import config_path, output_path
+from fedgmr_hpc.storage.run_files import config_path, error_path, output_path
 from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.devices import dealt, visible_devices
+from fedgmr_hpc.study.locks import CellLock, acquire_lock
+from fedgmr_hpc.study.notices import warn
 from fedgmr_hpc.study.states import (
     ENDED,
-    CellLock,
     CellState,
-    acquire_lock,
     can_resume,
+    make_room,
     read_state,
-    remove_leftovers,
     result_path,
+    saved_version,
     write_error,
 )
 from fedgmr_hpc.transport.launchers import mpirun_command
@@ -45,12 +49,19 @@ Launcher = Callable[[int, list[str]], list[str]]  # ranks, launch's words -> com
 
 @dataclass(frozen=True)
 class Job:
-    """A cell's run: its processes, its files and its lock."""
+    """A cell's run: its processes, its files and its lock.
+
+    Attributes:
+        slot: Its place among those that run at a time.
+        resumed_version: Of the checkpoint from which a failed cell goes on; None for others.
+    """
 
     cell: Cell
     process: subprocess.Popen[bytes]
     path: Path
     lock: CellLock
+    slot: int
+    resumed_version: int | None
 
     @property
     def output(self) -> Path:
@@ -69,7 +80,8 @@ def start_here(num_ranks: int, words: list[str]) -> list[str]:
 @dataclass
 class Queue:
     """Cells that wait, run, are done and have failed; `on_change` is called at every turn, and
-    `more` for further cells when one has ended and none waits.
+    `more` for further cells when one has ended and none waits. `say` takes a line on what was found
+    and moved.
     """
 
     folder: Path
@@ -82,7 +94,9 @@ class Queue:
     jobs: list[Job] = field(default_factory=list)
     done: list[Cell] = field(default_factory=list)
     failed: list[Cell] = field(default_factory=list)
+    is_stopping: bool = False
     is_terminating: bool = False
+    say: Callable[[str], None] = warn
 
     def run(self, cells: Sequence[Cell]) -> bool:
         """Run `cells` to their end; return whether all are done.
@@ -100,6 +114,8 @@ class Queue:
             while self.waiting or self.jobs:
                 if self._collect() and not self.waiting:
                     self.waiting += _one_each(self.more())
+                if self.is_stopping:
+                    self.waiting.clear()
                 self._start_jobs()
                 self.on_change(self)
                 time.sleep(POLL_S)
@@ -107,46 +123,70 @@ class Queue:
             self._end_jobs()
         return not self.failed
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the process started for each job, but not to its children."""
+    def stop(self) -> None:
+        """Start no more, and send USR1 to the process started for each job, but not to its
+        children.
+        """
+        self.is_stopping = True
         for job in self.jobs:
             with suppress(ProcessLookupError):
-                os.kill(job.process.pid, number)
+                os.kill(job.process.pid, signal.SIGUSR1)
 
     def _start_jobs(self) -> None:
         """Start cells while there is room; those that another process runs keep waiting."""
         for cell in list(self.waiting):
-            if len(self.jobs) >= self.max_parallel:
+            if self.is_stopping or len(self.jobs) >= self.max_parallel:
                 return
             lock = acquire_lock(self.folder, cell)
             if lock is None:
                 continue
             self.waiting.remove(cell)
-            if read_state(self.folder, cell, lock_held=True).status in ENDED:
-                output_path(result_path(self.folder, cell)).unlink(missing_ok=True)  # an orphan's
+            state = read_state(self.folder, cell, lock_held=True)
+            if state.status in ENDED:
+                output_path(state.path).unlink(missing_ok=True)  # an orphan's
                 lock.release()
                 self.done.append(cell)
+            elif can_resume(state) or self._make_room(state):
+                self.jobs.append(self._start(cell, state, lock))
+                if self.is_stopping:  # a signal came before there was a job to send it to
+                    self.stop()
             else:
-                self.jobs.append(self._start(cell, lock))
+                lock.release()
+                self.failed.append(cell)
 
-    def _start(self, cell: Cell, lock: CellLock) -> Job:
+    def _make_room(self, state: CellState) -> bool:
+        """Clear the way for a new start; return whether that was possible, else save the error."""
+        try:
+            kept = make_room(state)
+        except OSError as error:
+            reason = f"{state.path} cannot be moved aside: {error.strerror}"
+            error_path(state.path).write_text(f"{reason}\n\n{state.error}\n")
+            return False
+        if kept is not None:
+            self.say(f"{state.error}; moved to {kept.name}, the cell runs again")
+        return True
+
+    def _start(self, cell: Cell, state: CellState, lock: CellLock) -> Job:
         path = result_path(self.folder, cell)
-        if not can_resume(read_state(self.folder, cell, lock_held=True), cell):
-            remove_leftovers(path)
+        resumed_version = saved_version(path) if state.status == "failed" else None
+        error_path(path).unlink(missing_ok=True)
         config = config_path(path)
         config.write_text(render_config(cell.config))
         words = ["--config", str(config), "--resume", as_override("results.path", str(path))]
+        taken = {job.slot for job in self.jobs}
+        slot = next(each for each in range(self.max_parallel) if each not in taken)
+        gpus = dealt(visible_devices(os.environ), self.num_ranks, slot)
         with output_path(path).open("wb") as output:
             process = subprocess.Popen(
                 self.launcher(self.num_ranks, [*words, "progress=quiet"]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **dict.fromkeys(THREADS, "1")},
+                env={**os.environ, **dict.fromkeys(THREADS, "1"), **gpus},
                 start_new_session=True,
                 pass_fds=(lock.fd,),
             )
-        return Job(cell, process, path, lock)
+        return Job(cell, process, path, lock, slot, resumed_version)
 
     def _collect(self) -> bool:
         """Conclude jobs that have ended; return whether there were any."""
@@ -160,8 +200,10 @@ class Queue:
         """Save the error of a job that failed by itself; return whether its cell has ended."""
         code = job.process.returncode
         is_done = code == 0 and read_state(self.folder, job.cell, lock_held=True).status == "done"
-        if not (is_done or self.is_terminating or code in (EXIT_CHECKPOINTED, -signal.SIGTERM)):
-            write_error(job.path, job.output.read_text(errors="replace"), code)
+        stopped = (EXIT_CHECKPOINTED, -signal.SIGTERM, *[-signal.SIGUSR1] * self.is_stopping)
+        if not (is_done or self.is_terminating or code in stopped):
+            output = job.output.read_text(errors="replace")
+            write_error(job.path, output, code, job.resumed_version)
             is_done = read_state(self.folder, job.cell, lock_held=True).status in ENDED
         job.output.unlink()
         job.lock.release()
@@ -188,6 +230,7 @@ def run_cell(
     """Run one cell to its end, unless it is done.
 
     At USR1 or TERM it sends USR1 on: the cell ends `interrupted`, with a checkpoint to resume from.
+    One that has not been started by then, since another process runs it, say, never is.
 
     Args:
         folder: Of the cells.
@@ -202,14 +245,17 @@ def run_cell(
 
     def on_signal(number: int, frame: object) -> None:
         queue.is_terminating |= number == signal.SIGTERM
-        queue.send_signal(signal.SIGUSR1)
+        queue.stop()
 
     queue = Queue(folder, num_ranks, max_parallel=1, launcher=launcher)
     with handling(signal.SIGUSR1, on_signal), handling(signal.SIGTERM, on_signal):
         queue.drain([cell])
     if queue.is_terminating:
         raise KeyboardInterrupt("terminated")
-    return read_state(folder, cell, lock_held=True)
+    state = read_state(folder, cell, lock_held=True)
+    if queue.done or queue.failed or state.status in ENDED:
+        return state
+    return replace(state, error=state.error or "told to stop before it began")
 
 
 def _one_each(cells: Sequence[Cell]) -> list[Cell]:

@@ -9,37 +9,48 @@ A trial may have diverged, which is final; a cell whose values trials have yet t
     cells/NAME.error    what it printed, where it failed; the first line says what went wrong
     cells/NAME.ckpt     its checkpoint, until it has finished
     cells/.jobs/        what was submitted to Slurm (job_states.py)
-    cells/.locks/DIGEST held by whoever runs the cell, and inherited by its processes
+    cells/.locks/DIGEST held by whoever runs the cell (locks.py)
 
-A lock is an advisory file lock, so it is gone with its last holder, however that ended.
+A result that cannot be read, or is of another configuration, is never removed: NAME.h5.kept-1 and
+so on is where it goes, with its checkpoints and log, when the cell runs again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
 from fedgmr_hpc.config.errors import DIVERGED
-from fedgmr_hpc.config.identity import identity
-from fedgmr_hpc.storage.checkpoint import has_checkpoint, remove_checkpoints
+from fedgmr_hpc.config.identity import CELL, differences, identity
+from fedgmr_hpc.storage.checkpoint import has_checkpoint, read_checkpoint, remove_checkpoints
 from fedgmr_hpc.storage.reader import Result, read_result
-from fedgmr_hpc.storage.run_files import checkpoint_path, error_path, log_path, timeline_path
+from fedgmr_hpc.storage.run_files import (
+    checkpoint_path,
+    error_path,
+    log_path,
+    older,
+    timeline_path,
+)
 from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.locks import is_locked
 
 Status = Literal[
     "done", "diverged", "queued", "running", "failed", "interrupted", "missing", "waiting"
 ]
 ENDED = ("done", "diverged")  # nothing of it is left to do
+EXIT_REFUSED = 2  # of a run that has begun nothing
+STUCK = "it failed again without a newer checkpoint: the next run starts from the beginning"
 
 
 @dataclass(frozen=True)
 class CellState:
     """What is known of a cell.
 
-    `progress_frac`: of its rounds or virtual time; `error`: a line; `job`: what Slurm says of it.
+    `progress_frac`: of its rounds or virtual time; `error`: a line; `result`: of this cell, never
+    of another; `job`: what Slurm says of it.
     """
 
     status: Status
@@ -48,40 +59,6 @@ class CellState:
     error: str = ""
     result: Result | None = None
     job: str = ""
-
-
-class CellLock:
-    """A held lock; processes that inherit its descriptor hold it, too, until they end."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def release(self) -> None:
-        """Release the lock in this process."""
-        os.close(self.fd)
-
-
-def acquire_lock(folder: Path, cell: Cell) -> CellLock | None:
-    """Return the lock of a cell, or None where another process holds it."""
-    path = folder / ".locks" / cell.digest
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return CellLock(fd)
-
-
-def is_locked(folder: Path, cell: Cell) -> bool:
-    """Return whether a process runs the cell now."""
-    if not (folder / ".locks" / cell.digest).exists():
-        return False
-    lock = acquire_lock(folder, cell)
-    if lock is not None:
-        lock.release()
-    return lock is None
 
 
 def result_path(folder: Path, cell: Cell) -> Path:
@@ -104,18 +81,21 @@ def read_state(folder: Path, cell: Cell, lock_held: bool = False) -> CellState:
         lock_held: The caller holds its lock, for a run that has ended or not begun.
     """
     path = result_path(folder, cell)
-    result = _try_read(path)
-    if not lock_held and is_locked(folder, cell):
-        return CellState("running", path, _progress(cell, result), result=result)
+    is_running = not lock_held and is_locked(folder, cell)  # before the file, which may end then
+    result, fault = _read_own(path, cell)
     if result is not None and is_done(cell, result):
         return CellState("done", path, 1.0, result=result)
-    error = error_path(path)
-    if error.exists():
-        first = error.read_text(errors="replace").partition("\n")[0]
-        status: Status = "diverged" if cell.is_trial and DIVERGED in first else "failed"
-        return CellState(status, path, _progress(cell, result), first, result)
-    if path.exists():
-        return CellState("interrupted", path, _progress(cell, result), result=result)
+    error, progress = error_path(path), _progress(cell, result)
+    first = error.read_text(errors="replace").partition("\n")[0] if error.exists() else ""
+    if cell.is_trial and DIVERGED in first:
+        return CellState("diverged", path, progress, first, result)
+    if is_running:
+        return CellState("running", path, progress, result=result)
+    if fault or error.exists():
+        what = "; ".join(filter(None, (first, fault)))
+        return CellState("failed", path, progress, what, result)
+    if result is not None:
+        return CellState("interrupted", path, progress, result=result)
     return CellState("missing", path)
 
 
@@ -124,14 +104,50 @@ def is_done(cell: Cell, result: Result) -> bool:
     return result.status == "finished" and _is_of(cell, result)
 
 
-def can_resume(state: CellState, cell: Cell) -> bool:
-    """Return whether a cell's run was cut short and left a checkpoint of this cell."""
-    is_own = state.result is not None and _is_of(cell, state.result)
-    return state.status == "interrupted" and is_own and has_checkpoint(checkpoint_path(state.path))
+def can_resume(state: CellState) -> bool:
+    """Return whether a cell's run was cut short or has failed, and left a checkpoint of this cell
+    that is worth another try.
+    """
+    if state.result is None or not has_checkpoint(checkpoint_path(state.path)):
+        return False
+    if state.status == "failed":
+        return DIVERGED not in state.error and not _is_stuck(state.path)
+    return state.status == "interrupted"
 
 
 def _is_of(cell: Cell, result: Result) -> bool:
     return identity(result.config) == identity(cell.config)
+
+
+def make_room(state: CellState) -> Path | None:
+    """Clear the way for a run from the beginning.
+
+    Returns:
+        Where a result went that is not an unfinished one of this cell; None where there was none.
+
+    Raises:
+        OSError: It cannot be moved; nothing has changed then.
+    """
+    kept = None
+    if state.result is None and state.path.exists():
+        kept = _set_aside(state.path)
+    remove_leftovers(state.path)
+    return kept
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a result, its checkpoints, log and timeline names that nothing uses."""
+    checkpoint = checkpoint_path(path)
+    files = (path, checkpoint, older(checkpoint), log_path(path), timeline_path(path))
+    ending = next(
+        f".kept-{number}"
+        for number in count(1)
+        if not any(os.path.lexists(f"{each}.kept-{number}") for each in files)
+    )
+    for each in files:  # the result first: where it must stay, so must all of it
+        if os.path.lexists(each):
+            os.rename(each, f"{each}{ending}")
+    return Path(f"{path}{ending}")
 
 
 def remove_leftovers(path: Path) -> None:
@@ -141,12 +157,38 @@ def remove_leftovers(path: Path) -> None:
     remove_checkpoints(checkpoint_path(path))
 
 
-def write_error(path: Path, output: str, code: int) -> None:
-    """Save what a failed run printed, beside its result and below its error line."""
+def saved_version(path: Path) -> int | None:
+    """Return the version of the newest checkpoint of a result that can be read; None without."""
+    newest = checkpoint_path(path)
+    for each in (newest, older(newest)):
+        try:
+            return int(read_checkpoint(each)["version"])
+        except (ValueError, KeyError):
+            continue
+    return None
+
+
+def write_error(path: Path, output: str, code: int, resumed_version: int | None = None) -> None:
+    """Save what a failed run printed, beside its result and below its error line.
+
+    Args:
+        resumed_version: Of the checkpoint from which it went on after an earlier failure.
+    """
     lines = [line for line in output.splitlines() if line.strip()]
     own = [line for line in lines if "fedgmr_hpc: error: " in line]
     first = own[0].partition("fedgmr_hpc: error: ")[2] if own else (lines or ["no output"])[-1]
-    error_path(path).write_text(f"{first} (exit code {code})\n\n{output}")
+    if code == EXIT_REFUSED:  # of other refusals, such as data that are not there, none is its own
+        is_stuck = first.startswith("checkpoint ")
+    else:
+        is_stuck = resumed_version is not None and (saved_version(path) or 0) <= resumed_version
+    note = STUCK if is_stuck else ""
+    error_path(path).write_text(f"{first} (exit code {code})\n{note}\n{output}")
+
+
+def _is_stuck(path: Path) -> bool:
+    """Return whether a failed run is not to go on from its checkpoint once more."""
+    error = error_path(path)
+    return error.exists() and error.read_text(errors="replace").splitlines()[1:2] == [STUCK]
 
 
 def _try_read(path: Path) -> Result | None:
@@ -155,6 +197,20 @@ def _try_read(path: Path) -> Result | None:
         return read_result(path)
     except ValueError:
         return None
+
+
+def _read_own(path: Path, cell: Cell) -> tuple[Result | None, str]:
+    """Return the result of a cell, or None and what keeps a file that is there from being it."""
+    if not path.exists():
+        return None, ""
+    try:
+        result = read_result(path)
+    except ValueError as error:
+        return None, str(error).partition("\n")[0]
+    if _is_of(cell, result):
+        return result, ""
+    keys = ", ".join(differences(result.config, cell.config, CELL))
+    return None, f"results {path}: of another configuration, in {keys}"
 
 
 def _progress(cell: Cell, result: Result | None) -> float:

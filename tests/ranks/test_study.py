@@ -17,7 +17,8 @@ from launchers import MPIRUN, ROOT, TINY, Ended, run_job
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.storage.reader import differing_columns, read_result
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.states import is_locked, read_state
+from fedgmr_hpc.study.locks import is_locked
+from fedgmr_hpc.study.states import read_state
 from fedgmr_hpc.study.study_file import load_study
 
 STUDY: dict[str, Any] = {

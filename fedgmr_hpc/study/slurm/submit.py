@@ -61,7 +61,8 @@ SKIPPED = (*ENDED, *ACTIVE)
 
 
 def main(folder: StudyFolder, arguments: argparse.Namespace) -> int:
-    """Submit, show or run here what is neither done nor queued nor running; return the exit code.
+    """Submit, show or run here what is neither done nor queued nor running; return the exit code,
+    1 where nothing else is left than cells whose trials have all failed.
 
     Raises:
         ValueError: wrong options, no Slurm, or it does not take the jobs.
@@ -75,12 +76,15 @@ def main(folder: StudyFolder, arguments: argparse.Namespace) -> int:
     todo = {cell.digest: cell for cell, state in states if state.status not in SKIPPED}
     ready = [cell for cell in todo.values() if cell.tuning is None]
     waiting = [cell for cell, state in states if state.status == "waiting"]
+    untunable = [(cell, s) for cell, s in states if cell.tuning and s.status == "failed"]
     most = len(states) if arguments.local else most_tasks()
     parts = [split_cells(cells, most) for cells in (ready, waiting)]
     plans = [make_plan(folder, part, arguments, n) for n, part in enumerate(sum(parts, []))]
-    print(_describe(folder, states, len(todo)), file=sys.stderr, flush=True)
+    print(_describe(folder, states, len(ready) + len(waiting)), file=sys.stderr, flush=True)
+    for cell, state in untunable:
+        print(f"  cannot be submitted: {cell.name}: {state.error}", file=sys.stderr)
     if not plans:
-        return 0
+        return 1 if untunable and not arguments.dry_run else 0
     if max(map(len, parts)) > 1:
         print(f"  in parts: an array has at most {most} tasks (MaxArraySize)", file=sys.stderr)
     if waiting:  # each array comes after those before it, so what holds for the first one does

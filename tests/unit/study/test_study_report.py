@@ -19,6 +19,7 @@ from fedgmr_hpc.study.cells import expand
 from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
+from fedgmr_hpc.study.locks import acquire_lock
 from fedgmr_hpc.study.report import head
 from fedgmr_hpc.study.report.accuracy_tables import (
     MARKED,
@@ -33,7 +34,7 @@ from fedgmr_hpc.study.report.figures import draw, parts_of
 from fedgmr_hpc.study.report.head import missing_lines, quarantine_lines, setting_of, settings_note
 from fedgmr_hpc.study.report.page import write_report
 from fedgmr_hpc.study.report.tables import Scale, cost_table
-from fedgmr_hpc.study.states import CellState, acquire_lock, read_state, write_error
+from fedgmr_hpc.study.states import CellState, read_state, write_error
 from fedgmr_hpc.study.study_file import load_study
 
 SCALE = Scale(at_s=20.0, last=1, targets=(0.5, 0.95), reference="a", command="redo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.config.errors import DIVERGED
 from fedgmr_hpc.config.sites import Site, job_values
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.job_states import (
@@ -133,6 +135,7 @@ def test_a_cell_asks_for_the_gpus_that_its_client_ranks_can_use(
         ("running", "PENDING", "running"),  # somebody runs it here
         ("running", "FAILED", "running"),
         ("done", "RUNNING", "done"),
+        ("diverged", "COMPLETING", "diverged"),
         ("missing", "NODE_FAIL", "failed"),
         ("missing", "CANCELLED by 0", "failed"),
         ("interrupted", "TIMEOUT", "interrupted"),
@@ -151,7 +154,11 @@ def test_the_queue_outweighs_the_files(files: str, word: str, status: str) -> No
         "running": "job 7_1 on n1",
         "failed": f"job 7_1 on n1: {word}, see .jobs/0001/7_1_0_log.out",
     }
-    if files != "done" and word not in ("FAILED", "COMPLETED", "") and status in said:
+    if (
+        files not in ("done", "diverged")
+        and word not in ("FAILED", "COMPLETED", "")
+        and status in said
+    ):
         assert (merged.job, merged.error) in {(text, "") for text in said.values()}
     if files == status == "failed":
         assert merged == state  # what the run itself has said is more
@@ -213,6 +220,26 @@ def test_jobs_are_found_by_folder_in_queue_accounts_and_logs(bin_dir: Path, tmp_
     put(bin_dir, "squeue", "echo 'squeue: error: no controller' >&2; exit 1")
     with pytest.raises(ValueError, match="squeue: squeue: error: no controller"):
         read_jobs(cells)
+
+
+def test_what_a_kill_left_of_a_submission_blocks_no_other(
+    bin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file cut short, as a full disk leaves it, and a folder that somebody has copied."""
+    cells = tmp_path / "cells"
+    cut, whole = submitted(cells, "10", "a", "b"), submitted(cells, "20", "c")
+    assert [path.name for path in cut.iterdir() if "cells" in path.name] == ["cells.json"]
+    shutil.copytree(whole, whole.with_name("0002.bak"))
+    (cut / "cells.json").write_text("")
+    put(bin_dir, "squeue", "true")
+    put(bin_dir, "sacct", "echo '20|FAILED|n1'")
+    assert {digest: job.word for digest, job in read_jobs(cells).items()} == {"c": "FAILED"}
+    assert next_folder(cells).name == "0003"
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": passed over, ")[0] for line in told] == [
+        f"fedgmr_hpc: warning: {cells}/.jobs/{name}/cells.json" for name in ("0001", "0002.bak")
+    ]
+    assert read_jobs(cells) and capsys.readouterr().err == ""
 
 
 def test_without_submissions_nobody_is_asked(tmp_path: Path, bin_dir: Path) -> None:
@@ -316,6 +343,28 @@ def test_wrong_options_are_named(
     action, *options = words
     assert main(["study", action, *write_study(tmp_path), *options]) == 2
     assert re.search(re.escape(said), capsys.readouterr().err)
+
+
+def test_a_study_that_trials_cannot_tune_is_not_submitted(
+    bin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sbatch", "srun", "squeue"):
+        put(bin_dir, name, "true")
+    matrix = {"method": ["fedavg"], "seed": [0]}
+    tuned = {"matrix": matrix, "tune": {"train.learning_rate": [1, 2]}, "tune_seeds": [7]}
+    words = write_study(tmp_path, **tuned)
+    cells = expand(*load_study(Path(words[0])))
+    for cell in cells:
+        if cell.is_trial:
+            error = tmp_path / "out" / "cells" / f"{cell.name}.error"
+            error.parent.mkdir(parents=True, exist_ok=True)
+            error.write_text(f"{DIVERGED}: all of it\n")
+    assert main(["study", "submit", *words]) == 1
+    shown = capsys.readouterr().err
+    assert "3 cells (2 diverged, 1 failed), 0 to submit" in shown
+    name = next(cell.name for cell in cells if not cell.is_trial)
+    assert f"  cannot be submitted: {name}: {DIVERGED} in a trial of every combination" in shown
+    assert main(["study", "submit", *words, "--dry-run"]) == 0
 
 
 def write_femnist(folder: Path) -> Path:
