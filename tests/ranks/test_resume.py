@@ -220,6 +220,26 @@ def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
     assert read_result(tmp_path / "run.h5").status.endswith("at SIGTERM")
 
 
+@needs_mpirun
+def test_a_stop_is_noticed_while_all_clients_of_the_wall_clock_train(tmp_path: Path) -> None:
+    path, output = tmp_path / "run.h5", tmp_path / "output.txt"
+    own = ("clock=wall", "method=fedavg", "links.compute_s=600", f"results.path={path}")
+    words = last_of_each(*TINY, *own)
+    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
+    with (
+        output.open("w") as file,
+        subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT) as process,
+    ):
+        killing.await_text(output, "round 0/")
+        for pid in re.findall(r"pid (\d+)", output.read_text()):
+            os.kill(int(pid), signal.SIGTERM)
+        try:
+            assert process.wait(LIMIT_S) == 75, output.read_text()
+        finally:
+            process.kill()
+    assert read_result(path).status == "checkpointed: version 0, at SIGTERM"
+
+
 def test_resume_needs_to_be_told_what(tmp_path: Path) -> None:
     ended = run_job(1, *TINY, "--resume", launcher="none")
     assert ended.code == 2
