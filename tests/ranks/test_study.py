@@ -110,7 +110,9 @@ def test_a_half_written_cell_is_run_again(tmp_path: Path) -> None:
     assert read_result(half).status == "finished"
 
 
-def test_a_killed_cell_goes_on_to_the_same_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_killed_cell_goes_on_to_the_same_result(is_alone: bool, tmp_path: Path) -> None:
+    """Killed with its study, or alone, as where memory is short; then the study says so."""
     settings = {"checkpoint.every_s": 0, "run.max_rounds": 40, "results.flush_s": 0.01}
     path, cells = write_study(tmp_path, matrix={"method": ["fedgmr"], "seed": [0]}, set=settings)
     folder = tmp_path / "cells"
@@ -124,9 +126,15 @@ def test_a_killed_cell_goes_on_to_the_same_result(tmp_path: Path) -> None:
     ) as process:
         wait_for(lambda: list(folder.glob("*.ckpt.old")))
         (session,) = {os.getsid(pid) for pid in children(process.pid)}
-        process.kill()
+        if not is_alone:
+            process.kill()
         os.killpg(session, signal.SIGKILL)
-    assert read_state(folder, cells[0]).status == "interrupted"
+    wait_for(lambda: not is_locked(folder, cells[0]))  # by a process that is about to be gone
+    state = read_state(folder, cells[0])
+    assert (state.status, process.returncode) == (
+        ("failed", 1) if is_alone else ("interrupted", -signal.SIGKILL)
+    )
+    assert state.error.endswith("(exit code -9)") == is_alone
     assert study("run", path).code == 0
     resumed = read_result(folder / f"{cells[0].name}.h5")
     assert resumed.status == "finished" and 1 in resumed.checkpoints["is_resume"]
@@ -150,8 +158,11 @@ def test_what_a_failed_or_another_cell_left_is_not_gone_on_with(
         (tmp_path / "cells" / f"{cells[0].name}{left}").write_text("of something else")
     ended = study("run", path)
     assert ended.code == 0, ended.output
-    files = (tmp_path / "cells").glob("[!.]*")
-    assert {file.suffix for file in files} == {".h5", ".log", ".yaml"}
+    name, names = cells[0].name, {path.name for path in (tmp_path / "cells").glob("[!.]*")}
+    kept = {f"{name}{left}.kept-1" for left in (".h5", ".ckpt", ".ckpt.old")}
+    assert names == {f"{name}{each}" for each in (".h5", ".log", ".yaml")} | (
+        kept if suffix == ".h5" else set()
+    )
 
 
 def test_jobs_run_on_this_machine_as_on_a_cluster(tmp_path: Path) -> None:

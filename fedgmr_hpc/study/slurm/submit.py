@@ -31,6 +31,7 @@ from submitit.core.utils import FailedJobError
 from fedgmr_hpc.config.overrides import leaves, only
 from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.devices import VISIBLE, dealt, visible_devices
 from fedgmr_hpc.study.folder import (
     ACTIVE,
     StudyFolder,
@@ -219,10 +220,24 @@ def _run_here(folder: StudyFolder, plans: Sequence[Plan]) -> int:
 
 
 def _run_cells_here(plan: Plan) -> None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    tasks = [CellTask(cell, plan.cells_dir, plan.num_ranks, None, visible) for cell in plan.cells]
+    tasks = tasks_here(plan)
     print(f"{len(tasks)} cells, {plan.max_parallel} at a time; logs: {plan.folder}", flush=True)
     _run_locally(plan.folder, tasks, plan.max_parallel)
+
+
+def tasks_here(plan: Plan) -> list[CellTask]:
+    """Return the tasks of a plan on this machine, to which its GPUs are dealt in turn."""
+    visible, devices = os.environ.get(VISIBLE), visible_devices(os.environ)
+    return [
+        CellTask(
+            cell,
+            plan.cells_dir,
+            plan.num_ranks,
+            None,
+            dealt(devices, plan.num_ranks, index).get(VISIBLE, visible),
+        )
+        for index, cell in enumerate(plan.cells)
+    ]
 
 
 def _run_locally(folder: Path, tasks: Sequence[Any], max_parallel: int) -> None:

@@ -24,7 +24,7 @@ from fedgmr_hpc.study.job_states import (
     write_submission,
 )
 from fedgmr_hpc.study.slurm.plan import Plan, nodes_for, render_scripts
-from fedgmr_hpc.study.slurm.submit import add_site, split_cells
+from fedgmr_hpc.study.slurm.submit import add_site, split_cells, tasks_here
 from fedgmr_hpc.study.states import CellState
 from fedgmr_hpc.study.study_file import load_study
 
@@ -343,6 +343,15 @@ def test_wrong_options_are_named(
     action, *options = words
     assert main(["study", action, *write_study(tmp_path), *options]) == 2
     assert re.search(re.escape(said), capsys.readouterr().err)
+
+
+def test_gpus_of_this_machine_are_dealt_to_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(make_plan(make_cells()), num_ranks=1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    seen = [task.visible for task in tasks_here(plan)]
+    assert seen == ["4,6,7", "6,7,4", "7,4,6", "4,6,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert {task.visible for task in tasks_here(plan)} == {""}
 
 
 def test_a_study_that_trials_cannot_tune_is_not_submitted(
