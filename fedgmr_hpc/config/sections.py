@@ -235,6 +235,13 @@ class TrainConfig(LocalConfig):
     Virtual clock only."""
     compact_below: CompactBelow = CompactBelow()
 
+    def rate_in(self, round_: int) -> float:
+        """Return the learning rate in a round."""
+        decays = round_ // self.decay_rounds
+        if self.max_decays is not None:
+            decays = min(decays, self.max_decays)
+        return self.learning_rate * self.decay_factor**decays
+
 
 class EvalConfig(Section):
     """Evaluation of the server's model and of the clients' local models

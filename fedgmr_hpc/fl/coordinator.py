@@ -33,13 +33,12 @@ from operator import attrgetter
 from typing import NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, best_connected
-from fedgmr_hpc.fl.aggregation import BufferEntry, ServerRule, staleness_weights
+from fedgmr_hpc.fl.aggregation import BufferEntry, ServerRule, ages_of
 from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
@@ -182,8 +181,7 @@ class Coordinator:
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
         """Return why an update must not be merged."""
         usual = partial(self._usual_size, masks, len(update.values))
-        max_ratio = self.config.aggregation.max_norm_ratio
-        return find_fault(update, max_ratio, usual, self.threads)
+        return find_fault(update, self.config.aggregation.max_norm_ratio, usual, self.threads)
 
     def _usual_size(self, masks: MaskSet, num_kept: int) -> float:
         """Return the root mean square of a sub-model's entries in the current version, taken once
@@ -259,32 +257,16 @@ class Coordinator:
         return [self._finish_report(), *self._dispatch(event.ready_s)]
 
     def _merge(self, arrived: Sequence[BufferEntry]) -> None:
-        earlier = [each.base_version for own in self.buffer.arrived.values() for each in own[:-1]]
-        all_versions = np.concatenate([self.base_versions, np.array(earlier, np.int64)])
-        entries = self.buffer.take(self.masks)
-        new = self.rule.merge(
-            (self.packed, self.dense),
-            entries,
-            self.masks,
-            self._staleness([entry.base_version for entry in entries]),
-            self._staleness([entry.base_version for entry in arrived]).tolist(),
-            float(self._staleness(all_versions).sum()),
-        )
+        entries, held = self.buffer.take(self.masks), (self.packed, self.dense)
+        ages = self.base_versions, self.version
+        new = self.rule.merge(held, entries, arrived, self.masks, *ages)
         self.packed, self.dense = new.packed, new.dense
         self._report = self._make_report(self.version + 1, [entry.client for entry in arrived])
         np.add.at(self._report.weight, [entry.client for entry in entries], new.shares)
 
-    def _staleness(self, base_versions: ArrayLike) -> NDArray[np.float64]:
-        """Return what updates of these versions weigh by their ages, 0 for version -1."""
-        return staleness_weights(self._ages(np.asarray(base_versions)), self.config.aggregation)
-
-    def _ages(self, base_versions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return ages in versions of updates of these versions, 0 for version -1."""
-        return np.where(base_versions < 0, 0, self.version - base_versions + 1)
-
     def _make_report(self, version: int, merged: Sequence[int]) -> Merged:
         zeros = np.zeros((2, len(self.clients)))
-        ages = self._ages(self.base_versions)
+        ages = ages_of(self.base_versions, self.version)
         return Merged(version, self.round, tuple(merged), ages, density=zeros[0], weight=zeros[1])
 
     def _finish_report(self) -> Merged:
@@ -397,13 +379,6 @@ class Coordinator:
             client.recall(self.config.train.steps)
         return [*self._dispatch(now_s), *self._go_on(now_s)]
 
-    def _learning_rate(self) -> float:
-        train = self.config.train
-        decays = self.round // train.decay_rounds
-        if train.max_decays is not None:
-            decays = min(decays, train.max_decays)
-        return train.learning_rate * train.decay_factor**decays
-
     def _assign(self, client_id: int, now_s: float) -> Assignment:
         client, train = self.clients[client_id], self.config.train
         density = self.restoration.densities[client_id]
@@ -416,7 +391,7 @@ class Coordinator:
             density=density,
             num_kept=self.masks.counts[level],
             first_step=client.steps,
-            learning_rate=self._learning_rate(),
+            learning_rate=train.rate_in(self.round),
             measure=self.restoration.watches_scores and not client.is_scored,
             same_since=self.same_since,
         )

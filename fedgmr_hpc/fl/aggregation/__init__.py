@@ -13,7 +13,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     WholeRule,
 )
 from fedgmr_hpc.fl.aggregation.server_rule import ServerRule
-from fedgmr_hpc.fl.aggregation.staleness import staleness_weight, staleness_weights
+from fedgmr_hpc.fl.aggregation.staleness import ages_of, staleness_weight, staleness_weights
 from fedgmr_hpc.fl.aggregation.state import RuleState
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RuleState",
     "ServerRule",
     "WholeRule",
+    "ages_of",
     "merge",
     "staleness_weight",
     "staleness_weights",

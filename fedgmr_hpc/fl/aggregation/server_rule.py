@@ -1,11 +1,13 @@
 """The rule of a run, with what it keeps: what the coordinator merges by.
 
-Shapes: U updates, P prunable entries, D dense entries.
+Shapes: C clients, U updates, P prunable entries, D dense entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     Merge,
     WholeRule,
 )
+from fedgmr_hpc.fl.aggregation.staleness import ages_of, staleness_weights
 from fedgmr_hpc.fl.aggregation.state import RuleState
 from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.submodels import MaskSet
@@ -38,6 +41,10 @@ def _make_rule(choices: AggregationConfig) -> AggregationRule:
         need = "a class derived from MeanRule or WholeRule"
         raise ValueError(must_be(f"aggregation.rule {choices.rule!r}", need))
     return rule
+
+
+def _versions(entries: Sequence[BufferEntry]) -> list[int]:
+    return [entry.base_version for entry in entries]
 
 
 class ServerRule:
@@ -59,7 +66,7 @@ class ServerRule:
         num_trained: tuple[int, int],
         threads: Threads | None = None,
     ) -> None:
-        self.rule = _make_rule(choices)
+        self.rule, self._choices = _make_rule(choices), choices
         self.state = RuleState(self.rule, *sizes)
         self._sizes, self._num_trained, self._threads = sizes, num_trained, threads
 
@@ -67,30 +74,39 @@ class ServerRule:
         self,
         weights: tuple[Floats, Floats],
         entries: Sequence[BufferEntry],
+        arrived: Sequence[BufferEntry],
         masks: MaskSet,
-        staleness: NDArray[np.float64],
-        arrived: Sequence[float],
-        all_staleness: float,
+        base_versions: NDArray[np.int64],
+        version: int,
     ) -> Version:
         """Return the next version.
 
         Args:
             weights: [P] packed for `masks`, and [D].
             entries: updates in client order, packed for `masks`.
-            staleness: [U] weight of each update by its age.
-            arrived, all_staleness: see `Merge`.
+            arrived: those that are merged for the first time, in client order and a client's in
+                the order of their arrival; they need not be packed for `masks`.
+            base_versions: [C] of each client's last update, -1 without one.
+            version: the present one.
         """
+        earlier = [a.base_version for a, b in pairwise(arrived) if a.client == b.client]
+        sigma = partial(self._staleness, version)
         what = Merge(
             *weights,
             entries,
             weights=[
-                weight * entry.num_samples for weight, entry in zip(staleness, entries, strict=True)
+                weight * entry.num_samples
+                for weight, entry in zip(sigma(_versions(entries)), entries, strict=True)
             ],
-            arrived=arrived,
-            all_staleness=all_staleness,
+            arrived=sigma(_versions(arrived)).tolist(),
+            all_staleness=float(sigma([*base_versions.tolist(), *earlier]).sum()),
             statistics=self._statistics(masks),
         )
         return merge(self.rule, what, self.state, self._threads)
+
+    def _staleness(self, version: int, base_versions: Sequence[int]) -> NDArray[np.float64]:
+        """Return what updates of these versions weigh by their ages, 0 for version -1."""
+        return staleness_weights(ages_of(np.array(base_versions), version), self._choices)
 
     def _statistics(self, masks: MaskSet) -> tuple[NDArray[np.bool_] | None, ...]:
         """Return which entries of the two parts are running statistics, None for a part without."""

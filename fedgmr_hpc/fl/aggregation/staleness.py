@@ -24,6 +24,11 @@ def staleness_weight(age: int, *, rule: str, exponent: float, hinge_delay: float
     return 1.0
 
 
+def ages_of(base_versions: NDArray[np.int64], version: int) -> NDArray[np.int64]:
+    """Return the ages, at a merge of this version, of updates of these versions; 0 for -1."""
+    return np.where(base_versions < 0, 0, version - base_versions + 1)
+
+
 def staleness_weights(ages: NDArray[np.int64], choices: AggregationConfig) -> NDArray[np.float64]:
     """Return sigma [C] of updates of these ages, 0 for clients without one, whose age is 0."""
     sigma = np.zeros(len(ages))
