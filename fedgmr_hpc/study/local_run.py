@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedgmr_hpc.reporting.live import LiveText
 from fedgmr_hpc.reporting.words import describe_s
+from fedgmr_hpc.storage.run_files import output_path
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import remaining_s
 from fedgmr_hpc.study.folder import (
@@ -70,7 +71,7 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
         todo = [
             cell
             for cell, state in watch.states
-            if state.status not in ENDED and cell.tuning is None and cell.digest not in begun
+            if _is_open(state) and cell.tuning is None and cell.digest not in begun
         ]
         begun.update(cell.digest for cell in todo)
         return todo
@@ -81,6 +82,11 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
         while todo := ready():
             at_a_time = (num_ranks, max_parallel, watch.see)
             Queue(folder.cells_dir, *at_a_time, more=ready, say=live.print).run(todo)
+
+
+def _is_open(state: CellState) -> bool:
+    """Return whether a cell has not ended, or its process has not been seen off, as an orphan's."""
+    return state.status not in ENDED or output_path(state.path).exists()
 
 
 def _plan(folder: StudyFolder, states: States, num_ranks: int, max_parallel: int) -> str:

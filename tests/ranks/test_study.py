@@ -69,7 +69,7 @@ def test_a_killed_study_goes_on_where_it_was(number: signal.Signals, tmp_path: P
         start_new_session=True,
         preexec_fn=_hear_interrupts,
     ) as process:
-        wait_for(lambda: any(is_done(slow, cell) for cell in cells))
+        wait_for(lambda: any(is_done(slow, c) and not is_locked(slow, c) for c in cells))
         wait_for(lambda: list(slow.glob("*.out")))
         process.send_signal(number)
         process.wait(120)

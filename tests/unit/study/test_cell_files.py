@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import fedgmr_hpc
+from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.storage.checkpoint import has_checkpoint
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, error_path
@@ -180,6 +181,26 @@ def test_what_has_ended_is_done_whoever_holds_its_lock(finished: Path, tmp_path:
     lock = acquire_lock(tmp_path, cell)
     assert lock is not None and read_state(tmp_path, cell).status == "done"
     lock.release()
+
+
+def test_what_a_finished_orphan_printed_is_removed_once_it_is_gone(
+    finished: Path, tmp_path: Path
+) -> None:
+    (cell,) = cells_of()
+    (tmp_path / "tiny.yaml").write_text(json.dumps(STUDY))
+    left = put(finished, tmp_path / "cells").with_suffix(".out")
+    left.touch()
+    lock = acquire_lock(tmp_path / "cells", cell)
+    assert lock is not None
+    there: list[bool] = []
+
+    def end() -> None:
+        there.append(left.exists())
+        lock.release()
+
+    threading.Timer(1.0, end).start()
+    assert main(["study", "run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]) == 0
+    assert there == [True] and not left.exists()
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a filter of x86_64's calls")
