@@ -2,7 +2,8 @@
 
     RUN.h5                  the result (storage/writer.py)
     RUN.h5.part             the result while it is made, before it takes its name
-    RUN.h5.old              an unfinished result without a checkpoint, moved aside by `--resume`
+    RUN.h5.old              an unfinished result without a checkpoint, moved aside by `--resume`;
+                            the next ones are RUN.h5.old-2 and so on
     RUN.ckpt                the newest checkpoint (storage/checkpoint.py)
     RUN.ckpt.old            the checkpoint before it
     RUN.ckpt.damaged        a newest checkpoint that failed its checksum
@@ -21,6 +22,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 Name = str | os.PathLike[str]
@@ -42,8 +44,11 @@ def part_path(results: Path) -> Path:
 
 
 def moved_aside_path(results: Path) -> Path:
-    """Return where an unfinished result goes that a new start makes room for."""
-    return results.with_name(f"{results.name}.old")
+    """Return where an unfinished result goes that a new start makes room for: a name that no
+    earlier one has.
+    """
+    names = (f"{results.name}.old{'' if number == 1 else f'-{number}'}" for number in count(1))
+    return next(path for name in names if not os.path.lexists(path := results.with_name(name)))
 
 
 def checkpoint_path(results: Path) -> Path:

@@ -517,6 +517,10 @@ def test_results_without_a_checkpoint_are_put_aside_not_lost(tmp_path: Path) -> 
     move_aside(tmp_path / "run.h5")
     move_aside(tmp_path / "run.h5")
     assert (tmp_path / "run.h5.old").read_text() == "rows" and not (tmp_path / "run.h5").exists()
+    (tmp_path / "run.h5").write_text("later rows")
+    move_aside(tmp_path / "run.h5")
+    assert (tmp_path / "run.h5.old").read_text() == "rows"
+    assert (tmp_path / "run.h5.old-2").read_text() == "later rows"
 
 
 def test_provenance_tells_what_was_different_after_a_resume(
