@@ -18,5 +18,6 @@
 common=${SLURM_SUBMIT_DIR:-.}/slurm/common.sh
 [[ -e $common ]] || { echo "submit from the checkout: there is no $common" >&2; exit 2; }
 source "$common"
+[[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || refuse "SLURM_ARRAY_TASK_ID: not set: submit this script with sbatch"
 (($#)) || refuse "CONFIG must be a run of configs/runs, or a file (got nothing)"
 run_job "$1" seed="$SLURM_ARRAY_TASK_ID" "${@:2}"
