@@ -2,8 +2,9 @@
 
 Each message is a header, int64 [tag, bytes, number among those of its pair], then its bytes if it
 has any. One thread waits for the header of any rank, without a deadline because a gloo wait that
-times out closes the pair, and feeds the inbox; deadlines apply there. A second thread waits for
-sends and lets go of their buffers. gloo moves bytes by itself, so `poll` has nothing to advance.
+times out closes the pair, and feeds the inbox; deadlines apply there. A thread for each rank that
+is sent something waits for its sends and lets go of their buffers, so that one that takes nothing
+any more keeps nobody else's. gloo moves bytes by itself, so `poll` has nothing to advance.
 
 The end: the ranks meet when each has delivered what it sent. Then every rank tells every other
 goodbye, which is the last message of its pair; a receiver stops after all goodbyes, and the ranks
@@ -24,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +49,6 @@ RUN_TIMEOUT = timedelta(days=365)
 class _Sending(NamedTuple):
     """One message on its way out, and the tensors gloo still reads."""
 
-    dest: int
     works: list[dist.Work]
     tensors: list[torch.Tensor]
 
@@ -89,13 +90,12 @@ class GlooTransport(Transport):
         self._group = dist.new_group(timeout=RUN_TIMEOUT, backend="gloo")
         self._inbox = Inbox()
         self._num_sent, self._num_received = Counter[int](), Counter[int]()
-        self._sending: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
+        self._sending: dict[int, queue.SimpleQueue[_Sending | None]] = {}  # by dest
         self._num_pending = Counter[int]()  # by dest
         self._released = threading.Condition()
         self._posting = threading.RLock()  # held while a message gets its number and is posted
         self._threads: list[threading.Thread] = []
-        for loop in (self._receive_all, self._release_all):
-            self._start(loop, loop.__name__)
+        self._start(self._receive_all, "receive")
 
     def poll(self) -> None:
         self._inbox.check()
@@ -168,7 +168,15 @@ class GlooTransport(Transport):
             if len(view):
                 works.append(dist.isend(payload, dest, group=self._group, tag=_PAYLOAD_TAG))
             self._count_pending(dest, 1)
-            self._sending.put(_Sending(dest, [work for work in works if work], [header, payload]))
+            sending = _Sending([work for work in works if work], [header, payload])
+            self._queue_to(dest).put(sending)
+
+    def _queue_to(self, dest: int) -> queue.SimpleQueue[_Sending | None]:
+        """Return what a thread lets go of in order; begin with it at the first message."""
+        if dest not in self._sending:
+            self._sending[dest] = queue.SimpleQueue()
+            self._start(partial(self._release_all, dest), f"release {dest}")
+        return self._sending[dest]
 
     def _count_pending(self, dest: int, change: int) -> None:
         """Note a message to `dest` that is under way (1) or has left (-1)."""
@@ -184,7 +192,8 @@ class GlooTransport(Transport):
 
     def _end_threads(self) -> None:
         """Tell the threads that nothing more is sent; the receiver ends with the goodbyes."""
-        self._sending.put(None)
+        for sending in self._sending.values():
+            sending.put(None)
 
     def _guard(self, loop: Callable[[], None]) -> None:
         """Run a thread's loop; what ends it early ends every later `recv`, `send` and `flush`."""
@@ -223,12 +232,12 @@ class GlooTransport(Transport):
             dist.recv(into, source, group=self._group, tag=_PAYLOAD_TAG)
         return payload.data
 
-    def _release_all(self) -> None:
-        """Wait for sends in the order posted: every rank takes everything as it comes."""
-        while (sending := self._sending.get()) is not None:
+    def _release_all(self, dest: int) -> None:
+        """Wait for a rank's sends in the order posted: it takes everything as it comes."""
+        while (sending := self._sending[dest].get()) is not None:
             for work in sending.works:
                 work.wait()
-            self._count_pending(sending.dest, -1)
+            self._count_pending(dest, -1)
 
 
 @register_transport("gloo")

@@ -8,6 +8,7 @@ Where ranks have to wait for one another in silence, they do so by files in $CON
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -396,6 +397,33 @@ def run_huge(transport: Transport) -> None:
         print("ok huge", flush=True)
 
 
+def run_stopped(transport: Transport) -> None:
+    """Rank 2 is stopped while rank 0 sends it more than buffers hold, and then to rank 1."""
+    payload = make_payload(LARGE_BYTES, 0)
+    if transport.rank == 2:
+        transport.send(0, Tag.FRAME, str(os.getpid()).encode())
+        for _ in range(3):
+            assert bytes(transport.recv(60).payload) == payload.tobytes()
+    elif transport.rank == 1:
+        assert bytes(transport.recv(60).payload) == payload.tobytes()
+        transport.send(0, Tag.FRAME, b"heard")
+    else:
+        pid = int(bytes(transport.recv(60).payload))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for dest in (2, 2, 2, 1):
+                transport.send(dest, Tag.FRAME, payload)
+            assert bytes(transport.recv(60).payload) == b"heard"
+            transport.flush(2)
+        except TransportTimeout as error:
+            assert "ranks [2]" in str(error), error
+        else:
+            raise AssertionError("a stopped rank took a message")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        print("ok stopped", flush=True)
+
+
 def make_transport(binding: str) -> Transport:
     if binding == "gloo":
         from fedgmr_hpc.transport.gloo import GlooTransport
@@ -422,6 +450,8 @@ def main(binding: str, names: list[str]) -> None:
             run_abort(transport)
         elif names == ["huge"]:
             run_huge(transport)
+        elif names == ["stopped"]:
+            run_stopped(transport)
         else:
             run_checks(transport, names or list(CHECKS))
             check_channels(transport)

@@ -124,6 +124,12 @@ def test_abort_ends_all_ranks(binding):
     assert time.monotonic() - start_s < SOON_S, output
 
 
+@pytest.mark.parametrize("binding", [pytest.param("mpi", marks=needs_mpirun), "gloo"])
+def test_a_stopped_rank_keeps_nothing_from_others(binding):
+    code, output = launch(binding, 3, "stopped")
+    assert (code, output.count("ok stopped"), output.count("closed")) == (0, 1, 3), output
+
+
 @needs_mpirun
 def test_more_than_2_gib():
     available_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
