@@ -189,6 +189,8 @@ def answer(transport: Transport) -> None:
                 send_update(transport, tasks[mark.client], run_id)
         elif message.tag == Tag.EVALUATE:
             answer_evaluation(transport, message)
+        elif message.tag == Tag.CLOCK:
+            transport.send(0, Tag.CLOCK, struct.pack("<d", time.perf_counter()))
     goodbye = {"host": "", "device": "cpu", "num_tasks": 0, "train_s": 0.0, "wait_s": 0.0}
     transport.send(0, Tag.STOP, json.dumps(goodbye).encode())
 
