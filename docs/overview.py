@@ -26,7 +26,7 @@ from fedgmr_hpc.reporting.palette import styles_of
 from fedgmr_hpc.results.series import measure_run
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "results/2026-11-30/curves.csv"
+TABLE = ROOT / "results/2026-12-01/curves.csv"
 FIGURE = ROOT / "docs/img/overview.png"
 COLUMNS = ("method", "seed", "now_s", "test_accuracy", "own_submodels", "mean_density")
 NAMES = {
