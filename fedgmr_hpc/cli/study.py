@@ -205,7 +205,7 @@ def _add_start(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a study here."""
     from fedgmr_hpc.study.folder import check_time_limits
-    from fedgmr_hpc.study.local_run import run_study
+    from fedgmr_hpc.study.running.local_run import run_study
 
     folder = _open(arguments)
     check_time_limits(folder)

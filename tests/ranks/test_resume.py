@@ -204,39 +204,35 @@ def test_another_configuration_ends_every_rank_with_2_naming_keys(stopped: Path)
     assert ended.errors[0].endswith("(got 5)") and " when continuing " in ended.errors[0]
 
 
-@needs_mpirun
-def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
-    words = last_of_each(*TINY, f"results.path={tmp_path / 'run.h5'}", "run.max_rounds=100000")
+def terminate(path: Path, after: str, *own: str) -> None:
+    """Tell the ranks of a run to end once it has printed a text; it ends with 75."""
+    words = last_of_each(*TINY, *own, f"results.path={path}")
     command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
-    output = tmp_path / "output.txt"
+    output = path.with_name("output.txt")
     with (
         output.open("w") as file,
         subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT) as process,
     ):
-        killing.await_text(output, "evaluation | round 3 ")
-        for pid in re.findall(r"pid (\d+)", output.read_text()):
-            os.kill(int(pid), signal.SIGTERM)
-        assert process.wait(LIMIT_S) == 75, output.read_text()
-    assert read_result(tmp_path / "run.h5").status.endswith("at SIGTERM")
-
-
-@needs_mpirun
-def test_a_stop_is_noticed_while_all_clients_of_the_wall_clock_train(tmp_path: Path) -> None:
-    path, output = tmp_path / "run.h5", tmp_path / "output.txt"
-    own = ("clock=wall", "method=fedavg", "links.compute_s=600", f"results.path={path}")
-    words = last_of_each(*TINY, *own)
-    command = [str(MPIRUN), "-n", "3", sys.executable, "-m", "fedgmr_hpc.launch", *words]
-    with (
-        output.open("w") as file,
-        subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT) as process,
-    ):
-        killing.await_text(output, "round 0/")
+        killing.await_text(output, after)
         for pid in re.findall(r"pid (\d+)", output.read_text()):
             os.kill(int(pid), signal.SIGTERM)
         try:
             assert process.wait(LIMIT_S) == 75, output.read_text()
         finally:
             process.kill()
+
+
+@needs_mpirun
+def test_mpirun_ends_with_75_when_its_ranks_are_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    terminate(path, "evaluation | round 3 ", "run.max_rounds=100000")
+    assert read_result(path).status.endswith("at SIGTERM")
+
+
+@needs_mpirun
+def test_a_stop_is_noticed_while_all_clients_of_the_wall_clock_train(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    terminate(path, "round 0/", "clock=wall", "method=fedavg", "links.compute_s=600")
     assert read_result(path).status == "checkpointed: version 0, at SIGTERM"
 
 

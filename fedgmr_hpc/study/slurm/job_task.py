@@ -25,7 +25,7 @@ from pathlib import Path
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.runner import run_cell, start_here
+from fedgmr_hpc.study.running.runner import run_cell, start_here
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.tuning import with_chosen_values
 from fedgmr_hpc.transport.termination import handling

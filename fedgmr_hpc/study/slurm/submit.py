@@ -31,7 +31,6 @@ from submitit.core.utils import FailedJobError
 from fedgmr_hpc.config.overrides import leaves, only
 from fedgmr_hpc.config.sites import Site, job_values, load_site
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.devices import VISIBLE, dealt, visible_devices
 from fedgmr_hpc.study.folder import (
     ACTIVE,
     StudyFolder,
@@ -48,7 +47,8 @@ from fedgmr_hpc.study.job_states import (
     most_tasks,
     write_submission,
 )
-from fedgmr_hpc.study.runner import GRACE_S
+from fedgmr_hpc.study.running.devices import VISIBLE, dealt, visible_devices
+from fedgmr_hpc.study.running.runner import GRACE_S
 from fedgmr_hpc.study.slurm.job_task import CellTask, ReportTask
 from fedgmr_hpc.study.slurm.plan import Plan, make_plan, render_scripts
 from fedgmr_hpc.study.slurm.sbatch_text import PYTHON

@@ -65,8 +65,9 @@ def test_nothing_heavy_is_imported_for_it(seen: tuple[dict[str, str], set[str]])
 
 def test_what_only_reads_results_needs_no_torch() -> None:
     """Reports, the table of a study, and the child that reads a data set's file start at once."""
-    light = ("results.summary", "results.watch", "results.verify", "study.folder", "study.runner",
-             "study.report.page", "study.export", "data.formats.tff_clients")  # fmt: skip
+    light = ("results.summary", "results.watch", "results.verify", "study.folder",
+             "study.running.runner", "study.report.page", "study.export",
+             "data.formats.tff_clients")  # fmt: skip
     names = ", ".join(f"fedgmr_hpc.{name}" for name in light)
     code = f"import sys, {names}; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout

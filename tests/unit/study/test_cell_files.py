@@ -20,9 +20,9 @@ from fedgmr_hpc.storage.checkpoint import has_checkpoint
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, error_path
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.devices import dealt, visible_devices
 from fedgmr_hpc.study.locks import CellLock, acquire_lock, is_locked
-from fedgmr_hpc.study.runner import Queue, run_cell
+from fedgmr_hpc.study.running.devices import dealt, visible_devices
+from fedgmr_hpc.study.running.runner import Queue, run_cell
 from fedgmr_hpc.study.states import can_resume, read_state, write_error
 from fedgmr_hpc.study.study_file import load_study
 

@@ -13,9 +13,9 @@ import pytest
 
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.reporting.live import LiveText
-from fedgmr_hpc.study import local_run
 from fedgmr_hpc.study.cells import Cell, expand
-from fedgmr_hpc.study.runner import Queue
+from fedgmr_hpc.study.running import local_run
+from fedgmr_hpc.study.running.runner import Queue
 from fedgmr_hpc.study.states import CellState, progress_of
 from fedgmr_hpc.study.study_file import load_study
 

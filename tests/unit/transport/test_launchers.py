@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgmr_hpc.study.runner import start_here
+from fedgmr_hpc.study.running.runner import start_here
 from fedgmr_hpc.transport.launchers import deal_out, rank_command
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3", "SLURM_NTASKS": "11"}

@@ -25,9 +25,9 @@ from fedgmr_hpc.config.overrides import as_override
 from fedgmr_hpc.storage.checkpoint import EXIT_CHECKPOINTED
 from fedgmr_hpc.storage.run_files import config_path, error_path, output_path
 from fedgmr_hpc.study.cells import Cell
-from fedgmr_hpc.study.devices import dealt, visible_devices
 from fedgmr_hpc.study.locks import CellLock, acquire_lock
 from fedgmr_hpc.study.notices import warn
+from fedgmr_hpc.study.running.devices import dealt, visible_devices
 from fedgmr_hpc.study.states import (
     ENDED,
     CellState,

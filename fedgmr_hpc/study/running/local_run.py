@@ -21,7 +21,7 @@ from fedgmr_hpc.study.folder import (
     known_paces,
     render_status,
 )
-from fedgmr_hpc.study.runner import Queue
+from fedgmr_hpc.study.running.runner import Queue
 from fedgmr_hpc.study.states import ENDED, CellState, read_state
 from fedgmr_hpc.study.tuning import States
 

@@ -1,0 +1,1 @@
+"""Running cells on this machine: their queue, and the GPUs that it deals them."""
