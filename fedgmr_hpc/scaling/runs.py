@@ -2,7 +2,8 @@
 
 The same command completes a study that was interrupted. Its folder holds `scaling.json` (what was
 asked for and where it ran), and for every point and repeat `runs/NAME.h5` with its timeline and
-`NAME.out`, what the ranks printed.
+`NAME.out`, what the ranks printed. A result that cannot be read is moved to `NAME.h5.kept-1` and
+so on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import output_path, timeline_path
-from fedgmr_hpc.study.states import remove_leftovers
+from fedgmr_hpc.study.states import make_room
 from fedgmr_hpc.transport.launchers import rank_command
 from fedgmr_hpc.transport.termination import (
     TerminationRequested,
@@ -203,10 +204,9 @@ def run_plan(plan: Plan, folder: Path) -> bool:
         with raising_on_signals():
             for repeat, point in turns:
                 path = run_path(folder, point, repeat)
-                if _is_finished(path):
+                if not _is_to_run(path):
                     continue
                 print(f"repeat {repeat + 1} of {plan.repeats}: {point.name}", flush=True)
-                remove_leftovers(path)
                 _run(plan, point, path)
                 num_new += 1
     except TerminationRequested as name:
@@ -217,12 +217,25 @@ def run_plan(plan: Plan, folder: Path) -> bool:
     return True
 
 
-def _is_finished(path: Path) -> bool:
-    """Return whether a run is complete, with its timeline."""
+def _is_to_run(path: Path) -> bool:
+    """Return whether a run is missing or incomplete, its timeline included; clear the way for it.
+
+    Raises:
+        RunError: A result that cannot be read cannot be moved aside.
+    """
+    fault = ""
     try:
-        return timeline_path(path).exists() and read_result(path).status == "finished"
-    except ValueError:  # damaged
-        return False
+        if read_result(path).status == "finished" and timeline_path(path).exists():
+            return False
+    except ValueError as error:
+        fault = str(error).partition("\n")[0]
+    try:
+        kept = make_room(path, is_leftover=not fault)
+    except OSError as error:
+        raise RunError(f"{path} cannot be moved aside: {error.strerror}") from None
+    if kept is not None:
+        print(f"{fault}; moved to {kept.name}, it runs again")
+    return True
 
 
 def _run(plan: Plan, point: Point, path: Path) -> None:

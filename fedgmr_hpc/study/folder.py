@@ -18,7 +18,7 @@ from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.cost import Pace, mean_paces, remaining_s
 from fedgmr_hpc.study.job_states import CellJob, read_jobs, with_job
 from fedgmr_hpc.study.saved_words import check_source, save_words, with_saved
-from fedgmr_hpc.study.states import ENDED, CellState
+from fedgmr_hpc.study.states import ENDED, CellState, can_resume
 from fedgmr_hpc.study.study_file import StudyFile, find_study, load_study
 from fedgmr_hpc.study.tuning import States, read_states
 
@@ -237,7 +237,7 @@ def count_states(states: Sequence[CellState]) -> str:
 def eta_s(open_states: States, states: States, max_parallel: int) -> float:
     """Return wall seconds until `open_states` are done, at the pace of all known results."""
     left = [
-        (cell, 0.0 if s.status == "failed" else s.progress_frac)
+        (cell, 0.0 if s.status == "failed" and not can_resume(s) else s.progress_frac)
         for cell, s in open_states
         if s.status not in ENDED
     ]

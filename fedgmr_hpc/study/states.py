@@ -119,19 +119,20 @@ def _is_of(cell: Cell, result: Result) -> bool:
     return identity(result.config) == identity(cell.config)
 
 
-def make_room(state: CellState) -> Path | None:
+def make_room(path: Path, is_leftover: bool) -> Path | None:
     """Clear the way for a run from the beginning.
 
+    Args:
+        is_leftover: The result there is an unfinished one of this run, which may go.
+
     Returns:
-        Where a result went that is not an unfinished one of this cell; None where there was none.
+        Where another result went; None where there was none.
 
     Raises:
         OSError: It cannot be moved; nothing has changed then.
     """
-    kept = None
-    if state.result is None and state.path.exists():
-        kept = _set_aside(state.path)
-    remove_leftovers(state.path)
+    kept = None if is_leftover or not path.exists() else _set_aside(path)
+    remove_leftovers(path)
     return kept
 
 

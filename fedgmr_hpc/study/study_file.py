@@ -34,7 +34,7 @@ lists, then the same with later keys moved on by one.
 Paths of rows (`method: [./mine.yaml]`) and plug-ins are taken from the study's folder.
 
 On the command line `key=value` sets a key in every cell; a key that the cells vary or tune takes a
-list and replaces its values.
+list and replaces its values. A reference and claims that name a value which is gone then go, too.
 """
 
 from __future__ import annotations
@@ -292,7 +292,33 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
         "cells": tuple({k: new.get(k, old) for k, old in cell.items()} for cell in study.cells),
         "tune": {key: new.get(key, old) for key, old in study.tune.items()},
     }
-    return study.model_copy(update=change), others
+    return _without_gone(study, study.model_copy(update=change)), others
+
+
+def _without_gone(before: StudyFile, study: StudyFile) -> StudyFile:
+    """Return a study without a reference, claims and opponents that name a value which has gone."""
+    own = study.all_values()
+    gone = {
+        key: [value for value in values if value not in own[key]]
+        for key, values in before.all_values().items()
+    }
+
+    def is_gone(row: Row | None) -> bool:
+        wanted = row if isinstance(row, dict) else {"method": row}
+        return any(
+            value in gone.get(key, ())
+            for key, values in wanted.items()
+            for value in (values if isinstance(values, list) else [values])
+        )
+
+    claims = [
+        claim.model_copy(update={"b": against})
+        for claim in study.claims
+        if not any(map(is_gone, (claim.a, claim.where, claim.full_model())))
+        and (against := [row for row in claim.opponents() if not is_gone(row)])
+    ]
+    reference = None if is_gone(study.reference) else study.reference
+    return study.model_copy(update={"claims": tuple(claims), "reference": reference})
 
 
 def _contradictions(study: StudyFile) -> list[str]:

@@ -157,7 +157,7 @@ class Queue:
     def _make_room(self, state: CellState) -> bool:
         """Clear the way for a new start; return whether that was possible, else save the error."""
         try:
-            kept = make_room(state)
+            kept = make_room(state.path, is_leftover=state.result is not None)
         except OSError as error:
             reason = f"{state.path} cannot be moved aside: {error.strerror}"
             error_path(state.path).write_text(f"{reason}\n\n{state.error}\n")

@@ -120,7 +120,7 @@ def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
         done.append(path.stem)
 
     monkeypatch.setattr(scalingruns, "_run", run)
-    monkeypatch.setattr(scalingruns, "_is_finished", lambda path: path.stem in done)
+    monkeypatch.setattr(scalingruns, "_is_to_run", lambda path: path.stem not in done)
     with pytest.raises(RunError, match="SIGUSR2 came before any run had finished"):
         run_plan(made_plan(), tmp_path)
     assert not run_plan(made_plan(), tmp_path)
@@ -128,6 +128,20 @@ def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
     turns = ["0002-ranks-repeat0", "0003-ranks-repeat0", "0002-ranks-repeat1", "0003-ranks-repeat1"]
     assert done == turns
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+
+
+def test_a_result_that_cannot_be_read_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr(scalingruns, "_run", lambda plan, point, path: ran.append(path))
+    path = tmp_path / "runs" / "0002-ranks-repeat0.h5"
+    path.parent.mkdir()
+    path.write_bytes(b"of a newer release")
+    assert run_plan(made_plan(), tmp_path)
+    assert path in ran and not path.exists()
+    assert path.with_name(f"{path.name}.kept-1").read_bytes() == b"of a newer release"
+    assert f"moved to {path.name}.kept-1, it runs again" in capsys.readouterr().out
 
 
 def test_a_run_shorter_than_its_warm_up_is_refused(tmp_path: Path) -> None:

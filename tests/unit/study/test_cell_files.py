@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedgmr_hpc.storage.checkpoint import has_checkpoint
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, error_path
 from fedgmr_hpc.study.cells import Cell, expand
+from fedgmr_hpc.study.folder import eta_s
 from fedgmr_hpc.study.locks import CellLock, acquire_lock, is_locked
 from fedgmr_hpc.study.running.devices import dealt, visible_devices
 from fedgmr_hpc.study.running.runner import Queue, run_cell
@@ -225,6 +227,9 @@ def test_a_failed_cell_goes_on_from_its_checkpoint(stopped: Path, tmp_path: Path
     write_error(path, "Killed\n", -signal.SIGKILL)
     state = read_state(tmp_path, cell)
     assert (state.status, state.error) == ("failed", "Killed (exit code -9)")
+    new = replace(state, path=tmp_path / "without-a-checkpoint.h5")
+    left_s, all_s = (eta_s([(cell, each)], [(cell, state)], 1) for each in (state, new))
+    assert left_s < (1 - state.progress_frac / 2) * all_s
     assert run_cell(tmp_path, cell, 1).status == "done"
     assert 1 in read_result(path).checkpoints["is_resume"]
     assert not error_path(path).exists()

@@ -80,6 +80,34 @@ def test_command_line_replaces_varied_keys_and_sets_others() -> None:
     assert {cell.config.run.max_rounds for cell in cells} == {3}
 
 
+def test_what_names_a_value_that_the_command_line_takes_away_goes_with_it() -> None:
+    claims = [
+        {"name": "all", "kind": "difference", "a": "fedavg", "b": ["fedgmr", "fedasync"]},
+        {"name": "gone", "kind": "difference", "a": "fedgmr", "b": "fedavg"},
+        {"name": "low", "kind": "difference", "a": "fedavg", "b": "fedasync"}
+        | {"where": {"clients.level": "low"}},
+    ]
+    methods = ["fedgmr", "fedavg", "fedasync"]
+    content = {**TINY, "matrix": {**TINY["matrix"], "method": methods}, "claims": claims}
+    content["reference"] = "fedgmr"
+    words = ["method=[fedavg,fedasync]", "clients.level=[high]"]
+    study, others = load_study(content, words)
+    assert [cell.row for cell in expand(study, others)] == ["fedavg"] * 2 + ["fedasync"] * 2
+    assert study.reference is None
+    assert [(claim.name, claim.opponents()) for claim in study.claims] == [("all", ["fedasync"])]
+    kept, _ = load_study(content, ["seed=[3]", "method=[fedavg,fedgmr]"])
+    assert kept.reference == "fedgmr"
+    assert [(claim.name, claim.opponents()) for claim in kept.claims] == [
+        ("all", ["fedgmr"]),
+        ("gone", ["fedavg"]),
+    ]
+
+
+def test_a_reference_that_the_study_never_had_is_a_mistake_whatever_it_runs() -> None:
+    found = errors_of({"reference": "fedgmrr"}, "method=[fedavg]")
+    assert found == ["reference must fit one of the rows fedavg (got 'fedgmrr', which fits no row)"]
+
+
 def test_a_digest_ignores_where_files_are_and_nothing_else() -> None:
     study, _ = load_study(TINY)
 
