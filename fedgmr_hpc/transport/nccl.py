@@ -152,8 +152,11 @@ class DeviceTransport(GlooTransport):
                 pair.jobs.put(partial(self._send_next, pair, dest))
 
     def _send_next(self, pair: _Pair, dest: int) -> None:
-        pair.commits.acquire()
-        pair.channel.send(pair.outgoing.get(), _GRACE * self.limit_s)
+        limit_s = _GRACE * self.limit_s
+        if not pair.commits.acquire(timeout=limit_s):
+            reason = f"rank {dest} has not committed to a payload for {limit_s:g} s"
+            raise TransportError(reason, rank=self.rank, stage="send")
+        pair.channel.send(pair.outgoing.get(), limit_s)
         self._count_pending(dest, -1)
 
     def _take(self, source: int, tag: int, num_bytes: int) -> None:

@@ -190,3 +190,12 @@ def test_a_pair_whose_rank_the_run_does_without_ends_alone() -> None:
     transport.gone.add(3)
     transport._pairs[3].jobs.put(stuck)
     transport._serve_pair(3)
+
+
+def test_a_send_to_a_rank_that_never_commits_ends_with_its_name() -> None:
+    transport = DeviceTransport.__new__(DeviceTransport)
+    transport.rank, transport.limit_s = 0, 0.05
+    began_s = time.monotonic()
+    with pytest.raises(TransportError, match=r"rank 3 has not committed .*for 0\.1 s"):
+        transport._send_next(_Pair(StagedChannel(Mirror(), 0, 3, CPU, 8)), 3)
+    assert 0.1 <= time.monotonic() - began_s < 20
