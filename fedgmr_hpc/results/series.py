@@ -20,7 +20,7 @@ from fedgmr_hpc.storage.schema import Columns
 Values = NDArray[Any]
 LOST = 3  # the kind of an event
 ROUNDING = 1e-12  # of a look's time, a multiple of the step
-TIMES = {"virtual": "virtual time", "wall": "time, unscaled"}  # by clock
+TIMES = {"virtual": "virtual time", "wall": "unscaled time"}  # by clock
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def accuracy_table(runs: Sequence[Run], scale: Scale) -> Table:
         keys=columns,
         heads=heads_of(columns, scale),
         name="test_accuracy",
-        title=f"Test accuracy (%) at T = {scale.at_s:g} s of virtual time",
+        title=f"Test accuracy (%) at T = {scale.at_s:g} s of {scale.time}",
         notes=[f"Each run: {scale.when}; a run that ended before T has no value."],
     )
 

@@ -64,7 +64,7 @@ def head_of(study: StudyFile, states: States, runs: Sequence[Run], scale: Scale)
     of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
     lead = (
         f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
-        f"{scale.when}, of virtual time, on the test set, which decides nothing during a run."
+        f"{scale.when} of {scale.time}, on the test set, which decides nothing during a run."
     )
     limits = [*_early_ends(runs, scale), *quarantine_lines(states, scale), *_commits(states)]
     return [lead, *missing_lines(states, scale), *limits]

@@ -17,7 +17,7 @@ from fedgmr_hpc.config.errors import DIVERGED
 from fedgmr_hpc.reporting.pages import Page, write_page
 from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
-from fedgmr_hpc.results.series import Run, end_s
+from fedgmr_hpc.results.series import TIMES, Run, common_time, end_s
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, Place, corrected, judge
 from fedgmr_hpc.study.measures import measure
@@ -68,7 +68,7 @@ def write_report(
     scale = _scale(study, cells, command("report"), spread)
     tables = _tables(study, compared, runs, scale) if runs else []
     tables += tuning_tables(study, cells, states, scale)
-    *tables, origins = _captioned([*tables, _provenance(states, scale.command)], study.captions)
+    *tables, origins = _captioned([*tables, _provenance(states, scale)], study.captions)
     rows = Rows.of(runs, scale.at_s, scale.last, {run.row: scale.title(run.row) for run in runs})
     drawn = [replace(run, column=scale.title(run.column)) for run in runs]
     pictures = write_figures(drawn, rows, scale.reference, out_dir / "figures", formats, sizes)
@@ -87,7 +87,8 @@ def _scale(study: StudyFile, cells: Sequence[Cell], command: str, spread: Spread
     row = None if reference is None else find_row(cells, reference, "reference")
     when = (study.comparison_time_s, study.last, study.targets)
     setting = setting_of(study, [cell for cell in cells if not cell.is_trial])
-    return Scale(*when, row, command, titles_of(cells), spread, setting)
+    time = common_time(TIMES[cell.config.clock] for cell in cells)
+    return Scale(*when, row, command, titles_of(cells), spread, setting, time)
 
 
 def _tables(study: StudyFile, compared: States, runs: Sequence[Run], scale: Scale) -> list[Table]:
@@ -141,9 +142,9 @@ def _planned(cells: Sequence[Cell], spec: ClaimSpec, a: str, b: str) -> set[Plac
     return places[0] & places[1]
 
 
-def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table:
+def _provenance(states: Sequence[tuple[Cell, CellState]], scale: Scale) -> Table:
     """Tabulate where every cell comes from."""
-    heads = ["cell", "state", "seed", "rounds", "virtual s", "wall s", *FROM_RESULT]
+    heads = ["cell", "state", "seed", "rounds", scale.seconds, "wall s", *FROM_RESULT]
     rows = [
         [cell.name, state.status, str(cell.seed), *_origin(state)]
         for cell, state in states
@@ -155,7 +156,7 @@ def _provenance(states: Sequence[tuple[Cell, CellState]], command: str) -> Table
         heads=heads,
         rows=rows,
         notes=["A commit with + had changes that were not committed."],
-        command=command,
+        command=scale.command,
     )
 
 

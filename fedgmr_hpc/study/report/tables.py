@@ -15,10 +15,11 @@ import numpy as np
 
 from fedgmr_hpc.reporting.statistics import medians
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.results.series import Run
+from fedgmr_hpc.results.series import TIMES, Run
 from fedgmr_hpc.study.measures import columns_of, rows_of, select_runs
 
 Spread = Literal["sd", "interval"]
+SECONDS = {TIMES["virtual"]: "virtual s", TIMES["wall"]: "unscaled s"}
 COSTS = {"times_s": ("s", 1.0), "bytes": ("MB", 1e-6), "client_steps": ("steps", 1.0)}
 
 
@@ -35,6 +36,7 @@ class Scale:
         titles: Of rows and columns, by their raw names.
         spread: What stands behind a mean: the standard deviation, or half the 95 % interval.
         setting: What all runs share, in words.
+        time: What the runs' times are called (results/series.py).
     """
 
     at_s: float
@@ -45,6 +47,7 @@ class Scale:
     titles: Mapping[str, str] = field(default_factory=dict)
     spread: Spread = "sd"
     setting: str = ""
+    time: str = TIMES["virtual"]
 
     def title(self, name: str) -> str:
         """Return what is shown of a row or column."""
@@ -54,6 +57,11 @@ class Scale:
     def when(self) -> str:
         """In words."""
         return f"mean of the last {self.last} evaluations at or before T = {self.at_s:g} s"
+
+    @property
+    def seconds(self) -> str:
+        """The head of a column of the runs' times."""
+        return SECONDS.get(self.time, "s")
 
 
 def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
@@ -94,8 +102,9 @@ def cost_table(runs: Sequence[Run], scale: Scale) -> Table | None:
         notes=[
             f"Median over seeds of the first evaluation whose mean over {scale.last} evaluations "
             "reaches the target; a seed that does not reach it counts as infinite, one whose run "
-            "failed is not counted (n). s: virtual seconds; MB: 10^6 bytes on the server's links, "
-            "both directions; steps: local SGD steps of the updates merged by then.",
+            f"failed is not counted (n). s: seconds of {scale.time}; MB: 10^6 bytes on the "
+            "server's links, both directions; steps: local SGD steps of the updates merged by "
+            "then.",
             resolution_note(steps, scale),
         ],
         num_seeds=seeds_of(runs),
@@ -145,7 +154,10 @@ def _median(values: Sequence[float]) -> float:
 def _cost(cost: str, value: float) -> str:
     if math.isinf(value):
         return "not reached"
-    return f"{value * COSTS[cost][1]:,.0f}" if math.isfinite(value) else "-"
+    if not math.isfinite(value):
+        return "-"
+    amount = value * COSTS[cost][1]
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
 def seeds_of(runs: Sequence[Run]) -> str:

@@ -92,14 +92,15 @@ def _mark(score: Score, scores: Sequence[Score], study: StudyFile) -> str:
 
 
 def _is_end(value: Any, tried: Sequence[Any]) -> bool:
-    """Tell whether a number is the least or greatest of several."""
-    if not all(isinstance(each, int | float) for each in tried):
+    """Tell whether a number is the least or greatest of several, beside which null may stand."""
+    numbers = [each for each in tried if each is not None]
+    if value is None or not all(type(each) in (int, float) for each in numbers):
         return False
-    return value in (min(tried), max(tried)) and min(tried) < max(tried)
+    return value in (min(numbers), max(numbers)) and min(numbers) < max(numbers)
 
 
 def _costs(spent: Mapping[str, Spent], scale: Scale) -> Table:
-    heads = ["method", "trials", "diverged", "steps", "MB", "virtual s", "wall s"]
+    heads = ["method", "trials", "diverged", "steps", "MB", scale.seconds, "wall s"]
     return Table(
         name="tuning_costs",
         title="What the tuning took",

@@ -3,7 +3,7 @@
 import pytest
 
 from fedgmr_hpc.config.methods import method_names
-from fedgmr_hpc.reporting.palette import COLOURS, LINES, PLACES, Style, styles_of
+from fedgmr_hpc.reporting.palette import COLOURS, LINES, PLACES, WRAPPED, Style, styles_of
 
 COMPARED = "fedgmr fedgmr_two_stage fedavg fedasync fedasync_seq fedbuff heterofl fedrolex fjord"
 CLAIMS = (
@@ -43,6 +43,13 @@ def test_a_wrapped_row_has_the_colour_and_marker_of_its_row():
         styles = [styles_of(names)[name] for name in names]
         assert len({(style.colour, style.marker) for style in styles}) == 1
         assert len({style.line for style in styles}) == 4
+
+
+def test_wrapped_rows_of_one_colour_differ_without_markers():
+    rows = [row for row in PLACES if row not in ("fedgmr", "fedgmr_wg")]
+    for wrappers in WRAPPED:
+        styles = styles_of([f"{row}+{wrappers}" for row in rows]).values()
+        assert len({(style.colour, style.line) for style in styles}) == len(rows)
 
 
 def test_other_names_get_what_is_free_in_order():

@@ -134,6 +134,20 @@ def test_costs_are_medians_and_say_what_was_not_reached() -> None:
     assert table.records[-1]["median"] == math.inf
 
 
+def test_small_costs_keep_their_digits() -> None:
+    small = [replace(run, bytes=run.bytes * 0.01234) for run in RUNS]
+    table = cost_table(small, SCALE)
+    assert table is not None and table.rows[0][3] == "0.247"
+
+
+def test_tables_say_which_times_their_seconds_are() -> None:
+    unscaled = replace(SCALE, time="unscaled time")
+    costs = cost_table(RUNS, unscaled)
+    assert accuracy_table(RUNS, unscaled).title == "Test accuracy (%) at T = 20 s of unscaled time"
+    assert costs is not None and "s: seconds of unscaled time;" in costs.notes[0]
+    assert (SCALE.seconds, unscaled.seconds) == ("virtual s", "unscaled s")
+
+
 def test_times_to_an_accuracy_say_how_well_they_are_known() -> None:
     table = cost_table(RUNS, SCALE)
     assert table is not None

@@ -18,6 +18,7 @@ from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study import tuning
 from fedgmr_hpc.study.cells import Cell, expand
+from fedgmr_hpc.study.report import tuning_tables as tuning_report
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.slurm.job_task import CellTask
@@ -183,6 +184,22 @@ def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
     assert ["high", "fedgmr", "learning rate 0.9", "80.50", at_end] in tables[0].rows
     assert ["high", "fedavg", "learning rate 0.3", "80.50", "yes"] in tables[0].rows
     assert sum(bool(row[-1]) for row in tables[0].rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "tried", "is_end"),
+    [
+        (0.9, [0.1, 0.3, 0.9], True),
+        (0.3, [0.1, 0.3, 0.9], False),
+        (10, [None, 1, 10], True),
+        (None, [None, 1, 10], False),
+        (True, [True, False], False),
+        ("high", ["high", "low"], False),
+        (1, [1], False),
+    ],
+)
+def test_only_numbers_lie_at_an_edge(value: Any, tried: list[Any], is_end: bool) -> None:
+    assert tuning_report._is_end(value, tried) == is_end
 
 
 def test_the_mean_over_seeds_decides_and_the_first_of_equals(values: dict[str, float]) -> None:
