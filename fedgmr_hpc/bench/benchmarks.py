@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgmr_hpc.bench.baseline import compare, measurements, read_baseline
-from fedgmr_hpc.bench.case import Benchmark, Better, Row
+from fedgmr_hpc.bench.baseline import compare, measurements, read_baseline, words_of
+from fedgmr_hpc.bench.case import Benchmark, Row, Shape
 from fedgmr_hpc.bench.clients import measure_clients
 from fedgmr_hpc.bench.codec import measure_codec
 from fedgmr_hpc.bench.compact.steps import measure_compact
@@ -54,12 +54,24 @@ HERE = {
     "data": measure_samples,
     "compact": measure_compact,
 }
-# The columns that name their rows, and those that are ratios.
-ON_RANKS: dict[str, tuple[tuple[str, ...], dict[str, Better]]] = {
-    "round": (("densities",), {"efficiency": "higher"}),
-    "links": ((), {}),
-    "fanout": (("way",), {}),
-    "server": (("ranks",), {"of bare": "higher", "fairness": "higher"}),
+ON_RANKS = ("round", "links", "fanout", "server")
+SHAPES = {
+    "codec": Shape(("density", "dtype", "positions"), {"of copy": "higher"}),
+    "merge": Shape(("buffer", "threads"), {"of copy": "higher"}),
+    "mask": Shape(("entries",), {"sorts": "lower"}),
+    "data": Shape(("samples", "made"), {"of a copy": "higher"}),
+    "compact": Shape(("model", "density"), {"of dense": "lower"}),
+    "round": Shape(("densities",), {"efficiency": "higher"}, takes_ranks=True),
+    "overhead": Shape(("model", "where"), {"efficiency": "higher"}, takes_ranks=True),
+    "links": Shape(takes_ranks=True),
+    "fanout": Shape(("way",), takes_ranks=True),
+    "server": Shape(("ranks",), {"of bare": "higher", "fairness": "higher"}, takes_ranks=True),
+    "clients": Shape(("clients",), {"of ceiling": "higher"}, takes_ranks=True),
+    "memory": Shape(takes_ranks=True),
+    "peers": Shape(
+        ("contender",), dict.fromkeys(("of steps alone", "of pfl", "of Flower"), "lower")
+    ),
+    "gpu": Shape(("trained", "ranks", "clients at a time", "graphs", "precision")),
 }
 
 
@@ -98,22 +110,24 @@ def run_bench(request: Request, aside: AbstractContextManager[object] | None = N
         The exit code: 1 where a row is outside its bound, or worse than the baseline.
 
     Raises:
-        ValueError: as `measure`, or the baseline is none.
+        ValueError: as `measure`, or the baseline is none, or the log cannot be written.
     """
-    before = None
+    before, shape = None, SHAPES[request.what]
     if request.baseline is not None:
-        before = read_baseline(request.baseline, request.what, quick=request.quick)
+        before = read_baseline(request.baseline, _asked(request), shape)
+    if request.perf_log is not None:
+        append_lines(request.perf_log, ())  # what cannot be written is told before minutes pass
     with aside or nullcontext():
         found = measure(request)
-    compared = [] if before is None else compare(before, found, request.tolerance)
+    compared = [] if before is None else compare(before, found, shape, request.tolerance)
     if aside is None:
         for rows in filter(None, (found.rows, compared)):
             print(_as_table(rows))
     record = as_record(request, found)
-    if request.perf_log is not None:
-        told = measurements(_words(request), found, compared, request.tolerance)
-        append_lines(request.perf_log, ((record["system"], each) for each in told))
     print(json.dumps(record | {"compared": compared} if before else record))
+    if request.perf_log is not None:
+        told = measurements(words_of(record), found, shape, compared, request.tolerance)
+        append_lines(request.perf_log, ((record["system"], each) for each in told))
     return 1 if found.num_outside or any(not row["within"] for row in compared) else 0
 
 
@@ -144,12 +158,14 @@ def measure(request: Request) -> Benchmark:
 
 def as_record(request: Request, found: Benchmark) -> dict[str, Any]:
     """Return the content of the final JSON line."""
-    told = {"bench": request.what, "quick": request.quick, "outside": found.num_outside}
-    return told | found.summary | {"rows": found.rows, "system": describe_system()}
+    told = _asked(request) | {"outside": found.num_outside} | found.summary
+    return told | {"rows": found.rows, "system": describe_system()}
 
 
-def _words(request: Request) -> str:
-    return f"bench {request.what}{' --quick' if request.quick else ''}"
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what a record says of what was asked for."""
+    asked = {"bench": request.what, "quick": request.quick}
+    return asked | ({"ranks": request.ranks} if SHAPES[request.what].takes_ranks else {})
 
 
 def _as_table(rows: list[Row]) -> str:
@@ -169,5 +185,4 @@ def _on_ranks(what: str, quick: bool, ranks: int) -> Benchmark:
         out = Path(folder) / "rows.json"
         flags = ["--quick"] if quick else []
         run_ranks(ranks, f"fedgmr_hpc.bench.{what}", str(out), *flags)
-        rows = json.loads(out.read_text())
-    return Benchmark(rows, {"ranks": ranks}, *ON_RANKS[what])
+        return Benchmark(json.loads(out.read_text()))

@@ -26,21 +26,32 @@ Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What is known of a benchmark before it has measured.
+
+    Attributes:
+        keys: The columns that tell its rows apart.
+        ratios: The columns that do not depend on how fast a machine is, and which way is better;
+            a later measurement is compared by them (baseline.py).
+        takes_ranks: Whether it runs on as many ranks as one asks for.
+    """
+
+    keys: tuple[str, ...] = ()
+    ratios: Mapping[str, Better] = field(default_factory=dict)
+    takes_ranks: bool = False
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What a benchmark has measured.
 
     Attributes:
         rows: The lines of its table; `within` is False where a row is outside its bound.
         summary: What the final JSON line says besides.
-        keys: The columns that tell its rows apart.
-        ratios: The columns that do not depend on how fast a machine is, and which way is better;
-            a later measurement is compared by them (baseline.py).
     """
 
     rows: list[Row]
-    summary: dict[str, Any]
-    keys: tuple[str, ...] = ()
-    ratios: Mapping[str, Better] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_outside(self) -> int:

@@ -44,8 +44,7 @@ def measure_clients(quick: bool, ranks: int) -> Benchmark:
             if count not in best or rounds_per_s(result) > rounds_per_s(best[count]):
                 best[count] = result
         rows = [_row(count, best[count], rounds_per_s(best[counts[0]])) for count in counts]
-    summary = {"ranks": ranks, "sampled": SAMPLED}
-    return Benchmark(rows, summary, ("clients",), {"of ceiling": "higher"})
+    return Benchmark(rows, {"sampled": SAMPLED})
 
 
 def _run(path: Path, count: int, rounds: int, ranks: int) -> Result:

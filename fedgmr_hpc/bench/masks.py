@@ -38,4 +38,4 @@ def measure_refresh(repeats: int) -> Benchmark:
                 "sorts": mask_s / sort_s,
             }
         )
-    return Benchmark(rows, {}, ("entries",), {"sorts": "lower"})
+    return Benchmark(rows)

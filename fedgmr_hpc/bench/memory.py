@@ -35,4 +35,4 @@ def measure_memory(rounds: int, ranks: int) -> Benchmark:
             "MB per 1000 rounds": mb_per_1000,
         }
     ]
-    return Benchmark(rows, {"mb_per_1000_rounds": mb_per_1000, "ranks": ranks})
+    return Benchmark(rows, {"mb_per_1000_rounds": mb_per_1000})

@@ -33,7 +33,7 @@ def measure_merge(repeats: int) -> Benchmark:
         what = Merge(packed, dense, entries, ages)
         for num in (1, 2):
             rows.append({"buffer": name, "threads": num, **_measure(what, Threads(num), repeats)})
-    return Benchmark(rows, {}, ("buffer", "threads"), {"of copy": "higher"})
+    return Benchmark(rows)
 
 
 def _measure(what: Merge, threads: Threads, repeats: int) -> Row:

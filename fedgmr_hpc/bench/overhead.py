@@ -83,7 +83,7 @@ def measure_overhead(quick: bool, ranks: int) -> Benchmark:
     keep_large_blocks()
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for case in cases for row in _measure(case, Path(folder), ranks)]
-    return Benchmark(rows, {"ranks": ranks}, ("model", "where"), {"efficiency": "higher"})
+    return Benchmark(rows)
 
 
 def _measure(case: _Case, folder: Path, ranks: int) -> list[Row]:

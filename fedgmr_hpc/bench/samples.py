@@ -36,7 +36,7 @@ def measure_samples(repeats: int) -> Benchmark:
     """Return a row for each data set and place where batches are made: the host, and GPUs."""
     with settled():  # one thread, as a rank has
         rows = [row for name in SETS for row in _measure(name, repeats)]
-    return Benchmark(rows, {"batch": BATCH}, ("samples", "made"), {"of a copy": "higher"})
+    return Benchmark(rows, {"batch": BATCH})
 
 
 def _measure(name: str, repeats: int) -> Iterator[Row]:

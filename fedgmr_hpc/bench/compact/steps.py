@@ -57,7 +57,7 @@ def measure_compact(repeats: int) -> Benchmark:
     finally:
         torch.set_num_threads(threads)
     summary = {"kernels": make_kernels().name, "sparseprop": why_not() or "measured"}
-    return Benchmark(rows, summary, ("model", "density"), {"of dense": "lower"})
+    return Benchmark(rows, summary)
 
 
 def _measure_model(model: str, repeats: int) -> list[Row]:

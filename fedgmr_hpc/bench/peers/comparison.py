@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.bench.case import Benchmark, Better, Row
+from fedgmr_hpc.bench.case import Benchmark, Row
 from fedgmr_hpc.bench.peers import contenders as who
 from fedgmr_hpc.bench.peers.contenders import WARM_UP, Contender, Spent, Started
 from fedgmr_hpc.bench.peers.environment import VERSIONS, prepare
@@ -74,10 +74,7 @@ def measure_peers(quick: bool, venv: Path) -> Benchmark:
     if warning := describe_others(rows[0]):
         say(warning)
     summary = {"versions": VERSIONS, "model_bytes": work.model_bytes, "turns": turns}
-    ratios: dict[str, Better] = {
-        name: "lower" for name in ("of steps alone", "of pfl", "of Flower")
-    }
-    return Benchmark(rows, summary, ("contender",), ratios)
+    return Benchmark(rows, summary)
 
 
 def train(everyone: list[Contender], folder: Path, rounds: int) -> dict[str, Trained]:

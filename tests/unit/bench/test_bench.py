@@ -44,7 +44,7 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def on_ranks(*words: Any) -> Any:
-        return Benchmark(rows, {})
+        return Benchmark(rows)
 
     def row(achieved: float) -> dict[str, Any]:
         names = {name: 0 for name in TransferRow.__dataclass_fields__}
@@ -62,7 +62,9 @@ def test_a_link_outside_of_what_is_allowed_ends_in_an_exit_code(
 def test_benchmarks_over_ranks_run_and_give_records(what: str) -> None:
     request = Request(what, quick=True, ranks=2)
     found = bench.measure(request)
-    assert found.rows and bench.as_record(request, found)["rows"] == found.rows
+    record, shape = bench.as_record(request, found), bench.SHAPES[what]
+    assert (record["rows"], record["ranks"]) == (found.rows, 2)
+    assert all({*shape.keys, *shape.ratios} <= row.keys() for row in found.rows)
 
 
 def test_every_row_of_a_table_has_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
