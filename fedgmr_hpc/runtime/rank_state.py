@@ -119,7 +119,7 @@ class RankClocks:
             own: the spans of this rank.
             hosts: name of each other rank's host.
         """
-        mine = RankTrace(0, socket.gethostname(), own.spans())
+        mine = RankTrace(0, socket.gethostname(), own.spans(), num_dropped=own.num_dropped)
         return [mine] + [
             RankTrace(
                 rank,

@@ -182,7 +182,7 @@ def _mean_cores(source: Measured, base: Sequence[Measured]) -> Demand:
 
 
 def _simulate_variants(system: System, per_rank: int) -> list[Simulation]:
-    largest = min(MAX_SIMULATED_RANKS, MAX_SIMULATED_CLIENTS // per_rank)
+    largest = max(1, min(MAX_SIMULATED_RANKS, MAX_SIMULATED_CLIENTS // per_rank))
     workers = [2**i for i in range(largest.bit_length())]
     return [
         Simulation(

@@ -31,10 +31,12 @@ class Measured:
     """One run after its warm-up.
 
     Attributes:
+        num_clients: that take part at a time.
         num_updates: client-rounds merged in `seconds`.
         rss_bytes: resident memory of each rank at the end.
         server_peak_bytes: the most the server had after any merge.
         overrun_frac: share of the client-steps that took longer than the wall clock gives them.
+        num_dropped: spans that the timeline lacks, whose time counts as idle.
     """
 
     num_ranks: int
@@ -47,6 +49,7 @@ class Measured:
     server_peak_bytes: int
     num_hosts: int
     overrun_frac: float
+    num_dropped: int
     demand: Demand
     config: Config
     provenance: Mapping[str, str]
@@ -77,7 +80,7 @@ def measure(result: Result, traces: Sequence[RankTrace], warmup_rounds: int) -> 
     seconds = end_s - begin_s
     return Measured(
         num_ranks=len(result.ranks["rank"]),
-        num_clients=config.clients.count,
+        num_clients=config.clients.sampled or config.clients.count,
         num_rounds=int(result.merges["round"][last] - result.merges["round"][first]),
         num_updates=num_updates,
         seconds=seconds,
@@ -86,6 +89,7 @@ def measure(result: Result, traces: Sequence[RankTrace], warmup_rounds: int) -> 
         server_peak_bytes=int(result.merges["wall_rss_bytes"].max()),
         num_hosts=len(set(result.ranks["host"].tolist())),
         overrun_frac=float(np.mean(result.updates["wall_overrun"])),
+        num_dropped=sum(trace.num_dropped for trace in traces),
         demand=_demand(result, config, split, (first, last), num_updates),
         config=config,
         provenance=result.provenance,

@@ -36,7 +36,7 @@ def make_tables(scaling: Scaling) -> list[Table]:
 
 def speedup_table(scaling: Scaling) -> Table:
     """Tabulate rates, speed-ups and efficiencies, measured and predicted."""
-    heads = [VALUE_HEADS[scaling.plan.kind], "client ranks", "clients", "client-rounds/s"]
+    heads = [VALUE_HEADS[scaling.plan.kind], "client ranks", "clients at a time", "client-rounds/s"]
     heads += ["speed-up", "efficiency", "Karp-Flatt", "predicted /s", "measured/predicted"]
     is_sweep = scaling.plan.kind not in ("strong", "weak")
     rows = [_speedup_row(p, is_sweep) + [p.bound_by] for p in scaling.points]
