@@ -13,11 +13,13 @@ from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import Table, as_text, write_tables
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.scaling.analysis import Scaling
+from fedgmr_hpc.scaling.measure import Measured
 from fedgmr_hpc.scaling.plots import draw_limit, draw_memory, draw_speedup, draw_split
-from fedgmr_hpc.scaling.runs import RankIdentity
+from fedgmr_hpc.scaling.runs import RankIdentity, differing_keys
 from fedgmr_hpc.scaling.tables import make_tables
 
 FEW_S = 5.0  # a measured time below is too short to be trusted
+SAME = ("cpu_model", "git_commit")  # of all runs, since they are compared
 FACTS = ("git_commit", "version_torch", "cpu_model", "hostname", "start_utc")
 
 
@@ -93,7 +95,7 @@ def _place(scaling: Scaling) -> str:
 
 def _warnings(scaling: Scaling) -> list[str]:
     """Say what limits the worth of the numbers."""
-    lines: list[str] = []
+    lines = _differing(scaling)
     mixed = [p.runs[0].num_ranks for p in scaling.points if _share_cores(p.identities)]
     if mixed:
         which = ", ".join(map(str, mixed))
@@ -109,6 +111,12 @@ def _warnings(scaling: Scaling) -> list[str]:
             f"Up to {100 * overran:.1f} % of a run's client-steps took longer than modelled: cores "
             "were short; raise time_scale."
         )
+    dropped = sum(run.num_dropped for p in scaling.points for run in p.runs)
+    if dropped:
+        lines.append(
+            f"{count_of(dropped, 'span')} were dropped and count as idle, so that shares of the "
+            "time, core times and predictions are wrong: lower run.max_rounds."
+        )
     facts = scaling.points[0].runs[0].provenance
     known = "; ".join(f"{key} {facts[key]}" for key in FACTS if facts.get(key))
     overrides = shlex.join(scaling.plan.overrides) or "without overrides"
@@ -116,6 +124,27 @@ def _warnings(scaling: Scaling) -> list[str]:
         *lines,
         f"Configuration {' and '.join(scaling.plan.sources) or 'digits'}, {overrides}; {known}.",
     ]
+
+
+def _differing(scaling: Scaling) -> list[str]:
+    """Say what else than the point differs between runs that are compared.
+
+    A rank that is bound knows of one core only, so the number counts among the runs of a point.
+    """
+    runs = [run for point in scaling.points for run in point.runs]
+    parts = [_several(key, runs) for key in SAME]
+    for point in scaling.points:
+        first, *others = point.runs
+        parts += [_several("num_cores", point.runs)]
+        parts += [key for other in others for key in differing_keys(first.config, other.config)]
+    named = "; ".join(dict.fromkeys(filter(None, parts)))
+    return [f"Not all runs are alike, so that ratios mislead: {named}."] if named else []
+
+
+def _several(key: str, runs: Sequence[Measured]) -> str:
+    """Return a fact with its values where runs have several."""
+    values = sorted({run.provenance[key] for run in runs if run.provenance.get(key)})
+    return f"{key} {' and '.join(values)}" if len(values) > 1 else ""
 
 
 def _share_cores(identities: Sequence[RankIdentity]) -> bool:

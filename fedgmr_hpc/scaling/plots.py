@@ -94,9 +94,14 @@ def _errors(
 
 @styled
 def draw_split(scaling: Scaling) -> Figure:
-    """Draw a bar a rank: what it did in the measured time, of every point's first run."""
-    bars = [(p, rank) for p in scaling.points for rank in sorted(p.runs[0].split)]
-    shown = bars[:MAX_BARS]
+    """Draw a bar a rank: what it did in the measured time, of every point's first run.
+
+    Where there are too many, each point shows its first ranks, the server among them.
+    """
+    ranks = [sorted(point.runs[0].split) for point in scaling.points]
+    num_all = sum(map(len, ranks))
+    most = _most_ranks([len(each) for each in ranks])
+    shown = [(p, rank) for p, own in zip(scaling.points, ranks, strict=True) for rank in own[:most]]
     figure, (axes,) = new_figure(1, size=(max(6.5, 0.3 * len(shown) + 2), 4.6))
     axes.grid(False, axis="x")
     places, labels = _places(shown)
@@ -109,9 +114,19 @@ def draw_split(scaling: Scaling) -> Figure:
         axes.text(float(np.mean(mine)), 1.03, name, ha="center", fontsize=SMALL,
                   transform=axes.get_xaxis_transform())  # fmt: skip
     label(axes, "rank (0 is the server)", "time (s)")
+    note = "Parts may overlap, so a bar may be higher than the measured time"
+    if len(shown) < num_all:
+        note += f"\nThe first {most} ranks of each point, {len(shown)} of {num_all} in all"
+    axes.set_title(note, pad=20)  # above the points' names
     keys = [Patch(facecolor=c, edgecolor="0.6", label=part) for part, c in PART_COLOURS.items()]
     legend_below(figure, keys)
     return figure
+
+
+def _most_ranks(numbers: Sequence[int]) -> int:
+    """Return how many ranks a point may show, the server and one client rank at least."""
+    fitting = (n for n in range(max(numbers), 2, -1) if sum(min(n, m) for m in numbers) <= MAX_BARS)
+    return next(fitting, 2)
 
 
 def _places(bars: Sequence[tuple[PointSummary, int]]) -> tuple[list[float], list[str]]:

@@ -2,8 +2,8 @@
 
 The same command completes a study that was interrupted. Its folder holds `scaling.json` (what was
 asked for and where it ran), and for every point and repeat `runs/NAME.h5` with its timeline and
-`NAME.out`, what the ranks printed. A result that cannot be read is moved to `NAME.h5.kept-1` and
-so on.
+`NAME.out`, what the ranks printed. A result that cannot be read, has no timeline or is of another
+configuration is moved to `NAME.h5.kept-1` and so on. `.lock` is held by the command at work there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.config.identity import CELL, differences
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.scaling.lock import locked
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import output_path, timeline_path
 from fedgmr_hpc.study.states import make_room
@@ -37,6 +39,11 @@ Kind = Literal["strong", "weak", "clients-per-rank", "density", "bandwidth"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 FORMAT = "fedgmr_hpc scaling 1"
+# Where files lie; all other keys of the machine may change what a study measures.
+PLACES = frozenset(
+    ("data.root", "data.cache", "data.cache_owner", "data.partition_file", "plugins")
+    + ("results.path",)
+)
 IDENTITY = re.compile(
     r"rank (\d+) of \d+: host (\S+), .*?device (\S+), threads (\d+),.*, cores ([\d ]+|any)$"
 )
@@ -121,13 +128,15 @@ def _weak_point(config: Config, fewest: int, num_ranks: int) -> Point:
 
 def _clients(config: Config, per_rank: int, num_ranks: int) -> tuple[str, ...]:
     """Return overrides for `per_rank` clients on every rank; lists of equal values are resized."""
+    when = "the number of clients varies"
+    if config.clients.sampled is not None:
+        raise ValueError(must_be("clients.sampled", "null", config.clients.sampled, when=when))
     count = per_rank * (num_ranks - 1)
     words = [as_override("clients.count", count)]
     for key in ("shares", "max_densities"):
         values = getattr(config.clients, key)
         if values is not None and len(set(values)) > 1:
             need, found = "null, or have equal values", f"{len(set(values))} different values"
-            when = "the number of clients varies"
             raise ValueError(must_be(f"clients.{key}", need, when=when, found=found))
         if values is not None:
             words.append(as_override(f"clients.{key}", [values[0]] * count))
@@ -193,21 +202,28 @@ def run_plan(plan: Plan, folder: Path) -> bool:
     meet all alike. Whether all are there: a signal ends the run under way, and the study.
 
     Raises:
+        ValueError: Another command is at work in the folder.
         RunError: a run failed; says which, and what it said last. Or a signal came before any run
             could finish, which would be so the next time.
     """
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    write_plan(plan, folder)
+    with locked(folder) as lock:
+        write_plan(plan, folder)
+        return _run_missing(plan, folder, lock)
+
+
+def _run_missing(plan: Plan, folder: Path, lock: int) -> bool:
     turns = [(repeat, point) for repeat in range(plan.repeats) for point in plan.points]
     num_new = 0
     try:
         with raising_on_signals():
             for repeat, point in turns:
                 path = run_path(folder, point, repeat)
-                if not _is_to_run(path):
+                words = _words(plan, point, path)
+                if not _is_to_run(path, load_config(plan.sources, words)):
                     continue
                 print(f"repeat {repeat + 1} of {plan.repeats}: {point.name}", flush=True)
-                _run(plan, point, path)
+                _run(plan, point, path, lock)
                 num_new += 1
     except TerminationRequested as name:
         if not num_new:
@@ -217,16 +233,23 @@ def run_plan(plan: Plan, folder: Path) -> bool:
     return True
 
 
-def _is_to_run(path: Path) -> bool:
-    """Return whether a run is missing or incomplete, its timeline included; clear the way for it.
+def _is_to_run(path: Path, config: Config) -> bool:
+    """Return whether a run of this configuration is missing or incomplete, its timeline included;
+    clear the way for it.
 
     Raises:
-        RunError: A result that cannot be read cannot be moved aside.
+        RunError: A result that is to be kept cannot be moved aside.
     """
     fault = ""
     try:
-        if read_result(path).status == "finished" and timeline_path(path).exists():
-            return False
+        result = read_result(path)
+        keys = differing_keys(result.config, config)
+        if keys:
+            fault = f"results {path}: of another configuration, in {', '.join(keys)}"
+        elif result.status == "finished":
+            if timeline_path(path).exists():
+                return False
+            fault = f"results {path}: without a timeline"
     except ValueError as error:
         fault = str(error).partition("\n")[0]
     try:
@@ -238,20 +261,30 @@ def _is_to_run(path: Path) -> bool:
     return True
 
 
-def _run(plan: Plan, point: Point, path: Path) -> None:
+def differing_keys(then: Config | Mapping[str, Any], now: Config) -> list[str]:
+    """Return the keys in which runs differ that a study takes for the same."""
+    return sorted(differences(then, now, (*CELL, "machine")).keys() - PLACES)
+
+
+def _words(plan: Plan, point: Point, path: Path) -> list[str]:
+    """Return the overrides of a run."""
     own = [*point.overrides, "trace=true", as_override("results.path", str(path)), "progress=quiet"]
-    words = laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
+    return laid_over(laid_over(["run.pin_cores=true"], plan.overrides), own)
+
+
+def _run(plan: Plan, point: Point, path: Path, lock: int) -> None:
     named = [word for source in plan.sources for word in ("--config", source)]
     command = [*rank_command(point.num_ranks), sys.executable, "-m", "fedgmr_hpc.launch"]
     output = output_path(path)
     with output.open("wb") as file:
         code = wait_for_exit(
             subprocess.Popen(
-                [*command, *named, *words],
+                [*command, *named, *_words(plan, point, path)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **dict.fromkeys(THREADS, "1")},
+                pass_fds=(lock,),
             )
         )
     if code:
@@ -287,9 +320,11 @@ def read_identities(output: Path) -> list[RankIdentity]:
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Write a plan as `scaling.json`."""
+    """Write a plan as `scaling.json`, whole or not at all."""
     content = {"format": FORMAT, **asdict(plan)}
-    (folder / "scaling.json").write_text(json.dumps(content, indent=1) + "\n")
+    part = folder / "scaling.json.part"
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, folder / "scaling.json")
 
 
 def read_plan(folder: Path) -> Plan:

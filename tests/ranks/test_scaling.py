@@ -31,6 +31,8 @@ def test_strong_scaling_measures_predicts_and_writes_one_page(tmp_path: Path) ->
     assert {r["client_rounds"] for r in rows} == {"40"}  # 4 rounds of 10 clients after the warm-up
     ranks = (out / "ranks.csv").read_text()
     assert ",cpu,1," in ranks and len(ranks.splitlines()) >= 6
+    again = run_job(1, *TINY[1:], "run.max_rounds=6", launcher="none", module=module)
+    assert again.code == 0 and "repeat 1 of 2" not in again.output, again.output
 
 
 @needs_mpirun

@@ -16,7 +16,8 @@ from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.runtime.timeline import CODES, SPAN, RankTrace
+from fedgmr_hpc.runtime.rank_state import RankClocks
+from fedgmr_hpc.runtime.timeline import CODES, SPAN, RankTrace, Tracer
 from fedgmr_hpc.scaling import runs as scalingruns
 from fedgmr_hpc.scaling.analysis import ratio_summary
 from fedgmr_hpc.scaling.measure import Measured, make_system, measure
@@ -73,6 +74,14 @@ def test_sweeps_change_one_thing() -> None:
         ("strong", (), [2], [1.0], r"--values must be absent when scaling is strong"),
         ("weak", (), [4, 7], [], r"clients.count must be a multiple of 3 when .*got 10"),
         ("weak", WALL, [2, 3], [], r"clients.shares must be null, .*got 2 different values"),
+        (
+            "weak",
+            ("clients.sampled=4",),
+            [2, 3],
+            [],
+            r"clients.sampled must be null when the number of clients varies .got 4",
+        ),
+        ("clients-per-rank", ("clients.sampled=4",), [3], [5.0], r"clients.sampled must be null"),
         ("density", (), [3], [2.0], r"--values must be densities, .*got 2"),
         ("density", (), [3, 5], [0.5], r"one number of ranks and one or more values above 0"),
         ("clients-per-rank", (), [3], [1.5], r"--values must be whole numbers of clients .got 1.5"),
@@ -113,14 +122,14 @@ def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
     done: list[str] = []
     tells_at = [0, 3]  # before any run, then after three in all
 
-    def run(plan: Plan, point: Point, path: Path) -> None:
+    def run(plan: Plan, point: Point, path: Path, lock: int) -> None:
         if tells_at and len(done) == tells_at[0]:
             tells_at.pop(0)
             os.kill(os.getpid(), signal.SIGUSR2)
         done.append(path.stem)
 
     monkeypatch.setattr(scalingruns, "_run", run)
-    monkeypatch.setattr(scalingruns, "_is_to_run", lambda path: path.stem not in done)
+    monkeypatch.setattr(scalingruns, "_is_to_run", lambda path, config: path.stem not in done)
     with pytest.raises(RunError, match="SIGUSR2 came before any run had finished"):
         run_plan(made_plan(), tmp_path)
     assert not run_plan(made_plan(), tmp_path)
@@ -128,20 +137,6 @@ def test_a_study_that_was_told_to_end_goes_on_if_any_run_had_finished(
     turns = ["0002-ranks-repeat0", "0003-ranks-repeat0", "0002-ranks-repeat1", "0003-ranks-repeat1"]
     assert done == turns
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
-
-
-def test_a_result_that_cannot_be_read_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ran: list[Path] = []
-    monkeypatch.setattr(scalingruns, "_run", lambda plan, point, path: ran.append(path))
-    path = tmp_path / "runs" / "0002-ranks-repeat0.h5"
-    path.parent.mkdir()
-    path.write_bytes(b"of a newer release")
-    assert run_plan(made_plan(), tmp_path)
-    assert path in ran and not path.exists()
-    assert path.with_name(f"{path.name}.kept-1").read_bytes() == b"of a newer release"
-    assert f"moved to {path.name}.kept-1, it runs again" in capsys.readouterr().out
 
 
 def test_a_run_shorter_than_its_warm_up_is_refused(tmp_path: Path) -> None:
@@ -264,6 +259,24 @@ def test_demands_and_links_on_the_wall_clock_are_scaled() -> None:
 def test_a_run_without_merges_after_the_warm_up_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rounds must be more than the 4 warm-up rounds .got 4"):
         measure(made_result(load_config("digits")), made_traces(), 4)
+
+
+def test_a_model_is_given_the_clients_that_take_part_at_a_time() -> None:
+    assert measured().num_clients == 10
+    assert measured("clients.sampled=4").num_clients == 4
+
+
+def test_spans_that_any_rank_dropped_are_counted() -> None:
+    own, other = Tracer(enabled=True, max_spans=1), Tracer(enabled=True)
+    for _ in range(3):
+        own.add("merge", 1.0, 2.0)
+    clocks = RankClocks()
+    clocks.traces[1] = other
+    clocks.measure(1, lambda rank: (0.0, 1.0, 2.0))
+    other.num_dropped = 4
+    assert [t.num_dropped for t in clocks.aligned(own, {1: "b"})] == [2, 4]
+    traces = [replace(t, num_dropped=n) for t, n in zip(made_traces(), (2, 4), strict=True)]
+    assert measure(made_result(load_config("digits")), traces, 2).num_dropped == 6
 
 
 def test_ratios_are_averaged_by_their_logarithms() -> None:
