@@ -22,6 +22,12 @@ RULES_OF_CHANGES = ("fedbuff",)  # of the built-in ones
 _GROWS = ("plateau", "time", "both")
 # Keys that have an effect only beside some values of another key.
 USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "data.alpha": ("data.partition", ("dirichlet", "quantity")),
+    "data.sort_by_size": ("data.partition", ("dirichlet", "quantity")),
+    "data.shards_per_client": ("data.partition", ("shards",)),
+    "data.classes_per_client": ("data.partition", ("pathological",)),
+    "links.nominal_mb": ("links.size", ("nominal",)),
+    "eval.norm_samples": ("train.batch_norm", ("static",)),
     "model.init": ("model.name", ("digits_cnn", "conv2", "conv2_small", "vgg11")),
     "submodel.scaler": ("submodel.kind", WIDTH_KINDS),
     "submodel.width_rates": ("submodel.kind", ("ordered_dropout",)),
@@ -59,6 +65,9 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 # Those of them which are refused there, since whoever sets them expects an effect. The others have
 # harmless defaults that rows and run files share.
 _REFUSED_UNUSED = (
+    "data.alpha",
+    "data.shards_per_client",
+    "data.classes_per_client",
     "model.init",
     "submodel.scaler",
     "submodel.width_rates",

@@ -81,7 +81,7 @@ class FederatedData:
             num_clients=config.clients.count,
             alpha=data.alpha,
             shards_per_client=data.shards_per_client,
-            sort_by_size=data.sort_by_size,
+            speeds=config.clients.bandwidth_shares() if data.sort_by_size else None,
             seed=config.seed,
             classes_per_client=data.classes_per_client,
             file=data.partition_file,
@@ -107,6 +107,9 @@ class FederatedData:
                     because=f"{model} {wrong}",
                 )
             )
+        if dataset.traits.top_k > self.num_classes:
+            need, when = f"at most {self.num_classes}, the classes", {"data.name": dataset.name}
+            raise ValueError(must_be("top_k", need, dataset.traits.top_k, when=when))
         run_layout(self.config, self.num_classes)  # refuses sub-models that a model does not have
         if self._sizes_of_one() and run_model(self.config, self.num_classes).has_batch_norms:
             self._try_one_sample()

@@ -6,7 +6,7 @@ from collections import Counter
 
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.models import run_layout
-from fedgmr_hpc.runtime.preparation import check_inputs, describe_idle_ranks
+from fedgmr_hpc.runtime.preparation import cautions, check_inputs
 
 
 def preview_run(config: Config, num_ranks: int | None = None) -> list[str]:
@@ -17,13 +17,15 @@ def preview_run(config: Config, num_ranks: int | None = None) -> list[str]:
         num_ranks: ranks that the run would have, the server included; None says nothing of them.
 
     Returns:
-        Lines of text: weights and samples, bandwidth shares, ranks.
+        Lines of text: weights and samples, bandwidth shares, ranks, and what to be cautious of.
 
     Raises:
         ValueError: a file is missing or damaged, or does not fit the clients.
     """
     lines = [_describe_sizes(config), _describe_shares(config)]
-    return lines if num_ranks is None else [*lines, _describe_ranks(config, num_ranks)]
+    if num_ranks is not None:
+        lines.append(_describe_ranks(config, num_ranks))
+    return [*lines, *(f"note: {line}" for line in cautions(config, num_ranks or 1))]
 
 
 def _describe_sizes(config: Config) -> str:
@@ -45,6 +47,4 @@ def _describe_shares(config: Config) -> str:
 def _describe_ranks(config: Config, num_ranks: int) -> str:
     if num_ranks == 1:
         return "1 rank: server and clients in one process"
-    count = config.clients.count
-    idle = describe_idle_ranks(count, num_ranks)
-    return f"{num_ranks} ranks: " + (idle or f"1 server, {num_ranks - 1} for {count} clients")
+    return f"{num_ranks} ranks: 1 server, {num_ranks - 1} for {config.clients.count} clients"

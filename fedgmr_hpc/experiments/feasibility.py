@@ -137,9 +137,14 @@ def accuracy_edges(smooth: Sequence[Values], num: int) -> tuple[Values, float]:
 
     They go from where all runs have started to the best accuracy; each interval is shorter than the
     last by the same factor.
+
+    Raises:
+        ValueError: no run gets beyond where all have started.
     """
     start = max(float(each[0]) for each in smooth)
     best = max(float(each.max()) for each in smooth)
+    if best <= start:
+        raise ValueError(must("results", "have a run that gets better than it begins", f"{best:g}"))
     left = LEFT_FRAC * (best - start)
     edges: Values = best + left - np.geomspace(best + left - start, left, num + 1)
     return edges, best + left

@@ -31,12 +31,13 @@ import torch
 
 from fedgmr_hpc.config.axes import MergeRule
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
-from fedgmr_hpc.config.messages import must, unknown_choice
+from fedgmr_hpc.config.messages import must, must_be, unknown_choice
 from fedgmr_hpc.config.records import Floats, Ints
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge
 from fedgmr_hpc.fl.masking import Masking
+from fedgmr_hpc.fl.scores import needs_grad_squares
 from fedgmr_hpc.fl.submodels import MaskSet, full_masks, repack
 from fedgmr_hpc.fl.updates import Assignment
 from fedgmr_hpc.runtime.server import prunable_layers
@@ -164,6 +165,9 @@ class UploadMeasurement:
         kind = config.submodel.kind
         if kind not in KINDS:
             raise ValueError(unknown_choice("submodel.kind", kind, KINDS, "probing"))
+        if needs_grad_squares(config.submodel):
+            need, reason = "one that needs weights alone", "probing takes no squared gradients"
+            raise ValueError(must_be("submodel.score", need, config.submodel.score, because=reason))
         self.config, self.data = config, data
         self.layers = prunable_layers(config, data.num_classes)
 
@@ -221,8 +225,7 @@ class UploadMeasurement:
             density=density,
             num_kept=count,
             first_step=round_ * train.steps,
-            learning_rate=train.learning_rate
-            * train.decay_factor ** (round_ // train.decay_rounds),
+            learning_rate=train.rate_in(round_),
             measure=False,
         )
         packed = torch.from_numpy(masks.pack(weights[: masks.size])[:count])

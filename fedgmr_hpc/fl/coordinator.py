@@ -301,7 +301,7 @@ class Coordinator:
 
     def _check_finite(self) -> None:
         for part in (self.packed, self.dense):
-            if not np.isfinite([part.min(), part.max()]).all():
+            if len(part) and not np.isfinite([part.min(), part.max()]).all():
                 self._fail_diverged("a weight is not finite")
 
     def _fail_diverged(self, why: str) -> NoReturn:

@@ -120,7 +120,9 @@ class Scorer:
         if is_given or self.name not in SCORES.origins:
             return scores
         self._check(scores, len(weights))
-        return np.asarray(scores, np.float32)
+        # -0.0 becomes 0, since its sign bit would rank it before all others
+        positive: Floats = np.add(scores, np.float32(0), dtype=np.float32)
+        return positive
 
     def _check(self, scores: Any, size: int) -> None:
         """Refuse scores of a plug-in that cannot be ranked."""

@@ -24,7 +24,7 @@ from fedgmr_hpc.runtime.checkpoints.plan import (
     move_aside,
     resumed_provenance,
 )
-from fedgmr_hpc.runtime.preparation import Experiment, describe_idle_ranks
+from fedgmr_hpc.runtime.preparation import Experiment, cautions
 from fedgmr_hpc.runtime.progress import Progress
 from fedgmr_hpc.runtime.provenance import collect_provenance, rank_software
 from fedgmr_hpc.runtime.server import Server
@@ -74,8 +74,8 @@ def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell
     writer = _make_writer(experiment, transport.size, saved)
     manager = CheckpointManager(path, config, stop, experiment.check_owner, experiment.kernels)
     with writer, make_progress(experiment) as progress:
-        if idle := describe_idle_ranks(config.clients.count, transport.size):
-            log.warning("warning: %s", idle)
+        for caution in cautions(config, transport.size):
+            log.warning("warning: %s", caution)
         if experiment.kernels == TorchKernels.name:
             log.warning("warning: %s", SLOW_KERNELS)
         server = Server(

@@ -18,6 +18,7 @@ from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.identity import method_slug
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
+from fedgmr_hpc.fl.restoration.restoring import TIME_FRACTIONS
 from fedgmr_hpc.network.link_traces import load_trace
 from fedgmr_hpc.runtime.checkpoints.plan import (
     ResumePlan,
@@ -179,14 +180,44 @@ def _default_path(config: Config, run_id: int) -> str:
     )
 
 
-def describe_idle_ranks(num_clients: int, num_ranks: int) -> str:
-    """Return what a run on `num_ranks`, the server's included, wastes; "" where each has a
-    client.
+def cautions(config: Config, num_ranks: int) -> list[str]:
+    """Return a line for all that a run on `num_ranks`, the server's included, may do but hardly
+    anybody wants.
     """
-    num_idle = num_ranks - 1 - num_clients
+    found = (_idle_ranks(config, num_ranks), _narrow_level(config), _late_restoration(config))
+    return [line for line in found if line]
+
+
+def _idle_ranks(config: Config, num_ranks: int) -> str:
+    count = config.clients.count
+    num_idle = num_ranks - 1 - count
     if num_idle <= 0:
         return ""
     return (
-        f"{num_ranks - 1} client ranks for clients.count = {num_clients}: {num_idle} more than can "
-        f"train; {num_clients + 1} ranks are enough"
+        f"{num_ranks - 1} client ranks for clients.count = {count}: {num_idle} more than can "
+        f"train; {count + 1} ranks are enough"
+    )
+
+
+def _narrow_level(config: Config) -> str:
+    """Return that no client has the whole bandwidth, which a level gives to a tenth or more of
+    them, rounded down.
+    """
+    clients, most = config.clients, max(config.clients.bandwidth_shares())
+    if clients.shares is not None or most == 1:
+        return ""
+    return (
+        f"clients.level = {clients.level} gives none of {clients.count} clients a bandwidth share "
+        f"above {most:g}; use 10 or more clients, or clients.shares"
+    )
+
+
+def _late_restoration(config: Config) -> str:
+    trigger, total_s = config.restoration.trigger, config.restoration.total_time_s
+    first_s, end_s = TIME_FRACTIONS[0] * total_s, config.run.max_time_s
+    if trigger not in ("time", "both") or end_s is None or end_s >= first_s:
+        return ""
+    return (
+        f"restoration.total_time_s = {total_s:g} restores at {first_s:g} s at the earliest, after "
+        f"run.max_time_s = {end_s:g}"
     )

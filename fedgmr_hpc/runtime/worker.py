@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
@@ -35,6 +34,7 @@ from fedgmr_hpc.data.federated import FederatedData, Pool
 from fedgmr_hpc.fl.client_memory import Memories, Memory
 from fedgmr_hpc.fl.submodels import read_masks
 from fedgmr_hpc.fl.updates import Assignment, SubModelKey
+from fedgmr_hpc.models.layout import Layout
 from fedgmr_hpc.runtime.provenance import rank_software
 from fedgmr_hpc.runtime.rank_state import keeps_memories
 from fedgmr_hpc.runtime.timeline import Tracer
@@ -47,60 +47,10 @@ from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.error_feedback import round_with_feedback
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame, encode_parts
 from fedgmr_hpc.wire.parcels import Parcel, hands_over
+from fedgmr_hpc.wire.received_model import ReceivedModel
 
 SERVER_RANK = 0
 FLUSH_TIMEOUT_S = 60.0
-
-
-class ReceivedModel:
-    """The version this rank trains on: packed values, and the positions of the masks they belong
-    to.
-    """
-
-    def __init__(self, num_prunable: int) -> None:
-        self.packed = np.empty(num_prunable, np.float32)
-        self.positions = np.empty(num_prunable, np.int64)
-        self.dense = np.empty(0, np.float32)
-        self.version = self.mask_id = -1
-        self.ends: list[int] = []  # packed end of each level received of this version
-        self.known_ends: list[int] = []  # packed end of each level whose positions are known
-
-    def accept(self, frame: Frame) -> None:
-        """Take the next increment; levels come in ascending order, level 0 begins a version.
-
-        Raises:
-            WireError: an increment is missing, or its positions were never sent.
-        """
-        if frame.level == 0:
-            self.version, self.ends, self.dense = frame.base_version, [], frame.dense
-        if frame.mask_id != self.mask_id:
-            self.mask_id, self.known_ends = frame.mask_id, []
-            self.positions = np.empty_like(self.positions)  # the sub-model still uses the old ones
-        if frame.base_version != self.version or frame.level != len(self.ends):
-            raise WireError(
-                f"increment {frame.level} of version {frame.base_version} arrived, "
-                f"expected {len(self.ends)} of {self.version}",
-                stage="decode",
-            )
-        start = self.ends[-1] if self.ends else 0
-        stop = start + len(frame.values)
-        self.packed[start:stop] = frame.values
-        self.ends.append(stop)
-        if frame.positions is not None:
-            self.positions[start:stop] = frame.positions
-            self.known_ends[frame.level :] = [stop]
-        if self.known_ends[: len(self.ends)] != self.ends:
-            raise WireError(f"increment {frame.level} came without positions", stage="decode")
-
-    def sub_model(self, num_kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """(values [K], dense [D], positions [K] or None when all entries are in natural order)."""
-        values, positions = torch.from_numpy(self.packed[:num_kept]), self.kept(num_kept)
-        at = None if positions is None else torch.from_numpy(positions)
-        return values, torch.from_numpy(self.dense), at
-
-    def kept(self, num_kept: int) -> NDArray[np.int64] | None:
-        """Natural positions [K] of the first entries, None when all are in natural order."""
-        return None if self.ends[0] == len(self.packed) else self.positions[:num_kept]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +87,7 @@ class Worker:
         self.num_prunable = self.trainings[0].layout.num_prunable
         self.received = ReceivedModel(self.num_prunable)
         self.memories = Memories(self.num_prunable) if keeps_memories(config) else None
-        self.sends_changes = AGGREGATIONS[config.aggregation.rule].wants == "changes"
+        self.num_changed = _num_changed(config, self.trainings[0].layout)
         self.eval_version = -1
         self.stage: Stage = "receive"
         self.client: int | None = None
@@ -287,9 +237,8 @@ class Worker:
     def _update(self, begun: _Begun, mean_loss: float, score: float) -> Frame:
         task, received = begun.task, begun.received
         values, dense = (part.numpy() for part in begun.training.entries())
-        if self.sends_changes:  # since the version sent
-            values -= received.packed[: task.num_kept]
-            dense -= received.dense
+        if self.num_changed is not None:
+            received.subtract(values, dense, self.num_changed)
         if self.config.wire.dtype == "int8":
             assert begun.memory is not None
             values = round_with_feedback(begun.memory, values)
@@ -392,3 +341,13 @@ def report_failure(
     failure["traceback"] = "".join(traceback.format_exception(error))
     transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(failure).encode())
     transport.flush(FLUSH_TIMEOUT_S)
+
+
+def _num_changed(config: Config, layout: Layout) -> tuple[int, int] | None:
+    """Return how many prunable and dense entries clients send the changes of, None for none."""
+    rule = AGGREGATIONS[config.aggregation.rule]
+    if rule.wants != "changes":
+        return None
+    if not rule.steps_statistics:
+        return layout.num_trained
+    return layout.num_prunable, layout.num_weights - layout.num_prunable

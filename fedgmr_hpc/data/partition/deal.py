@@ -5,6 +5,7 @@ Shapes: C clients, N samples, G writers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ def make_partition(
     num_clients: int,
     alpha: float,
     shards_per_client: int,
-    sort_by_size: bool,
+    speeds: Sequence[float] | None,
     seed: int,
     classes_per_client: int = 2,
     file: str | None = None,
@@ -57,7 +58,8 @@ def make_partition(
         num_clients: C.
         alpha: concentration of the Dirichlet draws; used by `dirichlet` and `quantity` only.
         shards_per_client: used by `shards` only.
-        sort_by_size: whether client 0 gets the smallest part; used with the Dirichlet draws only.
+        speeds: [C] what the clients' speeds are proportional to where the fastest gets the smallest
+            part, else None; used with the Dirichlet draws only.
         seed: of the run.
         classes_per_client: used by `pathological` only.
         file: used by `file` only.
@@ -85,7 +87,7 @@ def make_partition(
         return deal_classes(y, num_clients, classes_per_client, seed)
     if kind == "file":
         return read_partition(file, num_clients, len(y))
-    draw = partial(_DRAWS[kind], alpha=alpha, sort_by_size=sort_by_size, seed=seed)
+    draw = partial(_DRAWS[kind], alpha=alpha, speeds=speeds, seed=seed)
     return draw(y, num_clients)
 
 

@@ -6,6 +6,7 @@ Shapes: C clients, N samples, L classes, K classes of a client, S shards.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -98,22 +99,22 @@ def _check_holders(labels: Longs, sizes: Longs, holders: list[Longs]) -> None:
 
 
 def draw_shares_of_classes(
-    y: Longs, num_clients: int, *, alpha: float, sort_by_size: bool, seed: int
+    y: Longs, num_clients: int, *, alpha: float, speeds: Sequence[float] | None, seed: int
 ) -> list[Longs]:
     """Cut each class by a Dirichlet draw of its own over the clients."""
     _, class_sizes = np.unique(y, return_counts=True)
     counts = _draw_until_enough(class_sizes, num_clients, alpha, seed)
     parts = _hand_out(np.argsort(y, kind="stable"), counts)
-    return _finish(parts, "dirichlet", alpha, sort_by_size)
+    return _finish(parts, "dirichlet", alpha, speeds)
 
 
 def draw_sizes(
-    y: Longs, num_clients: int, *, alpha: float, sort_by_size: bool, seed: int
+    y: Longs, num_clients: int, *, alpha: float, speeds: Sequence[float] | None, seed: int
 ) -> list[Longs]:
     """Cut all samples, in a random order, by one Dirichlet draw over the clients."""
     counts = _draw_until_enough(np.array([len(y)]), num_clients, alpha, seed)
     order = make_rng(seed, "partition", step=ORDER_STEP).permutation(len(y))
-    return _finish(_hand_out(order, counts), "quantity", alpha, sort_by_size)
+    return _finish(_hand_out(order, counts), "quantity", alpha, speeds)
 
 
 def _draw_until_enough(class_sizes: Longs, num_clients: int, alpha: float, seed: int) -> Longs:
@@ -173,6 +174,12 @@ def _hand_out(samples: Longs, counts: Longs) -> list[Longs]:
     return split_by_owner(samples, owner, num_clients)
 
 
-def _finish(parts: list[Longs], kind: str, alpha: float, sort_by_size: bool) -> list[Longs]:
+def _finish(
+    parts: list[Longs], kind: str, alpha: float, speeds: Sequence[float] | None
+) -> list[Longs]:
     parts = check_sizes(parts, kind, f"data.alpha={alpha:g} ({MAX_DRAWS} draws)")
-    return sorted(parts, key=len) if sort_by_size else parts
+    if speeds is None:
+        return parts
+    places = np.argsort(np.argsort(-np.asarray(speeds), kind="stable"))
+    by_size = sorted(parts, key=len)
+    return [by_size[place] for place in places]

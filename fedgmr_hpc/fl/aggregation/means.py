@@ -104,6 +104,7 @@ class FedBuff(MeanRule):
     """The mean change, added to the old model."""
 
     wants: ClassVar[Literal["weights", "changes"]] = "changes"
+    steps_statistics = False  # sums of old changes would carry variances below 0
     server_learning_rate: float = 1.0
 
     def prepare(self, merge: Merge, numbers: dict[str, Any]) -> float:

@@ -205,17 +205,16 @@ class _Wholes:
 
     def merge(self) -> tuple[Floats, Floats]:
         """Return the new arrays, prunable and dense."""
-        old, weights = torch.from_numpy(self.what.packed), torch.tensor(self.what.weights).double()
-        new, out = _like(self.what.packed)
-        for span, values, is_held in self.what.parts():
+        what, weights = self.what, torch.tensor(self.what.weights).double()
+        old, (new, out) = torch.from_numpy(what.packed), _like(what.packed)
+        for span, values, is_held in what.parts():
             held = (is_held * weights[:, None]).sum(0)
             vectors = self.state.packed_part(span)
             out[span] = self._combine(old[span], values, is_held, held, vectors)
-        new_dense, out_dense = _like(self.what.dense)
-        dense, everywhere = self.what.dense_values(), torch.ones(len(weights), len(out_dense)) > 0
-        total, vectors = self.what.total, self.state.dense_part()
-        old = torch.from_numpy(self.what.dense)
-        out_dense[:] = self._combine(old, dense, everywhere, total, vectors)
+        old, (new_dense, out) = torch.from_numpy(what.dense), _like(what.dense)
+        for span, values, is_held in what.dense_parts():
+            vectors = self.state.dense_part(span)
+            out[span] = self._combine(old[span], values, is_held, what.total, vectors)
         return new, new_dense
 
     def _combine(

@@ -12,6 +12,7 @@ Shapes: U updates, n entries of a part.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -154,10 +155,8 @@ def _square_distances(merge: Merge) -> Doubles:
     num = len(merge.entries)
     squares = torch.zeros(num, num, dtype=torch.float64)
     num_both = torch.zeros(num, num, dtype=torch.float64)
-    dense = merge.dense_values()
-    for _, values, is_held in merge.parts():
+    for _, values, is_held in chain(merge.parts(), merge.dense_parts()):
         _add_squares(squares, num_both, values, is_held)
-    _add_squares(squares, num_both, dense, torch.ones_like(dense, dtype=torch.bool))
     squares, num_both = squares + squares.T, num_both + num_both.T
     apart = torch.where(num_both > 0, squares / num_both, torch.inf)
     return apart.fill_diagonal_(0.0).numpy()

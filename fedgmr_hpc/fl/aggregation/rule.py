@@ -126,9 +126,12 @@ class Merge:
                 _fill(own[0][row], own[1][row], entry, start)
             yield slice(start, start + num), *own
 
-    def dense_values(self) -> Tensor:
-        """Return the dense parts of all updates [U, D], which everybody holds."""
-        return torch.from_numpy(np.stack([entry.dense for entry in self.entries]))
+    def dense_parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield the same of the dense entries, which everybody holds."""
+        for start in range(0, len(self.dense), WHOLE_CHUNK):
+            span = slice(start, start + WHOLE_CHUNK)
+            values = torch.from_numpy(np.stack([entry.dense[span] for entry in self.entries]))
+            yield span, values, torch.ones_like(values, dtype=torch.bool)
 
 
 def _fill(values: Tensor, is_held: Tensor, entry: BufferEntry, start: int) -> None:
@@ -199,7 +202,8 @@ class AggregationRule(Section):
     """The base of both kinds of rule; see the module.
 
     Attributes:
-        wants: what updates bring: trained weights, or the changes against the version sent.
+        wants: what updates bring: trained weights, or the changes against the version sent, which
+            running statistics are no part of where `steps_statistics` is false.
         vectors: names of its vectors [P + D], which begin at 0.
         numbers: its numbers, by name, as they begin; whatever JSON can hold.
         keeps_missing: whether an entry that no update holds keeps its value and its places in the

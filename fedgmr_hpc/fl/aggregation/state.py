@@ -37,9 +37,9 @@ class RuleState:
         """Return the vectors' places for these packed entries, which share their memory."""
         return Vectors({name: torch.from_numpy(each)[span] for name, each in self.packed.items()})
 
-    def dense_part(self) -> Vectors:
-        """Return the vectors' places for the dense part, which share their memory."""
-        return Vectors({name: torch.from_numpy(each) for name, each in self.dense.items()})
+    def dense_part(self, span: slice = slice(None)) -> Vectors:
+        """Return the vectors' places for these dense entries, which share their memory."""
+        return Vectors({name: torch.from_numpy(each)[span] for name, each in self.dense.items()})
 
     def natural(self, name: str, masks: MaskSet) -> Floats:
         """Return [P + D] a vector in the natural order."""

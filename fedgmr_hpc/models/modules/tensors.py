@@ -174,13 +174,15 @@ def _costs(parameters: Mapping[str, Any], costs: Mapping[str, float]) -> dict[st
 
 
 def _gates(module: nn.Module, cut: set[str]) -> dict[str, str]:
-    """Return the prunable weight beside each bias that counts only while its unit has weights."""
+    """Return the prunable weight beside each dense bias that counts only while its unit has
+    weights.
+    """
     found = {}
     for folder, owner in module.named_modules():
         if not isinstance(owner, WITH_BIASES) or isinstance(owner, _ConvTransposeNd):
             continue
         for name in owner._parameters:
-            weight = dotted(folder, name.replace("bias", "weight"))
-            if "bias" in name and weight in cut:
-                found[dotted(folder, name)] = weight
+            bias, weight = dotted(folder, name), dotted(folder, name.replace("bias", "weight"))
+            if "bias" in name and weight in cut and bias not in cut:
+                found[bias] = weight
     return found

@@ -28,11 +28,12 @@ from fedgmr_hpc.config.errors import Stage, TransportError, TransportTimeout, Wi
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.updates import Assignment
-from fedgmr_hpc.runtime.worker import SERVER_RANK, ReceivedModel, Worker, report_failure
+from fedgmr_hpc.runtime.worker import SERVER_RANK, Worker, report_failure
 from fedgmr_hpc.training.sgd import evaluate
 from fedgmr_hpc.transport.contract import Message, Tag, Transport
 from fedgmr_hpc.wire.frames import Frame, decode_frame
 from fedgmr_hpc.wire.pieces import SIZE, Incoming, Mark, Outgoing, read_mark
+from fedgmr_hpc.wire.received_model import ReceivedModel
 
 BUSY_LOOK_S, IDLE_LOOK_S = 2e-3, 0.05  # how long a wait for messages lasts with and without work
 INLINE_BYTES = 1 << 14  # an update up to this length needs no grant

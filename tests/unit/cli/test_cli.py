@@ -30,7 +30,17 @@ def test_check_prints_a_configuration_that_loads_back(
     assert code == 0
     assert load_config(tmp_path / "run.yaml") == load_config("digits", ["seed=3", cache])
     assert "71,754 weights, 70,288 prunable" in out
-    assert "13 ranks: 12 client ranks for clients.count = 10: 2 more than can train" in out
+    assert "13 ranks: 1 server, 12 for 10 clients" in out
+    assert "note: 12 client ranks for clients.count = 10: 2 more than can train" in out
+
+
+def test_check_says_what_hardly_anybody_wants(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["clients.count=9", "method=fedgmr_timed", "run.max_time_s=100"]
+    _, out, _ = run_verb(capsys, "check", "digits", *words, "restoration.total_time_s=1000")
+    assert "note: clients.level = high gives none of 9 clients a bandwidth share above 0.05" in out
+    assert "note: restoration.total_time_s = 1000 restores at 200 s at the earliest, after" in out
+    _, out, _ = run_verb(capsys, "check", "digits", "clients.count=2", "clients.shares=[0.1, 0.1]")
+    assert "note: " not in out
 
 
 def test_check_reports_every_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def deal(
         num_clients=num_clients,
         alpha=alpha,
         shards_per_client=shards,
-        sort_by_size=sort_by_size,
+        speeds=[1.0] * num_clients if sort_by_size else None,
         seed=seed,
     )
 

@@ -12,7 +12,7 @@ from fedgmr_hpc.data.partition import cut_validation, make_partition, skew
 SEEDS = st.integers(0, 2**31)
 
 
-def deal(kind, y, *, num_clients, alpha=0.6, seed=0, sort_by_size=False, **keys):
+def deal(kind, y, *, num_clients, alpha=0.6, seed=0, speeds=None, **keys):
     return make_partition(
         kind,
         np.array(y, np.int64),
@@ -20,7 +20,7 @@ def deal(kind, y, *, num_clients, alpha=0.6, seed=0, sort_by_size=False, **keys)
         num_clients=num_clients,
         alpha=alpha,
         shards_per_client=2,
-        sort_by_size=sort_by_size,
+        speeds=speeds,
         seed=seed,
         **keys,
     )
@@ -124,7 +124,15 @@ def test_sizes_follow_one_draw_and_samples_come_in_a_random_order(monkeypatch):
     monkeypatch.setattr(skew, "make_rng", lambda *key, step=0: Fixed(step))
     y = [0, 0, 0, 0, 1]
     assert as_lists(deal("quantity", y, num_clients=2)) == [[4, 0, 3], [1, 2]]
-    assert as_lists(deal("quantity", y, num_clients=2, sort_by_size=True)) == [[1, 2], [4, 0, 3]]
+    fast, slow = [1, 2], [4, 0, 3]
+    assert as_lists(deal("quantity", y, num_clients=2, speeds=[1.0, 1.0])) == [fast, slow]
+    assert as_lists(deal("quantity", y, num_clients=2, speeds=[0.1, 0.5])) == [slow, fast]
+
+
+def test_the_fastest_client_has_the_smallest_part_wherever_it_stands():
+    words = ["data.sort_by_size=true", "clients.count=3", "clients.shares=[0.1, 1.0, 0.5]"]
+    data = FederatedData(load_config("digits", words))
+    assert sorted(range(3), key=lambda c: len(data.train_parts[c])) == [1, 2, 0]
 
 
 def test_a_smaller_alpha_makes_sizes_more_uneven():

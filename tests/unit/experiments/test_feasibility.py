@@ -55,6 +55,11 @@ def test_mean_is_centred_and_shorter_at_the_ends():
     assert means.tolist() == [1, 3, 6, 9, 11]
 
 
+def test_runs_that_get_no_better_have_no_edges():
+    with pytest.raises(ValueError, match=r"results must have a run that gets better .*got '0\.1'"):
+        accuracy_edges([np.array([0.1, 0.05])], 4)
+
+
 def test_edges_go_from_the_latest_start_to_the_best_and_shrink_by_a_factor():
     edges, end = accuracy_edges([np.array([0.1, 0.5]), np.array([0.0, 0.9])], 4)
     assert (edges[0], edges[-1], end) == (

@@ -125,6 +125,12 @@ def test_uploads_move_everywhere_and_the_rounds_before_only_inside_the_old_masks
     assert np.count_nonzero((upload != natural)[outside]) > 0.1 * outside.sum()
 
 
+def test_a_score_of_squared_gradients_is_not_probed():
+    config = load_config("digits", ["submodel.score=g"])
+    with pytest.raises(ValueError, match=r"submodel\.score must be one that needs weights alone"):
+        UploadMeasurement(config, FederatedData(config))
+
+
 def test_full_models_have_no_masks_to_probe():
     config = small("method=fedavg")
     with pytest.raises(

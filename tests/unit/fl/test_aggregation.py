@@ -189,6 +189,16 @@ def test_the_server_learning_rate_and_stale_weights_scale_the_change():
     assert new.tolist() == [1 + 2 * 0.5 * 8]
 
 
+def test_fed_buff_takes_the_mean_of_running_statistics():
+    """Changes of old versions, added up, would carry a variance below 0."""
+    updates = [entry(c, [2, own], [4, own], num_samples=10) for c, own in enumerate((0.1, 0.4))]
+    statistics = (np.array([False, True]), np.array([False, True]))
+    what = Merge(floats(1, 0.5), floats(1, 0.5), updates, [10.0, 5.0], statistics=statistics)
+    new = merge(AGGREGATIONS["fedbuff"](), what)
+    assert new.packed.tolist() == pytest.approx([1 + 15 * 2 / 20, (10 * 0.1 + 5 * 0.4) / 15])
+    assert new.dense.tolist() == pytest.approx([1 + 15 * 4 / 20, (10 * 0.1 + 5 * 0.4) / 15])
+
+
 def test_changes_of_nothing_leave_every_bit():
     packed, dense = np.random.default_rng(4).standard_normal((2, 99)).astype(np.float32)
     entries = [entry(c, np.zeros(n), np.zeros(99)) for c, n in enumerate((99, 50, 20))]

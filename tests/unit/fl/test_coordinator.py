@@ -1122,6 +1122,14 @@ def test_a_fixed_alpha_is_scaled_by_the_mean_staleness_weight_of_the_arrivals():
     assert driven.weights() == pytest.approx([(1 - 0.6 / 2**0.5) * w for w in before])
 
 
+def test_a_model_without_a_dense_part_is_looked_at_for_numbers_that_are_not_finite():
+    core = Coordinator(make_config({}), (1.0,), WEIGHTS[:6], [PrunableLayer("a", 0, 6, 1.0)])
+    core._check_finite()
+    core.packed[0] = np.inf
+    with pytest.raises(RunError, match="a weight is not finite"):
+        core._check_finite()
+
+
 def test_fed_buff_adds_changes_with_their_own_staleness_over_the_number_of_updates():
     """Client 2's change was made on version 0, and counts 2^-.5 on version 1."""
     driven = Driven((1.0, 1.0, 1.0), method="fedbuff", admission={"kind": "count", "count": 2},

@@ -162,6 +162,12 @@ def test_a_score_without_a_function_is_refused():
                 pass
 
 
+def test_a_score_of_minus_0_ranks_as_0():
+    with registered("signed", lambda weights: weights * 0):
+        scores = scorer("signed").score(W, None, None)
+    assert scores.tolist() == [0, 0, 0] and not np.signbit(scores).any()
+
+
 def test_the_parameters_of_a_score_are_refused_with_their_line(tmp_path):
     path = tmp_path / "odd_score.py"
     path.write_text(

@@ -8,10 +8,10 @@ from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import cut_masks
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
-from fedgmr_hpc.runtime.worker import ReceivedModel
 from fedgmr_hpc.training.chunks import Evaluation, Part
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
 from fedgmr_hpc.wire.parcels import Parcel
+from fedgmr_hpc.wire.received_model import ReceivedModel
 
 KEYS = np.array([1, 3, 5, 2, 4, 0], np.uint32)  # 5 0 3 1 4 2, most important first
 PACKED = np.array([10, 11, 12, 13, 14, 15], np.float32)
@@ -58,6 +58,18 @@ def test_a_new_refresh_leaves_the_positions_in_use_alone() -> None:
     received.accept(sent(newer.parcel(0, with_positions=True)))
     assert in_use.tolist() == [0, 5]
     assert received.sub_model(2)[2].tolist() == [2, 4]
+
+
+def test_changes_are_of_what_is_trained_and_statistics_stay_values() -> None:
+    received = ReceivedModel(4)
+    received.packed[:], received.dense = [1, 2, 3, 4], np.array([10, 20], np.float32)
+    received.positions[:], received.ends = [3, 0, 1, 2], [3]
+    values, dense = np.full(3, 5, np.float32), np.array([11, 22], np.float32)
+    received.subtract(values, dense, (3, 1))  # the fourth and the second are statistics
+    assert values.tolist() == [5, 3, 2] and dense.tolist() == [1, 22]
+    received.ends, values = [4], np.full(4, 5, np.float32)
+    received.subtract(values, dense, (3, 2))
+    assert values.tolist() == [4, 3, 2, 5] and dense.tolist() == [-9, 2]
 
 
 def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:

@@ -57,6 +57,12 @@ def test_a_bias_is_gated_where_its_units_are_rows_of_a_prunable_weight() -> None
     assert gates == {"0.bias": "0.weight", "4.bias": "4.weight"}  # not the transposed one
 
 
+def test_a_bias_that_masks_cut_is_not_gated_as_well() -> None:
+    entries = read_tensors(small_net(), prunable=("0", "4.weight"))
+    assert [e.name for e in entries if e.prunable] == ["0.weight", "0.bias", "4.weight"]
+    assert {e.name: e.gated_by for e in entries if e.gated_by} == {"4.bias": "4.weight"}
+
+
 def test_packed_and_separate_projections_of_attention_are_prunable() -> None:
     packed = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
     assert prunable(packed) == ["0.in_proj_weight", "0.out_proj.weight"]
