@@ -71,7 +71,7 @@ class UpdateHeader(SubModelKey):
     Attributes:
         train_loss: mean loss of the local steps.
         score: validation accuracy of the local model, NaN when not measured.
-        num_samples: training samples of the client.
+        num_samples: samples that the local steps took, with repeats: steps times batch.
     """
 
     train_loss: float = 0.0

@@ -45,7 +45,7 @@ class BufferEntry:
         values: [K] trained prunable weights, packed order; changes for a rule that wants them.
         index: [K] ascending packed positions of `values`, None for the first K.
         dense: [D] its dense part, likewise.
-        num_samples: training samples of the client.
+        num_samples: n_i, samples that its local steps took, with repeats: steps times batch.
         mask_id: of the masks in whose packed order it is.
     """
 
