@@ -93,7 +93,7 @@ def measure_run(
         labels: what a study varies, with the run's values.
     """
     evaluations = scored(result)
-    known = np.isfinite(evaluations["test_accuracy"]) & _is_in_time(result, evaluations)
+    known = np.isfinite(evaluations["test_accuracy"])
     refreshes = result.evaluations
     is_tested = np.isfinite(refreshes["test_accuracy"])
     versions = evaluations["version"][known]
@@ -119,16 +119,6 @@ def measure_run(
         time=time_name(result.config),
         classes=class_accuracies(result, versions),
     )
-
-
-def _is_in_time(result: Result, evaluations: Columns) -> NDArray[np.bool_]:
-    """Return [E] what is not a look after the run's time is over: a run ends with the first merge
-    at or after its limit, so methods of slow rounds have looks there that others lack.
-    """
-    limit_s = result.config.get("run", {}).get("max_time_s")
-    if evaluations is not result.looks or limit_s is None:
-        return np.ones(len(evaluations["now_s"]), bool)
-    return np.asarray(evaluations["now_s"] <= limit_s * (1 + ROUNDING))
 
 
 def time_name(*configs: Mapping[str, Any]) -> str:
@@ -164,9 +154,16 @@ def scored(result: Result) -> Columns:
     """Return the evaluations that curves and comparisons are made of.
 
     These are the looks at equal times where the run has them (`eval.every_s`), else the evaluations
-    at its refreshes.
+    at its refreshes. Looks after the run's time is over are left out: a run ends with the first
+    merge at or after its limit, so methods of slow rounds have looks there that others lack.
     """
-    return result.looks if len(result.looks.get("version", ())) else result.evaluations
+    looks, limit_s = result.looks, result.config.get("run", {}).get("max_time_s")
+    if not len(looks.get("version", ())):
+        return result.evaluations
+    if limit_s is None:
+        return looks
+    is_in_time = looks["now_s"] <= limit_s * (1 + ROUNDING)
+    return {name: values[is_in_time] for name, values in looks.items()}
 
 
 def own_accuracies(result: Result, versions: Values) -> tuple[Values, Values]:

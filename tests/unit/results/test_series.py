@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from fedgmr_hpc.results.client_plots import draw_classes, with_submodels
+from fedgmr_hpc.results.interactive.curves import curve
 from fedgmr_hpc.results.labels import Rows, names_of
 from fedgmr_hpc.results.pairs import final_accuracy
 from fedgmr_hpc.results.series import (
     Run,
     client_steps,
+    last_tests,
     measure_run,
     quarantined,
     time_name,
@@ -49,7 +51,8 @@ def make_result(folder: str = "a", max_time_s: float | None = 30.0, **config: An
         ranks=no_rows,
         weights=np.zeros(0),
         layout_json="",
-        merges=table(version=[1, 2], round=[1, 2], now_s=[12.0, 36.0], density=[[0.5], [0.5]],
+        merges=table(version=[1, 2], round=[1, 2], now_s=[12.0, 36.0], wall_s=[1.0, 3.0],
+                     density=[[0.5], [0.5]],
                      server_up_bytes=[100, 300], server_down_bytes=[10, 30]),
         evaluations=scores([0, 2], [0.0, 36.0], [0.1, 0.7]),
         updates=table(version=[1, 1, 2, 0, 2], num_samples=[100, 100, 40, 100, 60],
@@ -83,6 +86,15 @@ def test_looks_after_the_end_of_the_run_are_left_out(
     assert (run.cost_to("times_s", 0.6, 1) == 40.0) is (max_time_s is None)
     without = replace(make_result(), looks={"version": np.zeros(0)})
     assert measure_run(without, "fedgmr").times_s.tolist() == [0, 36]
+
+
+def test_all_that_is_made_of_looks_leaves_out_those_after_the_end() -> None:
+    result = make_result()
+    assert last_tests(result).tolist() == [0.5, 0.5]
+    assert len(last_tests(make_result(max_time_s=None))) == 3
+    drawn = curve(result, name="run", method="fedgmr").values
+    assert drawn["time_s"].tolist() == [0, 10, 20, 30]
+    assert {len(values) for values in drawn.values()} == {4}
 
 
 def test_a_run_that_ends_before_the_next_look_is_due_does_not_reach_it() -> None:
@@ -122,9 +134,9 @@ def test_a_class_has_a_value_wherever_the_whole_model_has() -> None:
 
 
 def test_times_are_called_by_their_clocks() -> None:
-    assert time_name({"clock": "wall"}) == "time, unscaled"
+    assert time_name({"clock": "wall"}) == "unscaled time"
     assert time_name({}, {"clock": "wall"}) == "time"
-    assert measure_run(make_result(clock="wall"), "a").time == "time, unscaled"
+    assert measure_run(make_result(clock="wall"), "a").time == "unscaled time"
 
 
 def test_the_final_accuracy_is_of_trained_models() -> None:

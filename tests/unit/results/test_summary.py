@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from matplotlib.image import imread
 from fedgmr_hpc.results.series import mean_density
 from fedgmr_hpc.results.summary import make_report, render_summary
 from fedgmr_hpc.storage.reader import Result, read_result
-from fedgmr_hpc.storage.rows import EvaluationRow, EventRow, MergeRow, SubmodelRow, UpdateRow
+from fedgmr_hpc.storage.rows import (
+    EvaluationRow,
+    EventRow,
+    LookRow,
+    MergeRow,
+    SubmodelRow,
+    UpdateRow,
+)
 from fedgmr_hpc.storage.writer import ResultWriter
 
 CONFIG = "seed: 7\nmethod: fedgmr\ndata: {name: digits}\n"
@@ -82,7 +89,7 @@ def write(
     status: str = "finished",
     config: str = CONFIG,
     updates: list[UpdateRow] = UPDATES,
-    others: Sequence[SubmodelRow] = (),
+    others: Sequence[SubmodelRow | LookRow] = (),
 ) -> Path:
     sizes = {"num_clients": 2, "num_weights": 1, "num_ranks": 1}
     texts: dict[str, Any] = {"config_yaml": config, "layout_json": "{}", "provenance": {}}
@@ -130,6 +137,16 @@ def test_the_course_pairs_evaluations_with_the_bytes_of_their_version(tmp_path: 
         ["2", "20.0", "50.00", "40.00", "0.625", "8.0", "1.0"],
         ["3", "30.0", "70.00", "60.00", "0.875", "12.0", "1.5"],
         ["4", "40.0", "80.00", "62.00", "0.875", "16.0", "2.0"],
+    ]
+
+
+def test_the_course_of_looks_ends_with_the_time_of_the_run(tmp_path: Path) -> None:
+    looks = [LookRow(**asdict(replace(each, now_s=each.now_s + 5))) for each in EVALUATIONS]
+    config = f"{CONFIG}run: {{max_time_s: 36}}\n"
+    path = write(tmp_path / "a.h5", config=config, others=looks)
+    course = make_report([path], tmp_path / "out", sizes=()).split("a: finished\n")[1]
+    assert [line.split()[1] for line in course.split("\n\n")[0].splitlines()[3:]] == [
+        *("5.0", "25.0", "35.0")
     ]
 
 

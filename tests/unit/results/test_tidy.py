@@ -97,13 +97,17 @@ def test_bytes_are_those_of_the_version_and_sub_models_a_mean_over_clients() -> 
     assert second["train.steps"] is None and second["run"] == "run"
 
 
-def test_looks_at_equal_times_come_before_refreshes(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "run.h5") as writer:
+@pytest.mark.parametrize(("limit_s", "times"), [("null", [1.0, 2.0]), ("1.5", [1.0])])
+def test_looks_at_equal_times_come_before_refreshes_until_the_time_is_over(
+    limit_s: str, times: list[float], tmp_path: Path
+) -> None:
+    config = f"run: {{max_time_s: {limit_s}}}\n"
+    with open_writer(tmp_path / "run.h5", config_yaml=config) as writer:
         writer.append(EVALUATION)
         writer.append(LookRow(**{**dataclasses.asdict(EVALUATION), "now_s": 1.0}))
         writer.append(LookRow(**{**dataclasses.asdict(EVALUATION), "now_s": 2.0}))
     records = tidy_records([read_result(tmp_path / "run.h5")], [])
-    assert [record["now_s"] for record in records] == [1.0, 2.0]
+    assert [record["now_s"] for record in records] == times
 
 
 def test_json_lines_keep_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_methods_are_called_as_in_figures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("clocks", "label"),
-    [(["virtual"], "virtual time"), (["wall"], "time, unscaled"), (["wall", "virtual"], "time")],
+    [(["virtual"], "virtual time"), (["wall"], "unscaled time"), (["wall", "virtual"], "time")],
 )
 def test_the_axis_says_which_time_it_is(clocks: list[str], label: str) -> None:
     assert columns([{"clock": clock} for clock in clocks])[0].label == label
