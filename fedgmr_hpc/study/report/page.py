@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedgmr_hpc.config.errors import DIVERGED
+from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.reporting.pages import Page, write_page
 from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
@@ -33,7 +33,7 @@ from fedgmr_hpc.study.report.head import head_of, setting_of, settings_note
 from fedgmr_hpc.study.report.interactive import write_page_of_curves
 from fedgmr_hpc.study.report.tables import Scale, Spread, cost_table
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
-from fedgmr_hpc.study.states import CellState
+from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
 from fedgmr_hpc.study.tuning import States, read_states
 
@@ -60,8 +60,10 @@ def write_report(
 
     Raises:
         OSError: `out_dir` cannot be written.
+        RunError: No cell has ended, and a report of others is there.
     """
     states = read_states(cells_dir, cells)
+    _check_old_report(states, out_dir)
     compared = [(cell, state) for cell, state in states if not cell.is_trial]
     finished = [(c, s.result) for c, s in compared if s.status == "done" and s.result is not None]
     runs = [measure(cell, result) for cell, result in finished]
@@ -80,6 +82,20 @@ def write_report(
     path = write_page(page, out_dir, "report")
     shown = [table.as_text() for table in tables]
     return "\n".join([*shown, *lead, *warnings, *missing, f"report: {path}"])
+
+
+def _check_old_report(states: States, out_dir: Path) -> None:
+    """Refuse to write a report of nothing over another one.
+
+    Raises:
+        RunError: That would be done.
+    """
+    has_values = (out_dir / "tables" / "test_accuracy.csv").exists()
+    if has_values and not any(state.status in ENDED for _, state in states):
+        raise RunError(
+            f"none of {len(states)} cells has ended, so {out_dir / 'report.md'} stays as it is, a "
+            "report of others: another plug-in, data set or value makes other cells"
+        )
 
 
 def _scale(study: StudyFile, cells: Sequence[Cell], command: str, spread: Spread) -> Scale:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.reporting.figures import style_of
 from fedgmr_hpc.reporting.paired import mean_test
 from fedgmr_hpc.results.labels import Rows
@@ -214,6 +215,18 @@ def test_states_follow_locks_and_errors(tmp_path: Path) -> None:
     write_error(tmp_path / f"{cell.name}.h5", "x\nfedgmr_hpc: error: too small\nlast\n", 2)
     state = read_state(tmp_path, cell)
     assert (state.status, state.error) == ("failed", "too small (exit code 2)")
+
+
+def test_a_report_of_nothing_does_not_take_the_place_of_another(tmp_path: Path) -> None:
+    study, words = load_study(TINY)
+    where = expand(study, words), tmp_path, tmp_path / "report"
+    for _ in range(2):  # a report of nothing may follow another one
+        write_report(study, *where, lambda action: "redo")
+    (tmp_path / "report" / "report.md").write_text("of others")
+    (tmp_path / "report" / "tables" / "test_accuracy.csv").write_text("of others")
+    with pytest.raises(RunError, match=r"none of 4 cells has ended, so .*report\.md stays"):
+        write_report(study, *where, lambda action: "redo")
+    assert (tmp_path / "report" / "report.md").read_text() == "of others"
 
 
 def test_a_report_lists_what_is_missing(tmp_path: Path) -> None:
