@@ -104,7 +104,8 @@ MEANINGS = {
     "num_merged": "updates merged into this version",
     "server_up_bytes": "what the server has sent since the start, a broadcast counted once",
     "server_down_bytes": "what the server has received since the start",
-    "staleness": "age of each client's last merged update, 0 for none yet",
+    "staleness": "age of each client's last merged update, which goes on to grow until its next; "
+    "0 for none yet. An update's age when it was first merged is version - base_version of `updates`",
     "density": "density of the update's sub-model",
     "weight": "normalised aggregation weight of each client's updates together",
     "up_bytes": "what the client sent for this update",
