@@ -105,7 +105,8 @@ MEANINGS = {
     "server_up_bytes": "what the server has sent since the start, a broadcast counted once",
     "server_down_bytes": "what the server has received since the start",
     "staleness": "age of each client's last merged update, which goes on to grow until its next; "
-    "0 for none yet. An update's age when it was first merged is version - base_version of `updates`",
+    "0 for none yet. An update's age when it was first merged is its version - base_version in "
+    "`updates`",
     "density": "density of the update's sub-model",
     "weight": "normalised aggregation weight of each client's updates together",
     "up_bytes": "what the client sent for this update",
