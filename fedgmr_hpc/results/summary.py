@@ -25,7 +25,7 @@ from fedgmr_hpc.reporting.interactive import PAGE, write_interactive
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.reporting.words import count_of, percent
 from fedgmr_hpc.results.chance import describe_chance
-from fedgmr_hpc.results.interactive.curves import chart_of
+from fedgmr_hpc.results.interactive.curves import chart_of, state_of
 from fedgmr_hpc.results.pairs import MAX_OVERRUN_FRAC, overrun_frac
 from fedgmr_hpc.results.series import (
     Values,
@@ -39,7 +39,6 @@ from fedgmr_hpc.results.series import (
 )
 from fedgmr_hpc.results.watch import find_files
 from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline
-from fedgmr_hpc.storage.liveness import age_s, shown_status
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.run_files import timeline_path
 
@@ -210,7 +209,7 @@ def _run_cells(name: str, result: Result) -> list[str]:
         f"{density[0]:.3f} -> {density[-1]:.3f}" if len(density) else "-",
         f"{up[-1]:.1f}",
         f"{down[-1]:.1f}",
-        shown_status(result.status, age_s(result.path), result.merges["wall_s"], result.config),
+        state_of(result),
     ]
 
 

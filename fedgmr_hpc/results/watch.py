@@ -46,6 +46,8 @@ HEADS = (
 MERGE_COLUMNS = ("round", "now_s", "wall_s", "density", "server_up_bytes", "server_down_bytes")
 UNREADABLE = "unreadable"
 ORDER = ("running", DEAD, UNREADABLE)  # what is shown first
+ENDED = ("finished", "failed", "checkpointed")
+Stamp = tuple[int, int, int]  # what tells a file from one that has changed or taken its place
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,21 @@ def _last(dataset: Any, num_rows: int) -> float:
     return float(known[-1]) if len(known) else math.nan
 
 
-def find_files(words: Sequence[str]) -> list[Path]:
+def stamp_of(path: Path) -> Stamp:
+    """Return the time of a file's last change, its bytes and its number.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def find_files(words: Sequence[str], *, may_be_gone: bool = False) -> list[Path]:
     """Return the files that words stand for now.
+
+    Args:
+        may_be_gone: take a word that names nothing for a file that comes back.
 
     Raises:
         ValueError: a word names nothing, and is no pattern.
@@ -113,7 +128,7 @@ def find_files(words: Sequence[str]) -> list[Path]:
             found += sorted(path.glob("*.h5")) or sorted(path.glob("cells/*.h5"))
         elif glob.has_magic(word) and not path.exists():
             found += [Path(name) for name in sorted(glob.glob(str(path)))]
-        elif path.is_file():
+        elif path.is_file() or may_be_gone:
             found.append(path)
         else:
             raise ValueError(f"results {word}: no such file, pattern or folder")
@@ -210,7 +225,7 @@ def left_s(merges: Mapping[str, Any], limits: Mapping[str, Any], age_s: float) -
 
 
 def watch(words: Sequence[str], every_s: float, once: bool, stream: TextIO | None = None) -> int:
-    """Show the runs until they end or Ctrl-C; return exit code 0.
+    """Show the runs until all have ended or Ctrl-C; return exit code 0.
 
     Raises:
         ValueError: a word names nothing.
@@ -233,18 +248,33 @@ def _show(words: Sequence[str], every_s: float, stream: TextIO) -> None:
 def follow(words: Sequence[str], every_s: float) -> Iterator[list[Look]]:
     """Yield looks until the named runs have ended; new files of a folder are awaited.
 
+    A file that seems dead, cannot be read or is gone has not ended: it may be resumed or come back.
+
     Raises:
-        ValueError: a word names nothing.
+        ValueError: a word names nothing at first.
     """
     are_files = all(Path(word).expanduser().is_file() for word in words)
-    ended: dict[Path, Look] = {}  # what never changes again is not read again
+    paths = find_files(words)
+    ended: dict[Path, tuple[Stamp, Look]] = {}
     while True:
-        looks = [
-            replace(ended[path], age_s=age_s(path)) if path in ended else look(path)
-            for path in find_files(words)
-        ]
-        ended |= {run.path: run for run in looks if _word(run) in ("finished", "failed")}
+        looks = [_look_again(path, ended) for path in paths]
         yield looks
-        if are_files and not any(_word(run) == "running" for run in looks):
+        if are_files and all(_word(run) in ENDED for run in looks):
             return
         time.sleep(every_s)
+        paths = find_files(words, may_be_gone=True)
+
+
+def _look_again(path: Path, ended: dict[Path, tuple[Stamp, Look]]) -> Look:
+    """Return a look at a file as it is now. That of an ended run is kept until the file changes: a
+    failed run may be tried again, and another file take the place of a finished one.
+    """
+    with suppress(OSError):  # it is gone, which the look then says
+        stamp = stamp_of(path)
+        if path in ended and ended[path][0] == stamp:
+            return replace(ended[path][1], age_s=age_s(path))
+        run = look(path)
+        if _word(run) in ENDED:
+            ended[path] = (stamp, run)
+        return run
+    return look(path)

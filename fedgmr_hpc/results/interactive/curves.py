@@ -82,10 +82,10 @@ def curve(
         "own_mean": 100 * own_mean,
         "own_worst": 100 * own_worst,
     }
-    return Curve(name, method, condition, str(seed), _state(result), values)
+    return Curve(name, method, condition, str(seed), state_of(result), values)
 
 
-def _state(result: Result) -> str:
+def state_of(result: Result) -> str:
     """Return the status that is shown; a file that was deleted since is as old as can be."""
     age = math.inf
     with suppress(OSError):

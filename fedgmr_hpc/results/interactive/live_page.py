@@ -18,17 +18,18 @@ from fedgmr_hpc.results.interactive.curves import NOTE, columns, curves, read_li
 from fedgmr_hpc.results.watch import (
     HEADS,
     Look,
+    Stamp,
     cells_of,
     follow,
     ranked,
     render,
     short_names,
+    stamp_of,
     unreadable,
 )
 from fedgmr_hpc.storage.reader import Result
 
 TITLE = "Runs"
-Stamp = tuple[int, int]  # time of the last change, bytes
 
 
 def watch_page(
@@ -82,8 +83,7 @@ class WatchedCurves:
     def _result(self, path: Path) -> Result | None:
         """Return a run as it is, or as it was when it could be read; None if it never was."""
         with suppress(OSError, ValueError):
-            found = path.stat()
-            stamp = (found.st_mtime_ns, found.st_size)
+            stamp = stamp_of(path)
             if path not in self._read or self._read[path][0] != stamp:
                 self._read[path] = (stamp, read_light(path))
         return self._read[path][1] if path in self._read else None

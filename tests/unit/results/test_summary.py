@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from fedgmr_hpc.results import summary as summary_module
 from fedgmr_hpc.results.series import mean_density
 from fedgmr_hpc.results.summary import make_report, render_summary
 from fedgmr_hpc.storage.reader import Result, read_result
@@ -287,6 +288,14 @@ def test_a_report_leaves_out_what_cannot_be_read_and_says_so(tmp_path: Path) -> 
     assert report.startswith("run") and "\na " in report
     for line, path in zip(report.splitlines()[-2:], (cut, empty), strict=True):
         assert line.startswith(f"left out: results {path}: ")
+
+
+def test_a_file_that_goes_while_it_is_reported_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.h5")
+    monkeypatch.setattr(summary_module, "_write_page", lambda *words: path.unlink() or "no page")
+    assert cells(make_report([path], tmp_path / "out", sizes=()), "a")[0][-1] == "finished"
 
 
 def test_sub_models_are_drawn_where_they_were_scored(tmp_path: Path) -> None:

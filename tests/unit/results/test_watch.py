@@ -14,8 +14,17 @@ import pytest
 from sample_results import EVALUATION, merge_row, open_writer, write_run
 
 from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.results import watch as watch_module
 from fedgmr_hpc.results.summary import make_report
-from fedgmr_hpc.results.watch import find_files, left_s, look, progress_frac, render, watch
+from fedgmr_hpc.results.watch import (
+    find_files,
+    follow,
+    left_s,
+    look,
+    progress_frac,
+    render,
+    watch,
+)
 from fedgmr_hpc.storage.liveness import allowed_silence_s, shown_status
 
 CONFIG = "method: fedgmr\nrun: {max_rounds: 8, max_time_s: null}\n"
@@ -150,6 +159,72 @@ def test_a_terminal_is_redrawn_in_place_until_the_named_runs_have_ended(
     first, second = stream.getvalue().split(up)[:2]
     assert slept == [0.5]
     assert "running" in first and "finished" in second
+
+
+def test_a_failed_run_that_is_tried_again_and_a_file_in_place_of_a_finished_one_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for name in ("tried", "replaced", "same"):
+        write_run(tmp_path / f"{name}.h5")
+    with open_writer(tmp_path / "tried.h5.new", config_yaml=CONFIG) as writer:
+        writer.finish("failed: rank 2 left")
+    (tmp_path / "tried.h5.new").replace(tmp_path / "tried.h5")
+    looks = follow([str(tmp_path)], 0.5)
+    assert [run.state for run in next(looks)] == ["finished", "finished", "failed"]
+    with open_writer(tmp_path / "again.h5.new", config_yaml=CONFIG) as writer:
+        writer.append(merge_row(1))
+        writer.flush()
+        for name in ("tried", "replaced"):
+            (tmp_path / f"{name}.h5").write_bytes(writer.path.read_bytes())
+        assert [run.state for run in next(looks)] == ["running", "finished", "running"]
+
+
+def test_what_has_ended_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = write_run(tmp_path / "a.h5"), []
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(watch_module, "look", lambda path: read.append(path) or look(path))
+    looks = follow([str(tmp_path)], 0.5)
+    ages = [next(looks)[0].age_s for _ in range(3)]
+    assert read == [path] and ages == sorted({*ages})
+
+
+@pytest.mark.parametrize("state", ["dead?", "unreadable", "gone"])
+def test_a_file_that_may_come_back_is_watched_until_it_has(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "run.h5", []
+    finished = write_run(tmp_path / "finished.h5")
+    with open_writer(path, config_yaml=CONFIG) as writer:
+        writer.append(merge_row(1))
+        writer.flush()
+        running = path.read_bytes()
+
+    def come_back(seconds: float) -> None:
+        told.append(seconds)
+        if state == "gone" and len(told) == 1:
+            path.unlink()
+        else:
+            path.write_bytes(finished.read_bytes())
+
+    monkeypatch.setattr(time, "sleep", come_back)
+    path.write_bytes(b"no HDF5" if state == "unreadable" else running)
+    if state == "dead?":
+        make_silent(path, 3600)
+    states = [looks[0].state.partition(":")[0] for looks in follow([str(path)], 0.5)]
+    assert states == {"gone": ["running", "unreadable", "finished"]}.get(state, [state, "finished"])
+
+
+def test_a_file_that_goes_between_two_looks_of_a_folder_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path / "run.h5")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(watch_module, "find_files", lambda words, **more: [path])
+    looks = follow([str(tmp_path)], 0.5)
+    next(looks)
+    path.unlink()
+    assert render(next(looks)).splitlines()[-1].startswith(f"{path}: unreadable: ")
 
 
 def test_wrong_words_are_named(capsys: pytest.CaptureFixture[str]) -> None:

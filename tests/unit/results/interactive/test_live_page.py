@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_a_file_deleted_during_a_look_keeps_its_curve(tmp_path: Path) -> None:
     assert [each.state for each in watched.chart(looks).curves] == ["finished", "finished"]
 
 
-def test_what_has_not_changed_is_not_read_again(
+def test_what_has_not_changed_is_not_read_again_but_another_file_in_its_place_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, read = write_run(tmp_path / "a.h5"), []
@@ -80,6 +81,12 @@ def test_what_has_not_changed_is_not_read_again(
     for _ in range(3):
         watched.chart([look(path)])
     assert read == [path]
+    other, age = write_run(tmp_path / "b.h5"), path.stat()
+    os.utime(other, ns=(age.st_atime_ns, age.st_mtime_ns))
+    other.replace(path)
+    assert path.stat().st_size == age.st_size
+    watched.chart([look(path)])
+    assert read == [path] * 2
 
 
 def test_once_is_enough_for_a_folder_without_runs(tmp_path: Path) -> None:
