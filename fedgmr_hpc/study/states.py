@@ -32,6 +32,7 @@ from fedgmr_hpc.storage.run_files import (
     error_path,
     log_path,
     older,
+    output_path,
     timeline_path,
 )
 from fedgmr_hpc.study.cells import Cell
@@ -137,9 +138,10 @@ def make_room(path: Path, is_leftover: bool) -> Path | None:
 
 
 def _set_aside(path: Path) -> Path:
-    """Give a result, its checkpoints, log and timeline names that nothing uses."""
+    """Give a result, its checkpoints, log, timeline and output names that nothing uses."""
     checkpoint = checkpoint_path(path)
-    files = (path, checkpoint, older(checkpoint), log_path(path), timeline_path(path))
+    texts = (log_path(path), timeline_path(path), output_path(path))
+    files = (path, checkpoint, older(checkpoint), *texts)
     ending = next(
         f".kept-{number}"
         for number in count(1)
