@@ -150,9 +150,11 @@ def test_a_result_that_cannot_be_read_is_kept(
     path = tmp_path / "runs" / "0002-ranks-repeat0.h5"
     path.parent.mkdir()
     path.write_bytes(b"of a newer release")
+    path.with_suffix(".out").write_text("what its ranks said")
     assert run_plan(made_plan(), tmp_path)
     assert path in ran and not path.exists()
     assert path.with_name(f"{path.name}.kept-1").read_bytes() == b"of a newer release"
+    assert path.with_suffix(".out.kept-1").read_text() == "what its ranks said"
     assert f"moved to {path.name}.kept-1, it runs again" in capsys.readouterr().out
 
 
