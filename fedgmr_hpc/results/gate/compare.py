@@ -4,7 +4,7 @@ Two runs are of one pair where all that makes up a run is the same: the configur
 and the seed (config/identity.py). Repeats count by their median. Performance may be worse by a
 tolerance; wall times are judged only on the same machine. On the virtual clock and the same models
 of processor and GPU the program owes the same bits, whatever its speed, so that every dataset that
-differs is told, better or not.
+differs is told, better or not; of GPUs it does with `train.deterministic` alone.
 """
 
 from __future__ import annotations
@@ -163,8 +163,10 @@ def _pair(now: list[Result], before: list[Result], limits: Limits) -> Pair:
 
 
 def _owes_bits(results: Sequence[Result]) -> bool:
+    config, gpus = results[0].config, gpus_of(results[0])
     chips = {(each.provenance.get("cpu_model"), *gpus_of(each)) for each in results}
-    return results[0].config.get("clock", "virtual") == "virtual" and len(chips) == 1
+    repeats = not gpus or config.get("train", {}).get("deterministic", True)
+    return config.get("clock", "virtual") == "virtual" and len(chips) == 1 and repeats
 
 
 def _changed(before: Result, now: Result) -> list[str]:

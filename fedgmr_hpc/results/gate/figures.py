@@ -70,13 +70,22 @@ FIGURES = (
 
 
 def machine_of(result: Result) -> str:
-    """Return what the speed of a run depends on besides the program: processor, cores, ranks, and
-    GPUs where there are any.
-    """
+    """Return what the speed of a run depends on besides the program."""
     known = result.provenance
     cpu, cores = known.get("cpu_model", "unknown processor"), known.get("num_cores", "?")
-    ranks = count_of(len(result.ranks.get("rank", ())), "rank")
-    return ", ".join([cpu, f"{cores} cores", ranks, *gpus_of(result)])
+    return f"{cpu}, {cores} cores, {ranks_of(result)}"
+
+
+def ranks_of(result: Result) -> str:
+    """Return how many ranks a run had, on how many hosts, and the GPUs that they computed on:
+    `9 ranks on 2 hosts, H200 (cuda:0), H200 (cuda:1)`.
+    """
+    of_ranks = result.ranks
+    ranks = count_of(len(of_ranks.get("rank", ())), "rank")
+    hosts = count_of(len({*of_ranks.get("host", ())}), "host")
+    pairs = zip(of_ranks.get("gpu", ()), of_ranks.get("device", ()), strict=False)
+    gpus = sorted({f"{gpu} ({device})" for gpu, device in pairs if gpu})
+    return ", ".join([f"{ranks} on {hosts}", *gpus])
 
 
 def gpus_of(result: Result) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.results.gate.compare import Verdict
-from fedgmr_hpc.results.gate.figures import FIGURES, case_of
+from fedgmr_hpc.results.gate.figures import FIGURES, case_of, ranks_of
 from fedgmr_hpc.storage.reader import Result
 
 SYSTEM = {  # what a line says of the system: where provenance has it
@@ -36,7 +36,7 @@ class Measurement:
     """One figure.
 
     Attributes:
-        check: what has measured it: `bench codec --quick`, `run`.
+        check: what has measured it: `bench codec --quick`, `run, 3 ranks on 1 host`.
         case: which of its rows or runs.
         figure: its name.
         value: in `unit`; None where it is unknown.
@@ -87,9 +87,8 @@ def run_lines(results: Sequence[Result]) -> Iterator[tuple[dict[str, str], Measu
     for result in results:
         for figure in FIGURES:
             value = _known(figure.read(result))
-            told = Measurement(
-                "run", case_of(result), figure.name, value, figure.unit, figure.better
-            )
+            what = (_check(result), case_of(result))
+            told = Measurement(*what, figure.name, value, figure.unit, figure.better)
             yield _system(result), told
 
 
@@ -100,7 +99,7 @@ def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measuremen
             figure = each.figure
             has_reference = each.is_judged and math.isfinite(each.before)
             told = Measurement(
-                "run",
+                _check(pair.now[0]),
                 case_of(pair.now[0]),
                 figure.name,
                 _known(each.now),
@@ -112,6 +111,10 @@ def verdict_lines(verdict: Verdict) -> Iterator[tuple[dict[str, str], Measuremen
             )
             yield _system(pair.now[0]), told
     yield from run_lines(verdict.new)
+
+
+def _check(result: Result) -> str:
+    return f"run, {ranks_of(result)}"
 
 
 def _system(result: Result) -> dict[str, str]:

@@ -85,7 +85,28 @@ def test_wall_times_of_another_machine_are_shown_and_not_judged(run: Result) -> 
     assert verdict.is_passed
     text = render_verdict(verdict)
     assert "(45.000)" in text
-    assert "wall time and rounds/s: Xeon, 2 cores, 1 rank, before Xeon, 8 cores, 1 rank" in text
+    assert "wall time and rounds/s: Xeon, 2 cores, 1 rank on 1 host, before Xeon, 8 cores" in text
+
+
+@pytest.mark.parametrize(
+    ("hosts", "devices", "is_judged"),
+    [
+        (["a", "a", "a"], ["cpu", "cuda:0", "cuda:1"], True),
+        (["b", "b", "b"], ["cpu", "cuda:1", "cuda:0"], True),
+        (["a", "a", "b"], ["cpu", "cuda:0", "cuda:1"], False),
+        (["a", "a", "a"], ["cpu", "cuda:0", "cuda:0"], False),
+    ],
+)
+def test_ranks_on_other_hosts_or_another_number_of_gpus_are_another_machine(
+    run: Result, hosts: list[str], devices: list[str], is_judged: bool
+) -> None:
+    def on(hosts: list[str], devices: list[str]) -> Result:
+        of_ranks = {"rank": [0, 1, 2], "gpu": ["", "H200", "H200"], "host": hosts}
+        return replace(run, ranks={**of_ranks, "device": devices})
+
+    before = on(["a", "a", "a"], ["cpu", "cuda:0", "cuda:1"])
+    (pair,) = compared(on(hosts, devices), before).pairs
+    assert all(each.is_judged for each in pair.figures) is is_judged
 
 
 def test_on_the_virtual_clock_fewer_bytes_are_changed_and_not_worse(run: Result) -> None:
@@ -105,6 +126,15 @@ def test_bits_are_owed_on_the_virtual_clock_and_one_processor_alone(run: Result,
         now = replace(now, provenance={**SYSTEM, "cpu_model": "EPYC"})
     assert compared(now, run).is_passed
     assert worse(compared(now, run, tolerance_frac=0.05)) == ["server up"]
+
+
+@pytest.mark.parametrize(("gpu", "passes"), [("H200", True), ("", False)])
+def test_no_bits_are_owed_by_gpus_without_repeatable_algorithms(
+    run: Result, gpu: str, passes: bool
+) -> None:
+    ranks, train = {**run.ranks, "gpu": [gpu]}, {"train": {"deterministic": False}}
+    run = replace(run, config={**run.config, **train}, ranks=ranks)
+    assert compared(changed(run, server_up_bytes=201), run).is_passed is passes
 
 
 def test_weights_are_bits_too_and_a_column_of_one_version_is_not(run: Result) -> None:
@@ -142,12 +172,12 @@ def test_a_repeat_without_a_value_is_the_worst(
 
 
 def test_runs_of_other_gpus_are_not_judged_by_wall_times_nor_bits(run: Result) -> None:
-    now = replace(changed(run, server_up_bytes=201), ranks={**run.ranks, "gpu": ["H200"]})
+    on_gpu = {**run.ranks, "gpu": ["H200"], "device": ["cuda:0"]}
+    now = replace(changed(run, server_up_bytes=201), ranks=on_gpu)
     (pair,) = compared(now, run).pairs
     assert (pair.is_exact, [each.is_judged for each in pair.figures].count(False)) == (False, 2)
-    assert "8 cores, 1 rank, H200, before Xeon, 8 cores, 1 rank" in render_verdict(
-        compared(now, run)
-    )
+    text = render_verdict(compared(now, run))
+    assert "1 rank on 1 host, H200 (cuda:0), before Xeon, 8 cores, 1 rank on 1 host" in text
 
 
 def test_repeats_count_by_their_median(run: Result) -> None:
@@ -184,7 +214,9 @@ def test_lines_of_a_log_say_what_on_what_and_against_what(run: Result, tmp_path:
     assert (first["host"], first["cpu"], first["cores"]) == ("node7", "Xeon", "8")
     assert first["case"].startswith("- on digits, seed 7, ")
     told = ("check", "figure", "value", "unit", "better", "reference", "tolerance", "within")
-    assert [first[name] for name in told] == ["run", "time", 3.0, "s", "lower", None, None, None]
+    assert [first[name] for name in told] == [
+        *("run, 1 rank on 1 host", "time", 3.0, "s", "lower", None, None, None)
+    ]
     assert [last[name] for name in told[1:]] == [
         *("server down", 400.0, "bytes", "lower", 400.0, 0.1, True),
     ]
