@@ -99,6 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, UsageError):
             print(error.hint, file=sys.stderr)
         return EXIT_BAD_INPUT
+    except Exception as error:
+        from fedgmr_hpc.config.choices.failures import plugin_failure
+
+        if told := plugin_failure(error):
+            print_error(told)
+            return EXIT_FAILED
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -49,15 +49,26 @@ class WireError(RunError):
 
 
 class RankFailed(RunError):
-    """Another rank reported a failure; its traceback is the message."""
+    """Another rank reported a failure, which is the message."""
+
+
+class PluginError(RunError):
+    """A plug-in has failed; the message names its choice, file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A worker's exception on its way to the server."""
+    """A worker's exception on its way to the server.
+
+    Attributes:
+        trace: its traceback.
+        of_plugin: whether a plug-in has raised it.
+    """
 
     rank: int
     client: int | None
     version: int | None
     stage: Stage
     message: str
+    trace: str
+    of_plugin: bool

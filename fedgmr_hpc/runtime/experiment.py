@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.config.choices.failures import naming_plugins
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.models import run_layout
 from fedgmr_hpc.runtime.callbacks.contract import Callback
@@ -73,7 +74,7 @@ def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell
     saved = _saved_state(experiment)
     writer = _make_writer(experiment, transport.size, saved)
     manager = CheckpointManager(path, config, stop, experiment.check_owner, experiment.kernels)
-    with writer, make_progress(experiment) as progress:
+    with writer, make_progress(experiment) as progress, naming_plugins(rank=transport.rank):
         for caution in cautions(config, transport.size):
             log.warning("warning: %s", caution)
         if experiment.kernels == TorchKernels.name:

@@ -17,10 +17,13 @@ import math
 import os
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
+from fedgmr_hpc.config.errors import PluginError
 from fedgmr_hpc.reporting.live import LiveText, can_redraw
 from fedgmr_hpc.storage.rows import EvaluationRow
 
@@ -29,6 +32,7 @@ LOG_INTERVAL_S = 5.0
 
 log = logging.getLogger("fedgmr_hpc")
 course_log = logging.getLogger("fedgmr_hpc.runtime.progress")  # what the live line shows anyway
+trace_log = logging.getLogger("fedgmr_hpc.traces")  # for the log file alone
 
 
 class Progress:
@@ -59,6 +63,7 @@ class Progress:
         self._logged_s = -math.inf
         console = _Console(self._line)
         console.setLevel(logging.WARNING if shown == "quiet" else logging.INFO)
+        console.addFilter(lambda record: record.name != trace_log.name)
         if self._line.is_live:
             console.addFilter(lambda record: record.name != course_log.name)
         self._level = log.level
@@ -122,7 +127,15 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of all, with the traceback of a plug-in's failure in the log file."""
+        if isinstance(error, PluginError) and error.__cause__ is not None:
+            trace_log.error("%s", "".join(traceback.format_exception(error.__cause__)))
         self.close()
 
     def _show(self, clock_s: float, is_last: bool = False) -> None:

@@ -17,7 +17,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
+from fedgmr_hpc.config.errors import (
+    PluginError,
+    RankFailed,
+    RunError,
+    TransportTimeout,
+    WireError,
+)
 from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.aggregation.threads import Threads
@@ -26,6 +32,7 @@ from fedgmr_hpc.fl.submodels import MaskSet
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.runtime.progress import trace_log
 from fedgmr_hpc.runtime.rank_state import (
     RankClocks,
     RankState,
@@ -284,8 +291,9 @@ class RankPool:
             self._take_result(message.source, json.loads(bytes(message.payload)))
 
     def _fail(self, failure: dict[str, Any]) -> None:
-        log.error("rank %d failed:\n%s", failure["rank"], failure.pop("traceback"))
-        raise RankFailed(failure.pop("message"), **failure)
+        is_told, kind = (trace_log, PluginError) if failure.pop("of_plugin") else (log, RankFailed)
+        is_told.error("rank %d failed:\n%s", failure["rank"], failure.pop("trace"))
+        raise kind(failure.pop("message"), **failure)
 
     def _take_update(self, message: Message) -> None:
         with self.tracer.span("decode"):

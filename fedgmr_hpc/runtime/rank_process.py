@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedgmr_hpc.config.choices.failures import naming_plugins
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.console import print_error, say
@@ -105,7 +106,7 @@ def _run_rank(
             if config.run.pin_cores:
                 pin_core(launch.local_rank, launch.local_size)
         take_slice(launch, os.environ)
-        with STOP_REQUEST.suspended():
+        with STOP_REQUEST.suspended(), naming_plugins(rank=launch.rank):
             transport = make_transport(kind, launch, device)
         if transport is not None and isinstance(config, Config):
             transport.allow(config.run.timeout_s)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.errors import PluginError, RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
@@ -158,6 +158,11 @@ def _begin(is_replay: bool) -> None:
         STOP_REQUEST.install_ctrl_c()
 
 
+def _line(error: BaseException) -> str:
+    """Return what a user reads of an error; a plug-in's says itself of which kind it was."""
+    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+
+
 def guard(transport: Transport, part: Callable[[], int]) -> int:
     """Run a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
@@ -168,7 +173,7 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         return code
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
-            print_error(f"{type(error).__name__}: {error}")
+            print_error(_line(error))
         elif transport.rank == 0:
             print_error("interrupted")
         if not isinstance(error, (RunError, ValueError, OSError, KeyboardInterrupt)):

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgmr_hpc.config.choices.failures import plugin_failure
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
 from fedgmr_hpc.config.records import Floats, shared_fields
@@ -336,10 +337,11 @@ def report_failure(
     version: int | None = None,
 ) -> None:
     """Send an exception to the server as a value, with its traceback."""
-    text = f"{type(error).__name__}: {getattr(error, 'message', error)}"
-    failure = asdict(Failure(transport.rank, client, version, stage, text))
-    failure["traceback"] = "".join(traceback.format_exception(error))
-    transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(failure).encode())
+    of_plugin = plugin_failure(error)
+    text = of_plugin or f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    trace = "".join(traceback.format_exception(error))
+    failure = Failure(transport.rank, client, version, stage, text, trace, bool(of_plugin))
+    transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(asdict(failure)).encode())
     transport.flush(FLUSH_TIMEOUT_S)
 
 

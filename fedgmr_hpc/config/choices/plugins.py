@@ -9,12 +9,10 @@ something.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import inspect
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import PydanticUserError
 
+from fedgmr_hpc.config.choices.failures import what_failed
 from fedgmr_hpc.config.choices.registry import REGISTRIES, adopt, registering
 from fedgmr_hpc.config.messages import must, must_be
 
@@ -194,25 +192,7 @@ def _failure(plugin: str, error: BaseException) -> str:
     ]:
         own = [frame for frame in frames if frame.filename == plugin]
         place = f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}"
-    return f"plug-in {place}: {_what_failed(error)}"
-
-
-def _what_failed(error: BaseException) -> str:
-    """Say what an error is of, and what it says; what to write where a field has no type."""
-    if isinstance(error, PydanticUserError):
-        bare = re.search(r"`(\w+) = (.*?)`", error.message)
-        if error.code == "model-field-missing-annotation" and bare:
-            return f"{bare[1]} must have a type: write `{bare[1]}: {_type(bare[2])} = {bare[2]}`"
-    text = getattr(error, "msg", "") or getattr(error, "message", "") or error
-    return f"{type(error).__name__}: {' '.join(str(text).split())}"
-
-
-def _type(value: str) -> str:
-    """Return the type of a value as it is written."""
-    try:
-        return type(ast.literal_eval(value)).__name__
-    except (SyntaxError, ValueError):
-        return "TYPE"
+    return f"plug-in {place}: {what_failed(error)}"
 
 
 def _digest(name: str) -> str:

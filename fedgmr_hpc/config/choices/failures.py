@@ -1,0 +1,115 @@
+"""What a plug-in has raised, in one line with its file and line number.
+
+Nothing is put around what plug-ins bring, so their hooks cost nothing more: where an error comes
+out, its traceback tells whose code it has passed through.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from pydantic import PydanticUserError, ValidationError
+
+from fedgmr_hpc.config.choices.registry import REGISTRIES
+from fedgmr_hpc.config.errors import PluginError, RunError
+from fedgmr_hpc.config.messages import must
+
+_KEPT_IN = {  # what belongs to a run
+    "aggregation.rule": "`numbers` or `vectors`",
+    "restoration.trigger": "`refresh.state`",
+    "admission.kind": "`window.state`",
+    "train.objective": "`steps.kept`, `steps.numbers` or `steps.own`",
+}
+
+
+@contextmanager
+def naming_plugins(**where: Any) -> Iterator[None]:
+    """Let what a plug-in raises meanwhile become a `PluginError` that names it.
+
+    Args:
+        where: rank, client, version and stage, as far as they are known.
+
+    Raises:
+        PluginError: a plug-in has failed; its cause is what it has raised.
+    """
+    try:
+        yield
+    except PluginError:
+        raise
+    except Exception as error:
+        if text := plugin_failure(error):
+            raise PluginError(text, **where) from error
+        raise
+
+
+def plugin_failure(error: BaseException) -> str | None:
+    """Say which choice of a plug-in has raised an error, and in which line; None where no code of
+    one was on the way to it.
+
+    Example:
+        "aggregation.rule 'bad' (mine.py:9): NameError: name 'x' is not defined"
+    """
+    found = []
+    for registry in REGISTRIES:
+        for name, origin in registry.origins.items():
+            entry = inspect.unwrap(registry[name])
+            if frames := [
+                (frame, line)
+                for frame, line in traceback.walk_tb(error.__traceback__)
+                if _package(frame.f_globals) == _package({"__name__": entry.__module__})
+            ]:
+                is_certain = any(_is_of(frame, entry) for frame, _ in frames)
+                found.append((is_certain, registry.key, name, origin, *frames[-1]))
+    if not found:
+        return None
+    is_certain, key, name, origin, frame, line = max(found, key=lambda each: each[0])
+    who = f"{key} {name!r}" if is_certain or len(found) == 1 else f"plug-in {origin}"
+    return f"{who} ({frame.f_code.co_filename}:{line}): {what_failed(error, key)}"
+
+
+def _package(names: dict[str, Any]) -> str:
+    """Return the outermost package of a module that has these names."""
+    return str(names.get("__name__")).partition(".")[0]
+
+
+def _is_of(frame: FrameType, entry: Any) -> bool:
+    """Return whether a frame is of a method of the class `entry`, or of this function."""
+    is_function = frame.f_code is getattr(entry, "__code__", None)
+    return is_function or type(frame.f_locals.get("self")) is entry
+
+
+def what_failed(error: BaseException, key: str = "") -> str:
+    """Say in one line what an error is of, and what it says; what to write instead where a field
+    has no type, or where a class keeps something in itself.
+
+    Args:
+        key: of the choice that has raised it.
+    """
+    if isinstance(error, PydanticUserError):
+        bare = re.search(r"`(\w+) = (.*?)`", error.message)
+        if error.code == "model-field-missing-annotation" and bare:
+            return f"{bare[1]} must have a type: write `{bare[1]}: {_type(bare[2])} = {bare[2]}`"
+    if isinstance(error, ValidationError) and (item := error.errors()[0])["type"].startswith(
+        "frozen"
+    ):
+        keep = f"; keep it in {_KEPT_IN[key]}" if key in _KEPT_IN else ""
+        because = f"one object may serve several runs{keep}"
+        return must(f"self.{item['loc'][0]}", "not be assigned", because=because)
+    text = getattr(error, "msg", "") or getattr(error, "message", "") or error
+    told = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+    return told + " ".join(str(text).split())
+
+
+def _type(value: str) -> str:
+    """Return the type of a value as it is written."""
+    try:
+        return type(ast.literal_eval(value)).__name__
+    except (SyntaxError, ValueError):
+        return "TYPE"
