@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         register_objective,
         register_restoration,
         register_score,
+        register_selection,
         register_transport,
     )
     from fedgmr_hpc.config.choices.section import Section
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fedgmr_hpc.fl.aggregation import MeanRule, WholeRule
     from fedgmr_hpc.fl.restoration import Schedule
     from fedgmr_hpc.fl.scores import Score
+    from fedgmr_hpc.fl.selection import SelectionRule
     from fedgmr_hpc.models.registry import register_model
     from fedgmr_hpc.results.run_result import RunResult, read_result
     from fedgmr_hpc.results.runs import run
@@ -57,6 +59,7 @@ __all__ = [
     "Schedule",
     "Score",
     "Section",
+    "SelectionRule",
     "TensorBoard",
     "WeightsAndBiases",
     "WholeRule",
@@ -70,6 +73,7 @@ __all__ = [
     "register_objective",
     "register_restoration",
     "register_score",
+    "register_selection",
     "register_transport",
     "run",
 ]
@@ -89,6 +93,7 @@ _HOMES = {
     "Schedule": "fedgmr_hpc.fl.restoration",
     "Score": "fedgmr_hpc.fl.scores",
     "Section": "fedgmr_hpc.config.choices.section",
+    "SelectionRule": "fedgmr_hpc.fl.selection",
     "TensorBoard": "fedgmr_hpc.runtime.callbacks.tensorboard",
     "WeightsAndBiases": "fedgmr_hpc.runtime.callbacks.weights_and_biases",
     "WholeRule": "fedgmr_hpc.fl.aggregation",

@@ -192,6 +192,9 @@ def _clients(config: Config) -> Iterator[str]:
     if clients.sampled is not None and clients.sampled > clients.count:
         need = f"at most {clients.count}"
         yield must_be("clients.sampled", need, clients.sampled, when=condition)
+    if clients.selection != "uniform" and clients.sampled is None:
+        sampled: dict[str, Any] = {"clients.sampled": None}
+        yield must_be("clients.selection", "'uniform'", clients.selection, when=sampled)
 
 
 def _scaler(config: Config) -> Iterator[str]:

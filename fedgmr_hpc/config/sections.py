@@ -9,7 +9,7 @@ from pydantic import Field
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.open_section import OpenSection
 from fedgmr_hpc.config.choices.own_data import Augment
-from fedgmr_hpc.config.choices.registry import DATASETS, MODELS
+from fedgmr_hpc.config.choices.registry import DATASETS, MODELS, SELECTIONS
 from fedgmr_hpc.config.choices.section import (
     Count,
     Density,
@@ -148,9 +148,10 @@ class ModelConfig(OpenSection):
     plug-in's model has starts of its own."""
 
 
-class ClientsConfig(Section):
+class ClientsConfig(OpenSection):
     """The clients and the shares of bandwidth that they have (docs/method.md#levels)."""
 
+    choices: ClassVar = {"selection": SELECTIONS}
     count: Run[Count] = 10
     """Number of clients, which are spread over all ranks but the server's."""
     level: Run[Literal["high", "medium", "low"]] = "high"
@@ -164,6 +165,9 @@ class ClientsConfig(Section):
     sampled: Run[Count | None] = None
     """Number of clients that take part at a time, redrawn whenever some have delivered; null for
     all."""
+    selection: Run[Annotated[str, SELECTIONS]] = "uniform"
+    """With `sampled`: who of the clients that can be chosen takes part, drawn `uniform`ly or as a
+    plug-in chooses (docs/extending.md#a-selection-rule)."""
     availability: Run[Annotated[str, Field(min_length=1)] | None] = None
     """CSV file `client,from_s,to_s` of the times when clients can be chosen; those that it does not
     name can be chosen at any time. Null if all can."""

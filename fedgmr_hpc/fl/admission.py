@@ -45,8 +45,11 @@ class Window:
         taking: clients that take part: who has been sent something, and who has arrived and waits.
         awaited: pacing clients that have not gone since the window opened.
         round: rounds done.
-        state: the rule's own, whatever JSON can hold; written in place, empty at first.
+        state: the rule's own for the whole run, whatever JSON can hold; written in place, empty at
+            first.
         num_updates: how many wait for the next merge.
+        opened_s: when the version that opened it was sent, which is after the arrivals during the
+            merge before.
     """
 
     now_s: float
@@ -56,6 +59,7 @@ class Window:
     round: int
     state: dict[str, Any]
     num_updates: int
+    opened_s: float = 0.0
 
 
 class AdmissionRule(Section):
@@ -140,6 +144,7 @@ class Admission:
         taking: those that take part, see the module.
         awaited: the pacing clients of the open window that have not gone since it opened.
         round: rounds done.
+        opened_s: see `Window`.
         sends_at_once: see `AdmissionRule`.
     """
 
@@ -164,13 +169,19 @@ class Admission:
         self.taking = set(self.active)
         self.sampled = len(shares) if sampled is None else sampled
         self.round = 0
+        self.opened_s = 0.0
         self._num_updates = 0  # merged since the round began, where updates make rounds
         self._state: dict[str, Any] = {}  # of the rule
         self.open()
 
-    def open(self, taking: Collection[int] | None = None) -> None:
-        """Open the next window, for the same clients or those that are `taking` part now."""
+    def open(self, taking: Collection[int] | None = None, now_s: float | None = None) -> None:
+        """Open the next window, for the same clients or those that are `taking` part now.
+
+        Args:
+            now_s: when they are sent the version; None before.
+        """
         self.taking = self.taking if taking is None else set(taking)
+        self.opened_s = self.opened_s if now_s is None else now_s
         self.is_closing = False
         self.awaited = set(self._pacing())
 
@@ -191,7 +202,14 @@ class Admission:
             return None
         num_updates = len(arrived) if num_updates is None else num_updates
         window = Window(
-            now_s, arrived, self.taking, self.awaited, self.round, self._state, num_updates
+            now_s,
+            arrived,
+            self.taking,
+            self.awaited,
+            self.round,
+            self._state,
+            num_updates,
+            self.opened_s,
         )
         at_s = self.rule.close_s(window)
         if at_s is None and arrived and self.taking <= arrived and not self.sends_at_once:
@@ -219,6 +237,7 @@ class Admission:
             "is_closing": self.is_closing,
             "round": self.round,
             "num_updates": self._num_updates,
+            "opened_s": self.opened_s,
             "rule": self._state,
         }
 
@@ -228,6 +247,7 @@ class Admission:
         self.awaited, self.is_closing = set(state["awaited"]), state["is_closing"]
         self.round, self._num_updates = state["round"], state["num_updates"]
         self._state = copy.deepcopy(state.get("rule", {}))  # which older checkpoints lack
+        self.opened_s = state.get("opened_s", 0.0)  # likewise
 
     def merge(self, num_updates: int) -> None:
         """Close the window: count its updates into rounds and open the next one."""

@@ -36,10 +36,12 @@ class Client:
         self.dispatched_s = now_s
         self.is_scored |= assignment.measure
 
-    def deliver(self, now_s: float) -> None:
-        """Note that what it owed has arrived."""
+    def deliver(self, now_s: float) -> float:
+        """Note that what it owed has arrived; return the time since its dispatch."""
         self.in_flight = self.masks = None
-        self.cycle_times_s.append(now_s - self.dispatched_s)
+        cycle_s = now_s - self.dispatched_s
+        self.cycle_times_s.append(cycle_s)
+        return cycle_s
 
     def recall(self, num_steps: int) -> None:
         """Note that what it owes will not come: it counts as never sent."""

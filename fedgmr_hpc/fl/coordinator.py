@@ -83,6 +83,7 @@ class Coordinator:
         layers: Sequence[PrunableLayer],
         availability: Availability | None = None,
         num_trained: tuple[int, int] | None = None,
+        num_samples: Sequence[int] | None = None,
     ) -> None:
         """
         Args:
@@ -92,6 +93,7 @@ class Coordinator:
             availability: when clients can be chosen; None for always.
             num_trained: how many of the prunable and of the dense entries are trained; behind them
                 come running statistics. None for all.
+            num_samples: [C] training samples that each client holds; None for one each.
         """
         self.config, sampled = config, config.clients.sampled
         densities = [1.0] * len(shares) if config.submodel.kind == "full" else list(shares)
@@ -105,7 +107,8 @@ class Coordinator:
         self.admission = Admission(
             config.admission, shares, sampled, is_buffered=config.aggregation.buffered
         )
-        self.selection = Selection(sampled, config.seed, availability)
+        chosen_by = config.clients, config.seed, shares
+        self.selection = Selection(*chosen_by, availability, num_samples)
         recent = max(1, config.run.interval_rounds // 2)
         self.clients = [Client(cycle_times_s=deque(maxlen=recent)) for _ in shares]
         self.quarantined: set[int] = set()
@@ -162,7 +165,7 @@ class Coordinator:
         if update.grad_squares is not None:
             self.masking.add_grad_squares(update.grad_squares, masks, update.num_samples)
         self.buffer.add(update, masks)
-        client.deliver(event.now_s)
+        self.selection.deliver(update, client.deliver(event.now_s))
         is_current = self.restoration.deliver(update.client, masks.densities[update.level])
         if is_current and not np.isnan(update.score):
             self.scores[update.client] = update.score
@@ -213,12 +216,8 @@ class Coordinator:
         if len(self.quarantined) == len(self.clients):
             self._fail_diverged(f"every client is quarantined, the last because {reason}")
         num_lost = len(self.clients) - len(self.quarantined)
-        raise RunError(
-            f"no client is left: {num_lost} lost, {len(self.quarantined)} quarantined, "
-            f"the last because {reason}",
-            version=self.version,
-            stage="receive",
-        )
+        gone = f"{num_lost} lost, {len(self.quarantined)} quarantined, the last because {reason}"
+        raise RunError(f"no client is left: {gone}", version=self.version, stage="receive")
 
     def _drop(self, now_s: float, gone: Sequence[int]) -> list[Command]:
         """Continue without these clients; nothing that the server holds of them is used any
@@ -305,11 +304,8 @@ class Coordinator:
                 self._fail_diverged("a weight is not finite")
 
     def _fail_diverged(self, why: str) -> NoReturn:
-        raise RunError(
-            f"{DIVERGED}: {why}; lower train.learning_rate",
-            version=self.version,
-            stage="merge",
-        )
+        told = f"{DIVERGED}: {why}; lower train.learning_rate"
+        raise RunError(told, version=self.version, stage="merge")
 
     def rank(self) -> None:
         """Rank the current version's entries. A refresh needs it, and whoever drives the
@@ -339,10 +335,11 @@ class Coordinator:
         idle = self._idle()
         busy = self.admission.taking.difference(idle)
         turn = self.buffer.num_arrived if self.admission.sends_at_once else 0
-        chosen = self.selection.choose(idle, len(busy), now_s, self.version, turn)
+        known = now_s, self.round, self.restoration.densities
+        chosen = self.selection.choose(idle, len(busy), *known, key=(self.version, turn))
         assignments = tuple(self._assign(client, now_s) for client in chosen)
         if opens_window:
-            self.admission.open(busy.union(chosen))
+            self.admission.open(busy.union(chosen), now_s)
         else:
             self.admission.taking = busy.union(chosen)
         if not self.admission.taking:

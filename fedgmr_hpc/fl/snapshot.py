@@ -42,6 +42,7 @@ def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
         "masking": c.masking.state(),
         "restoration": c.restoration.state(),
         "admission": c.admission.state(),
+        "selection": c.selection.state(),
         "buffer": c.buffer.state(),
     }
 
@@ -73,6 +74,8 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     c.masking.restore(state["masking"], c.masks)
     c.restoration.restore(state["restoration"])
     c.admission.restore(state["admission"])
+    if "selection" in state:  # likewise
+        c.selection.restore(state["selection"])
     c.buffer.restore(state["buffer"], masks)
 
 

@@ -114,7 +114,13 @@ class Server:
         self.num_prunable = layers[-1].stop
         layout = run_layout(config, classes)
         self.coordinator = Coordinator(
-            config, shares, weights, layers, load_availability(config), layout.num_trained
+            config,
+            shares,
+            weights,
+            layers,
+            load_availability(config),
+            layout.num_trained,
+            num_samples=[len(part) for part in data.train_parts],
         )
         codes = PositionCodes()
         num_dense = len(weights) - self.num_prunable

@@ -164,6 +164,7 @@ class LocalTraining:
             mask=model.mask,
             parameters=model.net.trainable(),
             split=model.net.split,
+            client=task.client,
             version=task.base_version,
             same_since=task.same_since,
             learning_rate=task.learning_rate,

@@ -82,15 +82,14 @@ class Registry:
             raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
         if not is_built_in:
             self._check_free(name, entry, origin)
-            self._check_kind(name, entry)
+            if self.base:
+                self._check_kind(name, entry)
+            if self.check:
+                _found(self.check)(name, entry)
             self.origins[name] = origin
         self._entries[name] = entry
 
     def _check_kind(self, name: str, entry: Any) -> None:
-        if self.check:
-            _found(self.check)(name, entry)
-        if not self.base:
-            return
         expected, base = _found(self.base), self.base.partition(":")[2]
         if not isinstance(entry, type) or not issubclass(entry, expected):
             found = getattr(entry, "__name__", type(entry).__name__)
@@ -226,6 +225,7 @@ AGGREGATIONS = Registry(
         **_homes("fl.aggregation", ("momentum", "adam", "median", "trimmed_mean", "krum")),
     },
     base="fedgmr_hpc.fl.aggregation.rule:AggregationRule",
+    check="fedgmr_hpc.fl.aggregation.state:check_memory",
 )
 SCORES = Registry(
     "submodel.score",
@@ -242,6 +242,11 @@ ADMISSIONS = Registry(
     _homes("fl.admission", ("window", "barrier", "count", "each")),
     base="fedgmr_hpc.fl.admission:AdmissionRule",
 )
+SELECTIONS = Registry(
+    "clients.selection",
+    _homes("fl.selection", ("uniform",)),
+    base="fedgmr_hpc.fl.selection:SelectionRule",
+)
 OBJECTIVES = Registry(
     "train.objective",
     {
@@ -250,6 +255,7 @@ OBJECTIVES = Registry(
         **_homes("training.objectives.scaffold", ("scaffold",)),
     },
     base="fedgmr_hpc.training.objectives.contract:Objective",
+    check="fedgmr_hpc.training.objectives.contract:check_keeps",
 )
 DATASETS = Registry(
     "data.name",
@@ -290,6 +296,7 @@ REGISTRIES = (
     SCORES,
     RESTORATIONS,
     ADMISSIONS,
+    SELECTIONS,
     OBJECTIVES,
     DATASETS,
     MODELS,
@@ -299,5 +306,6 @@ register_aggregation = AGGREGATIONS.register
 register_score = SCORES.register
 register_restoration = RESTORATIONS.register
 register_admission = ADMISSIONS.register
+register_selection = SELECTIONS.register
 register_objective = OBJECTIVES.register
 register_transport = TRANSPORTS.register

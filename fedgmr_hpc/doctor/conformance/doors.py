@@ -1,4 +1,4 @@
-"""What scores, density schedules and admission rules promise, checked by themselves.
+"""What scores, schedules, admission and selection rules promise, checked by themselves.
 
 Shapes: P prunable entries, C clients.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS
+from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS, SELECTIONS
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
 from fedgmr_hpc.doctor.conformance.repeats import goes_on, repeats
@@ -21,10 +21,11 @@ from fedgmr_hpc.doctor.conformance.small_run import NUM_TURNS
 from fedgmr_hpc.fl.admission import Window
 from fedgmr_hpc.fl.restoration.schedule import BuiltIn, Refresh
 from fedgmr_hpc.fl.scores import Scorer
+from fedgmr_hpc.fl.selection import Draw, SelectionRule
 
 NUM_ENTRIES = 1000
 SHARES, CEILINGS = (1.0, 0.5, 0.2, 0.1), (1.0, 0.5, 0.4, 1.0)
-NUM_REFRESHES = 60
+NUM_REFRESHES, NUM_CLIENTS = 60, 8
 Values = dict[str, Any]
 
 
@@ -115,14 +116,15 @@ def _closes(values: Values) -> str:
     everybody = frozenset(range(len(SHARES)))
     waited, now_s = [], 0.0
     for round_ in range(NUM_REFRESHES):
+        opened_s = now_s
         order = np.random.default_rng(round_).permutation(len(SHARES)).tolist()
         most = NUM_TURNS * len(order) if rule.sends_at_once else len(order)
         for num in range(1, most + 1):
             now_s += 1.0
             window = (now_s, frozenset(order[:num]), everybody, rule.pacing(SHARES, everybody))
             other = copy.deepcopy(state)
-            at_s = rule.close_s(Window(*window, round_, state, num))
-            same = rule.close_s(Window(*window, round_, other, num))
+            at_s = rule.close_s(Window(*window, round_, state, num, opened_s))
+            same = rule.close_s(Window(*window, round_, other, num, opened_s))
             demand(at_s == same, "the same window closes at another time when asked again")
             _demand_json(state)
             if at_s is not None:
@@ -133,3 +135,46 @@ def _closes(values: Values) -> str:
             turns = f" {NUM_TURNS} times" if rule.sends_at_once else ""
             demand(False, f"goes on waiting although everybody has arrived{turns}")
     return f"after {min(waited)} to {max(waited)} arrivals of {len(SHARES)} clients"
+
+
+def check_selection(subject: str, values: Values) -> Iterator[Check]:
+    """Yield what holds of a configuration's selection."""
+    yield look(subject, "chooses", partial(_chooses, values))
+    yield look(subject, "repeat", partial(repeats, values))
+    yield look(subject, "checkpoint", partial(goes_on, values))
+
+
+def _chooses(values: Values) -> str:
+    clients = make_config(values).clients
+    rule: SelectionRule = SELECTIONS.make(clients.selection, clients)
+    state: dict[str, Any] = {}
+    counts = np.zeros(NUM_CLIENTS, int)
+    for step in range(NUM_REFRESHES):
+        other = copy.deepcopy(state)
+        chosen = rule.chosen(_draw(step, counts, state))
+        is_same = chosen == rule.chosen(_draw(step, counts, other))
+        demand(is_same, "the same draw gives other clients when asked again")
+        _demand_json(state)
+        counts[chosen] += 1
+    return f"{NUM_REFRESHES} times; each of {NUM_CLIENTS} {counts.min()} to {counts.max()} times"
+
+
+def _draw(step: int, counts: np.ndarray[Any, Any], state: dict[str, Any]) -> Draw:
+    """Return a draw of clients of which one is away, after they have been chosen so often."""
+    known = np.where(counts > 0, np.arange(1.0, 1 + NUM_CLIENTS), np.nan)
+    return Draw(
+        num_wanted=1 + step % (NUM_CLIENTS - 2),
+        available=[client for client in range(NUM_CLIENTS) if client != step % NUM_CLIENTS],
+        idle=range(NUM_CLIENTS),
+        now_s=10.0 * step,
+        round=step,
+        shares=np.array(SHARES * 2),
+        densities=np.array(SHARES * 2),
+        num_samples=np.arange(10, 10 + NUM_CLIENTS),
+        num_updates=counts,
+        train_losses=known / (1 + step),
+        scores=known / (1 + NUM_CLIENTS),
+        cycle_times_s=known,
+        rng=np.random.default_rng(step),
+        state=state,
+    )

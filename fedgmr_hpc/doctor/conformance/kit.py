@@ -10,8 +10,14 @@ from typing import Any
 from fedgmr_hpc.config.choices.plugins import absolute, is_plugin, load_plugins
 from fedgmr_hpc.config.choices.registry import REGISTRIES
 from fedgmr_hpc.config.messages import must_be
+from fedgmr_hpc.config.methods import merged
 from fedgmr_hpc.doctor.conformance.check import Check
-from fedgmr_hpc.doctor.conformance.doors import check_admission, check_schedule, check_score
+from fedgmr_hpc.doctor.conformance.doors import (
+    check_admission,
+    check_schedule,
+    check_score,
+    check_selection,
+)
 from fedgmr_hpc.doctor.conformance.merges import check_merges
 from fedgmr_hpc.doctor.conformance.runs import check_runs
 from fedgmr_hpc.reporting.console import say
@@ -24,10 +30,12 @@ TRIED: dict[str, tuple[str, Callable[[str, Values], Iterable[Check]] | None]] = 
     "submodel.score": ("fedgmr", check_score),
     "restoration.trigger": ("fedgmr", check_schedule),
     "admission.kind": ("fedgmr", check_admission),
+    "clients.selection": ("fedgmr", check_selection),
     "train.objective": ("wo_gmr", None),  # whole models and compact ones
     "data.name": ("fedavg", None),
     "model.name": ("fedavg", None),
 }
+BESIDE: dict[str, Values] = {"clients.selection": {"clients": {"sampled": 2}}}  # what it needs
 
 
 def check_target(target: str, words: Sequence[str] = ()) -> Iterator[Check]:
@@ -61,7 +69,7 @@ def _check_plugin(target: str, words: Sequence[str]) -> Iterator[Check]:
     data_and_model = _nested((key, name) for key, name in found if key in _TOGETHER)
     for key, name in found:
         row, check = TRIED[key]
-        values = {"method": row, **_nested([(key, name)])}
+        values = merged({"method": row, **_nested([(key, name)])}, BESIDE.get(key, {}))
         if check is not None:
             yield from check(f"{key}={name}", values)
         if key in _TOGETHER:

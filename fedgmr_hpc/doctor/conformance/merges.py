@@ -6,6 +6,7 @@ Shapes: U updates, n entries.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -146,16 +147,18 @@ def _entries(order: Sequence[int] | None = None) -> tuple[Floats, Floats, list[B
         index = np.sort(rng.permutation(SIZE)[:count]).astype(np.int32) if client % 2 else None
         values = rng.standard_normal(count).astype(np.float32)
         own = rng.standard_normal(9).astype(np.float32)
-        found.append(BufferEntry(client, 0, values, index, own, SAMPLES_OF[client]))
+        update = BufferEntry(client, VERSION - client % 3, values, index, own, SAMPLES_OF[client])
+        found.append(replace(update, density=count / SIZE, train_loss=1 / (1 + client)))
     return packed, dense, found
 
 
-SAMPLES_OF = (20, 12, 20, 7, 20)
+SAMPLES_OF, VERSION = (20, 12, 20, 7, 20), 2
 
 
 def _what(packed: Floats, dense: Floats, entries: Sequence[BufferEntry]) -> Merge:
     weights = [float(entry.num_samples) / (1 + entry.client % 3) for entry in entries]
-    return Merge(packed, dense, entries, weights, arrived=[1.0, 0.5], all_staleness=2.5)
+    arrived = [1.0, 0.5]
+    return Merge(packed, dense, entries, weights, arrived, all_staleness=2.5, version=VERSION)
 
 
 def _has_closed_form(rule: AggregationRule) -> str:
@@ -181,13 +184,10 @@ def _ignores_client_numbers(rule: AggregationRule) -> str:
     packed, dense, entries = _entries()
     what = _what(packed, dense, entries)
     order = (3, 1, 4, 0, 2)
-    other = Merge(
-        packed,
-        dense,
-        [entries[index] for index in order],
-        [what.weights[index] for index in order],
-        what.arrived,
-        what.all_staleness,
+    other = replace(
+        what,
+        entries=[entries[index] for index in order],
+        weights=[what.weights[index] for index in order],
     )
     _demand_close(merge(rule, what).packed, merge(rule, other).packed, "with clients renumbered")
     return "whoever sends an update, it counts the same, but for rounding"
@@ -203,7 +203,7 @@ def _moved(entry: BufferEntry, places: np.ndarray[Any, Any]) -> BufferEntry:
     at = np.arange(len(entry.values)) if entry.index is None else entry.index
     order = np.argsort(places[at])
     values, index = entry.values[order], places[at][order].astype(np.int32)
-    return BufferEntry(entry.client, 0, values, index, entry.dense, entry.num_samples)
+    return replace(entry, values=values, index=index)
 
 
 def _ignores_places(rule: AggregationRule) -> str:

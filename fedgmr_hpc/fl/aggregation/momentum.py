@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgmr_hpc.config.choices.registry import register_aggregation
-from fedgmr_hpc.fl.aggregation.rule import Doubles, MeanRule, Merge, Part
+from fedgmr_hpc.config.records import Doubles
+from fedgmr_hpc.fl.aggregation.rule import MeanRule, Merge, Part
 
 
 @register_aggregation("momentum")

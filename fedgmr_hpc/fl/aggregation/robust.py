@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgmr_hpc.config.choices.registry import register_aggregation
-from fedgmr_hpc.fl.aggregation.rule import Doubles, Merge, Part, WholeRule
+from fedgmr_hpc.config.records import Doubles
+from fedgmr_hpc.fl.aggregation.rule import Merge, Part, WholeRule
 
 
 def sort_held(values: Tensor, is_held: Tensor) -> tuple[Tensor, Tensor]:

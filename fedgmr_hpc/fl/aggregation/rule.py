@@ -15,6 +15,7 @@ Shapes: U updates, P prunable entries, D dense entries, n entries of a part.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,9 @@ from torch import Tensor
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.messages import must
-from fedgmr_hpc.config.records import Floats, Ints
+from fedgmr_hpc.config.records import Doubles, Floats, Ints
 
 WHOLE_CHUNK = 1 << 14  # entries of all updates at a time
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class BufferEntry:
         dense: [D] its dense part, likewise.
         num_samples: n_i, samples that its local steps took, with repeats: steps times batch.
         mask_id: of the masks in whose packed order it is.
+        density: of its mask.
+        train_loss: mean loss of its local steps; NaN where nobody has said it.
     """
 
     client: int
@@ -56,6 +58,8 @@ class BufferEntry:
     dense: Floats
     num_samples: int
     mask_id: int = 0
+    density: float = 1.0
+    train_loss: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Merge:
             arrivals.
         statistics: which of the packed and of the dense entries are running statistics, None for
             none.
+        version: the present one, into which the updates are merged.
     """
 
     packed: Floats
@@ -81,6 +86,12 @@ class Merge:
     arrived: Sequence[float] = (1.0,)
     all_staleness: float = 1.0
     statistics: tuple[NDArray[np.bool_] | None, ...] = (None, None)
+    version: int = 0
+
+    @cached_property
+    def ages(self) -> list[int]:
+        """The age of each update [U] in versions, 1 for one trained on the present version."""
+        return [self.version - entry.base_version + 1 for entry in self.entries]
 
     @cached_property
     def total(self) -> float:

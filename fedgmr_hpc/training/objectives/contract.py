@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.registry import OBJECTIVES
-from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.choices.section import Section, check_names
 from fedgmr_hpc.config.messages import must
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each item
@@ -36,6 +36,7 @@ class LocalSteps:
         mask: flat, 1 where entries move and 0 elsewhere; None where all do.
         parameters: the tensors of `weights` that train.
         split: makes such tensors, in the same order, of any flat vector.
+        client: whose steps they are.
         version: of the model that the client was sent.
         same_since: version from which on all clients have had the masks that they have now, and
             none has gone or lost what it kept; 0 for always.
@@ -52,6 +53,7 @@ class LocalSteps:
     mask: Tensor | None
     parameters: Sequence[Tensor]
     split: Callable[[Tensor], list[Tensor]]
+    client: int
     version: int
     same_since: int
     learning_rate: float
@@ -99,6 +101,15 @@ class Objective(Section):
 
     def end(self, steps: LocalSteps) -> None:
         """Leave in `steps.kept` and `steps.numbers` what the client keeps after its last step."""
+
+
+def check_keeps(name: str, entry: type[Objective]) -> None:
+    """Refuse an objective that does not say by name what it keeps.
+
+    Raises:
+        ValueError: `keeps` is no tuple of names.
+    """
+    check_names(f"train.objective {name!r}: keeps", entry.keeps)
 
 
 def make_objective(train: LocalConfig) -> Objective | None:

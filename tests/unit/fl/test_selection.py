@@ -140,56 +140,66 @@ def test_a_file_that_is_not_there_or_no_text_is_refused_by_name(tmp_path):
 # --- the draw
 
 
+def selecting(sampled=None, seed=0, availability=None, **clients) -> Selection:
+    """Return the selection among 30 clients."""
+    section = make_config({"clients": {"count": 30, "sampled": sampled, **clients}}).clients
+    return Selection(section, seed, [1.0] * 30, availability)
+
+
+def choose(selection, idle, num_taking, now_s, version) -> list[int]:
+    return selection.choose(idle, num_taking, now_s, 0, [1.0] * 30, (version, 0))
+
+
 def test_all_idle_and_available_clients_take_part_without_sampling():
-    selection = Selection(None, 0, DAY)
-    assert selection.choose([0, 1, 2, 3], 0, 0.5, 0) == [0, 2, 3]
-    assert selection.choose([0, 1, 2, 3], 5, 2.0, 0) == [0, 1, 2]
-    assert selection.choose([1, 3], 0, 5.0, 0) == []
+    selection = selecting(None, 0, DAY)
+    assert choose(selection, [0, 1, 2, 3], 0, 0.5, 0) == [0, 2, 3]
+    assert choose(selection, [0, 1, 2, 3], 5, 2.0, 0) == [0, 1, 2]
+    assert choose(selection, [1, 3], 0, 5.0, 0) == []
 
 
 def test_the_sample_is_filled_up_from_the_idle_and_never_over():
-    selection = Selection(3, 0)
-    assert len(selection.choose(range(10), 0, 0.0, 0)) == 3
-    assert len(selection.choose(range(8), 2, 0.0, 0)) == 1
-    assert selection.choose(range(7), 3, 0.0, 0) == []
-    assert selection.choose(range(7), 4, 0.0, 0) == []
-    assert selection.choose([4, 8], 1, 0.0, 0) == [4, 8]
-    assert selection.choose([], 0, 0.0, 0) == []
+    selection = selecting(3)
+    assert len(choose(selection, range(10), 0, 0.0, 0)) == 3
+    assert len(choose(selection, range(8), 2, 0.0, 0)) == 1
+    assert choose(selection, range(7), 3, 0.0, 0) == []
+    assert choose(selection, range(7), 4, 0.0, 0) == []
+    assert choose(selection, [4, 8], 1, 0.0, 0) == [4, 8]
+    assert choose(selection, [], 0, 0.0, 0) == []
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 12), st.sets(st.integers(0, 20)), st.integers(0, 12), st.integers(0, 10**6))
 def test_a_draw_is_an_ascending_part_of_the_idle(sampled, idle, num_taking, version):
-    chosen = Selection(sampled, 3).choose(sorted(idle), num_taking, 0.0, version)
+    chosen = choose(selecting(sampled, 3), sorted(idle), num_taking, 0.0, version)
     assert chosen == sorted(set(chosen)) and set(chosen) <= idle
     assert len(chosen) == min(len(idle), max(0, sampled - num_taking))
 
 
 def test_draws_are_keyed_by_seed_and_version():
-    drawn = [Selection(3, seed).choose(range(30), 0, 0.0, version)
+    drawn = [choose(selecting(3, seed), range(30), 0, 0.0, version)
              for seed, version in ((0, 0), (0, 0), (0, 1), (1, 0))]  # fmt: skip
     assert drawn[0] == drawn[1]
     assert len({tuple(each) for each in drawn}) == 3
 
 
 def test_every_client_is_drawn_equally_often():
-    counts = np.zeros(10, int)
+    counts, selection = np.zeros(10, int), selecting(3)
     for version in range(2000):
-        counts[Selection(3, 0).choose(range(10), 0, 0.0, version)] += 1
+        counts[choose(selection, range(10), 0, 0.0, version)] += 1
     assert np.abs(counts - 600).max() < 5 * math.sqrt(2000 * 0.3 * 0.7)
 
 
 def test_only_available_clients_are_drawn():
-    selection = Selection(1, 0, DAY)
-    assert {selection.choose([1, 3], 0, 0.5, version)[0] for version in range(20)} == {3}
+    selection = selecting(1, 0, DAY)
+    assert {choose(selection, [1, 3], 0, 0.5, version)[0] for version in range(20)} == {3}
 
 
 def test_the_next_time_to_look_is_that_of_the_first_who_comes():
-    selection = Selection(None, 0, DAY)
+    selection = selecting(None, 0, DAY)
     assert selection.wake_s([1, 3], 5.0) == 7.0
     assert selection.wake_s([1, 3], 8.5) == 10.0
     assert selection.wake_s([0, 1], 5.0) == 5.0
-    assert Selection(None, 0, ONCE).wake_s([1], 9.0) == math.inf
+    assert selecting(None, 0, ONCE).wake_s([1], 9.0) == math.inf
     assert selection.wake_s([], 1.0) == math.inf
 
 

@@ -71,6 +71,7 @@ def bind(
         mask=model.mask,
         parameters=model.net.trainable(),
         split=model.net.split,
+        client=0,
         version=version,
         same_since=same_since,
         learning_rate=rate,

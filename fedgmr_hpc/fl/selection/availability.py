@@ -1,9 +1,7 @@
-"""Who is sent something next: sampling, and clients that come and go.
+"""When clients can be chosen: those that come and go.
 
-A client is idle while it is in the run, has nothing in flight and does not wait for a merge. With
-`clients.sampled` the idle and available ones are drawn until that many take part; otherwise all of
-them are. Availability decides only who is chosen: a client that has begun finishes, whatever its
-trace says, so a trace models when devices check in, not failures (those are `faults`).
+Availability decides only who can be chosen: a client that has begun finishes, whatever its trace
+says, so a trace models when devices check in, not failures (those are `faults`).
 
 The trace follows the idea of FedScale's device traces (Lai et al. 2022): intervals in which each
 client can be chosen, repeated with a period. Times are seconds of the run's clock.
@@ -19,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgmr_hpc.config.messages import must, must_be
-from fedgmr_hpc.config.randomness import make_rng
 
 COLUMNS = ["client", "from_s", "to_s"]
 Span = tuple[float, float]
@@ -103,41 +100,3 @@ def _parse(row: list[str], num_clients: int, period_s: float, where: str) -> tup
         need, found = "lie in order between 0 and the period", f"{begin:g} to {end:g}"
         raise ValueError(must(f"{where}: from_s and to_s", need, found=found))
     return client, (begin, end)
-
-
-class Selection:
-    """Draws who takes part.
-
-    Args:
-        sampled: how many at a time at most; None for all.
-        seed: of the draws, which are keyed by version and turn.
-    """
-
-    def __init__(
-        self, sampled: int | None, seed: int, availability: Availability | None = None
-    ) -> None:
-        self.sampled, self.seed = sampled, seed
-        self.availability = availability or Availability({})
-
-    def choose(
-        self, idle: Sequence[int], num_taking: int, now_s: float, version: int, turn: int = 0
-    ) -> list[int]:
-        """Return the idle clients that are sent this version, ascending.
-
-        Args:
-            idle: ascending.
-            num_taking: clients that take part already.
-            turn: how many updates have arrived since this version was made.
-        """
-        able = self.availability.able(idle, now_s)
-        if self.sampled is None or len(able) <= self.sampled - num_taking:
-            return able
-        rng = make_rng(self.seed, "sample", turn, version)
-        drawn = rng.choice(len(able), max(0, self.sampled - num_taking), replace=False)
-        return [able[index] for index in sorted(drawn)]
-
-    def wake_s(self, idle: Sequence[int], now_s: float) -> float:
-        """Return the earliest time at which one of them can be chosen, infinity if none ever
-        can.
-        """
-        return min((self.availability.next_s(client, now_s) for client in idle), default=math.inf)
