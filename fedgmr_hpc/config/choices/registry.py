@@ -82,14 +82,15 @@ class Registry:
             raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
         if not is_built_in:
             self._check_free(name, entry, origin)
-            if self.base:
-                self._check_kind(name, entry)
-            if self.check:
-                _found(self.check)(name, entry)
+            self._check_kind(name, entry)
             self.origins[name] = origin
         self._entries[name] = entry
 
     def _check_kind(self, name: str, entry: Any) -> None:
+        if self.check:
+            _found(self.check)(name, entry)
+        if not self.base:
+            return
         expected, base = _found(self.base), self.base.partition(":")[2]
         if not isinstance(entry, type) or not issubclass(entry, expected):
             found = getattr(entry, "__name__", type(entry).__name__)
@@ -225,7 +226,6 @@ AGGREGATIONS = Registry(
         **_homes("fl.aggregation", ("momentum", "adam", "median", "trimmed_mean", "krum")),
     },
     base="fedgmr_hpc.fl.aggregation.rule:AggregationRule",
-    check="fedgmr_hpc.fl.aggregation.state:check_memory",
 )
 SCORES = Registry(
     "submodel.score",
@@ -255,7 +255,6 @@ OBJECTIVES = Registry(
         **_homes("training.objectives.scaffold", ("scaffold",)),
     },
     base="fedgmr_hpc.training.objectives.contract:Objective",
-    check="fedgmr_hpc.training.objectives.contract:check_keeps",
 )
 DATASETS = Registry(
     "data.name",
