@@ -28,11 +28,15 @@ import math
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 from fedgmr_hpc.config.axes import AdmissionConfig
+from fedgmr_hpc.config.choices.failures import check_state
 from fedgmr_hpc.config.choices.registry import ADMISSIONS, register_admission
 from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,8 @@ class Window:
         state: the rule's own for the whole run, whatever JSON can hold; written in place, empty at
             first.
         num_updates: how many wait for the next merge.
-        opened_s: when the version that opened it was sent, which is after the arrivals during the
-            merge before.
+        opened_s: when it opened: when the version was sent. Who arrives during the merge before
+            that arrives earlier.
     """
 
     now_s: float
@@ -211,11 +215,26 @@ class Admission:
             num_updates,
             self.opened_s,
         )
-        at_s = self.rule.close_s(window)
+        at_s = self._asked_s(window)
         if at_s is None and arrived and self.taking <= arrived and not self.sends_at_once:
             at_s = now_s
         self.is_closing = bool(arrived) and at_s is not None and math.isfinite(at_s)
         return max(now_s, at_s) if self.is_closing and at_s is not None else None
+
+    def _asked_s(self, window: Window) -> float | None:
+        """Return what the rule says.
+
+        Raises:
+            RunError: it is no time, or the rule keeps what cannot be saved.
+        """
+        at_s: Any = self.rule.close_s(window)
+        who = f"admission rule {type(self.rule).__name__}"
+        check_state(f"{who}: window.state", window.state)
+        is_number = isinstance(at_s, Real) and not isinstance(at_s, bool)
+        if at_s is None or (is_number and not math.isnan(at_s)):
+            return None if at_s is None else float(at_s)
+        need = "return a time in seconds, or None to wait"
+        raise RunError(must(f"{who}: `close_s`", need, at_s), stage="receive")
 
     def lose(self, clients: Collection[int], arrived: AbstractSet[int]) -> None:
         """Note that clients have gone; others are left.

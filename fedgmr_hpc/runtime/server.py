@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from fedgmr_hpc.config.choices.failures import naming_plugins
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
@@ -213,8 +214,9 @@ class Server:
         row = self.log.row(event)
         if row is not None:
             self.writer.append(row)
-        for command in self._decide(event):
-            follow_up = self._execute(command) or follow_up
+        with naming_plugins(rank=0, version=self.coordinator.version, stage="merge"):
+            for command in self._decide(event):
+                follow_up = self._execute(command) or follow_up
         return follow_up
 
     def _forget_in_flight(self, now_s: float) -> None:

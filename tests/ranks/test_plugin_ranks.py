@@ -30,6 +30,22 @@ def join(launch, device):
     return CountedGloo()
 '''
 
+FAILING = """
+import fedgmr_hpc
+
+
+@fedgmr_hpc.register_aggregation("bad")
+class Bad(fedgmr_hpc.MeanRule):
+    def step(self, old, mean, part):
+        x
+
+
+@fedgmr_hpc.register_objective("bad")
+class Worse(fedgmr_hpc.Objective):
+    def begin(self, steps):
+        x
+"""
+
 INERTIA = '''
 from typing import ClassVar
 
@@ -93,6 +109,29 @@ def test_one_that_fails_is_told_once_and_ends_every_rank(tmp_path: Path) -> None
     assert ended.code == 2
     (error,) = ended.errors
     assert f"plug-in {plugin}:2: AttributeError: " in error
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python")
+@pytest.mark.parametrize(
+    ("choice", "where"),
+    [
+        ("aggregation.rule=bad", "rank 0, version 0, stage merge: aggregation.rule"),
+        ("train.objective=bad", "stage train: train.objective"),
+    ],
+)
+def test_one_that_fails_in_a_run_is_one_line_and_ends_every_rank(
+    choice: str, where: str, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(FAILING)
+    ended = run_job(3, *SHORT, f"plugins={plugin}", choice, f"results.path={tmp_path / 'run.h5'}")
+    assert ended.code == 1
+    (error,) = ended.errors
+    assert f"{where} 'bad' ({plugin}:" in error and error.endswith(
+        "NameError: name 'x' is not defined"
+    )
+    assert "Traceback" not in ended.output
+    assert "NameError" in (tmp_path / "run.log").read_text()
 
 
 def test_what_an_objective_of_ones_own_keeps_outlives_a_kill(tmp_path: Path) -> None:

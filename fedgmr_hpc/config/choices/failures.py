@@ -1,4 +1,4 @@
-"""What a plug-in has raised, in one line with its file and line number.
+"""What a plug-in has raised, in one line with its file and line number, and what it must not keep.
 
 Nothing is put around what plug-ins bring, so their hooks cost nothing more: where an error comes
 out, its traceback tells whose code it has passed through.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ _KEPT_IN = {  # what belongs to a run
     "aggregation.rule": "`numbers` or `vectors`",
     "restoration.trigger": "`refresh.state`",
     "admission.kind": "`window.state`",
+    "clients.selection": "`draw.state`",
     "train.objective": "`steps.kept`, `steps.numbers` or `steps.own`",
 }
 
@@ -96,15 +98,46 @@ def what_failed(error: BaseException, key: str = "") -> str:
         bare = re.search(r"`(\w+) = (.*?)`", error.message)
         if error.code == "model-field-missing-annotation" and bare:
             return f"{bare[1]} must have a type: write `{bare[1]}: {_type(bare[2])} = {bare[2]}`"
-    if isinstance(error, ValidationError) and (item := error.errors()[0])["type"].startswith(
-        "frozen"
-    ):
+    if name := _assigned(error):
         keep = f"; keep it in {_KEPT_IN[key]}" if key in _KEPT_IN else ""
         because = f"one object may serve several runs{keep}"
-        return must(f"self.{item['loc'][0]}", "not be assigned", because=because)
+        return must(f"self.{name}", "not be assigned", because=because)
     text = getattr(error, "msg", "") or getattr(error, "message", "") or error
     told = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
     return told + " ".join(str(text).split())
+
+
+def _assigned(error: BaseException) -> str:
+    """Return what was to be assigned to an object that pydantic does not let change, "" for any
+    other error.
+    """
+    if isinstance(error, ValidationError):
+        item = error.errors()[0]
+        return str(item["loc"][0]) if item["type"] == "frozen_instance" else ""
+    found = re.match(r"'(\w+)' is a ClassVar of ", str(error))
+    return found[1] if found and isinstance(error, AttributeError) else ""
+
+
+def check_state(what: str, state: Mapping[str, Any]) -> None:
+    """Refuse what a plug-in keeps and a checkpoint cannot.
+
+    Args:
+        what: whose it is, and how it calls it: `schedule Steady: refresh.state`.
+
+    Raises:
+        RunError: a value is not what JSON can hold, but for NumPy's numbers and arrays.
+    """
+    for key, value in state.items():
+        try:
+            json.dumps(value, default=_check_numbers)
+        except (TypeError, ValueError) as error:
+            need = "hold only what JSON can"
+            raise RunError(must(f"{what}[{key!r}]", need, value, because=str(error))) from None
+
+
+def _check_numbers(value: Any) -> None:
+    if type(value).__module__ != "numpy":
+        raise TypeError(f"not a {type(value).__name__}")
 
 
 def _type(value: str) -> str:

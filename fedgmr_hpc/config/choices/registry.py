@@ -82,19 +82,24 @@ class Registry:
             raise ValueError(must_be(f"a name for {self.key}", "letters, digits and ._-", name))
         if not is_built_in:
             self._check_free(name, entry, origin)
-            self._check_kind(name, entry)
+            if self.base:
+                self._check_kind(name, entry)
+            if self.check:
+                _found(self.check)(name, entry)
             self.origins[name] = origin
         self._entries[name] = entry
 
     def _check_kind(self, name: str, entry: Any) -> None:
-        if self.check:
-            _found(self.check)(name, entry)
-        if not self.base:
-            return
-        expected, base = _found(self.base), self.base.partition(":")[2]
+        expected: Any = _found(self.base)
+        base = self.base.partition(":")[2]
         if not isinstance(entry, type) or not issubclass(entry, expected):
             found = getattr(entry, "__name__", type(entry).__name__)
             raise ValueError(must_be(f"{self.key} {name!r}", f"a class of {base}", found=found))
+        if typed := [
+            each for each in getattr(entry, "model_fields", {}) if hasattr(expected, each)
+        ]:
+            what, because = f"{self.key} {name!r}: {typed[0]}", "a type makes an option of it"
+            raise ValueError(must_be(what, "without a type", because=because))
         if missing := sorted(getattr(entry, "__abstractmethods__", ())):
             raise ValueError(must(f"{self.key} {name!r}", f"have a method {', '.join(missing)}"))
 
@@ -226,6 +231,7 @@ AGGREGATIONS = Registry(
         **_homes("fl.aggregation", ("momentum", "adam", "median", "trimmed_mean", "krum")),
     },
     base="fedgmr_hpc.fl.aggregation.rule:AggregationRule",
+    check="fedgmr_hpc.fl.aggregation.state:check_memory",
 )
 SCORES = Registry(
     "submodel.score",
@@ -255,6 +261,7 @@ OBJECTIVES = Registry(
         **_homes("training.objectives.scaffold", ("scaffold",)),
     },
     base="fedgmr_hpc.training.objectives.contract:Objective",
+    check="fedgmr_hpc.training.objectives.contract:check_keeps",
 )
 DATASETS = Registry(
     "data.name",

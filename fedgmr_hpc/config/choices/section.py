@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from fedgmr_hpc.config.messages import must_be
+
 Number = Annotated[float, Field(strict=True)]  # neither a truth value nor text
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -47,6 +49,17 @@ class Section(BaseModel):
             return value
         types = types_in(cls.model_fields[info.field_name or ""].annotation)
         return None if type(None) in types and types.isdisjoint({str, bool}) else value
+
+
+def check_names(what: str, names: Any) -> None:
+    """Refuse what a class of a plug-in says where names are due.
+
+    Raises:
+        ValueError: it is no tuple of names.
+    """
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        because = "a tuple of one has a comma" if isinstance(names, str) else ""
+        raise ValueError(must_be(what, "a tuple of names", names, because=because))
 
 
 def is_off(value: Any) -> bool:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgmr_hpc.config.choices.failures import check_state
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.config.records import Floats
@@ -72,9 +73,13 @@ def merge(
         state: what the rule keeps, brought up to date in place; None for the first merge of a rule
             whose state is not looked at again.
         threads: share the chunks of a mean; None for this thread alone.
+
+    Raises:
+        RunError: the rule returns something else than it must, or keeps what cannot be saved.
     """
     state = state or RuleState(rule, len(what.packed), len(what.dense))
     prepared = rule.prepare(what, state.numbers)
+    check_state(f"rule {type(rule).__name__}: numbers", state.numbers)
     shares = rule.shares(what, prepared)
     if isinstance(rule, WholeRule):
         return Version(*_Wholes(rule, what, state, prepared).merge(), shares)
@@ -175,17 +180,18 @@ class _Means:
 
 
 def _write_over(rule: MeanRule, old: Tensor, mean: Tensor, part: Part) -> None:
-    """Step from the mean to the new values, in place.
-
-    Raises:
-        RunError: the rule returns something, which would be lost.
-    """
+    """Step from the mean to the new values, in place."""
     step: Callable[[Tensor, Tensor, Part], object] = rule.step
     returned = step(old, mean, part)
-    if returned is not None:
-        need = "write the new values over `mean` and return nothing"
-        what, found = f"`step` of {type(rule).__name__}", f"a {type(returned).__name__}"
-        raise RunError(must(what, need, found=found), stage="merge")
+    if returned is not None:  # which would be lost
+        _refuse(rule, "step", "write the new values over `mean` and return nothing", returned)
+
+
+def _refuse(rule: AggregationRule, method: str, need: str, returned: object) -> NoReturn:
+    found = f"a {type(returned).__name__}"
+    if isinstance(returned, Tensor):
+        found += f" of {list(returned.shape)}"
+    raise RunError(must(f"`{method}` of {type(rule).__name__}", need, found=found), stage="merge")
 
 
 def _keep(missing: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
@@ -228,7 +234,9 @@ class _Wholes:
         part = Part(self.what, held, self.prepared, vectors)
         missing = ~is_held.any(0)
         before = {name: vector[missing] for name, vector in vectors.items()}
-        new = self.rule.combine(old, values, is_held, part)
+        new: object = self.rule.combine(old, values, is_held, part)
+        if not isinstance(new, Tensor) or new.shape != old.shape:
+            _refuse(self.rule, "combine", f"return a tensor of {list(old.shape)}", new)
         if self.rule.keeps_missing:
             new = torch.where(missing, old, new)
             _keep(missing, *((before[name], vectors[name]) for name in vectors))

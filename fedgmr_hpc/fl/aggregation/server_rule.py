@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedgmr_hpc.config.axes import AggregationConfig
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.errors import DIVERGED, RunError
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.aggregation.merging import Version, merge
@@ -88,6 +89,9 @@ class ServerRule:
                 the order of their arrival; they need not be packed for `masks`.
             base_versions: [C] of each client's last update, -1 without one.
             version: the present one.
+
+        Raises:
+            RunError: see `merging.merge`; or the rule of a plug-in has made NaN or infinity.
         """
         earlier = [a.base_version for a, b in pairwise(arrived) if a.client == b.client]
         sigma = partial(self._staleness, version)
@@ -103,7 +107,17 @@ class ServerRule:
             statistics=self._statistics(masks),
             version=version,
         )
-        return merge(self.rule, what, self.state, self._threads)
+        new = merge(self.rule, what, self.state, self._threads)
+        if self._choices.rule in AGGREGATIONS.origins:
+            self._check_finite(new, version)
+        return new
+
+    def _check_finite(self, new: Version, version: int) -> None:
+        """Refuse what a plug-in's rule has made of finite values: no others come to a merge."""
+        if not (np.isfinite(new.packed).all() and np.isfinite(new.dense).all()):
+            who = f"aggregation.rule {self._choices.rule!r}"
+            what = f"{who} has made a value that is not finite: it is at fault, or {DIVERGED}"
+            raise RunError(what, version=version, stage="merge")
 
     def _staleness(self, version: int, base_versions: Sequence[int]) -> NDArray[np.float64]:
         """Return what updates of these versions weigh by their ages, 0 for version -1."""

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedgmr_hpc.config.choices.failures import check_state
+from fedgmr_hpc.config.choices.section import check_names
+from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.fl.aggregation.rule import AggregationRule, Vectors
 from fedgmr_hpc.fl.submodels import MaskSet
@@ -58,6 +62,23 @@ class RuleState:
         """Go back to a saved state, whose arrays become its own."""
         self.packed, self.dense = dict(state["packed"]), dict(state["dense"])
         self.numbers = copy.deepcopy(state["numbers"])
+
+
+def check_memory(name: str, rule: type[AggregationRule]) -> None:
+    """Refuse a plug-in's rule that does not say by name what it keeps.
+
+    Raises:
+        ValueError: `vectors` is no tuple of names, or `numbers` no dict that JSON can hold.
+    """
+    who = f"aggregation.rule {name!r}"
+    check_names(f"{who}: vectors", rule.vectors)
+    if not isinstance(rule.numbers, dict):
+        need = "a dict of names and first values"
+        raise ValueError(must_be(f"{who}: numbers", need, rule.numbers))
+    try:
+        check_state(f"{who}: numbers", rule.numbers)
+    except RunError as error:
+        raise ValueError(error.message) from None
 
 
 def _zeros(names: Iterable[str], size: int) -> dict[str, Floats]:

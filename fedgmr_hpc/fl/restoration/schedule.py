@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from fedgmr_hpc.config.choices.failures import check_state
 from fedgmr_hpc.config.choices.registry import register_restoration
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.errors import RunError
@@ -70,19 +71,31 @@ class Schedule(Section):
         """Return what it asks for, as far as that is allowed.
 
         Raises:
-            RunError: it does not ask for one density > 0 a client.
+            RunError: it does not ask for one density > 0 a client, or keeps what cannot be saved.
         """
-        asked = [float(density) for density in self.densities(refresh)]
-        is_whole = len(asked) == len(refresh.densities)
-        if not is_whole or not all(0 < density < math.inf for density in asked):
+        who, found = f"schedule {type(self).__name__}", self.densities(refresh)
+        asked = _numbers(found)
+        is_whole = asked is not None and len(asked) == len(refresh.densities)
+        if asked is None or not is_whole or not all(0 < each < math.inf for each in asked):
             need = f"give each of {len(refresh.densities)} clients a density > 0"
-            raise RunError(must(f"schedule {type(self).__name__}", need, asked), stage="merge")
+            because = "`densities` returns nothing" if found is None else ""
+            raise RunError(must(who, need, asked or found, because=because), stage="merge")
+        check_state(f"{who}: refresh.state", refresh.state)
         return [
             now
             if client in refresh.gone or (client in refresh.waiting and density > now)
             else min(density, refresh.ceilings[client])
             for client, (now, density) in enumerate(zip(refresh.densities, asked, strict=True))
         ]
+
+
+def _numbers(found: Any) -> list[float] | None:
+    """Return what a schedule has returned as numbers; None where it is no list of them."""
+    each = list(found) if isinstance(found, Iterable) else [found]
+    try:
+        return [float(density) for density in each]
+    except (TypeError, ValueError):
+        return None
 
 
 class BuiltIn(Schedule):

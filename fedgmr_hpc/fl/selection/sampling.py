@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.choices.failures import check_state
 from fedgmr_hpc.config.choices.registry import SELECTIONS, register_selection
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.errors import RunError
@@ -86,9 +87,11 @@ class SelectionRule(Section):
         """Return whom it chooses, ascending.
 
         Raises:
-            RunError: it does not choose as many of the available clients, each once.
+            RunError: it does not choose as many of the available clients, each once, or keeps what
+                cannot be saved.
         """
         asked: Any = self.choose(draw)
+        check_state(f"selection {type(self).__name__}: draw.state", draw.state)
         try:
             found, words = sorted(operator.index(client) for client in asked), ""
         except TypeError:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedgmr_hpc.config.axes import LocalConfig
 from fedgmr_hpc.config.choices.registry import OBJECTIVES
-from fedgmr_hpc.config.choices.section import Section
+from fedgmr_hpc.config.choices.section import Section, check_names
 from fedgmr_hpc.config.messages import must
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits, labels -> loss of each item
@@ -101,6 +101,15 @@ class Objective(Section):
 
     def end(self, steps: LocalSteps) -> None:
         """Leave in `steps.kept` and `steps.numbers` what the client keeps after its last step."""
+
+
+def check_keeps(name: str, entry: type[Objective]) -> None:
+    """Refuse an objective that does not say by name what it keeps.
+
+    Raises:
+        ValueError: `keeps` is no tuple of names.
+    """
+    check_names(f"train.objective {name!r}: keeps", entry.keeps)
 
 
 def make_objective(train: LocalConfig) -> Objective | None:

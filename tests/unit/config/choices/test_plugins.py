@@ -116,6 +116,23 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
             "a name of its own (got 'rule'): aggregation.rule is a key already",
         ),
         (RULE.replace('"trimmed"', '"average"'), "'average' must be a new name: the package has"),
+        (
+            RULE + '    vectors = "sum"\n',
+            "vectors must be a tuple of names (got 'sum'): a tuple of one has",
+        ),
+        (RULE + '    vectors = ["sum"]\n', "vectors must be a tuple of names (got ['sum'])"),
+        (
+            RULE + '    numbers = ("n",)\n',
+            "numbers must be a dict of names and first values (got ['n'])",
+        ),
+        (
+            RULE + '    numbers = {"n": {1}}\n',
+            "numbers['n'] must hold only what JSON can (got {1})",
+        ),
+        (
+            RULE + '    numbers: dict = {"n": 1}\n',
+            "numbers must be without a type: a type makes an",
+        ),
         (RULE.replace('"trimmed"', '"a b"'), "must be letters, digits and ._- (got 'a b')"),
     ],
 )
