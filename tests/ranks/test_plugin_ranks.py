@@ -125,7 +125,7 @@ def test_one_that_fails_in_a_run_is_one_line_and_ends_every_rank(
     plugin = tmp_path / "mine.py"
     plugin.write_text(FAILING)
     ended = run_job(3, *SHORT, f"plugins={plugin}", choice, f"results.path={tmp_path / 'run.h5'}")
-    assert ended.code == 1
+    assert ended.code in (1, 9)  # 9: MPICH's launcher may say whom it killed
     (error,) = ended.errors
     assert f"{where} 'bad' ({plugin}:" in error and error.endswith(
         "NameError: name 'x' is not defined"
@@ -159,6 +159,10 @@ def test_what_an_objective_of_ones_own_keeps_outlives_a_kill(tmp_path: Path) -> 
     [
         ("own_objective", ("train.objective=near",)),
         ("own_rule", ("aggregation.rule=nesterov",)),
+        (
+            "own_selection",
+            ("clients.sampled=3", "clients.selection=power_of_choice", "clients.candidates=5"),
+        ),
         ("own_score_and_schedule", ("submodel.score=growth", "restoration.trigger=steady")),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedgmr_hpc.config.choices.failures import plugin_failure, what_failed
 from fedgmr_hpc.config.errors import RunError
 
 
@@ -46,10 +47,10 @@ def look(subject: str, name: str, test: Callable[[], str | None]) -> Check:
         return Check(subject, name, "ok", test() or "")
     except NotPromised as reason:
         return Check(subject, name, "-", str(reason))
-    except (Broken, RunError, ValueError) as error:
-        return Check(subject, name, "FAIL", " ".join(str(error).split()))
     except Exception as error:
-        return Check(subject, name, "FAIL", f"{type(error).__name__}: {error}")
+        is_told = isinstance(error, Broken | RunError | ValueError)
+        text = plugin_failure(error) or (str(error) if is_told else what_failed(error))
+        return Check(subject, name, "FAIL", " ".join(text.split()))
 
 
 def demand(holds: bool, otherwise: str) -> None:

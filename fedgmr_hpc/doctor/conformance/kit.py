@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def run_kit(targets: Sequence[str], words: Sequence[str], *, as_json: bool = Fal
     """
     done: list[Check] = []
     for target in targets:
-        for check in check_target(target, words):
+        for check in _told_once(check_target(target, words)):
             done.append(check)
             if not as_json:
                 say(render(check))
@@ -113,6 +114,17 @@ def run_kit(targets: Sequence[str], words: Sequence[str], *, as_json: bool = Fal
     else:
         say(f"{len(done)} checks, {len(failed)} failed")
     return EXIT_FAILED if failed else 0
+
+
+def _told_once(checks: Iterable[Check]) -> Iterator[Check]:
+    """Yield checks; what one has failed by is not told again of the same subject."""
+    told: list[Check] = []
+    for check in checks:
+        same = [each for each in told if each.subject == check.subject and each.text in check.text]
+        if check.has_failed and not same:
+            told.append(check)
+        is_again = check.has_failed and same
+        yield replace(check, text=f"the same error as {same[0].name}") if is_again else check
 
 
 def render(check: Check) -> str:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,6 +18,7 @@ from fedgmr_hpc.config.choices.registry import (
     OBJECTIVES,
     registering,
 )
+from fedgmr_hpc.doctor.conformance.merges import check_merging
 from fedgmr_hpc.doctor.conformance.runs import check_runs
 from fedgmr_hpc.fl.aggregation import MeanRule
 
@@ -50,6 +52,21 @@ def test_a_broken_plug_in_is_told_so_line_by_line(plugin, capsys):
     assert {part[2] for part in parts} == {"aggregation.rule=absent_is_zero"}
     failed = list(told.values()).count("FAIL")
     assert lines[-1] == f"{len(told)} checks, {failed} failed"
+
+
+def test_what_fails_everywhere_is_told_once_with_its_line(tmp_path, capsys):
+    path = tmp_path / "naming_rule.py"
+    path.write_text(PLUGIN.replace("mean.mul_", "undefined_name.mul_"))
+    try:
+        assert main(["conformance", str(path), *SHORT]) == 1
+    finally:
+        AGGREGATIONS.forget("naming_rule")
+    first, *others, last = capsys.readouterr().out.splitlines()
+    told = f"aggregation.rule 'absent_is_zero' ({path}:7): NameError: name 'undefined_name' is not"
+    assert first.startswith(f"FAIL  aggregation.rule=absent_is_zero  no-ops: {told}")
+    failed = [line for line in others if line.startswith("FAIL")]
+    assert all(line.endswith(": the same error as no-ops") for line in failed)
+    assert last == f"{1 + len(others)} checks, {1 + len(failed)} failed"
 
 
 def test_a_row_is_told_as_json(capsys):
@@ -210,3 +227,38 @@ def test_a_short_run_is_not_judged_by_its_accuracy():
     words = ["run.max_rounds=4", *SHORT]
     (check, *_) = check_runs("x", ["digits", {"method": "fedavg"}], words)
     assert check.text == "4 rounds; how well it learns is not judged"
+
+
+class Rounding(MeanRule):
+    """Shares in float32, and values that come back but for rounding."""
+
+    off: ClassVar[float] = 1e-8
+
+    def step(self, old, mean, part):
+        mean.mul_(0.1).mul_(10)
+
+    def shares(self, merge, prepared):
+        return [weight / merge.total + self.off for weight in merge.weights]
+
+
+class Off(Rounding):
+    off: ClassVar[float] = 1e-6
+
+
+def merges_of(entry) -> dict[str, str]:
+    """What the checks of a rule's merges say."""
+    with registering("test"):
+        AGGREGATIONS.add("off", entry)
+    try:
+        values = {"method": "ga", "aggregation": {"rule": "off"}}
+        return {each.name: f"{each.state} {each.text}" for each in check_merging("off", values)}
+    finally:
+        AGGREGATIONS.forget("test")
+
+
+def test_rounding_is_told_as_such():
+    told = merges_of(Rounding)
+    assert told["shares"].startswith("ok")
+    assert told["no-ops"].startswith("FAIL") and " entries by up to " in told["no-ops"]
+    assert "; add a difference to `old`, such as `mean - old`" in told["no-ops"]
+    assert merges_of(Off)["shares"] == "FAIL the shares of the updates sum to 1.000005"
