@@ -199,11 +199,19 @@ def _set_digests(values: dict[str, Any], found: dict[str, str]) -> list[str]:
             f"plugin_digests.{name}",
             f"{wanted.get(name)}",
             found.get(name, "not loaded"),
-            because=_OF_A_SCRIPT if name == "__main__" and name not in found else "",
+            because=_why(name, values, name in found),
         )
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]
+
+
+def _why(name: str, values: Mapping[str, Any], is_loaded: bool) -> str:
+    """Return why a plug-in does not have the digest that it is to have."""
+    if is_loaded:
+        files = [Path(each).name for each in values.get("plugins", ()) if Path(each).stem == name]
+        return f"{files[0] if files else name} has changed since this run"
+    return _OF_A_SCRIPT if name == "__main__" else ""
 
 
 def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:

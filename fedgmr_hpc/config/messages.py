@@ -99,12 +99,15 @@ def unknown_key(key: str, siblings: Iterable[str], others: Iterable[str] = ()) -
 
     Args:
         siblings: the names that are known where the key stands.
-        others: all dotted keys; one whose last name is the same is suggested, too.
+        others: all dotted keys; one whose last name is the same is suggested, too, or is meant
+            where the key has no section.
     """
     group, _, last = key.rpartition(".")
     names = list(siblings)
     near = [f"{group}.{name}".strip(".") for name in closest(last, names)]
-    near += [other for other in others if other.rpartition(".")[2] == last]
+    by_last = [(other, other.rpartition(".")[2]) for other in others]
+    near += [other for other, name in by_last if name == last]
+    near += [other for other, name in by_last if not group and _means(last, name)]
     if near:
         return f"{key} is not a key; did you mean {shown(near[0])}?"
     return f"{key} is not a key (keys{f' of {group}' if group else ''}: {', '.join(names)})"
@@ -118,10 +121,21 @@ def did_you_mean(got: Any, choices: Iterable[str]) -> str:
 
 def closest(got: Any, choices: Iterable[str]) -> list[str]:
     """Return at most one choice: the one that `got` resembles most, if any."""
-    if not isinstance(got, str) or len(got) < 3:
+    if not isinstance(got, str):
         return []
     by_lower = {choice.lower(): choice for choice in choices}
-    return [by_lower[low] for low in difflib.get_close_matches(got.lower(), by_lower, 1, 0.65)]
+    near = difflib.get_close_matches(got.lower(), by_lower, 1, 0.65) if len(got) > 2 else []
+    meant = [low for low in by_lower if _means(got.lower(), low)]
+    return [by_lower[low] for low in near or (meant if len(meant) == 1 else [])]
+
+
+def _means(got: str, name: str) -> bool:
+    """Return whether somebody may mean a name by its initials, as `lr` for `learning_rate`, or by
+    one of its words, as `rounds` for `max_rounds`.
+    """
+    words = name.split("_")
+    initials = "".join(word[:1] for word in words)
+    return len(words) > 1 and (got == initials or got in words)
 
 
 def listed(words: Iterable[str], last: str = "or") -> str:

@@ -120,7 +120,8 @@ def _load(key: str, plugin: str) -> Plugin:
         source = path.read_bytes()
     except OSError as error:
         need = "a file that can be read, or a module"
-        raise ValueError(must_be(key, need, plugin, because=str(error.strerror))) from None
+        because = f"{error.strerror}; if it was moved, name it with --plugin FILE"
+        raise ValueError(must_be(key, need, plugin, because=because)) from None
     digest = xxhash.xxh3_64_hexdigest(source)
     before = _loaded.get(str(path))
     if before is None or before.digest != digest:

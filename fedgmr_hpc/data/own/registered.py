@@ -18,6 +18,7 @@ from typing import Any
 
 from fedgmr_hpc.config.choices.own_data import Arrays, OwnData
 from fedgmr_hpc.config.choices.plugins import used_digests
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.cache import file_facts
 from fedgmr_hpc.data.own.arrays import make_splits
@@ -43,18 +44,30 @@ def source_of(name: str, own: OwnData) -> DatasetSource:
 def _plan(data: DataConfig, files: Files, seed: int, *, own: OwnData, traits: Traits) -> Plan:
     root = None if data.root is None else Path(data.root).expanduser()
     plugin = used_digests({"data": {"name": data.name}}, ())  # of a package, all its modules
-    sources = [_source_digest(own), *(f"{name} {digest}" for name, digest in plugin.items())]
+    sources = [
+        _source_digest(data.name, own),
+        *(f"{name} {digest}" for name, digest in plugin.items()),
+    ]
     facts = [data.name, *sources, *own.facts(), *(root_facts(root) if root else ())]
     return plan_build(data.name, traits, facts, _build, own=own, of=data.name, root=root)
 
 
-def _source_digest(own: OwnData) -> str:
-    """Return a digest of the file that defines the function, or of the function in a notebook."""
+def _source_digest(name: str, own: OwnData) -> str:
+    """Return a digest of the file that defines the function, or of the function in a notebook.
+
+    Raises:
+        BadFile: its source cannot be read, as where it was typed at a prompt.
+    """
     load = inspect.unwrap(own.load)  # what a decorator has wrapped
     try:
         source = Path(inspect.getfile(load)).read_bytes()
     except (OSError, TypeError):
-        source = inspect.getsource(load).encode()
+        try:
+            source = inspect.getsource(load).encode()
+        except (OSError, TypeError):
+            what = f"the function of data.name {name!r}"
+            because = "its source tells whether the cache is still right"
+            raise BadFile(must_be(what, "in a file, or a notebook", because=because)) from None
     return hashlib.sha256(source).hexdigest()
 
 

@@ -92,6 +92,16 @@ def test_a_key_is_suggested_from_its_group_then_by_its_last_name():
     )
 
 
+def test_initials_and_words_of_a_key_are_understood():
+    names = ["steps", "learning_rate", "decay_rate", "min_density"]
+    keys = ["train.learning_rate", "run.max_rounds"]
+    assert unknown_key("train.lr", names).endswith("did you mean 'train.learning_rate'?")
+    assert unknown_key("train.density", names).endswith("did you mean 'train.min_density'?")
+    assert "did you mean" not in unknown_key("train.rate", names)  # one of two
+    assert unknown_key("lr", ["run"], keys).endswith("did you mean 'train.learning_rate'?")
+    assert "did you mean" not in unknown_key("wire.lr", ["dtype"], keys)
+
+
 def test_no_message_of_the_package_has_another_form():
     old = re.compile(r": got .*allowed|, allowed: [^s]|unknown key; ")
     package = Path(fedgmr_hpc.__file__).parent

@@ -184,10 +184,20 @@ def test_the_source_is_that_of_the_function_and_not_of_what_wraps_it(tmp_path):
         def wrapped(root):
             return found(root)
 
-        return _source_digest(OwnData(wrapped))
+        return _source_digest("mine", OwnData(wrapped))
 
     digests = {known(tmp_path / "mine.py", value) for value in (1, 2)}
     assert len(digests) == 2
+
+
+def test_a_function_without_a_source_is_told_from_a_root_that_is_not_there(tmp_path):
+    made: dict = {}
+    exec(compile("def load(root): ...", "<stdin>", "exec"), made)
+    register_dataset("mine")(made["load"])
+    with pytest.raises(ValueError) as error:
+        load_dataset(configure(tmp_path), seed=0)
+    assert str(error.value).startswith("the function of data.name 'mine' must be in a file")
+    assert "data.root" not in str(error.value)
 
 
 def test_what_a_function_raises_is_one_line_with_its_place(tmp_path):
