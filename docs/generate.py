@@ -98,8 +98,10 @@ def _word(key: str, value: Any) -> str:
 
 def _method(method: Method) -> Iterator[str]:
     yield from ("", f"## {method.name}", "", method.about)
-    if method.source:
-        yield from ("", f"Source: {method.source}.")
+    source = [f"Source: {method.source}."] if method.source else []
+    base = [f"Derived from [`{each}`](#{each})." for each in method.made_of[1:2]]
+    if facts := " ".join(source + base):
+        yield from ("", facts)
     for other, what in COMPARED.items():
         if items := method.differs.get(other):
             yield from ("", f"Differs from {what}:", "", *(f"* {item}" for item in items))

@@ -2,7 +2,7 @@
 
 A row is a file of configs/methods that says what it is about and makes a choice on every axis but
 `train`, where it says what it asks for besides plain SGD. It may name a `base` row and then says
-only what differs. Files of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row
+only what differs, and its own `source`. Files of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row
 `heterofl` under `aux`, then under `gmr`. So a new method is a new file, and at most one new rule.
 """
 
@@ -238,15 +238,23 @@ def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -
             raise ValueError(f"{file}: {line}{did_you_mean(row['base'], allowed)}")
         base = _read_row(row["base"], rows, (name, *below))
         made_of += base["made_of"]
-        differs = base.get("differs", {}) | row.get("differs", {})
-        own_words = {"title": row["title"], "about": row["about"], "differs": differs}
-        row = merged(base, row) | own_words
+        row = merged(base, row) | _own_words(base, row)
     missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]
     missing += ["transmission"] * ("transmission" not in row)
     if missing:
         _refuse(file, [must_be(", ".join(missing), "chosen, here or in a base")])
     _refuse(file, _broken_rules({axis: row[axis] for axis in AXES if axis in row}))
     return row | {"made_of": made_of}
+
+
+def _own_words(base: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row says of itself; what its base differs in holds for both where they are of
+    one source.
+    """
+    source, differs = row.get("source", ""), row.get("differs", {})
+    if source and source == base.get("source"):
+        differs = base.get("differs", {}) | differs
+    return {key: row[key] for key in ("title", "about")} | {"source": source, "differs": differs}
 
 
 def _broken_rules(axes: Mapping[str, Any]) -> list[str]:
@@ -339,10 +347,12 @@ def explain_method(name: str) -> str:
     """Explain a method: what it is, its row, and how it differs from its paper and other code."""
     method = load_method(name)
     lines = [f"{method.name}: {method.about}", f"title: {method.title}"]
-    lines += [f"source: {method.source or '-'}", ""]
+    lines += [f"source: {method.source or '-'}"]
+    lines += [f"derived from: {method.made_of[1]}"] if method.made_of[1:] else []
+    lines += [""]
     lines += dump(method.axes).splitlines()
     for other, what in COMPARED.items():
-        if other == "code" and other not in method.differs:
+        if other not in method.differs and (other == "code" or not method.source):
             continue  # it has none, or that of the release
         lines += ["", f"differs from {what}:"]
         lines += [

@@ -96,6 +96,20 @@ def test_an_unknown_row_or_wrapper_is_named_with_those_there_are(name, line):
 # --- rows that are like another one but for something
 
 
+def test_a_row_of_ones_own_has_neither_source_nor_differences_of_its_base():
+    own = load_method("mine", {"mine": {"base": "fedgmr", "restoration": {"trigger": "none"}}})
+    assert (own.source, own.differs, own.made_of) == ("", {}, ("mine", "fedgmr"))
+    base, variant = load_method("fedgmr"), load_method("wo_buff_ims")
+    assert base.source == variant.source and base.differs == variant.differs
+
+
+def test_a_row_says_from_which_it_is_derived(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: fedgmr\nabout: mine\n")
+    text = explain_method(str(tmp_path / "mine.yaml"))
+    assert "\nsource: -\nderived from: fedgmr\n" in text and "differs from" not in text
+    assert "derived from" not in explain_method("fedgmr")
+
+
 @pytest.mark.parametrize(
     ("row", "base", "differing"),
     [
