@@ -24,6 +24,7 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Window
 from fedgmr_hpc.fl.aggregation.rule import BufferEntry, Merge, Part
 from fedgmr_hpc.fl.restoration.schedule import Refresh
+from fedgmr_hpc.fl.selection import Draw
 from fedgmr_hpc.storage.schema import TABLES, RankRow, columns_of, meaning_of, unit_of
 from fedgmr_hpc.training.objectives.contract import LocalSteps
 
@@ -35,7 +36,9 @@ ALIASES = {
     "Floats": "NDArray[float32]",
     "Doubles": "NDArray[float64]",
     "Ints": "NDArray[integer]",
+    "Counts": "NDArray[integer]",
     "np.bool_": "bool",
+    "np.random.Generator": "Generator",
     "Vectors": "Mapping[str, Tensor]",
 }
 Schema = Mapping[str, Any]
@@ -247,6 +250,7 @@ SEEN: Mapping[str, type] = {
     "one of merge.entries": BufferEntry,
     "refresh": Refresh,
     "window": Window,
+    "draw": Draw,
     "steps": LocalSteps,
 }
 

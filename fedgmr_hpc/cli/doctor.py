@@ -53,8 +53,8 @@ or - where there is nothing to check.
   entries      an entry becomes the same wherever it stands
   dense        density 1 equals full models bit for bit
   state        what a rule keeps moves along as masks are cut anew
-  scores, densities, closes
-               what a score, a density schedule and an admission rule give
+  scores, densities, closes, chooses
+               what a score, a schedule, an admission and a selection rule give
   repeat, checkpoint
                the same again, and from a checkpoint
   run, ranks, resume, replay

@@ -18,6 +18,11 @@ EXAMPLES = {
     "own_model": ("model.name=patches",),
     "own_objective": ("train.objective=near",),
     "own_rule": ("aggregation.rule=nesterov", "aggregation.buffered=false"),
+    "own_selection": (
+        "clients.selection=power_of_choice",
+        "clients.sampled=2",
+        "clients.candidates=3",
+    ),
     "own_score_and_schedule": ("submodel.score=growth", "restoration.trigger=steady"),
 }
 SHORT = (

@@ -48,7 +48,7 @@ class BufferEntry:
         num_samples: n_i, samples that its local steps took, with repeats: steps times batch.
         mask_id: of the masks in whose packed order it is.
         density: of its mask.
-        train_loss: mean loss of its local steps; NaN where nobody has said it.
+        train_loss: mean loss of its local steps; NaN if unknown.
     """
 
     client: int

@@ -196,6 +196,11 @@ def test_a_full_model_has_nothing_to_restore(override, line):
             "clients.sampled must be at most 10 when clients.count is 10 (got 11)",
         ),
         (
+            ("clients.selection=best",),
+            "clients.selection must be 'uniform' (got 'best'); is a plug-in missing (--plugin "
+            "FILE, or plugins: in a file)?",
+        ),
+        (
             ("clients.availability_period_s=5",),
             "clients.availability_period_s must be null when clients.availability is null (got 5)",
         ),

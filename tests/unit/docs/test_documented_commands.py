@@ -29,6 +29,7 @@ def _commands() -> Iterator[tuple[str, str]]:
             text = re.sub(
                 r"<!-- begin generated.*<!-- end generated -->", "", page.read_text(), flags=re.S
             )
+            text = re.sub(r"\\\n\s*", "", text)  # commands of several lines
             yield from (
                 (page.name, found) for found in COMMAND.findall(text) if "VERB" not in found
             )

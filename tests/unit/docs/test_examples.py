@@ -65,7 +65,15 @@ def test_a_score_and_a_schedule_of_ones_own_train(tmp_path: Path) -> None:
     assert "mean density 0." in slow and "test accuracy" in slow
 
 
-@pytest.mark.parametrize("script", ["own_rule", "own_score_and_schedule", "own_objective"])
+def test_a_selection_of_ones_own_trains(tmp_path: Path) -> None:
+    words = (*SHORT, "clients.candidates=7", "progress=quiet")
+    words = (*words, f"results.path={tmp_path / 'own.h5'}")
+    assert "7 candidates: test accuracy" in _run("own_selection.py", *words, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "script", ["own_rule", "own_score_and_schedule", "own_objective", "own_selection"]
+)
 def test_what_plug_ins_promise_holds(script: str) -> None:
     command = [*preloaded_python(), "-m", "fedgmr_hpc", "conformance", "--json"]
     command += [str(EXAMPLES / f"{script}.py"), "data.max_train=300", "data.max_test=60"]

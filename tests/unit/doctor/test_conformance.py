@@ -8,10 +8,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedgmr_hpc.config.choices.registry import ADMISSIONS, AGGREGATIONS, RESTORATIONS, SCORES
+from fedgmr_hpc.config.choices.registry import (
+    ADMISSIONS,
+    AGGREGATIONS,
+    RESTORATIONS,
+    SCORES,
+    SELECTIONS,
+)
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.methods import load_method, method_names
-from fedgmr_hpc.doctor.conformance.doors import check_admission, check_schedule, check_score
+from fedgmr_hpc.doctor.conformance.doors import (
+    check_admission,
+    check_schedule,
+    check_score,
+    check_selection,
+)
 from fedgmr_hpc.doctor.conformance.merges import check_merges, check_merging
 from fedgmr_hpc.doctor.conformance.small_run import SIZE, SmallRun, initial_weights, shifted
 from fedgmr_hpc.fl.aggregation import MeanRule
@@ -68,6 +79,12 @@ def test_admission_conforms(kind):
     count = {"count": 3} if kind == "count" else {}
     values = {"method": "fedgmr", "admission": {"kind": kind, **count}}
     assert failures(check_admission(kind, values)) == []
+
+
+@pytest.mark.parametrize("name", SELECTIONS.names)
+def test_selection_conforms(name):
+    values = {"method": "fedgmr", "clients": {"selection": name, "sampled": 2}}
+    assert failures(check_selection(name, values)) == []
 
 
 def start(method, shares=None, **sections) -> SmallRun:

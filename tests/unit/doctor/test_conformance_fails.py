@@ -10,11 +10,17 @@ import pytest
 import torch
 
 from fedgmr_hpc.config.choices.registry import REGISTRIES, registering
-from fedgmr_hpc.doctor.conformance.doors import check_admission, check_schedule, check_score
+from fedgmr_hpc.doctor.conformance.doors import (
+    check_admission,
+    check_schedule,
+    check_score,
+    check_selection,
+)
 from fedgmr_hpc.doctor.conformance.merges import check_merges
 from fedgmr_hpc.fl.admission import AdmissionRule
 from fedgmr_hpc.fl.aggregation import MeanRule, WholeRule
 from fedgmr_hpc.fl.restoration.schedule import Schedule
+from fedgmr_hpc.fl.selection import SelectionRule
 
 
 @contextmanager
@@ -273,3 +279,55 @@ def test_admission_by_its_own_count_is_not():
             return window.now_s + 0.5
 
     assert failed_admission(Half) == set()
+
+
+def failed_selection(entry) -> set[str]:
+    return failed(check_selection, "clients.selection", entry, sampled=2)
+
+
+class OneTooFew(SelectionRule):
+    def choose(self, draw):
+        return draw.available[1 : draw.num_wanted]
+
+
+class Away(SelectionRule):
+    def choose(self, draw):
+        return draw.idle[: draw.num_wanted]
+
+
+class Dicing(SelectionRule):
+    def choose(self, draw):
+        return np.random.default_rng().permutation(draw.available)[: draw.num_wanted]
+
+
+class Taking(SelectionRule):
+    """Goes round the clients by a count of its own."""
+
+    def choose(self, draw):
+        start = next(calls) % len(draw.available)
+        return [*draw.available[start:], *draw.available][: draw.num_wanted]
+
+
+@pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        (OneTooFew, {"chooses", "repeat"}),
+        (Away, {"chooses"}),
+        (Dicing, {"chooses", "repeat"}),
+        (Taking, {"chooses", "checkpoint"}),
+    ],
+)
+def test_a_broken_selection_is_told_so(entry, names):
+    assert names <= failed_selection(entry)
+
+
+def test_a_selection_that_counts_in_its_state_is_not():
+    class Round(SelectionRule):
+        """Goes round the clients."""
+
+        def choose(self, draw):
+            draw.state["turn"] = draw.state.get("turn", 0) + 1
+            start = draw.state["turn"] % len(draw.available)
+            return [*draw.available[start:], *draw.available][: draw.num_wanted]
+
+    assert failed_selection(Round) == set()

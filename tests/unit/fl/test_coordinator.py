@@ -389,6 +389,13 @@ def test_replaying_the_events_replays_the_bytes():
     assert commands[-1].assignments == driven.dispatch.assignments
 
 
+def test_a_window_opens_when_the_version_is_sent():
+    driven = Driven().start()
+    assert driven.core.admission.opened_s == 0.0
+    driven.round(0, 1)
+    assert driven.core.admission.opened_s == 2.5
+
+
 def test_a_dispatched_version_is_never_written_again():
     driven = Driven(run={"interval_rounds": 1}).start()
     first = driven.dispatch

@@ -1,18 +1,28 @@
-"""A user's schedule and admission rule in the server: what it is given, and what it may do."""
+"""A user's rules in the server: what each is given, and what it may do."""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
-from fedgmr_hpc.config.axes import AdmissionConfig, RestorationConfig
+from fedgmr_hpc.config.axes import AdmissionConfig, AggregationConfig, RestorationConfig
 from fedgmr_hpc.config.choices.open_section import with_option_defaults
-from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS, registering
+from fedgmr_hpc.config.choices.registry import (
+    ADMISSIONS,
+    AGGREGATIONS,
+    RESTORATIONS,
+    registering,
+)
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.admission import Admission, AdmissionRule
+from fedgmr_hpc.fl.aggregation import MeanRule, ServerRule
+from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.restoration import Restoration, Schedule
+from fedgmr_hpc.fl.submodels import full_masks
+from fedgmr_hpc.fl.updates import Update
 
 
 @contextmanager
@@ -162,3 +172,63 @@ def test_no_window_closes_in_the_past_or_at_no_time(said, close_s):
     with registered(ADMISSIONS, Odd):
         assert admission().close_s(3.0, {1}) == close_s
         assert admission().close_s(3.0, set()) is None
+
+
+class Deadline(AdmissionRule):
+    """Closes 10 seconds after the opening."""
+
+    def close_s(self, window):
+        return window.opened_s + 10.0
+
+
+def test_a_deadline_counts_from_the_opening_of_the_window():
+    with registered(ADMISSIONS, Deadline):
+        window, again = admission(), admission()
+        assert window.close_s(4.0, {0}) == 10.0
+        window.merge(1)
+        window.open({1, 2}, 10.5)
+        again.restore(json.loads(json.dumps(window.state())))
+        for each in (window, again):
+            assert each.close_s(12.0, {1}) == 20.5
+            each.open({1, 2}, 21.0)
+            assert each.close_s(33.0, {1}) == 33.0  # the first arrival is after the deadline
+        old = window.state()
+        del old["opened_s"]  # as in a checkpoint of before
+        again.restore(old)
+
+
+FLOATS = np.array([1, 2, 3], np.float32)
+
+
+class Looking(MeanRule):
+    """Notes what it is told of the updates."""
+
+    numbers = {"seen": None}
+
+    def prepare(self, merge, numbers):
+        told = [(each.client, each.density, each.train_loss) for each in merge.entries]
+        numbers["seen"] = [merge.version, merge.ages, told]
+
+    def step(self, old, mean, part): ...
+
+
+def update(client, base_version, density, train_loss) -> Update:
+    return Update(client, base_version, 0, 0, density, train_loss, 0.5, 20,
+                  values=FLOATS, dense=FLOATS[:1], grad_squares=None)  # fmt: skip
+
+
+def test_an_aggregation_rule_sees_ages_losses_and_densities():
+    masks, buffer = full_masks(3), UpdateBuffer(AggregationConfig(buffered=True))
+    buffer.add(update(1, 4, 1.0, 0.75), masks)
+    buffer.add(update(0, 2, 0.5, 0.25), masks)
+    state = buffer.state()
+    for fields in state["arrived"][:1]:
+        del fields["density"], fields["train_loss"]  # as in a checkpoint of before
+    buffer.restore(state, {0: masks})
+    with registered(AGGREGATIONS, Looking):
+        rule = ServerRule(AggregationConfig(rule="mine"), (3, 1), (3, 1))
+        held = FLOATS, FLOATS[:1]
+        rule.merge(held, buffer.take(masks), buffer.waiting(), masks, np.array([2, 4]), 4)
+    (version, ages, told) = rule.state.numbers["seen"]
+    assert (version, ages) == (4, [3, 1])
+    np.testing.assert_equal(told, [(0, 0.5, 0.25), (1, 1.0, np.nan)])

@@ -285,8 +285,8 @@ class Rank:
         """Train on the present weights; they go half the way, as if another client had stayed."""
         at = None if positions is None else torch.from_numpy(positions)
         values = self.weights[: self.num] if at is None else self.weights[at]
-        self.memory = self.memories.open(0, mask_id, positions)
-        task = Assignment(0, 0, mask_id, 0, density, len(values), self.num_steps, 0.1, False)
+        self.memory = self.memories.open(3, mask_id, positions)
+        task = Assignment(3, 0, mask_id, 0, density, len(values), self.num_steps, 0.1, False)
         self.training.train(
             task, values.clone(), self.weights[self.num :].clone(), at, memory=self.memory
         )
@@ -362,6 +362,7 @@ class Smoothed(Objective):
     def end(self, steps: LocalSteps) -> None:
         steps.kept["seen"] = torch.ones_like(steps.weights)
         steps.numbers["dispatches"] = steps.numbers.get("dispatches", 0) + 1
+        steps.numbers["client"] = steps.client
 
 
 def test_an_objective_of_a_users_own_changes_the_loss_and_keeps_numbers():
@@ -369,7 +370,7 @@ def test_an_objective_of_a_users_own_changes_the_loss_and_keeps_numbers():
     rank.training.objective = Smoothed()
     assert rank.train() != plain.train()
     rank.train()
-    assert rank.memory.numbers == {"dispatches": 2}
+    assert rank.memory.numbers == {"dispatches": 2, "client": 3}
     assert (rank.memory.values["seen"] == 1).all()
 
 
