@@ -2,8 +2,9 @@
 
 A row is a file of configs/methods that says what it is about and makes a choice on every axis but
 `train`, where it says what it asks for besides plain SGD. It may name a `base` row and then says
-only what differs, and its own `source`. Files of configs/wrappers are laid over any row: `heterofl+aux+gmr` is the row
-`heterofl` under `aux`, then under `gmr`. So a new method is a new file, and at most one new rule.
+only what differs, and its own `source`. Files of configs/wrappers are laid over any row:
+`heterofl+aux+gmr` is the row `heterofl` under `aux`, then under `gmr`. So a new method is a new
+file, and at most one new rule.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedgmr_hpc.config.choices.failures import naming_plugins
 from fedgmr_hpc.config.errors import PluginError, RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must_be
@@ -166,7 +167,8 @@ def _line(error: BaseException) -> str:
 def guard(transport: Transport, part: Callable[[], int]) -> int:
     """Run a rank's part; whatever goes wrong ends all ranks, which would wait for ever."""
     try:
-        code = part()
+        with naming_plugins(rank=transport.rank):
+            code = part()
         if transport.gone:
             transport.abort(code)
         transport.close()
