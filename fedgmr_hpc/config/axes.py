@@ -176,6 +176,10 @@ class AggregationConfig(OpenSection):
     max_entries: Run[Count | None] = None
     """With `buffered`: number of updates kept, beyond which the oldest is evicted; null for one a
     client, or for `clients.sampled` of them where that is set."""
+    weigh_by: Run[Literal["steps", "data"]] = "steps"
+    """What an update weighs besides its staleness: the samples of its local `steps`, as many for
+    every client, or those of the `data` that its client holds, as in FedAvg (McMahan et al. 2017).
+    """
     staleness: Run[Literal["constant", "poly", "hinge"]] = "constant"
     """Weight of an update by its age tau in versions: 1 (`constant`), tau^-`exponent` (`poly`), or
     1 up to `hinge_delay` and falling from there (`hinge`; docs/method.md#staleness)."""

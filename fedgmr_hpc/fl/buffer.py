@@ -9,7 +9,7 @@ Shapes: C clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -25,14 +25,18 @@ class UpdateBuffer:
     """Delivered updates that still count: with buffering each client's last, without it all that
     were never merged.
 
+    Args:
+        num_samples: [C] training samples of each client, for updates that weigh by these.
+
     Attributes:
         arrived: updates that were never merged, by client, in the order of their arrival; with
             buffering one at most of each client.
         num_arrived: how many these are.
     """
 
-    def __init__(self, choices: AggregationConfig) -> None:
+    def __init__(self, choices: AggregationConfig, num_samples: Sequence[int] = ()) -> None:
         self.is_kept, self.max_entries = choices.buffered, choices.max_entries
+        self._num_samples = num_samples if choices.weigh_by == "data" else None
         self.arrived: dict[int, list[BufferEntry]] = {}
         self.num_arrived = 0
         self._merged: dict[int, BufferEntry] = {}  # longest held first
@@ -44,6 +48,8 @@ class UpdateBuffer:
             self.drop(update.client)
         self._masks[masks.mask_id] = masks
         entry = BufferEntry(**shared_fields(update, BufferEntry), index=None)
+        if self._num_samples is not None:
+            entry = replace(entry, num_samples=self._num_samples[update.client])
         self._arrive(entry)
 
     def _arrive(self, entry: BufferEntry) -> None:

@@ -118,9 +118,8 @@ class Coordinator:
         self.packed: Floats = weights[: self.masks.size].copy()
         self.dense: Floats = weights[self.masks.size :].copy()
         max_entries = config.aggregation.max_entries or sampled
-        self.buffer = UpdateBuffer(
-            config.aggregation.model_copy(update={"max_entries": max_entries})
-        )
+        choices = config.aggregation.model_copy(update={"max_entries": max_entries})
+        self.buffer = UpdateBuffer(choices, num_samples or [1] * len(shares))
         sizes = len(self.packed), len(self.dense)
         self.threads = Threads(config.run.server_threads)
         self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)

@@ -45,7 +45,8 @@ class BufferEntry:
         values: [K] trained prunable weights, packed order; changes for a rule that wants them.
         index: [K] ascending packed positions of `values`, None for the first K.
         dense: [D] its dense part, likewise.
-        num_samples: n_i, samples that its local steps took, with repeats: steps times batch.
+        num_samples: n_i, the samples that its local steps took, steps times batch, or that its
+            client holds (`aggregation.weigh_by`).
         mask_id: of the masks in whose packed order it is.
         density: of its mask.
         train_loss: mean loss of its local steps; NaN if unknown.

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedgmr_hpc.config.axes import AggregationConfig
 from fedgmr_hpc.config.choices.registry import SCORES, registering
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
+from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
     CloseAt,
@@ -1135,6 +1137,18 @@ def test_a_model_without_a_dense_part_is_looked_at_for_numbers_that_are_not_fini
     core.packed[0] = np.inf
     with pytest.raises(RunError, match="a weight is not finite"):
         core._check_finite()
+
+
+@pytest.mark.parametrize(("weigh_by", "expected"), [("steps", 3.0), ("data", 4.0)])
+def test_updates_weigh_by_their_steps_or_by_the_data_of_their_clients(weigh_by, expected):
+    driven = Driven((1.0, 1.0), method="fedavg", aggregation={"weigh_by": weigh_by})
+    values = AggregationConfig(buffered=False, weigh_by=weigh_by)
+    driven.core.buffer = UpdateBuffer(values, num_samples=[10, 30])
+    driven.start()
+    driven.deliver(0, values=1.0)
+    driven.deliver(1, values=5.0)
+    driven.close()
+    assert driven.weights() == [expected] * 6
 
 
 def test_fed_buff_adds_changes_with_their_own_staleness_over_the_number_of_updates():
