@@ -62,7 +62,7 @@ class Failure:
 
     Attributes:
         trace: its traceback.
-        of_plugin: whether a plug-in has raised it.
+        is_told: whether the message says all, so that the trace is for the log file alone.
     """
 
     rank: int
@@ -71,4 +71,4 @@ class Failure:
     stage: Stage
     message: str
     trace: str
-    of_plugin: bool
+    is_told: bool

@@ -17,13 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedgmr_hpc.config.errors import (
-    PluginError,
-    RankFailed,
-    RunError,
-    TransportTimeout,
-    WireError,
-)
+from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
 from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.aggregation.threads import Threads
@@ -291,9 +285,9 @@ class RankPool:
             self._take_result(message.source, json.loads(bytes(message.payload)))
 
     def _fail(self, failure: dict[str, Any]) -> None:
-        is_told, kind = (trace_log, PluginError) if failure.pop("of_plugin") else (log, RankFailed)
-        is_told.error("rank %d failed:\n%s", failure["rank"], failure.pop("trace"))
-        raise kind(failure.pop("message"), **failure)
+        to = trace_log if failure.pop("is_told") else log
+        to.error("rank %d failed:\n%s", failure["rank"], failure.pop("trace"))
+        raise RankFailed(failure.pop("message"), **failure)
 
     def _take_update(self, message: Message) -> None:
         with self.tracer.span("decode"):

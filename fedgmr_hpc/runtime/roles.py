@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedgmr_hpc.config.choices.failures import naming_plugins
-from fedgmr_hpc.config.errors import PluginError, RunError
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.schema import Config
@@ -160,8 +160,8 @@ def _begin(is_replay: bool) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Return what a user reads of an error; a plug-in's says itself of which kind it was."""
-    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+    """Return what a user reads of an error; that of a run says all by itself."""
+    return str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
 
 
 def guard(transport: Transport, part: Callable[[], int]) -> int:

@@ -28,7 +28,7 @@ import torch
 
 from fedgmr_hpc.config.choices.failures import plugin_failure
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
-from fedgmr_hpc.config.errors import Failure, Stage, TransportError, WireError
+from fedgmr_hpc.config.errors import Failure, RunError, Stage, TransportError, WireError
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData, Pool
@@ -337,10 +337,11 @@ def report_failure(
     version: int | None = None,
 ) -> None:
     """Send an exception to the server as a value, with its traceback."""
-    of_plugin = plugin_failure(error)
-    text = of_plugin or f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    named = plugin_failure(error)
+    text = named or f"{type(error).__name__}: {getattr(error, 'message', error)}"
     trace = "".join(traceback.format_exception(error))
-    failure = Failure(transport.rank, client, version, stage, text, trace, bool(of_plugin))
+    is_told = named is not None or isinstance(error, RunError | ValueError)
+    failure = Failure(transport.rank, client, version, stage, text, trace, is_told)
     transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(asdict(failure)).encode())
     transport.flush(FLUSH_TIMEOUT_S)
 

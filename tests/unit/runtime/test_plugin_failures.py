@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedgmr_hpc.config.choices.registry import REGISTRIES
-from fedgmr_hpc.config.errors import PluginError, RunError
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import log_path
@@ -70,10 +70,10 @@ def start(tmp_path: Path):
     """Run with the plug-in of a source; return the error that ends the run."""
     path = tmp_path / "mine.py"
 
-    def run_with(source: str, key: str, kind: type[Exception] = RunError, **more: object) -> str:
+    def run_with(source: str, key: str, **more: object) -> str:
         path.write_text(source)
         keys = {**SHORT, key: "bad", "plugins": [str(path)], "results.path": tmp_path / "run.h5"}
-        with pytest.raises(kind) as caught:
+        with pytest.raises(RunError) as caught:
             run("digits", keys | more)
         return str(caught.value).replace(str(tmp_path), "")
 
@@ -100,12 +100,13 @@ FAILING = [
 def test_a_failure_names_choice_file_and_line(
     source, key, where, line, what, start, tmp_path, capsys
 ):
-    told = start(source, key, PluginError)
+    told = start(source, key)
     assert told.startswith(where)
     assert told.endswith(f"{key} 'bad' (/mine.py:{line}): {what}")
     assert "Traceback" not in capsys.readouterr().err
     path = tmp_path / "run.h5"
-    assert read_result(path).status.replace(str(tmp_path), "") == f"failed: PluginError: {told}"
+    kind = "RankFailed" if key == "train.objective" else "PluginError"
+    assert read_result(path).status.replace(str(tmp_path), "") == f"failed: {kind}: {told}"
     log = log_path(path).read_text()
     assert log.count("Traceback") == 1 and f'mine.py", line {line}' in log
 
@@ -163,6 +164,12 @@ def test_what_a_schedule_must_not_do_is_one_line(body, line, start):
 )
 def test_what_an_admission_rule_must_not_do_is_one_line(body, line, start):
     assert line in start(ADMISSION.format(body=body), "admission.kind")
+
+
+def test_what_an_objective_must_not_do_is_one_line(start, capsys):
+    told = start(OBJECTIVE.format(body="return gradients[:1]"), "train.objective")
+    assert "stage train: ValueError: Bad must return " in told
+    assert "Traceback" not in capsys.readouterr().err
 
 
 SELECTION = """import fedgmr_hpc

@@ -136,6 +136,7 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
         (RULE.replace('"trimmed"', '"a b"'), "must be letters, digits and ._- (got 'a b')"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Field name")  # of the field that is refused
 def test_a_plug_in_that_fails_is_told_with_its_line(source: str, line: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(source)
