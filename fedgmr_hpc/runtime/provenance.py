@@ -100,8 +100,12 @@ def _version(package: str) -> str:
 
 
 def _cpu_model() -> str:
+    """Return the processor and the vector instructions that torch has for it: `AMD EPYC, AVX2`.
+
+    A virtual machine may hide the former's generation, and other instructions give other bits.
+    """
+    name = platform.processor() or platform.machine()
     with suppress(OSError):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return found.group(1)
-    return platform.processor() or platform.machine()
+        name = found.group(1) if found else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import pytest
+import torch
 
 from fedgmr_hpc.runtime.provenance import _gpu_driver, collect_provenance, rank_software
 from fedgmr_hpc.storage.schema import OTHER_COLUMNS
@@ -62,3 +64,10 @@ def test_what_a_run_leaves_in_results_is_no_change(tmp_path: Path) -> None:
     words = ["git", "-C", str(tmp_path), "status", "--porcelain", "-uall", "results"]
     shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert [line[3:] for line in shown.splitlines()] == kept
+
+
+def test_the_processor_is_told_with_its_vector_instructions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert re.fullmatch(r".+, AVX512", collect_provenance(tmp_path)["cpu_model"])
