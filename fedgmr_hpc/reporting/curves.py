@@ -29,7 +29,7 @@ from fedgmr_hpc.reporting.palette import Style
 Values = NDArray[Any]
 FAR = 10.0  # times
 ROUND_ERRORS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05)
-MORE_ERRORS = (70, 30, 15, 12, 8, 7, 6, 4, 3, 1.5, 0.7, 0.3)
+MORE_ERRORS = (80, 70, 60, 40, 30, 15, 12, 8, 7, 6, 4, 3, 1.5, 0.7, 0.3)
 MAX_MARKED = 12  # a curve with more points has markers at equal distances
 SPACED = "\nspaced by log error"
 

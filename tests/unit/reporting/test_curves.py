@@ -55,6 +55,7 @@ def test_an_axis_of_accuracies_names_round_ones() -> None:
     assert accuracy_ticks(0.0, 94.8) == [0, 50, 80, 90, 95]
     assert accuracy_ticks(88.0, 94.9) == [88, 90, 92, 93, 94, 95]
     assert len(accuracy_ticks(90.1, 90.9)) >= 3
+    assert accuracy_ticks(45.0, 85.0) == [50, 60, 70, 80, 85]
 
 
 def test_distances_are_ratios_of_errors_and_the_label_says_so() -> None:
