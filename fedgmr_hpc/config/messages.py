@@ -107,7 +107,8 @@ def unknown_key(key: str, siblings: Iterable[str], others: Iterable[str] = ()) -
     near = [f"{group}.{name}".strip(".") for name in closest(last, names)]
     by_last = [(other, other.rpartition(".")[2]) for other in others]
     near += [other for other, name in by_last if name == last]
-    near += [other for other, name in by_last if not group and _means(last, name)]
+    meant = [other for other, name in by_last if not group and _means(last, name)]
+    near += meant if len(meant) == 1 else []
     if near:
         return f"{key} is not a key; did you mean {shown(near[0])}?"
     return f"{key} is not a key (keys{f' of {group}' if group else ''}: {', '.join(names)})"

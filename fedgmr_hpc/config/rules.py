@@ -65,9 +65,6 @@ USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
 # Those of them which are refused there, since whoever sets them expects an effect. The others have
 # harmless defaults that rows and run files share.
 _REFUSED_UNUSED = (
-    "data.alpha",
-    "data.shards_per_client",
-    "data.classes_per_client",
     "model.init",
     "submodel.scaler",
     "submodel.width_rates",

@@ -121,7 +121,7 @@ class Scorer:
             return scores
         self._check(scores, len(weights))
         # -0.0 becomes 0, since its sign bit would rank it before all others
-        positive: Floats = np.add(scores, np.float32(0), dtype=np.float32)
+        positive: Floats = np.asarray(scores, np.float32) + np.float32(0)
         return positive
 
     def _check(self, scores: Any, size: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 import xxhash
 
 from fedgmr_hpc.config.files import render_config
-from fedgmr_hpc.config.identity import method_slug
+from fedgmr_hpc.config.identity import flat, method_slug
+from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.restoration.restoring import TIME_FRACTIONS
@@ -185,7 +187,7 @@ def cautions(config: Config, num_ranks: int) -> list[str]:
     anybody wants.
     """
     found = (_idle_ranks(config, num_ranks), _narrow_level(config), _late_restoration(config))
-    return [line for line in found if line]
+    return [*filter(None, found), *_unused_by_partition(config)]
 
 
 def _idle_ranks(config: Config, num_ranks: int) -> str:
@@ -210,6 +212,15 @@ def _narrow_level(config: Config) -> str:
         f"clients.level = {clients.level} gives none of {clients.count} clients a bandwidth share "
         f"above {most:g}; use 10 or more clients, or clients.shares"
     )
+
+
+def _unused_by_partition(config: Config) -> Iterator[str]:
+    kind, defaults = config.data.partition, Config().data
+    values = flat({"data": config.data.model_dump()})
+    for name in ("alpha", "shards_per_client", "classes_per_client"):
+        value = getattr(config.data, name)
+        if value != getattr(defaults, name) and not is_used(f"data.{name}", values):
+            yield f"data.{name} = {value:g} has no effect when data.partition is {kind!r}"
 
 
 def _late_restoration(config: Config) -> str:

@@ -42,6 +42,7 @@ def collect_provenance(root: str | os.PathLike[str]) -> dict[str, str]:
         "hostname": platform.node(),
         "platform": platform.platform(),
         "cpu_model": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": str(num_cores()),
         "start_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -100,12 +101,8 @@ def _version(package: str) -> str:
 
 
 def _cpu_model() -> str:
-    """Return the processor and the vector instructions that torch has for it: `AMD EPYC, AVX2`.
-
-    A virtual machine may hide the former's generation, and other instructions give other bits.
-    """
-    name = platform.processor() or platform.machine()
     with suppress(OSError):
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = found.group(1) if found else name
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        if found:
+            return found.group(1)
+    return platform.processor() or platform.machine()

@@ -337,13 +337,19 @@ def report_failure(
     version: int | None = None,
 ) -> None:
     """Send an exception to the server as a value, with its traceback."""
-    named = plugin_failure(error)
+    named = None if isinstance(error, RunError) else plugin_failure(error)
     text = named or f"{type(error).__name__}: {getattr(error, 'message', error)}"
     trace = "".join(traceback.format_exception(error))
-    is_told = named is not None or isinstance(error, RunError | ValueError)
+    is_told = named is not None or isinstance(error, RunError) or _is_refusal(error)
     failure = Failure(transport.rank, client, version, stage, text, trace, is_told)
     transport.send(SERVER_RANK, Tag.FAILURE, json.dumps(asdict(failure)).encode())
     transport.flush(FLUSH_TIMEOUT_S)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether this package, not a library that it calls, refuses a value."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("fedgmr_hpc")
 
 
 def _num_changed(config: Config, layout: Layout) -> tuple[int, int] | None:

@@ -55,6 +55,7 @@ from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
 from fedgmr_hpc.study.labels import unknown_labels
 from fedgmr_hpc.study.named_files import files_from
+from fedgmr_hpc.study.notices import warn_once
 
 PAST_FRAC = 0.05  # of T, that runs go on where evaluations come at no known times
 Seed = Annotated[int, Field(ge=0, strict=True)]
@@ -292,7 +293,9 @@ def _replace_varied(study: StudyFile, overrides: Sequence[str]) -> tuple[StudyFi
         "cells": tuple({k: new.get(k, old) for k, old in cell.items()} for cell in study.cells),
         "tune": {key: new.get(key, old) for key, old in study.tune.items()},
     }
-    return _without_gone(study, study.model_copy(update=change)), others
+    narrowed = _without_gone(study, study.model_copy(update=change))
+    _tell_gone(study, narrowed)
+    return narrowed, others
 
 
 def _without_gone(before: StudyFile, study: StudyFile) -> StudyFile:
@@ -305,11 +308,8 @@ def _without_gone(before: StudyFile, study: StudyFile) -> StudyFile:
 
     def is_gone(row: Row | None) -> bool:
         wanted = row if isinstance(row, dict) else {"method": row}
-        return any(
-            value in gone.get(key, ())
-            for key, values in wanted.items()
-            for value in (values if isinstance(values, list) else [values])
-        )
+        any_of = {key: each if isinstance(each, list) else [each] for key, each in wanted.items()}
+        return any(all(v in gone.get(key, ()) for v in values) for key, values in any_of.items())
 
     claims = [
         claim.model_copy(update={"b": against})
@@ -319,6 +319,15 @@ def _without_gone(before: StudyFile, study: StudyFile) -> StudyFile:
     ]
     reference = None if is_gone(study.reference) else study.reference
     return study.model_copy(update={"claims": tuple(claims), "reference": reference})
+
+
+def _tell_gone(before: StudyFile, study: StudyFile) -> None:
+    """Say that a study is without its reference or some claims, if it is."""
+    num = len(before.claims) - len(study.claims)
+    what = [*["its reference"] * (study.reference != before.reference)]
+    what += [f"{num} of {len(before.claims)} claims"] * bool(num)
+    if what:
+        warn_once(f"without {' and '.join(what)}, which name what it does not run with these words")
 
 
 def _contradictions(study: StudyFile) -> list[str]:

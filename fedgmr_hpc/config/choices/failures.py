@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,8 @@ _KEPT_IN = {  # what belongs to a run
 
 @contextmanager
 def naming_plugins(**where: Any) -> Iterator[None]:
-    """Let what a plug-in raises meanwhile become a `PluginError` that names it.
+    """Let what a plug-in raises meanwhile become a `PluginError` that names it. What a run itself
+    says is left as it is, such as a refusal or that a rank is gone.
 
     Args:
         where: rank, client, version and stage, as far as they are known.
@@ -43,7 +43,7 @@ def naming_plugins(**where: Any) -> Iterator[None]:
     """
     try:
         yield
-    except PluginError:
+    except RunError:
         raise
     except Exception as error:
         if text := plugin_failure(error):
@@ -119,25 +119,33 @@ def _assigned(error: BaseException) -> str:
 
 
 def check_state(what: str, state: Mapping[str, Any]) -> None:
-    """Refuse what a plug-in keeps and a checkpoint cannot.
+    """Refuse what a plug-in keeps and a checkpoint does not give back alike.
 
     Args:
         what: whose it is, and how it calls it: `schedule Steady: refresh.state`.
 
     Raises:
-        RunError: a value is not what JSON can hold, but for NumPy's numbers and arrays.
+        RunError: something is neither what JSON can hold nor a number or array of NumPy.
     """
     for key, value in state.items():
-        try:
-            json.dumps(value, default=_check_numbers)
-        except (TypeError, ValueError) as error:
-            need = "hold only what JSON can"
-            raise RunError(must(f"{what}[{key!r}]", need, value, because=str(error))) from None
+        if found := _not_kept({key: value}):
+            need = "hold only what JSON can, and arrays of numbers"
+            raise RunError(must(f"{what}[{key!r}]", need, found=found))
 
 
-def _check_numbers(value: Any) -> None:
-    if type(value).__module__ != "numpy":
-        raise TypeError(f"not a {type(value).__name__}")
+def _not_kept(value: Any) -> str:
+    """Return what of a value a checkpoint would lose or change, "" for nothing."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return ""
+    if type(value).__module__ == "numpy":
+        return "" if value.dtype.kind in "biuf" else f"{value.dtype} of NumPy"
+    if type(value) is list:
+        return next(filter(None, map(_not_kept, value)), "")
+    if type(value) is not dict:
+        return f"a {type(value).__name__}"
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        return f"the key {wrong[0]!r}, which is no text"
+    return next(filter(None, map(_not_kept, value.values())), "")
 
 
 def _type(value: str) -> str:

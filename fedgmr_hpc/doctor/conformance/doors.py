@@ -6,14 +6,15 @@ Shapes: P prunable entries, C clients.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.failures import check_state
 from fedgmr_hpc.config.choices.registry import ADMISSIONS, RESTORATIONS, SELECTIONS
+from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.doctor.conformance.check import Check, NotPromised, demand, look
 from fedgmr_hpc.doctor.conformance.repeats import goes_on, repeats
@@ -68,7 +69,7 @@ def _densities(values: Values) -> str:
         above = [(d, top) for d, top in zip(asked, CEILINGS, strict=False) if d > top]
         demand(not above, f"asks for {above[:1]} (density, ceiling); the server lowers it")
         now = tuple(schedule.allowed(_refresh(step, now, copy.deepcopy(state))))
-        _demand_json(state)
+        _demand_kept(state)
     return f"within the ceilings over {NUM_REFRESHES} refreshes, the last {_shown(now)}"
 
 
@@ -90,12 +91,11 @@ def _refresh(step: int, now: tuple[float, ...], state: dict[str, Any]) -> Refres
     )
 
 
-def _demand_json(state: dict[str, Any]) -> None:
+def _demand_kept(state: dict[str, Any]) -> None:
     try:
-        is_same = json.loads(json.dumps(state)) == state
-    except (TypeError, ValueError):
-        is_same = False
-    demand(is_same, f"its state is not what JSON gives back: {state}")
+        check_state("its state", state)
+    except RunError as error:
+        demand(False, error.message)
 
 
 def _shown(densities: tuple[float, ...]) -> str:
@@ -126,7 +126,7 @@ def _closes(values: Values) -> str:
             at_s = rule.close_s(Window(*window, round_, state, num, opened_s))
             same = rule.close_s(Window(*window, round_, other, num, opened_s))
             demand(at_s == same, "the same window closes at another time when asked again")
-            _demand_json(state)
+            _demand_kept(state)
             if at_s is not None:
                 demand(at_s >= now_s, f"closes at {at_s:g} s, which is past at {now_s:g} s")
                 waited.append(num)
@@ -154,7 +154,7 @@ def _chooses(values: Values) -> str:
         chosen = rule.chosen(_draw(step, counts, state))
         is_same = chosen == rule.chosen(_draw(step, counts, other))
         demand(is_same, "the same draw gives other clients when asked again")
-        _demand_json(state)
+        _demand_kept(state)
         counts[chosen] += 1
     return f"{NUM_REFRESHES} times; each of {NUM_CLIENTS} {counts.min()} to {counts.max()} times"
 
@@ -171,7 +171,7 @@ def _draw(step: int, counts: np.ndarray[Any, Any], state: dict[str, Any]) -> Dra
         shares=np.array(SHARES * 2),
         densities=np.array(SHARES * 2),
         num_samples=np.arange(10, 10 + NUM_CLIENTS),
-        num_updates=counts,
+        num_updates=counts.copy(),
         train_losses=known / (1 + step),
         scores=known / (1 + NUM_CLIENTS),
         cycle_times_s=known,

@@ -90,12 +90,13 @@ class SelectionRule(Section):
             RunError: it does not choose as many of the available clients, each once, or keeps what
                 cannot be saved.
         """
-        asked: Any = self.choose(draw)
+        answer: Any = self.choose(draw)
+        asked = list(answer) if isinstance(answer, Iterable) else answer  # it may go on to compute
         check_state(f"selection {type(self).__name__}: draw.state", draw.state)
         try:
             found, words = sorted(operator.index(client) for client in asked), ""
         except TypeError:
-            found, words = [], f"a {type(asked).__name__}"
+            found, words = [], f"a {type(answer).__name__}"
         if len(found) == draw.num_wanted == len(set(found).intersection(draw.available)):
             return found
         need = f"choose {draw.num_wanted} of {len(draw.available)} available clients, each once"
@@ -177,14 +178,14 @@ class Selection:
         known = self._seen | {"shares": self._shares, "num_samples": self._num_samples}
         draw = Draw(
             num_wanted=self.sampled - num_taking,
-            available=able,
-            idle=idle,
+            available=tuple(able),
+            idle=tuple(idle),
             now_s=now_s,
             round=round_,
             densities=np.array(densities, np.float64),
             rng=make_rng(self.seed, "sample", turn, version),
             state=self._state,
-            **{name: _read_only(array) for name, array in known.items()},
+            **{name: array.copy() for name, array in known.items()},
         )
         return self.rule.chosen(draw)
 
@@ -211,9 +212,3 @@ class Selection:
         """Go back to a saved state."""
         self._seen = {name: state[name].copy() for name in self._seen}
         self._state = copy.deepcopy(state["rule"])
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    view: NDArray[Any] = array.view()
-    view.flags.writeable = False
-    return view

@@ -165,8 +165,10 @@ def _pair(now: list[Result], before: list[Result], limits: Limits) -> Pair:
 def _owes_bits(results: Sequence[Result]) -> bool:
     config, gpus = results[0].config, gpus_of(results[0])
     chips = {(each.provenance.get("cpu_model"), *gpus_of(each)) for each in results}
+    capabilities = {each.provenance.get("cpu_capability") for each in results} - {None}  # younger
+    is_same = len(chips) == 1 and len(capabilities) <= 1
     repeats = not gpus or config.get("train", {}).get("deterministic", True)
-    return config.get("clock", "virtual") == "virtual" and len(chips) == 1 and repeats
+    return config.get("clock", "virtual") == "virtual" and is_same and repeats
 
 
 def _changed(before: Result, now: Result) -> list[str]:

@@ -41,7 +41,7 @@ from fedgmr_hpc.storage.reader import Result, doubt, kept_rows, read_result
 from fedgmr_hpc.storage.run_files import checkpoint_path, damaged_path, moved_aside_path, older
 
 log = logging.getLogger("fedgmr_hpc")
-_SAME_BITS = ("cpu_model", "version_torch", "version_numpy", "git_commit")
+_SAME_BITS = ("cpu_model", "cpu_capability", "version_torch", "version_numpy", "git_commit")
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def resumed_provenance(before: Result, now: Mapping[str, str], version: int) -> 
     then = before.provenance
     number = 1 + sum(key.startswith("resume_") for key in then)
     different = {key: value for key, value in now.items() if then.get(key) != value}
-    if other := [key for key in _SAME_BITS if key in different]:
+    if other := [key for key in _SAME_BITS if key in different and key in then]:
         log.warning("resumed with another %s: the last bits may differ", ", ".join(other))
     at_utc = datetime.now(timezone.utc).isoformat(timespec="seconds")
     entry = {"version": version, "utc": at_utc, **different}

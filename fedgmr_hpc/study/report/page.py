@@ -37,7 +37,10 @@ from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
 from fedgmr_hpc.study.tuning import States, read_states
 
-FROM_RESULT = ("git_commit", "version_torch", "version_numpy", "hostname", "cpu_model", "start_utc")
+FROM_RESULT = (
+    *("git_commit", "version_torch", "version_numpy"),
+    *("hostname", "cpu_model", "cpu_capability", "start_utc"),
+)
 
 
 def write_report(

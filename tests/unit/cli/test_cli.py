@@ -39,6 +39,8 @@ def test_check_says_what_hardly_anybody_wants(capsys: pytest.CaptureFixture[str]
     _, out, _ = run_verb(capsys, "check", "digits", *words, "restoration.total_time_s=1000")
     assert "note: clients.level = high gives none of 9 clients a bandwidth share above 0.05" in out
     assert "note: restoration.total_time_s = 1000 restores at 200 s at the earliest, after" in out
+    _, out, _ = run_verb(capsys, "check", "digits", "data.partition=iid", "data.alpha=0.1")
+    assert "note: data.alpha = 0.1 has no effect when data.partition is 'iid'" in out
     _, out, _ = run_verb(capsys, "check", "digits", "clients.count=2", "clients.shares=[0.1, 0.1]")
     assert "note: " not in out
 

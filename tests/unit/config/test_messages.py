@@ -100,6 +100,7 @@ def test_initials_and_words_of_a_key_are_understood():
     assert "did you mean" not in unknown_key("train.rate", names)  # one of two
     assert unknown_key("lr", ["run"], keys).endswith("did you mean 'train.learning_rate'?")
     assert "did you mean" not in unknown_key("wire.lr", ["dtype"], keys)
+    assert "did you mean" not in unknown_key("rate", ["run"], ["a.one_rate", "b.other_rate"])
 
 
 def test_no_message_of_the_package_has_another_form():

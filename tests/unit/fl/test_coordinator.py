@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgmr_hpc.config.axes import AggregationConfig
 from fedgmr_hpc.config.choices.registry import SCORES, registering
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
-from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.coordinator import Coordinator
 from fedgmr_hpc.fl.events import (
     CloseAt,
@@ -67,7 +65,7 @@ def make_update(assignment, values, dense=(10, 20), **changed) -> Update:
 class Driven:
     """A coordinator with what is in flight; windows close .5 s after the pace, merges take .5 s."""
 
-    def __init__(self, shares=(1.0, 0.5), layers=None, **sections):
+    def __init__(self, shares=(1.0, 0.5), layers=None, num_samples=None, **sections):
         values = {
             "method": "wo_gmr",
             "clients": {"count": len(shares), "shares": list(shares)},
@@ -79,7 +77,11 @@ class Driven:
             is_section = isinstance(section, dict)
             values[name] = {**values.get(name, {}), **section} if is_section else section
         self.core = Coordinator(
-            make_config(values), shares, WEIGHTS, layers or [PrunableLayer("a", 0, 6, 1.0)]
+            make_config(values),
+            shares,
+            WEIGHTS,
+            layers or [PrunableLayer("a", 0, 6, 1.0)],
+            num_samples=num_samples,
         )
         self.in_flight, self.log = {}, []
         self.accuracy = 0.0
@@ -1141,10 +1143,8 @@ def test_a_model_without_a_dense_part_is_looked_at_for_numbers_that_are_not_fini
 
 @pytest.mark.parametrize(("weigh_by", "expected"), [("steps", 3.0), ("data", 4.0)])
 def test_updates_weigh_by_their_steps_or_by_the_data_of_their_clients(weigh_by, expected):
-    driven = Driven((1.0, 1.0), method="fedavg", aggregation={"weigh_by": weigh_by})
-    values = AggregationConfig(buffered=False, weigh_by=weigh_by)
-    driven.core.buffer = UpdateBuffer(values, num_samples=[10, 30])
-    driven.start()
+    choices = {"method": "fedavg", "aggregation": {"weigh_by": weigh_by}}
+    driven = Driven((1.0, 1.0), num_samples=[10, 30], **choices).start()
     driven.deliver(0, values=1.0)
     driven.deliver(1, values=5.0)
     driven.close()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 
 from fedgmr_hpc.config.axes import SubmodelConfig
 from fedgmr_hpc.config.choices.plugins import load_plugins
@@ -166,6 +167,12 @@ def test_a_score_of_minus_0_ranks_as_0():
     with registered("signed", lambda weights: weights * 0):
         scores = scorer("signed").score(W, None, None)
     assert scores.tolist() == [0, 0, 0] and not np.signbit(scores).any()
+
+
+def test_a_score_may_be_a_tensor():
+    with registered("tensor", lambda weights: torch.from_numpy(weights).abs().double()):
+        scores = scorer("tensor").score(W, None, None)
+    assert isinstance(scores, np.ndarray) and scores.dtype == np.float32
 
 
 def test_the_parameters_of_a_score_are_refused_with_their_line(tmp_path):

@@ -79,7 +79,7 @@ def test_a_rule_sees_what_the_server_knows_of_the_clients():
         selection.deliver(header(3, 1.5), 6.0)
         assert choose(selection, now_s=2.0) == [1, 2]
     (draw,) = seen
-    assert (draw.num_wanted, draw.available, tuple(draw.idle)) == (2, [1, 2, 3], (0, 1, 2, 3))
+    assert (draw.num_wanted, draw.available, tuple(draw.idle)) == (2, (1, 2, 3), (0, 1, 2, 3))
     assert (draw.now_s, draw.round) == (2.0, 5)
     assert draw.shares.tolist() == draw.densities.tolist() == list(SHARES)
     assert draw.num_samples.tolist() == [7, 8, 9, 10]
@@ -89,12 +89,32 @@ def test_a_rule_sees_what_the_server_knows_of_the_clients():
     np.testing.assert_equal(draw.cycle_times_s, [NAN, NAN, 4.0, 6.0])
 
 
-def test_what_it_sees_is_not_written_to():
+def test_what_it_sees_is_its_own():
+    """What it keeps of one draw does not go on to change, and what it writes there is lost."""
+    names = ("train_losses", "scores", "cycle_times_s", "num_updates", "num_samples", "shares")
     with registered(Recording):
+        selection = selecting()
+        choose(selection)
+        for name in names:
+            getattr(seen[0], name)[:] = 77
+        choose(selection)
+    assert not any((getattr(seen[1], name) == 77).any() for name in names)
+
+
+def test_a_fault_of_a_rule_that_yields_is_its_own():
+    class Yielding(Recording):
+        def choose(self, draw):
+            draw.state["turn"] = {1}
+            yield from draw.available[: draw.num_wanted]
+
+    class Faulty(Recording):
+        def choose(self, draw):
+            yield 1 + "1"
+
+    with registered(Faulty), pytest.raises(TypeError, match="unsupported operand"):
         choose(selecting())
-    for name in ("train_losses", "scores", "cycle_times_s", "num_updates", "num_samples", "shares"):
-        with pytest.raises(ValueError, match="read-only"):
-            getattr(seen[0], name)[0] = 1
+    with registered(Yielding), pytest.raises(RunError, match=r"draw\.state\['turn'\] must hold"):
+        choose(selecting())
 
 
 def test_it_is_asked_only_where_there_is_a_choice():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedgmr_hpc.config.choices.failures import check_state, naming_plugins
 from fedgmr_hpc.config.choices.registry import REGISTRIES
-from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.errors import RunError, TransportError
 from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import log_path
@@ -144,7 +147,8 @@ def test_what_a_rule_must_not_do_is_one_line(body, line, start):
         ("self.seen = 1", f"self.seen {ASSIGNED}`refresh.state`"),
         (
             "refresh.state['seen'] = {3}; return refresh.densities",
-            "schedule Bad: refresh.state['seen'] must hold only what JSON can (got {3}): not a set",
+            "schedule Bad: refresh.state['seen'] must hold only what JSON can, and arrays of "
+            "numbers (got a set)",
         ),
     ],
 )
@@ -195,3 +199,27 @@ class Bad(fedgmr_hpc.SelectionRule):
 def test_what_a_selection_must_not_do_is_one_line(body, line, start):
     sampled = {"clients.sampled": 2, "admission.kind": "barrier"}
     assert line in start(SELECTION.format(body=body), "clients.selection", **sampled)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({3: 0.5}, "the key 3, which is no text"),
+        ([{"a": (1, 2)}], "a tuple"),
+        (np.array(["a"]), "<U1 of NumPy"),
+        (np.complex128(1), "complex128 of NumPy"),
+    ],
+)
+def test_what_a_checkpoint_would_change_is_not_kept(value: object, found: str) -> None:
+    with pytest.raises(RunError, match=re.escape(f"state['x'] must hold only what JSON can, and "
+                                                 f"arrays of numbers (got {found})")):  # fmt: skip
+        check_state("state", {"x": value})
+
+
+def test_what_a_checkpoint_gives_back_may_be_kept() -> None:
+    check_state("state", {"a": [1, None, {"b": 0.5}], "c": np.arange(3), "d": np.float64(1)})
+
+
+def test_what_a_run_says_itself_is_not_blamed_on_a_plug_in() -> None:
+    with pytest.raises(TransportError, match="rank 3 is gone"), naming_plugins(stage="merge"):
+        raise TransportError("rank 3 is gone", rank=3)

@@ -12,6 +12,7 @@ from fedgmr_hpc.config.yaml_file import configs_dir, dump
 from fedgmr_hpc.study import cells as cells_module
 from fedgmr_hpc.study.cells import digest_of, expand, find_row
 from fedgmr_hpc.study.labels import label_of
+from fedgmr_hpc.study.notices import warn_once
 from fedgmr_hpc.study.study_file import load_study
 
 NAMES = sorted(path.stem for path in (configs_dir() / "studies").glob("*.yaml"))
@@ -80,12 +81,17 @@ def test_command_line_replaces_varied_keys_and_sets_others() -> None:
     assert {cell.config.run.max_rounds for cell in cells} == {3}
 
 
-def test_what_names_a_value_that_the_command_line_takes_away_goes_with_it() -> None:
+def test_what_names_a_value_that_the_command_line_takes_away_goes_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    warn_once.cache_clear()
     claims = [
         {"name": "all", "kind": "difference", "a": "fedavg", "b": ["fedgmr", "fedasync"]},
         {"name": "gone", "kind": "difference", "a": "fedgmr", "b": "fedavg"},
         {"name": "low", "kind": "difference", "a": "fedavg", "b": "fedasync"}
         | {"where": {"clients.level": "low"}},
+        {"name": "any", "kind": "difference", "a": "fedavg", "b": "fedasync"}
+        | {"where": {"clients.level": ["low", "high"]}},
     ]
     methods = ["fedgmr", "fedavg", "fedasync"]
     content = {**TINY, "matrix": {**TINY["matrix"], "method": methods}, "claims": claims}
@@ -94,7 +100,9 @@ def test_what_names_a_value_that_the_command_line_takes_away_goes_with_it() -> N
     study, others = load_study(content, words)
     assert [cell.row for cell in expand(study, others)] == ["fedavg"] * 2 + ["fedasync"] * 2
     assert study.reference is None
-    assert [(claim.name, claim.opponents()) for claim in study.claims] == [("all", ["fedasync"])]
+    left = [(claim.name, claim.opponents()) for claim in study.claims]
+    assert left == [("all", ["fedasync"]), ("any", ["fedasync"])]
+    assert "without its reference and 2 of 4 claims, which name" in capsys.readouterr().err
     kept, _ = load_study(content, ["seed=[3]", "method=[fedavg,fedgmr]"])
     assert kept.reference == "fedgmr"
     assert [(claim.name, claim.opponents()) for claim in kept.claims] == [

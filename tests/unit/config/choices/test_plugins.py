@@ -127,7 +127,7 @@ def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Pa
         ),
         (
             RULE + '    numbers = {"n": {1}}\n',
-            "numbers['n'] must hold only what JSON can (got {1})",
+            "numbers['n'] must hold only what JSON can, and arrays of numbers (got a set)",
         ),
         (
             RULE + '    numbers: dict = {"n": 1}\n',
