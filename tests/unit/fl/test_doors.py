@@ -206,7 +206,7 @@ class Looking(MeanRule):
     numbers = {"seen": None}
 
     def prepare(self, merge, numbers):
-        told = [(each.client, each.density, each.train_loss) for each in merge.entries]
+        told = [[each.client, each.density, each.train_loss] for each in merge.entries]
         numbers["seen"] = [merge.version, merge.ages, told]
 
     def step(self, old, mean, part): ...
@@ -231,4 +231,4 @@ def test_an_aggregation_rule_sees_ages_losses_and_densities():
         rule.merge(held, buffer.take(masks), buffer.waiting(), masks, np.array([2, 4]), 4)
     (version, ages, told) = rule.state.numbers["seen"]
     assert (version, ages) == (4, [3, 1])
-    np.testing.assert_equal(told, [(0, 0.5, 0.25), (1, 1.0, np.nan)])
+    np.testing.assert_equal(told, [[0, 0.5, 0.25], [1, 1.0, np.nan]])

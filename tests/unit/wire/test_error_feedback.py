@@ -163,7 +163,7 @@ def make_worker(rule: str, trained: list[float], dense: list[float]) -> SimpleNa
         trainings=[training],
         run_id=1,
         num_prunable=4,
-        sends_changes=rule == "fedbuff",
+        num_changed=(4, 1) if rule == "fedbuff" else None,
         _squares=lambda begun: np.empty(0, np.float32),
     )
 
