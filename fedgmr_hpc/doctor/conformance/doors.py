@@ -6,7 +6,7 @@ Shapes: P prunable entries, C clients.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -47,11 +47,18 @@ def _scores(values: Values) -> str:
     return f"one number >= 0 an entry, from {', '.join(sorted(scorer.needs))}"
 
 
-def check_schedule(subject: str, values: Values) -> Iterator[Check]:
-    """Yield what holds of a configuration's density schedule."""
-    yield look(subject, "densities", partial(_densities, values))
+def _checks(
+    subject: str, values: Values, name: str, promise: Callable[[Values], str]
+) -> Iterator[Check]:
+    """Yield whether a promise of its own holds, and those that all with a state make."""
+    yield look(subject, name, partial(promise, values))
     yield look(subject, "repeat", partial(repeats, values))
     yield look(subject, "checkpoint", partial(goes_on, values))
+
+
+def check_schedule(subject: str, values: Values) -> Iterator[Check]:
+    """Return what holds of a configuration's density schedule."""
+    return _checks(subject, values, "densities", _densities)
 
 
 def _densities(values: Values) -> str:
@@ -103,10 +110,8 @@ def _shown(densities: tuple[float, ...]) -> str:
 
 
 def check_admission(subject: str, values: Values) -> Iterator[Check]:
-    """Yield what holds of a configuration's admission."""
-    yield look(subject, "closes", partial(_closes, values))
-    yield look(subject, "repeat", partial(repeats, values))
-    yield look(subject, "checkpoint", partial(goes_on, values))
+    """Return what holds of a configuration's admission."""
+    return _checks(subject, values, "closes", _closes)
 
 
 def _closes(values: Values) -> str:
@@ -138,10 +143,8 @@ def _closes(values: Values) -> str:
 
 
 def check_selection(subject: str, values: Values) -> Iterator[Check]:
-    """Yield what holds of a configuration's selection."""
-    yield look(subject, "chooses", partial(_chooses, values))
-    yield look(subject, "repeat", partial(repeats, values))
-    yield look(subject, "checkpoint", partial(goes_on, values))
+    """Return what holds of a configuration's selection."""
+    return _checks(subject, values, "chooses", _chooses)
 
 
 def _chooses(values: Values) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from registering import registered
 
 from fedgmr_hpc.config.axes import AdmissionConfig, AggregationConfig, RestorationConfig
 from fedgmr_hpc.config.choices.open_section import with_option_defaults
@@ -14,7 +14,6 @@ from fedgmr_hpc.config.choices.registry import (
     ADMISSIONS,
     AGGREGATIONS,
     RESTORATIONS,
-    registering,
 )
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.admission import Admission, AdmissionRule
@@ -23,16 +22,6 @@ from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.restoration import Restoration, Schedule
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.fl.updates import Update
-
-
-@contextmanager
-def registered(registry, entry):
-    with registering("test"):
-        registry.add("mine", entry)
-    try:
-        yield
-    finally:
-        registry.forget("test")
 
 
 class Raising(Schedule):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
+from registering import registered
 
 from fedgmr_hpc.config.axes import SubmodelConfig
 from fedgmr_hpc.config.choices.plugins import load_plugins
-from fedgmr_hpc.config.choices.registry import SCORES, registering
+from fedgmr_hpc.config.choices.registry import SCORES
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.fl.masking import Masking
 from fedgmr_hpc.fl.scores import Score, Scorer, needs_grad_squares
@@ -23,16 +22,6 @@ def floats(*values: float) -> np.ndarray:
 
 W, PREVIOUS, SQUARES = floats(2, -3, 0.5), floats(1, -3, -0.5), floats(7, 8, 9)
 LAYERS = [PrunableLayer("only", 0, 3, 1.0)]
-
-
-@contextmanager
-def registered(name, entry):
-    with registering("test"):
-        SCORES.add(name, entry)
-    try:
-        yield
-    finally:
-        SCORES.forget("test")
 
 
 def scorer(kind) -> Scorer:
@@ -94,7 +83,7 @@ class Power(Score):
 
 
 def test_a_class_has_options():
-    with registered("power", Power):
+    with registered(SCORES, Power, "power"):
         section = SubmodelConfig.model_validate({"score": "power", "power": 2.0})
         assert Scorer(section).score(W, None, SQUARES).tolist() == [49, 64, 81]
         assert needs_grad_squares(section)
@@ -107,7 +96,7 @@ def test_a_score_sees_the_model_of_the_last_refresh():
         seen.append((weights.tolist(), last_weights.tolist()))
         return np.abs(weights - last_weights)
 
-    with registered("change", change):
+    with registered(SCORES, change, "change"):
         masking = Masking(SubmodelConfig(score="change"), LAYERS)
         masking.newest = full_masks(3)
         for packed in (floats(1, 2, 3), floats(4, 2, 1)):
@@ -129,7 +118,7 @@ def test_a_score_sees_the_model_of_the_last_refresh():
     ],
 )
 def test_a_score_is_told_what_is_wrong_with_its_numbers(bad, need):
-    with registered("bad", lambda weights: bad), pytest.raises(RunError) as caught:
+    with registered(SCORES, lambda weights: bad, "bad"), pytest.raises(RunError) as caught:
         scorer("bad").score(W, None, None)
     assert f"submodel.score 'bad' must {need}" in str(caught.value)
 
@@ -148,7 +137,7 @@ class Static(Score):
 @pytest.mark.parametrize("entry", [lambda weights, loss: weights, Asking, Static])
 def test_a_score_can_only_ask_for_what_there_is(entry):
     need = "must have no parameters but weights, last_weights, grad_squares .got ..loss'.."
-    with pytest.raises(ValueError, match=need), registered("odd", entry):
+    with pytest.raises(ValueError, match=need), registered(SCORES, entry, "odd"):
         pass
     assert "odd" not in SCORES
 
@@ -159,18 +148,18 @@ def test_a_score_without_a_function_is_refused():
 
     for entry in (Mute, 3):
         with pytest.raises(ValueError, match="a class with a method `score`"):
-            with registered("mute", entry):
+            with registered(SCORES, entry, "mute"):
                 pass
 
 
 def test_a_score_of_minus_0_ranks_as_0():
-    with registered("signed", lambda weights: weights * 0):
+    with registered(SCORES, lambda weights: weights * 0, "signed"):
         scores = scorer("signed").score(W, None, None)
     assert scores.tolist() == [0, 0, 0] and not np.signbit(scores).any()
 
 
 def test_a_score_may_be_a_tensor():
-    with registered("tensor", lambda weights: torch.from_numpy(weights).abs().double()):
+    with registered(SCORES, lambda weights: torch.from_numpy(weights).abs().double(), "tensor"):
         scores = scorer("tensor").score(W, None, None)
     assert isinstance(scores, np.ndarray) and scores.dtype == np.float32
 

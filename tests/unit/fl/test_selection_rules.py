@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from registering import registered
 
 from fedgmr_hpc.config.choices import plugins
-from fedgmr_hpc.config.choices.registry import SELECTIONS, registering
+from fedgmr_hpc.config.choices.registry import SELECTIONS
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.coordinator import Coordinator
@@ -25,16 +25,6 @@ from fedgmr_hpc.storage.checkpoint import pack_tree, unpack_tree
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "own_selection.py"
 SHARES = (1.0, 0.5, 0.5, 0.25)
 NAN = math.nan
-
-
-@contextmanager
-def registered(entry):
-    with registering("test"):
-        SELECTIONS.add("mine", entry)
-    try:
-        yield
-    finally:
-        SELECTIONS.forget("test")
 
 
 class Recording(SelectionRule):
@@ -72,7 +62,7 @@ def header(client, loss, score=NAN) -> UpdateHeader:
 
 
 def test_a_rule_sees_what_the_server_knows_of_the_clients():
-    with registered(Recording):
+    with registered(SELECTIONS, Recording):
         selection = selecting(availability=Availability({0: [(9.0, 10.0)]}, 20.0))
         selection.deliver(header(2, 0.5, score=0.25), 3.0)
         selection.deliver(header(2, 0.75), 4.0)
@@ -92,7 +82,7 @@ def test_a_rule_sees_what_the_server_knows_of_the_clients():
 def test_what_it_sees_is_its_own():
     """What it keeps of one draw does not go on to change, and what it writes there is lost."""
     names = ("train_losses", "scores", "cycle_times_s", "num_updates", "num_samples", "shares")
-    with registered(Recording):
+    with registered(SELECTIONS, Recording):
         selection = selecting()
         choose(selection)
         for name in names:
@@ -111,14 +101,17 @@ def test_a_fault_of_a_rule_that_yields_is_its_own():
         def choose(self, draw):
             yield 1 + "1"
 
-    with registered(Faulty), pytest.raises(TypeError, match="unsupported operand"):
+    with registered(SELECTIONS, Faulty), pytest.raises(TypeError, match="unsupported operand"):
         choose(selecting())
-    with registered(Yielding), pytest.raises(RunError, match=r"draw\.state\['turn'\] must hold"):
+    with (
+        registered(SELECTIONS, Yielding),
+        pytest.raises(RunError, match=r"draw\.state\['turn'\] must hold"),
+    ):
         choose(selecting())
 
 
 def test_it_is_asked_only_where_there_is_a_choice():
-    with registered(Recording):
+    with registered(SELECTIONS, Recording):
         selection = selecting()
         assert choose(selection, (1, 3)) == [1, 3]
         assert choose(selection, (0, 1, 3), num_taking=2) == []
@@ -128,7 +121,7 @@ def test_it_is_asked_only_where_there_is_a_choice():
 
 
 def test_its_chance_follows_from_seed_and_version():
-    with registered(Recording):
+    with registered(SELECTIONS, Recording):
         for version in (4, 4, 5):
             choose(selecting(), version=version)
     first, same, other = (draw.rng.random() for draw in seen)
@@ -154,7 +147,7 @@ def test_anything_but_as_many_available_clients_is_one_line(answer, said):
         def choose(self, draw):
             return answer
 
-    with registered(Wrong), pytest.raises(RunError) as error:
+    with registered(SELECTIONS, Wrong), pytest.raises(RunError) as error:
         choose(selecting(), (1, 2, 3))
     need = "selection Wrong must choose 2 of 3 available clients, each once"
     assert str(error.value) == f"stage send: {need} (got {said})"
@@ -166,7 +159,7 @@ def test_clients_may_come_in_any_form_and_order(answer):
         def choose(self, draw):
             return answer
 
-    with registered(Right):
+    with registered(SELECTIONS, Right):
         assert choose(selecting()) == [1, 3]
         assert all(type(client) is int for client in choose(selecting(), (1, 3)))
 
@@ -180,12 +173,12 @@ def test_options_are_keys_of_the_clients_and_taken_by_the_rule():
         def choose(self, draw):
             return [client for client in draw.available if client >= self.start][: draw.num_wanted]
 
-    with registered(First):
+    with registered(SELECTIONS, First):
         assert choose(selecting(start=1)) == [1, 2]
 
 
 def test_without_a_sample_there_is_nothing_to_choose():
-    with registered(Recording), pytest.raises(ValueError) as error:
+    with registered(SELECTIONS, Recording), pytest.raises(ValueError) as error:
         config_of(sampled=None)
     need = "clients.selection must be 'uniform' when clients.sampled is null"
     assert str(error.value) == f"{need} (got 'mine')"
@@ -235,7 +228,7 @@ class LeastOften(SelectionRule):
 
 
 def test_deliveries_reach_the_rule():
-    with registered(LeastOften):
+    with registered(SELECTIONS, LeastOften):
         course = Course()
         assert set(course.sent) == {0, 1}
         course.round()
@@ -250,7 +243,7 @@ def test_deliveries_reach_the_rule():
 
 
 def test_what_it_knows_and_keeps_is_in_a_checkpoint():
-    with registered(LeastOften):
+    with registered(SELECTIONS, LeastOften):
         course, again = Course(), Course()
         course.round()
         packed = b"".join(pack_tree(coordinator_state(course.core)))
@@ -265,7 +258,7 @@ def test_what_it_knows_and_keeps_is_in_a_checkpoint():
 
 
 def test_checkpoints_of_before_are_read():
-    with registered(Recording):
+    with registered(SELECTIONS, Recording):
         course = Course()
         state = unpack_tree(b"".join(pack_tree(coordinator_state(course.core))))
         del state["selection"], state["admission"]["opened_s"]
