@@ -170,6 +170,8 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         with naming_plugins(rank=transport.rank):
             code = part()
         if transport.gone:
+            lost = ", ".join(map(str, sorted(transport.gone)))
+            say(f"lost on the way: ranks {lost}; their launcher may call that a failure")
             transport.abort(code)
         transport.close()
         return code

@@ -24,6 +24,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -105,6 +106,7 @@ class GlooTransport(Transport):
 
         Raises:
             TransportTimeout: a rank did not come here within `close_timeout_s`.
+            TransportError: one has ended.
         """
         if not dist.is_initialized():
             return
@@ -124,9 +126,14 @@ class GlooTransport(Transport):
         dist.destroy_process_group()
 
     def abort(self, code: int) -> None:
-        """End this process; torchrun then ends the others, which gloo leaves waiting."""
+        """End this process; torchrun ends the others, which gloo leaves waiting, as soon as one has
+        failed. Where all others are silent, this is the only one that can: it does.
+        """
         sys.stdout.flush()
         sys.stderr.flush()
+        with suppress(TransportError):  # where a rank has died, torchrun has seen it
+            self.poll()
+            code = code or int(len(self.gone) == self.size - 1)
         os._exit(code)
 
     def _send(self, dest: int, tag: Tag, views: list[memoryview]) -> None:
@@ -148,10 +155,15 @@ class GlooTransport(Transport):
 
     def _meet(self) -> None:
         """Return when every rank has come here."""
+        deadline_s = time.monotonic() + self.close_timeout_s
         try:
             dist.monitored_barrier(timeout=timedelta(seconds=self.close_timeout_s))
         except RuntimeError as error:
-            raise self._not_closed(f": {str(error).splitlines()[0]}") from error
+            why = str(error).splitlines()[0]
+            if time.monotonic() < deadline_s:
+                message = f"another rank has ended without this one, rank 0 may say why: {why}"
+                raise TransportError(message, rank=self.rank) from error
+            raise self._not_closed(f": {why}") from error
 
     def _not_closed(self, why: str = "") -> TransportTimeout:
         message = f"not every rank closed within {self.close_timeout_s:g} s{why}"
@@ -164,12 +176,19 @@ class GlooTransport(Transport):
             announced = len(view) if num_bytes is None else num_bytes
             header = torch.tensor([tag, announced, self._num_sent[dest]])
             self._num_sent[dest] += 1
-            works = [dist.isend(header, dest, group=self._group, tag=_HEADER_TAG)]
+            works = [self._begin_sending(header, dest, _HEADER_TAG)]
             if len(view):
-                works.append(dist.isend(payload, dest, group=self._group, tag=_PAYLOAD_TAG))
+                works.append(self._begin_sending(payload, dest, _PAYLOAD_TAG))
             self._count_pending(dest, 1)
             sending = _Sending([work for work in works if work], [header, payload])
             self._queue_to(dest).put(sending)
+
+    def _begin_sending(self, tensor: torch.Tensor, dest: int, tag: int) -> dist.Work | None:
+        try:
+            return dist.isend(tensor, dest, group=self._group, tag=tag)
+        except RuntimeError as error:  # that rank has ended
+            text = f"{self.name}: {error}"
+            raise TransportError(text, rank=self.rank, stage="send") from None
 
     def _queue_to(self, dest: int) -> queue.SimpleQueue[_Sending | None]:
         """Return what a thread lets go of in order; begin with it at the first message."""
