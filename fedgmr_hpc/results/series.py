@@ -5,6 +5,7 @@ Shapes: N merges, M merged updates, E evaluations with a test accuracy, F of the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,6 +230,17 @@ def quarantined(result: Result) -> list[int]:
     unmerged = result.updates["client"][result.updates["version"] == 0]
     lost = result.events["client"][result.events["kind"] == LOST]
     return [int(client) for client in np.setdiff1d(unmerged, lost)]
+
+
+def lost_ranks(result: Result) -> list[int]:
+    """Return the ranks of a run that has ended without them: no row of `ranks` is theirs, nor any
+    span of the timeline. Files that do not say how many ranks there were have none.
+    """
+    known = result.provenance
+    number = sum(key.startswith("resume_") for key in known)
+    num_ranks = (known | json.loads(known.get(f"resume_{number}", "{}"))).get("num_ranks", "0")
+    there = {int(rank) for rank in result.ranks.get("rank", ())}
+    return sorted({*range(int(num_ranks))} - there) if there else []
 
 
 def merged_ages(result: Result) -> Values:

@@ -31,6 +31,7 @@ from fedgmr_hpc.results.series import (
     Values,
     end_s,
     last_tests,
+    lost_ranks,
     mean_density,
     merged_ages,
     own_accuracies,
@@ -161,6 +162,13 @@ def _gone(result: Result) -> str:
     return f"{which} in quarantine, so that the others alone were trained" if gone else ""
 
 
+def _lost(result: Result) -> str:
+    """Say which ranks were lost before the run's end; "" for none."""
+    lost = lost_ranks(result)
+    which = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+    return f"without {which}, lost before the end: no row in /ranks, no spans" if lost else ""
+
+
 def render_summary(result: Result) -> str:
     """Summarize the end of a run: what it reached, what it cost, where it is, what to type next."""
     config, merges = result.config, result.merges
@@ -169,7 +177,7 @@ def render_summary(result: Result) -> str:
     num_last = count_of(len(last_tests(result)), "evaluation")
     facts = {
         "test accuracy": f"{test} %, mean of the last {num_last} {last_test} %",
-        "warning": "; ".join(filter(None, [describe_chance(result), _gone(result)])),
+        "warning": "; ".join(filter(None, [describe_chance(result), _gone(result), _lost(result)])),
         "sub-models": _own_submodels(result),
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),
@@ -217,7 +225,7 @@ def _course(name: str, result: Result) -> str:
     """Render about `COURSE_ROWS` evaluations, evenly spread, the last one always among them."""
     evaluations = scored(result)
     num_rows = len(evaluations["version"])
-    head = "\n".join(filter(None, [f"{name}: {result.status}", _overruns(result)]))
+    head = "\n".join(filter(None, [f"{name}: {result.status}", _lost(result), _overruns(result)]))
     if not num_rows:
         return f"{head}\nno evaluation yet"
     picks = np.unique(np.linspace(0, num_rows - 1, COURSE_ROWS).round().astype(int))

@@ -107,8 +107,11 @@ def _serve(experiment: Experiment, transport: Transport, stop: StopRequest, tell
 
 def _write_timeline(path: Path, server: Server) -> None:
     """Write the timeline, without which the results are whole."""
+    traces = server.pool.rank_traces()
+    for rank in sorted({*range(server.transport.size)} - {trace.rank for trace in traces}):
+        log.warning("warning: the timeline has no spans of rank %d, which was lost", rank)
     try:
-        write_timeline(timeline_path(path), server.pool.rank_traces())
+        write_timeline(timeline_path(path), traces)
     except OSError as error:
         log.warning("no timeline: %s: %s", timeline_path(path), error.strerror)
 
@@ -132,6 +135,7 @@ def _make_writer(experiment: Experiment, num_ranks: int, saved: Tree | None) -> 
     provenance["data_xxh3"] = experiment.data.fingerprint
     provenance["kernels"] = experiment.kernels
     provenance["plugins"] = json.dumps(config.plugin_digests)
+    provenance["num_ranks"] = str(num_ranks)
     if saved is not None:
         before = read_result(experiment.path)
         kept = kept_rows(before, saved["num_rows"])

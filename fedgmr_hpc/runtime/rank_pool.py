@@ -327,13 +327,19 @@ class RankPool:
 
     def measure_offsets(self) -> None:
         """Compare every rank's clock with this one's; only while none of them has work."""
-        for rank in self.ranks:
-            self.clocks.measure(rank, self._ask_time)
+        for rank in list(self.ranks):
+            self._measure_offset(rank)
+
+    def _measure_offset(self, rank: int) -> None:
+        self.clocks.measure(rank, self._ask_time)
 
     def _ask_time(self, rank: int) -> RoundTrip:
         sent_s = time.perf_counter()
         self.transport.send(rank, Tag.CLOCK, b"")
-        while (message := self.transport.recv(self.config.run.timeout_s)).tag != Tag.CLOCK:
+        while True:
+            message = self.transport.recv(self.config.run.timeout_s)
+            if (message.source, message.tag) == (rank, Tag.CLOCK):
+                break
             self._take(message)
         return sent_s, struct.unpack("<d", message.payload)[0], time.perf_counter()
 
@@ -366,8 +372,10 @@ class RankPool:
 
     def stop(self, code: int = 0) -> None:
         """End all ranks, with an exit code, once they have served what they hold, and collect
-        their goodbyes.
+        their goodbyes, with what they traced.
         """
+        if self.config.trace:
+            self.measure_offsets()
         self.tasks.clear()
         for rank in self.ranks:
             self.transport.send(rank, Tag.STOP, json.dumps({"code": code}).encode())

@@ -117,7 +117,7 @@ class RankClocks:
 
         Args:
             own: the spans of this rank.
-            hosts: name of each other rank's host.
+            hosts: name of the host of each other rank that has said goodbye.
         """
         mine = RankTrace(0, socket.gethostname(), own.spans(), num_dropped=own.num_dropped)
         return [mine] + [
@@ -129,4 +129,5 @@ class RankClocks:
                 trace.num_dropped,
             )
             for rank, trace in sorted(self.traces.items())
+            if rank in hosts
         ]

@@ -192,8 +192,6 @@ class Server:
             event = event and self._handle(event)
         while self.evaluator.is_waiting:
             self._pump("the evaluations under way")
-        if self.config.trace:
-            self.pool.measure_offsets()
         self.pool.stop(EXIT_CHECKPOINTED if self.weights is None else 0)
         return self.weights
 

@@ -17,6 +17,7 @@ from fedgmr_hpc.config.choices.registry import ADMISSIONS
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.results.series import lost_ranks
 from fedgmr_hpc.runtime.rank_state import keeps_memories
 from fedgmr_hpc.runtime.timeline import RankTrace, breakdown
 from fedgmr_hpc.scaling.model import Demand, Rates, System
@@ -69,7 +70,8 @@ def measure(result: Result, traces: Sequence[RankTrace], warmup_rounds: int) -> 
     """Return the measurement of a finished run with its timeline.
 
     Raises:
-        ValueError: It is not finished, has one rank, or no merge after the warm-up.
+        ValueError: It is not finished, has one rank or lost one, or has no merge after the
+            warm-up.
     """
     first, last = _measured_rows(result, warmup_rounds)
     begin_s, end_s = (float(result.merges["wall_s"][row]) for row in (first, last))
@@ -104,7 +106,9 @@ def _by_rank(result: Result, name: str) -> dict[int, int]:
 def _measured_rows(result: Result, warmup_rounds: int) -> tuple[int, int]:
     """Return the rows of the last merge of the warm-up and of the last merge of all."""
     rounds = result.merges["round"]
+    lost = lost_ranks(result)
     facts = {
+        "lost ranks": (not lost, lost, "none"),
         "status": (result.status == "finished", result.status, "'finished'"),
         "ranks": (len(result.ranks["rank"]) > 1, len(result.ranks["rank"]), "2 or more"),
         "rounds": (rounds.max(initial=0) > warmup_rounds, rounds.max(initial=0),

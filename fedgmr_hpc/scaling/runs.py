@@ -24,6 +24,7 @@ from fedgmr_hpc.config.identity import CELL, differences
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
+from fedgmr_hpc.results.series import lost_ranks
 from fedgmr_hpc.scaling.lock import locked
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.storage.run_files import output_path, timeline_path
@@ -234,8 +235,8 @@ def _run_missing(plan: Plan, folder: Path, lock: int) -> bool:
 
 
 def _is_to_run(path: Path, config: Config) -> bool:
-    """Return whether a run of this configuration is missing or incomplete, its timeline included;
-    clear the way for it.
+    """Return whether a run of this configuration is missing or incomplete, its timeline and each of
+    its ranks included; clear the way for it.
 
     Raises:
         RunError: A result that is to be kept cannot be moved aside.
@@ -247,9 +248,11 @@ def _is_to_run(path: Path, config: Config) -> bool:
         if keys:
             fault = f"results {path}: of another configuration, in {', '.join(keys)}"
         elif result.status == "finished":
-            if timeline_path(path).exists():
+            lacks = [f"rank {rank}" for rank in lost_ranks(result)]
+            lacks += [] if timeline_path(path).exists() else ["a timeline"]
+            if not lacks:
                 return False
-            fault = f"results {path}: without a timeline"
+            fault = f"results {path}: without {', '.join(lacks)}"
     except ValueError as error:
         fault = str(error).partition("\n")[0]
     try:

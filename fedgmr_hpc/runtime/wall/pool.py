@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedgmr_hpc.config.errors import RunError, TransportTimeout
+from fedgmr_hpc.config.errors import RunError, TransportError, TransportTimeout
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.fl.updates import Assignment
@@ -101,9 +101,17 @@ class LivePool(RankPool):
             try:
                 self._ask_time(rank)
             except TransportTimeout:
-                reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
-                raise RunError(f"{reason} since the start", rank=rank, stage="receive") from None
+                reason = f"{self._silence(rank)} since the start"
+                raise RunError(reason, rank=rank, stage="receive") from None
         self.clock.start()
+
+    def _measure_offset(self, rank: int) -> None:
+        """Go on without a rank that does not answer: only its spans are missing then."""
+        self._ping()  # the others may have to wait for as long as a rank may be silent
+        try:
+            super()._measure_offset(rank)
+        except TransportTimeout:
+            self._lose(rank, self._silence(rank))
 
     def next(self) -> Arrival | WindowEnd | Lost | None:
         """Return the next thing that happens; None if nothing has for a while."""
@@ -200,7 +208,10 @@ class LivePool(RankPool):
             if not self._owes(rank):
                 heard_s[rank] = now_s
             elif now_s - heard_s[rank] > self.config.run.timeout_s:
-                self._lose(rank)
+                self._lose(rank, self._silence(rank))
+
+    def _silence(self, rank: int) -> str:
+        return f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
 
     def _owes(self, rank: int) -> bool:
         if self.is_over:
@@ -208,13 +219,13 @@ class LivePool(RankPool):
         is_owed = any(cycle.is_owed for cycle in self.transfers.of_rank(rank))
         return is_owed or bool(self.ranks[rank].chunks)
 
-    def _lose(self, rank: int) -> None:
-        reason = f"rank {rank} has been silent for {self.config.run.timeout_s:g} s"
+    def _lose(self, rank: int, reason: str) -> None:
         # Its evaluations go to the others, in their order and before newer ones, which may wait
         # for their statistics.
         self.urgent.extendleft(reversed(self.ranks.pop(rank).chunks))
         self.transport.gone.add(rank)
-        log.warning("continuing without rank %d: %s", rank, reason)
+        doing = "ending" if self.is_over else "continuing"
+        log.warning("%s without rank %d: %s", doing, rank, reason)
         if not self.ranks and not self.is_over:
             raise RunError(f"{reason}, and no other rank is left", rank=rank, stage="receive")
         for client in (client for client, host in self.rank_of.items() if host == rank):
@@ -258,9 +269,15 @@ class LivePool(RankPool):
         self.happened.append(Arrival(now_s, client))
 
     def stop(self, code: int = 0) -> None:
-        """End all ranks; what is still on its way is no part of the run."""
+        """End all ranks; what is still on its way is no part of the run, and neither are ranks of
+        which nothing can be heard any more.
+        """
         self.is_over = True
-        super().stop(code)
+        try:
+            super().stop(code)
+        except TransportError as error:
+            for rank in self.ranks.keys() - self.goodbyes.keys():
+                self._lose(rank, str(error))
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` takes back: the clock. What is in flight is not saved."""

@@ -18,6 +18,7 @@ from fedgmr_hpc.results.series import (
     Run,
     client_steps,
     last_tests,
+    lost_ranks,
     measure_run,
     quarantined,
     time_name,
@@ -64,6 +65,18 @@ def make_result(folder: str = "a", max_time_s: float | None = 30.0, **config: An
         submodels=table(version=[0, 0, 1, 1], density=[0.2, 1.0] * 2, num_clients=[3, 1] * 2,
                         test_accuracy=[0.1, 0.1, 0.3, 0.5], now_s=[0.0, 0.0, 20.0, 20.0]),
     )  # fmt: skip
+
+
+def test_ranks_of_the_last_resume_that_have_no_row_were_lost() -> None:
+    result = make_result()
+    assert lost_ranks(result) == []
+    ended = replace(result, ranks=table(rank=[0, 2]), provenance={"num_ranks": "4"})
+    assert lost_ranks(ended) == [1, 3]
+    for number, (resumed, lost) in enumerate([('{"num_ranks": "3"}', [1]), ("{}", [1, 3])], 1):
+        ended = replace(ended, provenance=ended.provenance | {f"resume_{number}": resumed})
+        assert lost_ranks(ended) == lost
+    assert lost_ranks(replace(ended, ranks=table(rank=[]))) == []  # it has not ended
+    assert lost_ranks(replace(ended, provenance={})) == []  # an older file
 
 
 def test_costs_of_a_version_are_of_what_it_is_made_of() -> None:

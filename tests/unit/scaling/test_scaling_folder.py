@@ -128,6 +128,15 @@ def test_a_finished_result_without_a_timeline_is_kept(
     assert f"{folder.path}: without a timeline; moved to {folder.path.name}.kept-1" in said
 
 
+def test_a_finished_result_without_one_of_its_ranks_is_kept(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.result = replace(folder.result, provenance={"num_ranks": "4"})
+    assert run_plan(folder.plan, folder.root)
+    assert folder.ran == 1 and f"{folder.path.name}.kept-1" in folder.kept()
+    assert f"{folder.path}: without rank 2, rank 3; moved to" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("status", ["finished", "running"])
 def test_a_result_of_another_configuration_is_kept(
     folder: Folder, capsys: pytest.CaptureFixture[str], status: str

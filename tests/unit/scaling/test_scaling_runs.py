@@ -256,6 +256,12 @@ def test_demands_and_links_on_the_wall_clock_are_scaled() -> None:
     assert system.is_placed and system.is_synchronous and system.num_cores is None
 
 
+def test_a_run_that_has_lost_a_rank_is_refused() -> None:
+    result = replace(made_result(load_config("digits")), provenance={"num_ranks": "3"})
+    with pytest.raises(ValueError, match=r"lost ranks must be none .got \[2\]"):
+        measure(result, made_traces(), 2)
+
+
 def test_a_run_without_merges_after_the_warm_up_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rounds must be more than the 4 warm-up rounds .got 4"):
         measure(made_result(load_config("digits")), made_traces(), 4)
