@@ -122,18 +122,21 @@ class Ledger:
     def _increment_bytes(self, masks: MaskSet, level: int) -> tuple[int, int]:
         """(bytes without positions, bytes of positions) of an increment's frame."""
         span = masks.increment(level)
-        links = self.links
-        if links.size == "nominal":
-            nominal = round(links.nominal_mb * 1e6 * (span.stop - span.start) / masks.size)
-            return max(nominal, int(level == 0)), 0  # never a transfer of nothing
+        if self.links.size == "nominal":
+            below = self._nominal_bytes(masks.densities[level - 1]) if level else 0
+            return self._nominal_bytes(masks.densities[level]) - below, 0
         dense = self.num_dense if level == 0 else 0
         plain = frame_bytes(span.stop - span.start, dense, dtype=self.dtype)
         return plain, len(self.codes.code(masks, level)[1])
 
+    def _nominal_bytes(self, density: float) -> int:
+        """Return what a transfer of a density is charged, whatever share of the weights that is."""
+        return max(1, round(self.links.nominal_mb * 1e6 * density))  # never a transfer of nothing
+
     def upload_bytes(self, assignment: Assignment) -> int:
         """Return the length of the update that answers an assignment."""
         if self.links.size == "nominal":
-            return max(1, round(self.links.nominal_mb * 1e6 * assignment.density))
+            return self._nominal_bytes(assignment.density)
         extra = assignment.num_kept if self.has_squares else 0
         return frame_bytes(assignment.num_kept, self.num_dense, num_extra=extra, dtype=self.dtype)
 

@@ -28,6 +28,7 @@ from fedgmr_hpc.runtime.checkpoints.plan import (
     check_kernels,
     plan_finished,
     plan_resume,
+    refuse_orphan,
 )
 from fedgmr_hpc.runtime.replay import ReplayClock
 from fedgmr_hpc.runtime.server import load_availability
@@ -146,6 +147,7 @@ def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
         can_resume = has_checkpoint(checkpoint_path(run.path))
         hint = "; name another" + (", or continue it with --resume" if can_resume else "")
         raise ValueError(f"results.path: {run.path} exists and is never overwritten{hint}")
+    refuse_orphan(run.path)
     return None
 
 

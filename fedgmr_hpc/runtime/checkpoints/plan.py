@@ -113,14 +113,24 @@ def plan_resume(
         if results.exists():
             note += f"; {results} as it was becomes {moved_aside_path(results)}"
         return ResumePlan(notes=(*doubts, note))
-    if not results.exists():
+    refuse_orphan(results)
+    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3, kernels)
+    notes = (f"{wrong}; resumes from the older {file}",) if wrong else ()
+    return ResumePlan(checkpoint=file, notes=(*doubts, *notes))
+
+
+def refuse_orphan(results: Path) -> None:
+    """Refuse a checkpoint without its result file: whoever moved that away would lose the state.
+
+    Raises:
+        ValueError: there is a checkpoint, and no result file.
+    """
+    path = checkpoint_path(results)
+    if has_checkpoint(path) and not results.exists():
         raise ValueError(
             f"results.path: got {results}, which is not there, but its checkpoint is: "
             f"bring it back, or remove {path}*"
         )
-    file, wrong = _fitting_checkpoint(path, read_result(results), config, data_xxh3, kernels)
-    notes = (f"{wrong}; resumes from the older {file}",) if wrong else ()
-    return ResumePlan(checkpoint=file, notes=(*doubts, *notes))
 
 
 def _read_begun(results: Path) -> Result | None:

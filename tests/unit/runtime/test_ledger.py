@@ -7,6 +7,8 @@ level 1 takes 120 + 4 x 3 = 132, each one more with positions.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -148,6 +150,15 @@ def test_nominal_whole_sizes_add_up():
     broadcast = ledger.charge_dispatch(make_dispatch({0: 1, 1: 0}))
     assert broadcast.size == 9_000_000
     assert parts(broadcast)[0] == (3_000_000, 9_000_000, 6_000_000)
+
+
+def test_nominal_sizes_are_those_of_the_densities_and_not_of_what_a_width_keeps():
+    ledger = make_ledger(3, links={"size": "nominal", "nominal_mb": 6.0})
+    masks = replace(make_masks(), densities=(0.05, 1.0))  # level 0 keeps half
+    broadcast = ledger.charge_dispatch(make_dispatch({0: 1, 1: 0, 2: 0}, masks))
+    assert broadcast.size == 6_000_000
+    assert ledger.down_bytes.tolist() == [6_000_000, 300_000, 300_000]
+    assert broadcast.upload_bytes == {0: 6_000_000, 1: 300_000, 2: 300_000}
 
 
 # --- uploads

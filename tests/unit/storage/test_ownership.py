@@ -89,6 +89,16 @@ def test_a_run_is_refused_before_it_touches_anything(results: Path) -> None:
     assert names(results.parent) == ["run.h5"]  # a run that is refused is no owner either
 
 
+def test_a_start_keeps_the_checkpoint_of_a_result_file_that_was_moved_away(results: Path) -> None:
+    config = load_config(None, ["clients.count=2", f"results.path={results}"])
+    checkpoint = results.with_suffix(".ckpt")
+    checkpoint.write_bytes(b"days of work")
+    for resumes in (False, True):
+        with pytest.raises(ValueError, match="its checkpoint is: bring it back, or remove"):
+            prepare_experiment(config, resumes=resumes)
+    assert checkpoint.read_bytes() == b"days of work" and names(results.parent) == [checkpoint.name]
+
+
 def test_the_record_of_a_process_that_is_gone_is_taken_over(results: Path) -> None:
     before = leave(results, GONE)
     with take(results) as owner:
