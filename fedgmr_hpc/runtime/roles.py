@@ -241,11 +241,11 @@ def work(
             found = f"the data here have the fingerprint {data.fingerprint}"
             raise RunError(f"{found}, those of rank 0 {data_xxh3}: see data.root and data.cache")
         _check_kernels(kernels_in_use(config, device), kernels)
+        kind = LiveWorker if config.clock == "wall" and not is_replay else Worker
+        worker = kind(config, transport, data, run_id, device)  # may not fit into a GPU's memory
     except Exception as error:
         report_failure(transport, error, "receive")
         return 0
-    kind = LiveWorker if config.clock == "wall" and not is_replay else Worker
-    worker = kind(config, transport, data, run_id, device)
     worker.run()
     return worker.exit_code
 
