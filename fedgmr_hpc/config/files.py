@@ -23,7 +23,13 @@ from fedgmr_hpc.config.choices.open_section import (
     without_unchosen,
 )
 from fedgmr_hpc.config.choices.partition_file import with_content
-from fedgmr_hpc.config.choices.plugins import absolute, load_plugins, plugins_in, used_digests
+from fedgmr_hpc.config.choices.plugins import (
+    absolute,
+    load_plugins,
+    other_plugins,
+    plugins_in,
+    used_digests,
+)
 from fedgmr_hpc.config.choices.registry import REGISTRIES, Registry
 from fedgmr_hpc.config.choices.section import Section
 from fedgmr_hpc.config.identity import flat
@@ -35,10 +41,6 @@ from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import dotted_keys, mistakes
 from fedgmr_hpc.config.yaml_file import configs_dir, dump, read_mapping
 
-_OF_A_SCRIPT = (
-    "a script registered it itself; runs that can be replayed elsewhere have it from a file, "
-    "named with --plugin"
-)
 Source = str | PathLike[str] | Mapping[str, Any]
 
 
@@ -194,24 +196,7 @@ def _set_digests(values: dict[str, Any], found: dict[str, str]) -> list[str]:
     values["plugin_digests"] = found
     if not isinstance(wanted, Mapping):
         return [must_be("plugin_digests", "a mapping from names to digests", wanted)]
-    return [
-        must_be(
-            f"plugin_digests.{name}",
-            f"{wanted.get(name)}",
-            found.get(name, "not loaded"),
-            because=_why(name, values, name in found),
-        )
-        for name in sorted(wanted.keys() | found.keys())
-        if wanted.get(name) != found.get(name)
-    ]
-
-
-def _why(name: str, values: Mapping[str, Any], is_loaded: bool) -> str:
-    """Return why a plug-in does not have the digest that it is to have."""
-    if is_loaded:
-        files = [Path(each).name for each in values.get("plugins", ()) if Path(each).stem == name]
-        return f"{files[0] if files else name} has changed since this run"
-    return _OF_A_SCRIPT if name == "__main__" else ""
+    return other_plugins(wanted, found)
 
 
 def _drop(values: dict[str, Any], path: Sequence[str | int]) -> None:

@@ -31,6 +31,11 @@ from fedgmr_hpc.config.messages import must, must_be
 
 GROUP = "fedgmr_hpc.plugins"
 VARIABLE = "FEDGMR_PLUGINS"  # files and modules, with spaces between
+_SCRIPT = "__main__"
+_OF_A_SCRIPT = (
+    "a script registered it itself; runs that can be replayed elsewhere have it from a file, "
+    "named with --plugin"
+)
 
 
 @dataclass(frozen=True)
@@ -241,3 +246,35 @@ def _digest_of_script(entry: Any) -> str:
         except (OSError, TypeError):
             return "unknown"
     return xxhash.xxh3_64_hexdigest(source)
+
+
+def other_plugins(then: Mapping[str, str], now: Mapping[str, str], when: str = "") -> list[str]:
+    """Return a line for each plug-in that is not the one that a run began with.
+
+    Args:
+        then: digests by name, as `used_digests` returns them, when it began.
+        now: those that it would go on with.
+        when: what makes this matter, as of `messages.must`.
+    """
+    names = sorted(then.keys() | now.keys())
+    return [_other(name, then, now, when) for name in names if then.get(name) != now.get(name)]
+
+
+def _other(name: str, then: Mapping[str, str], now: Mapping[str, str], when: str) -> str:
+    what = f"plugins: {_place(name)}"
+    if name not in now:
+        because = _OF_A_SCRIPT if name == _SCRIPT else "name its file with --plugin"
+        need = "loaded, as when the run began"
+        return must_be(what, need, when=when, found="not loaded", because=because)
+    if name not in then:
+        because = "leave it out, or start a new run"
+        return must_be(what, "absent, as when the run began", when=when, because=because)
+    need, found = "the file that the run began with", "one that has changed since"
+    because = "use the unchanged file, or start a new run"
+    return must_be(what, need, when=when, found=found, because=because)
+
+
+def _place(name: str) -> str:
+    """Return the name of a plug-in's file; of a module, its own."""
+    files = [each for each, plugin in _loaded.items() if plugin.name == name and is_file(each)]
+    return Path(files[-1]).name if files else name

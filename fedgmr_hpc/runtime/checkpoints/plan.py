@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.config.choices.plugins import other_plugins
 from fedgmr_hpc.config.choices.section import Mark
 from fedgmr_hpc.config.identity import CELL, RESUMED, differences
 from fedgmr_hpc.config.messages import must, must_be, shown
@@ -178,10 +179,9 @@ def _check_fit(result: Result, saved: Tree) -> None:
 def _check_config(
     saved: Mapping[str, Any], config: Config, of: str | Path, counting: tuple[Mark, ...]
 ) -> None:
-    different = differences(saved, config, counting).items()
-    wrong = [
-        must_be(key, shown(then), now, when=f"continuing {of}") for key, (then, now) in different
-    ]
+    different, when = differences(saved, config, counting), f"continuing {of}"
+    wrong = other_plugins(*different.pop("plugin_digests", ({}, {})), when)
+    wrong += [must_be(key, shown(then), now, when=when) for key, (then, now) in different.items()]
     if wrong:
         raise ValueError("\n".join(wrong))
 

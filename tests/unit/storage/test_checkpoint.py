@@ -321,10 +321,13 @@ def event(number: int) -> EventRow:
 
 
 def write_results(
-    path: Path, status: str | None = None, weights: Floats | None = None
+    path: Path,
+    status: str | None = None,
+    weights: Floats | None = None,
+    values: dict[str, object] | None = None,
 ) -> dict[str, int]:
     """Three events, of which the last is not synced."""
-    text = render_config(make_config({}))
+    text = render_config(make_config(values or {}))
     writer = ResultWriter(path, config_yaml=text, provenance={"cpu_model": "one"}, **SIZES)
     writer.append(event(0))
     writer.append(event(1))

@@ -89,7 +89,7 @@ def test_a_choice_of_a_file_has_its_options_under_its_axis(mine: Path) -> None:
             "it is an option of 'trimmed'",
         ),
         (["aggregation.cutfrac=0.2"], "did you mean 'aggregation.cut_frac'?"),
-        (["plugin_digests.mine=0"], "plugin_digests.mine must be 0 (got '"),
+        (["plugin_digests.mine=0"], "plugins: mine.py must be the file that the run "),
     ],
 )
 def test_a_wrong_word_about_it_is_one_line(words: list[str], line: str, mine: Path) -> None:
@@ -174,7 +174,7 @@ def test_another_content_is_another_run(mine: Path) -> None:
     mine.write_text(RULE + "\n# changed\n")
     after = load_config("digits", words)
     assert list(differences(before, after, RESUMED)) == ["plugin_digests"]
-    with pytest.raises(ValueError, match="plugin_digests.mine must be"):
+    with pytest.raises(ValueError, match="plugins: mine.py must be the file that "):
         make_config(before.model_dump(mode="json"))
 
 
@@ -412,7 +412,10 @@ def test_a_missing_plug_in_is_asked_for(text: str, start: str, tmp_path: Path) -
 
 
 def test_what_a_script_has_registered_is_told_from_a_plug_in(mine: Path) -> None:
-    line = "plugin_digests.__main__ must be 1f (got 'not loaded'): a script registered it itself; "
+    line = (
+        "plugins: __main__ must be loaded, as when the run began (got not loaded): "
+        "a script registered it itself; "
+    )
     found = mistake(source={"plugin_digests": {"__main__": "1f"}})
     assert (
         found
@@ -436,5 +439,5 @@ def test_a_script_reserves_no_key(tmp_path: Path) -> None:
 def test_a_configuration_does_not_run_with_other_code(mine: Path) -> None:
     before = load(mine, RULE)
     load(mine, RULE + "\n# changed\n")
-    with pytest.raises(ValueError, match="plugin_digests.mine must be"):
+    with pytest.raises(ValueError, match="plugins: mine.py must be the file that "):
         fedgmr_hpc.run(before)
