@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
-from fedgmr_hpc.config.identity import CELL, differences
+from fedgmr_hpc.config.identity import CELL, differences, flat
 from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.overrides import as_override, laid_over
 from fedgmr_hpc.config.schema import Config
@@ -44,6 +44,14 @@ FORMAT = "fedgmr_hpc scaling 1"
 PLACES = frozenset(
     ("data.root", "data.cache", "data.cache_owner", "data.partition_file", "plugins")
     + ("results.path",)
+)
+# What is said of a certain number of clients: with another one it would mean something else.
+OF_SO_MANY_CLIENTS = (
+    "clients.sampled",
+    "clients.availability",
+    "aggregation.max_entries",
+    "data.partition_file",
+    "links.trace",
 )
 IDENTITY = re.compile(
     r"rank (\d+) of \d+: host (\S+), .*?device (\S+), threads (\d+),.*, cores ([\d ]+|any)$"
@@ -130,17 +138,18 @@ def _weak_point(config: Config, fewest: int, num_ranks: int) -> Point:
 def _clients(config: Config, per_rank: int, num_ranks: int) -> tuple[str, ...]:
     """Return overrides for `per_rank` clients on every rank; lists of equal values are resized."""
     when = "the number of clients varies"
-    if config.clients.sampled is not None:
-        raise ValueError(must_be("clients.sampled", "null", config.clients.sampled, when=when))
+    values = flat(config.model_dump(mode="json"))
+    if given := [key for key in OF_SO_MANY_CLIENTS if values[key] is not None]:
+        raise ValueError("\n".join(must_be(key, "null", values[key], when=when) for key in given))
     count = per_rank * (num_ranks - 1)
     words = [as_override("clients.count", count)]
-    for key in ("shares", "max_densities"):
-        values = getattr(config.clients, key)
-        if values is not None and len(set(values)) > 1:
-            need, found = "null, or have equal values", f"{len(set(values))} different values"
-            raise ValueError(must_be(f"clients.{key}", need, when=when, found=found))
-        if values is not None:
-            words.append(as_override(f"clients.{key}", [values[0]] * count))
+    for key in ("clients.shares", "clients.max_densities"):
+        listed = values[key]
+        if listed is not None and len(set(listed)) > 1:
+            need, found = "null, or have equal values", f"{len(set(listed))} different values"
+            raise ValueError(must_be(key, need, when=when, found=found))
+        if listed is not None:
+            words.append(as_override(key, [listed[0]] * count))
     return tuple(words)
 
 

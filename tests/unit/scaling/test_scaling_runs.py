@@ -22,6 +22,7 @@ from fedgmr_hpc.scaling import runs as scalingruns
 from fedgmr_hpc.scaling.analysis import ratio_summary
 from fedgmr_hpc.scaling.measure import Measured, make_system, measure
 from fedgmr_hpc.scaling.runs import (
+    Kind,
     Plan,
     Point,
     RankIdentity,
@@ -82,6 +83,13 @@ def test_sweeps_change_one_thing() -> None:
             r"clients.sampled must be null when the number of clients varies .got 4",
         ),
         ("clients-per-rank", ("clients.sampled=4",), [3], [5.0], r"clients.sampled must be null"),
+        (
+            "weak",
+            ("aggregation.max_entries=4",),
+            [2, 3],
+            [],
+            r"^aggregation.max_entries must be null when the number of clients varies .got 4.$",
+        ),
         ("density", (), [3], [2.0], r"--values must be densities, .*got 2"),
         ("density", (), [3, 5], [0.5], r"one number of ranks and one or more values above 0"),
         ("clients-per-rank", (), [3], [1.5], r"--values must be whole numbers of clients .got 1.5"),
@@ -97,6 +105,38 @@ def test_sweeps_change_one_thing() -> None:
 def test_wrong_points_are_named(kind, words, ranks, values, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make_points(kind, load_config("digits", words), ranks, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "values"),
+    [("weak", [2, 3], []), ("clients-per-rank", [3], [5.0, 9.0])],
+)
+def test_files_of_so_many_clients_are_no_files_of_another_number(
+    kind: Kind, ranks: list[int], values: list[float], tmp_path: Path
+) -> None:
+    names = ("availability", "trace", "partition")
+    availability, trace, partition = (tmp_path / f"{name}.csv" for name in names)
+    availability.write_text("client,from_s,to_s\n0,0,100\n")
+    trace.write_text("time_s,client,direction,bytes_per_s\n0,0,up,1e6\n")
+    partition.write_text("client,sample\n")
+    words = (
+        f"clients.availability={availability}",
+        f"links.trace={trace}",
+        "data.partition=file",
+        f"data.partition_file={partition}",
+    )
+    config = load_config("digits", words)
+    with pytest.raises(ValueError) as wrong:
+        make_points(kind, config, ranks, values)
+    assert str(wrong.value).splitlines() == [
+        f"{key} must be null when the number of clients varies (got '{path}')"
+        for key, path in (
+            ("clients.availability", availability),
+            ("data.partition_file", partition),
+            ("links.trace", trace),
+        )
+    ]
+    assert make_points("strong", config, [2, 3], [])  # which has the same clients all along
 
 
 def made_plan(*words: str) -> Plan:
