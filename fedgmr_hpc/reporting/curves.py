@@ -31,7 +31,8 @@ FAR = 10.0  # times
 ROUND_ERRORS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05)
 MORE_ERRORS = (80, 70, 60, 40, 30, 15, 12, 8, 7, 6, 4, 3, 1.5, 0.7, 0.3)
 MAX_MARKED = 12  # a curve with more points has markers at equal distances
-SPACED = "\nspaced by log error"
+SPACED = "\nlog scale of the error"
+GAP = 0.08  # of an axis, the least that is left between two accuracies that it names
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,19 @@ def accuracy_ticks(low: float, high: float) -> list[float]:
         first, last = accuracy_limits(low, high)
         ticks = sorted(100.0 - error for error in errors if first <= 100 - error <= last)
         if len(ticks) >= 4:
-            return ticks
+            return ticks + _topmost(ticks[-1], first, last)
     return [tick for tick in MaxNLocator(5).tick_values(low, high) if first <= tick <= last]
+
+
+def _topmost(below: float, first: float, last: float) -> list[float]:
+    """Return one more accuracy to name above the last round one, where that leaves it room.
+
+    The best methods lie there: 97 % tells more of them than that they are beyond 95.
+    """
+    places = _to_log(np.array([first, last, below]))
+    least = places[2] + GAP * (places[1] - places[0])
+    above = [100.0 - error for error in MORE_ERRORS if below < 100.0 - error <= last]
+    return [tick for tick in above if _to_log(np.array(tick)) >= least][-1:]
 
 
 def _to_log(accuracy: Values) -> Values:

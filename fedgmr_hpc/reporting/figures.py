@@ -219,8 +219,9 @@ def look(style: Style) -> dict[str, Any]:
         "linestyle": dash(style.line),
         "linewidth": width,
         "marker": style.marker,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.2 * width,
+        "markerfacecolor": "white" if style.is_hollow else style.colour,
+        "markeredgecolor": style.colour if style.is_hollow else "white",
+        "markeredgewidth": (0.6 if style.is_hollow else 0.2) * width,
         "zorder": 2 + style.width,
     }
 

@@ -266,8 +266,9 @@ def _look(style: Style) -> dict[str, Any]:
     dashes = [round(part * width, 2) for part in style.line]
     return {
         "colour": style.colour,
-        "symbol": symbol,
+        "symbol": f"{symbol}-open" if style.is_hollow else symbol,
         "outline": outline,
+        "fill": "#fff" if style.is_hollow else style.colour,
         "width": round(width, 2),
         "dash": ",".join(f"{part:g}px" for part in dashes) or "solid",
     }

@@ -35,8 +35,8 @@ PLACES = (
     *("fedgmr_timed", "gmr_fa", "wo_ims", "wo_buff", "wo_asyn", "gmr_ga", "wo_buff_ims"),
     *("fedgmr_wg", "fa", "fedadam", "median", "krum", "ga", "trimmed_mean"),
 )
-# Lines of ROW+aux and the like, which have the colour and marker of ROW; of rows of the first
-# line.
+# Lines of ROW+aux and the like, which have the colour of ROW and its marker, hollow; of rows of
+# the first line.
 WRAPPED: dict[str, Line] = {
     "aux": (9.0, 2.0),
     "gmr": (9.0, 1.5, 3.0, 1.5),
@@ -52,6 +52,7 @@ class Style:
     marker: str  # of MARKERS
     line: Line = ()
     width: float = 1.0  # ordinary line widths
+    is_hollow: bool = False  # the marker
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
@@ -87,5 +88,5 @@ def _style(place: int, wrappers: str) -> Style:
     marker = MARKERS[(column + 2 * line + lap) % len(MARKERS)]
     if wrappers:  # longer over rows of a later line: ROW's line does not show in its wrapper's
         lengths = tuple(round(each * (1 + 0.6 * line), 1) for each in WRAPPED[wrappers])
-        return Style(COLOURS[column], marker, lengths)
+        return Style(COLOURS[column], marker, lengths, is_hollow=True)
     return Style(COLOURS[column], marker, LINES[line], STRONG if place == 0 else 1.0)

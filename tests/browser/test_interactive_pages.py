@@ -103,7 +103,7 @@ def point_at(driver: Any, x: float, y: float) -> str:
 
 def test_points_axes_and_methods(open_page: Any, tmp_path: Path) -> None:
     driver = open_page(write_interactive(chart(), tmp_path / "interactive.html"))
-    assert titles(driver) == ["virtual time (s)", "test accuracy (%, spaced by log error)"]
+    assert titles(driver) == ["virtual time (s)", "test accuracy (%, log scale of the error)"]
     assert traces(driver)["fedgmr"] == [[0, 10, 20], [90, 45, 15]]
     said = "fedgmr, mean of 2 runs, seeds 1, 2; virtual time 10 s; test accuracy 55 % (50 to 60)"
     assert point_at(driver, 10, 45) == said

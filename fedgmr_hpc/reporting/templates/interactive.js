@@ -129,7 +129,7 @@ function swatch(method) {
   const svg = make("svg", { width: 42, height: 14, viewBox: "-21 -7 42 14", "aria-hidden": "true" });
   svg.append(
     make("path", { d: "M-20,0H20", stroke: method.colour, "stroke-width": method.width, "stroke-dasharray": dash }),
-    make("path", { d: method.outline, fill: method.colour }),
+    make("path", { d: method.outline, fill: method.fill, stroke: method.colour }),
   );
   return svg;
 }
@@ -233,7 +233,7 @@ const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").repl
 const titleOf = (key) => columnOf(key).label + (columnOf(key).unit ? ` (${columnOf(key).unit})` : "");
 const axisTitle = (name) => {
   if (!choices[name]) return "";
-  return name === "y" && isByError() ? `${columnOf(choices.y).label} (%, spaced by log error)` : titleOf(choices[name]);
+  return name === "y" && isByError() ? `${columnOf(choices.y).label} (%, log scale of the error)` : titleOf(choices[name]);
 };
 const faint = (colour) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16))},0.15)`;
 

@@ -53,6 +53,7 @@ def test_only_good_accuracies_are_spaced_by_their_error() -> None:
 
 def test_an_axis_of_accuracies_names_round_ones() -> None:
     assert accuracy_ticks(0.0, 94.8) == [0, 50, 80, 90, 95]
+    assert accuracy_ticks(0.0, 97.4) == [0, 50, 80, 90, 95, 97]  # where the best ones lie
     assert accuracy_ticks(88.0, 94.9) == [88, 90, 92, 93, 94, 95]
     assert len(accuracy_ticks(90.1, 90.9)) >= 3
     assert accuracy_ticks(45.0, 85.0) == [50, 60, 70, 80, 85]
@@ -61,7 +62,7 @@ def test_an_axis_of_accuracies_names_round_ones() -> None:
 def test_distances_are_ratios_of_errors_and_the_label_says_so() -> None:
     axes = Figure().subplots()
     scale_accuracy(axes, [np.array([50.0, 95.0])], "test accuracy")
-    assert axes.get_ylabel() == "test accuracy (%)\nspaced by log error"
+    assert axes.get_ylabel() == "test accuracy (%)\nlog scale of the error"
     y = [axes.transData.transform((0, accuracy))[1] for accuracy in (80, 90, 95)]
     assert y[1] - y[0] == pytest.approx(y[2] - y[1])
     scale_accuracy(axes, [np.array([10.0, 60.0]), np.array([np.nan])], "accuracy", along="x")

@@ -43,6 +43,7 @@ def test_a_wrapped_row_has_the_colour_and_marker_of_its_row():
         styles = [styles_of(names)[name] for name in names]
         assert len({(style.colour, style.marker) for style in styles}) == 1
         assert len({style.line for style in styles}) == 4
+        assert [style.is_hollow for style in styles] == [True, True, True, False]
 
 
 def test_wrapped_rows_of_one_colour_differ_without_markers():

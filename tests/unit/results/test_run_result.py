@@ -100,7 +100,7 @@ def test_final_weights_are_tensors_by_name(result: RunResult) -> None:
 
 
 def test_a_run_draws_itself(result: RunResult) -> None:
-    assert result.plot().axes[0].get_ylabel() == "test accuracy (%)\nspaced by log error"
+    assert result.plot().axes[0].get_ylabel() == "test accuracy (%)\nlog scale of the error"
     assert result.plot("density").axes[0].get_ylabel().startswith("share of bandwidth")
     with pytest.raises(ValueError, match="what must be 'accuracy', 'density' or 'submodels'"):
         result.plot("losses")
