@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedgmr_hpc.config.choices.named_content import with_content, with_paths_from
 from fedgmr_hpc.config.choices.open_section import (
     OpenSection,
     fields_of,
@@ -22,7 +23,6 @@ from fedgmr_hpc.config.choices.open_section import (
     with_option_defaults,
     without_unchosen,
 )
-from fedgmr_hpc.config.choices.partition_file import with_content
 from fedgmr_hpc.config.choices.plugins import (
     absolute,
     load_plugins,
@@ -116,11 +116,11 @@ def _plugins_in(values: Mapping[str, Any]) -> list[str]:
 
 
 def _read_run(source: str | PathLike[str]) -> dict[str, Any]:
-    """Return what a file says; the paths of plug-ins and of a row in it are taken from its
-    folder.
+    """Return what a file says; the paths in it of plug-ins, of a row and of what decides what the
+    run does are taken from its folder.
     """
     path = _find_run(source)
-    values = read_mapping(path)
+    values = with_paths_from(path.parent, read_mapping(path))
     if isinstance(values.get("plugins"), list):
         named = values["plugins"]
         values["plugins"] = [

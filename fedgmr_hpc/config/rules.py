@@ -95,10 +95,12 @@ _NEEDED_BY_CONTROL_VARIATES: dict[str, tuple[Any, str]] = {
     "train.momentum": (0.0, "with momentum a step is longer than the rate times the gradient"),
     "wire.dtype": ("fp32", "control variates are found in weights, which must not be rounded"),
 }
-# A period without the file that it repeats.
+# A period, or a digest, without its file.
 _PERIODS = {
     "clients.availability_period_s": "clients.availability",
+    "clients.availability_xxh3": "clients.availability",
     "links.trace_period_s": "links.trace",
+    "links.trace_xxh3": "links.trace",
 }
 
 

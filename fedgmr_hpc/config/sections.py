@@ -168,9 +168,12 @@ class ClientsConfig(OpenSection):
     selection: Run[Annotated[str, SELECTIONS]] = "uniform"
     """With `sampled`: who of the clients that can be chosen takes part, drawn `uniform`ly or as a
     plug-in chooses (docs/extending.md#a-selection-rule)."""
-    availability: Run[Annotated[str, Field(min_length=1)] | None] = None
+    availability: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """CSV file `client,from_s,to_s` of the times when clients can be chosen; those that it does not
     name can be chosen at any time. Null if all can."""
+    availability_xxh3: Run[str | None] = None
+    """The content of `availability`; filled in. Another content is another run, and refused where
+    one goes on."""
     availability_period_s: Run[Positive | None] = None
     """Seconds after which the availability repeats itself; null for never."""
 
@@ -299,9 +302,12 @@ class LinksConfig(Section):
     rank_up_bytes_per_s: Run[Positive | None] = None
     """Wall clock only: bytes per second that the clients of a rank upload together at most; null
     for no limit."""
-    trace: Run[Annotated[str, Field(min_length=1)] | None] = None
+    trace: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """CSV file `time_s,client,direction,bytes_per_s` with the speeds of some links over time
     (client -1 is the server), which replace their rates, shares and draws; null for none."""
+    trace_xxh3: Run[str | None] = None
+    """The content of `trace`; filled in. Another content is another run, and refused where one goes
+    on."""
     trace_period_s: Run[Positive | None] = None
     """Seconds after which the trace repeats itself; null to keep its last values."""
     compute_s: Run[NonNegative] = 0.5

@@ -18,6 +18,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
+from fedgmr_hpc.config.choices.named_content import check_content
 from fedgmr_hpc.config.messages import listed, must, must_be
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.schema import Config
@@ -28,7 +29,6 @@ from fedgmr_hpc.data.partition import (
     KINDS,
     LABELLED_KINDS,
     batch_indices,
-    check_content,
     cut_validation,
     make_partition,
 )
@@ -139,7 +139,8 @@ class FederatedData:
     def _check_partition(self) -> None:
         kind = self.config.data.partition
         if kind == "file":
-            check_content(self.config.data)
+            data = self.config.data
+            check_content("data.partition_file", data.partition_file, data.partition_xxh3)
         if kind == "group" and not self.dataset.traits.has_groups:
             others = tuple(other for other in KINDS if other != "group")
             raise self._wrong_partition(others, "its samples belong to no writer or user")

@@ -17,7 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from fedgmr_hpc.config.choices.named_content import check_content
 from fedgmr_hpc.config.messages import must, must_be, unknown_choice
+from fedgmr_hpc.config.sections import LinksConfig
 
 SERVER = -1
 Direction = Literal["down", "up"]
@@ -77,6 +79,18 @@ class LinkTrace:
         return lap * (self.period_s or 0.0)
 
 
+def trace_of(links: LinksConfig, num_clients: int) -> LinkTrace | None:
+    """Return the trace of a run's links, None if there is none.
+
+    Raises:
+        ValueError: see `load_trace`; or its content is not what the run began with.
+    """
+    if links.trace is None:
+        return None
+    check_content("links.trace", links.trace, links.trace_xxh3)
+    return load_trace(links.trace, num_clients, links.trace_period_s)
+
+
 def load_trace(path: str, num_clients: int, period_s: float | None = None) -> LinkTrace:
     """Read and check a trace file.
 
@@ -109,7 +123,7 @@ def load_trace(path: str, num_clients: int, period_s: float | None = None) -> Li
 
 def _read_text(path: str) -> str:
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).expanduser().read_bytes()
     except OSError as error:
         line = must_be("links.trace", "a readable file", path, because=str(error.strerror))
         raise ValueError(line) from None

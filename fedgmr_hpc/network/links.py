@@ -19,7 +19,7 @@ from typing import Any
 from fedgmr_hpc.config.randomness import make_rng
 from fedgmr_hpc.config.sections import LinksConfig
 from fedgmr_hpc.network.fluid import FluidLinks, Listener
-from fedgmr_hpc.network.link_traces import SERVER, Direction, load_trace
+from fedgmr_hpc.network.link_traces import SERVER, Direction, trace_of
 
 
 class Speeds:
@@ -100,7 +100,7 @@ class LinkClock:
         rank_of: the rank that hosts each client, for the ranks' caps; None for no caps.
 
     Raises:
-        ValueError: `links.trace` cannot be read, or is wrong.
+        ValueError: `links.trace` cannot be read, is wrong, or is not what the run began with.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LinkClock:
             rank_of,
             links.rank_down_bytes_per_s or math.inf,
             links.rank_up_bytes_per_s or math.inf,
-            load_trace(links.trace, len(shares), links.trace_period_s) if links.trace else None,
+            trace_of(links, len(shares)),
         )
         self.fluid.set_server(math.inf, self.speeds.server("down", 0))
         self._uploads: dict[int, int] = {}  # bytes of the next upload of a client

@@ -28,8 +28,12 @@ def percent(fraction: float) -> str:
 
 
 def part_of(key: str, value: Any) -> str:
-    """Return a value in a label: a word by itself, another value with its key."""
-    return value if isinstance(value, str) else f"{short_key(key)} {text_of(value)}"
+    """Return a value in a label: a word by itself, a CSV file without its folders, another value
+    with its key.
+    """
+    if isinstance(value, str):
+        return value.rpartition("/")[2] if value.endswith(".csv") else value
+    return f"{short_key(key)} {text_of(value)}"
 
 
 def short_key(key: str) -> str:

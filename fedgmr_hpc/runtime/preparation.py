@@ -21,7 +21,7 @@ from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.restoration.restoring import TIME_FRACTIONS
-from fedgmr_hpc.network.link_traces import load_trace
+from fedgmr_hpc.network.link_traces import trace_of
 from fedgmr_hpc.runtime.checkpoints.plan import (
     ResumePlan,
     check_data,
@@ -77,12 +77,12 @@ def check_inputs(config: Config) -> FederatedData:
         Its data.
 
     Raises:
-        ValueError: one is missing or damaged, or does not fit the clients.
+        ValueError: one is missing, damaged or not what the run began with, or does not fit the
+            clients.
     """
-    data, links = FederatedData(config), config.links
+    data = FederatedData(config)
     load_availability(config)
-    if links.trace is not None:
-        load_trace(links.trace, config.clients.count, links.trace_period_s)
+    trace_of(config.links, config.clients.count)
     return data
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedgmr_hpc.config.choices.failures import naming_plugins
+from fedgmr_hpc.config.choices.named_content import check_content
 from fedgmr_hpc.config.records import Floats, shared_fields
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
@@ -79,11 +80,13 @@ def load_availability(config: Config) -> Availability | None:
     """Return the trace of a run's clients, None if there is none.
 
     Raises:
-        ValueError: it cannot be read, or says something that cannot be.
+        ValueError: it cannot be read, says something that cannot be, or is not what the run began
+            with.
     """
     clients = config.clients
     if clients.availability is None:
         return None
+    check_content("clients.availability", clients.availability, clients.availability_xxh3)
     return read_availability(clients.availability, clients.count, clients.availability_period_s)
 
 

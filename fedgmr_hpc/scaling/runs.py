@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedgmr_hpc.config.choices.named_content import CONTENT_OF
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import CELL, differences, flat
@@ -42,8 +43,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 FORMAT = "fedgmr_hpc scaling 1"
 # Where files lie; all other keys of the machine may change what a study measures.
 PLACES = frozenset(
-    ("data.root", "data.cache", "data.cache_owner", "data.partition_file", "plugins")
-    + ("results.path",)
+    ("data.root", "data.cache", "data.cache_owner", "plugins", "results.path", *CONTENT_OF)
 )
 # What is said of a certain number of clients: with another one it would mean something else.
 OF_SO_MANY_CLIENTS = (

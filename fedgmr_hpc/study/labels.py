@@ -75,7 +75,7 @@ def _title(key: str, value: Any, shown: Mapping[str, str]) -> str:
     part = part_of(key, value)
     if part in shown or key not in shown:
         return shown.get(part, part)
-    return f"{shown[key]} {value if isinstance(value, str) else text_of(value)}"
+    return f"{shown[key]} {part if isinstance(value, str) else text_of(value)}"
 
 
 def _parts(values: Mapping[str, Sequence[Any]]) -> Iterator[str]:

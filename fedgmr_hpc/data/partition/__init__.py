@@ -7,14 +7,12 @@ in a file; `sizes` says how many samples a client needs. The paper has no valida
 """
 
 from fedgmr_hpc.data.partition.deal import KINDS, LABELLED_KINDS, make_partition
-from fedgmr_hpc.data.partition.listed import check_content
 from fedgmr_hpc.data.partition.order import batch_indices, class_counts, cut_validation
 
 __all__ = [
     "KINDS",
     "LABELLED_KINDS",
     "batch_indices",
-    "check_content",
     "class_counts",
     "cut_validation",
     "make_partition",

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedgmr_hpc.config.choices.partition_file import content_xxh3
 from fedgmr_hpc.config.messages import must, must_be
-from fedgmr_hpc.config.sections import DataConfig
 from fedgmr_hpc.data.partition.sizes import MIN_SAMPLES, Longs, split_by_owner
 
 if TYPE_CHECKING:
@@ -50,19 +48,6 @@ def read_partition(path: str | None, num_clients: int, num_samples: int) -> list
     parts = split_by_owner(listed, owner[listed], num_clients)
     _check_parts(path, parts)
     return parts
-
-
-def check_content(data: DataConfig) -> None:
-    """Check that the partition's file is still, or here, too, what the run is known by.
-
-    Raises:
-        ValueError: it is another one.
-    """
-    wanted, path = data.partition_xxh3, data.partition_file
-    found = content_xxh3(path) if path is not None else None
-    if wanted is not None and found is not None and found != wanted:
-        because = "data.partition_xxh3 is what the run began with"
-        raise ValueError(must_be(KEY, f"a file of xxh3 {wanted}", path, because=because))
 
 
 def _find_owners(rows: Reader, num_clients: int, num_samples: int) -> tuple[Longs, Longs]:

@@ -205,6 +205,10 @@ def test_a_full_model_has_nothing_to_restore(override, line):
             "clients.availability_period_s must be null when clients.availability is null (got 5)",
         ),
         (
+            ("links.trace_xxh3=abc",),
+            "links.trace_xxh3 must be null when links.trace is null (got 'abc')",
+        ),
+        (
             ("clients.count=3", "clients.max_densities=[1, 0.5]"),
             "clients.max_densities must have 3 values when clients.count is 3 (got 2)",
         ),

@@ -9,9 +9,11 @@ import pytest
 
 import fedgmr_hpc
 from fedgmr_hpc.config import identity as module
+from fedgmr_hpc.config.choices.named_content import CONTENT_OF
 from fedgmr_hpc.config.choices.section import Count, Run, Section
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import CELL, REPLAYED, RESUMED, differences, flat, identity, marks
+from fedgmr_hpc.runtime.preparation import check_inputs
 from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.study.cells import Cell, digest_of, expand
 from fedgmr_hpc.study.states import read_state, result_path
@@ -39,7 +41,7 @@ OF_THE_MACHINE = {
     "wire.verify": True,
 }
 # What these choose counts, as axes and as digests; where it lies does not.
-WHERE_CHOICES_LIE = ("methods", "plugins", "data.partition_file")
+WHERE_CHOICES_LIE = ("methods", "plugins", *CONTENT_OF)
 
 
 def words_of(values: dict[str, object]) -> list[str]:
@@ -95,21 +97,65 @@ def test_what_belongs_to_the_machine_makes_no_other_run(key: str) -> None:
     assert EventLog(other).state() == EventLog(plain).state()
 
 
-def test_a_partition_file_counts_by_what_it_says_and_not_by_where_it_lies(tmp_path: Path) -> None:
+def words_beside(key: str, path: Path) -> list[str]:
+    return [f"{key}={path}", *(["data.partition=file"] if key == "data.partition_file" else [])]
+
+
+@pytest.mark.parametrize("key", CONTENT_OF)
+def test_a_named_file_counts_by_what_it_says_and_not_by_where_it_lies(
+    key: str, tmp_path: Path
+) -> None:
     here, there = tmp_path / "here.csv", tmp_path / "there.csv"
     for path in (here, there):
         path.write_text("client,sample\n0,0\n0,1\n")
 
     def known(path: Path) -> str:
-        return digest_of(load_config(None, ["data.partition=file", f"data.partition_file={path}"]))
+        return digest_of(load_config(None, words_beside(key, path)))
 
     before = known(here)
     assert known(there) == before
     there.write_text("client,sample\n0,0\n0,2\n")
     assert known(there) != before == known(here)
-    config = load_config(None, ["data.partition=file", f"data.partition_file={here}"])
+    config = load_config(None, words_beside(key, here))
+    other = load_config(None, words_beside(key, there))
+    for of in (CELL, RESUMED, REPLAYED):
+        assert list(differences(config, other, of)) == [CONTENT_OF[key]]
     here.unlink()
     assert load_config(config.model_dump(mode="json")) == config  # as a result file tells it
+
+
+@pytest.mark.parametrize("key", ["links.trace", "clients.availability"])
+def test_a_file_of_a_run_that_was_changed_is_refused_where_it_is_read(
+    key: str, tmp_path: Path
+) -> None:
+    texts = {
+        "links.trace": "time_s,client,direction,bytes_per_s\n0,0,up,1e6\n",
+        "clients.availability": "client,from_s,to_s\n0,0,9\n",
+    }
+    path = tmp_path / "named.csv"
+    path.write_text(texts[key])
+    config = load_config(None, [f"{key}={path}"])
+    check_inputs(config)
+    path.write_text(texts[key] + "\n")
+    with pytest.raises(ValueError, match=rf"^{key} must be a file of xxh3 \w+ \(got .*named") as no:
+        check_inputs(config)
+    assert str(no.value).endswith(f": {CONTENT_OF[key]} is what the run began with")
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"^{key}.* No such file"):
+        check_inputs(config)
+
+
+def test_a_file_that_a_run_file_names_is_taken_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "speeds.csv").write_text("")
+    (tmp_path / "run.yaml").write_text(
+        "links: {trace: speeds.csv}\nclients: {availability: not_there.csv}\n"
+    )
+    monkeypatch.chdir("/")
+    config = load_config(tmp_path / "run.yaml")
+    assert config.links.trace == str(tmp_path / "speeds.csv")
+    assert config.clients.availability == "not_there.csv"
 
 
 @pytest.mark.parametrize(

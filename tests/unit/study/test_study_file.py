@@ -232,6 +232,43 @@ def test_rows_and_plug_ins_are_found_from_the_studys_folder(
         )
 
 
+def test_files_of_links_and_availability_are_found_from_the_studys_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "traces").mkdir()
+    for name in ("days", "nights"):
+        (tmp_path / "traces" / f"{name}.csv").write_text(f"client,from_s,to_s\n0,0,{len(name)}\n")
+    values = {
+        **TINY,
+        "set": {"links": {"trace": "traces/days.csv"}},
+        "matrix": {"clients.availability": [None, "traces/days.csv", "traces/nights.csv"]},
+        "labels": {"nights.csv": "nights"},
+    }
+    (tmp_path / "study.yaml").write_text(dump(values))
+    monkeypatch.chdir("/")
+    cells = expand(*load_study(tmp_path / "study.yaml"))
+    named = [cell.config.clients.availability for cell in cells]
+    assert named == [None, *(str(tmp_path / "traces" / f"{d}.csv") for d in ("days", "nights"))]
+    assert [cell.config.links.trace for cell in cells] == [named[1]] * 3
+    assert cells[1].slug == "days.csv"
+    assert [cell.row_title for cell in cells[1:]] == ["days.csv", "nights"]
+
+
+def test_the_availability_of_a_shipped_study_is_found_from_anywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells_module, "describe_missing", lambda *words: [])
+    monkeypatch.chdir("/")
+    cells = expand(*load_study("beyond_small"))
+    named = {cell.config.clients.availability for cell in cells} - {None}
+    assert named == {str((configs_dir() / "traces" / "evenings.csv").resolve())}
+    assert all(
+        cell.config.clients.availability_xxh3
+        for cell in cells
+        if cell.config.clients.availability is not None
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_studies_resolve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells_module, "describe_missing", lambda *words: [])
