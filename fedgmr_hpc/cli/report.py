@@ -32,8 +32,9 @@ are the same; repeats count by their median. The exit code is 1
 
   * where a figure is worse than --tolerance or --points allow; wall times
     are judged on the same machine only,
-  * where on the virtual clock and the same kind of processor bytes, times,
-    scores or weights have changed at all, for better or worse,
+  * where on the virtual clock, the same kind of processor and the same
+    libraries bytes, times, scores or weights have changed at all, for better
+    or worse,
   * where a run of the baseline has no partner.
 """
 REPORT_EPILOG = """\

@@ -16,7 +16,8 @@ from functools import cache
 
 import numpy as np
 
-LEVEL = 0.05
+from fedgmr_hpc.reporting.statistics import LEVEL, student_interval
+
 POWER = 0.8
 SAME_FRAC = 1e-9  # of the mean: values that differ by no more are equal
 MAX_PAIRS = 100  # beyond which no number of pairs is named
@@ -56,10 +57,8 @@ def mean_test(values: Sequence[float]) -> MeanTest | None:
     from scipy import stats
 
     sd = float(known.std(ddof=1))
-    error = sd / math.sqrt(num)
-    half = float(stats.t.ppf(1 - LEVEL / 2, num - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
-    return MeanTest(num, mean, sd, (mean - half, mean + half), p)
+    p = 2 * float(stats.t.sf(abs(mean) / (sd / math.sqrt(num)), num - 1))
+    return MeanTest(num, mean, sd, student_interval(known), p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 Values = NDArray[Any]
 NUM_RESAMPLES = 10_000
-LEVEL_FRAC = 0.95
+LEVEL = 0.05  # of every test
+LEVEL_FRAC = 1 - LEVEL  # of every interval
 FEW = 5  # for up to this many values Student's interval is given too
+ROUNDING = 1e-12  # of a look's time, a multiple of the step
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def summarize(values: Sequence[float], seed: int = 0) -> Summary | None:
         minimum=float(known.min()),
         maximum=float(known.max()),
         bootstrap=bootstrap_interval(known, seed),
-        student=student_interval(known),
+        student=student_interval(known) if known.size <= FEW else None,
     )
 
 
@@ -79,13 +81,13 @@ def bootstrap_interval(
 
 
 def student_interval(values: Values) -> tuple[float, float] | None:
-    """Return Student's interval of the mean of 2 to FEW values; None for fewer or more."""
-    if not 2 <= len(values) <= FEW:
+    """Return Student's interval of the mean of [S]; None for S < 2."""
+    if len(values) < 2:
         return None
     from scipy import stats
 
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + LEVEL_FRAC) / 2, len(values) - 1)) * error
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * error
     return mean - half, mean + half
 
 
@@ -111,15 +113,20 @@ def medians(rows: Values) -> Values:
     return np.where(np.isnan(middle), 0.0, middle)
 
 
+def is_by(times_s: Values, at_s: float) -> Values:
+    """Return [E] which times are at or before `at_s`, where 3 * 1.1 s is at 3.3 s."""
+    return np.asarray(times_s <= at_s * (1 + ROUNDING))
+
+
 def mean_last(times_s: Values, values: Values, at_s: float, last: int) -> float:
     """Return the mean of the last `last` values of [E] at or before `at_s`; NaN for fewer."""
-    before = values[times_s <= at_s]
+    before = values[is_by(times_s, at_s)]
     return float(before[-last:].mean()) if len(before) >= last else math.nan
 
 
 def std_last(times_s: Values, values: Values, at_s: float, window: int) -> float:
     """Return the standard deviation of the last `window` values at or before `at_s`, else NaN."""
-    before = values[times_s <= at_s]
+    before = values[is_by(times_s, at_s)]
     return float(before[-window:].std(ddof=1)) if len(before) >= window else math.nan
 
 
@@ -141,7 +148,7 @@ def cost_to_reach(values: Values, costs: Values, target: float, last: int) -> fl
 
 def drop_from_best(times_s: Values, values: Values, at_s: float, last: int) -> float:
     """Return how far the last moving mean at or before `at_s` lies below the best one, else NaN."""
-    means = moving_mean(values[times_s <= at_s], last)
+    means = moving_mean(values[is_by(times_s, at_s)], last)
     known = means[np.isfinite(means)]
     return float(known.max() - known[-1]) if known.size else math.nan
 
@@ -152,7 +159,7 @@ def window_around(times_s: Values, values: Values, at_s: float, num: int) -> tup
     This is the number of the release (docs/method.md#reported-accuracy); NaN where the run does not
     cover it.
     """
-    after = np.flatnonzero(times_s > at_s)
+    after = np.flatnonzero(~is_by(times_s, at_s))
     if not len(after) or after[0] < num or after[0] + num > len(values):
         return math.nan, math.nan
     window = values[after[0] - num : after[0] + num]

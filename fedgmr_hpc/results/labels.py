@@ -15,6 +15,7 @@ from fedgmr_hpc.config.identity import Keys, flat, marks, method_label
 from fedgmr_hpc.config.methods import AXES
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.reporting.palette import Style, styles_of
+from fedgmr_hpc.reporting.statistics import is_by
 from fedgmr_hpc.reporting.words import part_of
 from fedgmr_hpc.results.series import Run, Values
 from fedgmr_hpc.results.tidy import varied_keys
@@ -129,5 +130,5 @@ def score_of(run: Run, values: Values, at_s: float | None, last: int) -> float:
     """
     if at_s is not None and not run.covers(at_s):
         return np.nan
-    known = np.isfinite(values) & (run.times_s <= (np.inf if at_s is None else at_s))
+    known = np.isfinite(values) & is_by(run.times_s, np.inf if at_s is None else at_s)
     return float(values[known][-last:].mean()) if known.any() else np.nan

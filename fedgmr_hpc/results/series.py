@@ -5,22 +5,21 @@ Shapes: N merges, M merged updates, E evaluations with a test accuracy, F of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.reporting.statistics import cost_to_reach, mean_last
+from fedgmr_hpc.reporting.statistics import cost_to_reach, is_by, mean_last
+from fedgmr_hpc.results.stretches import stretches
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
 
 Values = NDArray[Any]
 LOST = 3  # the kind of an event
-ROUNDING = 1e-12  # of a look's time, a multiple of the step
 TIMES = {"virtual": "virtual time", "wall": "unscaled time"}  # by clock
 
 
@@ -49,6 +48,7 @@ class Run:
     labels: dict[str, object]
     time: str = TIMES["virtual"]  # what its times are called
     classes: dict[float, Values] = field(default_factory=dict)  # density to own accuracy [E]
+    num_untrained: int = 0  # evaluations of version 0, the first ones
 
     @property
     def resolution_s(self) -> float:
@@ -66,8 +66,12 @@ class Run:
         return mean_last(self.times_s, values, at_s, last) if self.covers(at_s) else np.nan
 
     def validation_at(self, at_s: float, last: int) -> float:
-        """Return the validation accuracy at `at_s`, as `accuracy_at` does."""
-        return self.accuracy_at(at_s, last, "val")
+        """Return the validation accuracy at `at_s`, as `accuracy_at` does; NaN where the untrained
+        model would count, which says nothing for any way of training.
+        """
+        is_trained = np.arange(len(self.val)) >= self.num_untrained
+        trained = replace(self, val=np.where(is_trained, self.val, np.nan))
+        return trained.accuracy_at(at_s, last, "val")
 
     def covers(self, at_s: float) -> bool:
         """Return whether there is an evaluation at `at_s`, or the next would have come after it, as
@@ -76,7 +80,7 @@ class Run:
         if len(self.times_s) < 2:
             return False
         usual_s = np.quantile(np.diff(self.times_s), 0.5, method="lower")
-        return bool(self.times_s[-1] >= at_s or self.times_s[-1] + usual_s > at_s)
+        return bool(self.times_s[-1] >= at_s or not is_by(self.times_s[-1] + usual_s, at_s))
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
         """Return `times_s`, `bytes` or `client_steps` until `target`; infinite if never."""
@@ -119,6 +123,7 @@ def measure_run(
         labels=dict(labels or {}),
         time=time_name(result.config),
         classes=class_accuracies(result, versions),
+        num_untrained=int((versions == 0).sum()),
     )
 
 
@@ -163,7 +168,7 @@ def scored(result: Result) -> Columns:
         return result.evaluations
     if limit_s is None:
         return looks
-    is_in_time = looks["now_s"] <= limit_s * (1 + ROUNDING)
+    is_in_time = is_by(looks["now_s"], limit_s)
     return {name: values[is_in_time] for name, values in looks.items()}
 
 
@@ -236,9 +241,7 @@ def lost_ranks(result: Result) -> list[int]:
     """Return the ranks of a run that has ended without them: no row of `ranks` is theirs, nor any
     span of the timeline. Files that do not say how many ranks there were have none.
     """
-    known = result.provenance
-    number = sum(key.startswith("resume_") for key in known)
-    num_ranks = (known | json.loads(known.get(f"resume_{number}", "{}"))).get("num_ranks", "0")
+    num_ranks = stretches(result.provenance)[-1].get("num_ranks", "0")
     there = {int(rank) for rank in result.ranks.get("rank", ())}
     return sorted({*range(int(num_ranks))} - there) if there else []
 

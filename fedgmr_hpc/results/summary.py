@@ -38,7 +38,7 @@ from fedgmr_hpc.results.series import (
     quarantined,
     scored,
 )
-from fedgmr_hpc.results.watch import find_files
+from fedgmr_hpc.results.watch import find_files, short_names
 from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline
 from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.storage.run_files import timeline_path
@@ -116,7 +116,7 @@ def make_report(
     from fedgmr_hpc.results.plots import write_figures  # a summary needs no matplotlib
 
     results, unreadable = _read_all(paths)
-    names = _run_names(results)
+    names = short_names([result.path for result in results])
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     plots = write_figures(results, out_dir, formats, sizes)
@@ -194,11 +194,6 @@ def render_summary(result: Result) -> str:
     lines = [f"  {name:<15}{text}" for name, text in facts.items() if text]
     next_step = f"next: {own_python()} -m fedgmr_hpc report {shlex.quote(str(result.path))}"
     return "\n".join([f"{title}: {result.status}", *lines, next_step])
-
-
-def _run_names(results: Sequence[Result]) -> list[str]:
-    stems = [result.path.stem for result in results]
-    return stems if len(set(stems)) == len(stems) else [str(result.path) for result in results]
 
 
 def _run_cells(name: str, result: Result) -> list[str]:

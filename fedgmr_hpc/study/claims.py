@@ -30,7 +30,6 @@ from statistics import fmean
 from typing import Literal
 
 from fedgmr_hpc.reporting.paired import (
-    LEVEL,
     MAX_PAIRS,
     MeanTest,
     holm,
@@ -38,7 +37,7 @@ from fedgmr_hpc.reporting.paired import (
     num_needed,
     smallest_effect,
 )
-from fedgmr_hpc.reporting.statistics import drop_from_best, std_last
+from fedgmr_hpc.reporting.statistics import LEVEL, drop_from_best, std_last
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.cells import Cell, matches

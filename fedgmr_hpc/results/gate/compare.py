@@ -2,9 +2,10 @@
 
 Two runs are of one pair where all that makes up a run is the same: the configuration, its limits
 and the seed (config/identity.py). Repeats count by their median. Performance may be worse by a
-tolerance; wall times are judged only on the same machine. On the virtual clock and the same models
-of processor and GPU the program owes the same bits, whatever its speed, so that every dataset that
-differs is told, better or not; of GPUs it does with `train.deterministic` alone.
+tolerance; wall times are judged only on the same machine. On the virtual clock, the same models of
+processor and GPU and the same libraries (SAME) the program owes the same bits, whatever its speed,
+so that every dataset that differs is told, better or not; of GPUs it does with
+`train.deterministic` alone. All stretches of a run that was resumed count.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from fedgmr_hpc.results.gate.figures import (
     Figure,
     gpus_of,
     key_of,
-    machine_of,
+    machines_of,
 )
+from fedgmr_hpc.results.stretches import course_of, values_of
 from fedgmr_hpc.results.watch import find_files
 from fedgmr_hpc.storage.reader import (
     Result,
@@ -32,6 +34,8 @@ from fedgmr_hpc.storage.reader import (
 )
 
 TOLERANCE_FRAC, POINTS = 0.1, 1.0
+# Of provenance, what bits depend on beside the program; files that do not say it are older.
+SAME = ("cpu_model", "cpu_capability", "version_torch", "version_numpy", "kernels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,20 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Repeats of one run, now and before; `changed` lists the datasets whose bits have changed."""
+    """Repeats of one run, now and before.
+
+    Attributes:
+        is_exact: whether the bits are owed.
+        changed: the datasets whose bits have changed though they are owed.
+        differing: in words, what differs that bits depend on, so that they are not owed.
+    """
 
     now: list[Result]
     before: list[Result]
     figures: list[Compared]
-    is_exact: bool  # whether the bits are owed
+    is_exact: bool
     changed: list[str]
+    differing: list[str]
 
     @property
     def name(self) -> str:
@@ -146,7 +157,7 @@ def _by_identity(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def _pair(now: list[Result], before: list[Result], limits: Limits) -> Pair:
-    is_one_machine = len({machine_of(each) for each in (*now, *before)}) == 1
+    is_one_machine = len({m for each in (*now, *before) for m in machines_of(each)}) == 1
     figures = [
         Compared(
             figure,
@@ -157,18 +168,41 @@ def _pair(now: list[Result], before: list[Result], limits: Limits) -> Pair:
         )
         for figure in FIGURES
     ]
-    is_exact = _owes_bits([*now, *before])
+    repeats = _repeats(now[0])
+    differing = _differing(now, before) if repeats else []
+    is_exact = repeats and not differing
     changed = {name for each in now for name in _changed(before[0], each)} if is_exact else set()
-    return Pair(now, before, figures, is_exact, sorted(changed))
+    return Pair(now, before, figures, is_exact, sorted(changed), differing)
 
 
-def _owes_bits(results: Sequence[Result]) -> bool:
-    config, gpus = results[0].config, gpus_of(results[0])
-    chips = {(each.provenance.get("cpu_model"), *gpus_of(each)) for each in results}
-    capabilities = {each.provenance.get("cpu_capability") for each in results} - {None}  # younger
-    is_same = len(chips) == 1 and len(capabilities) <= 1
-    repeats = not gpus or config.get("train", {}).get("deterministic", True)
-    return config.get("clock", "virtual") == "virtual" and is_same and repeats
+def _repeats(result: Result) -> bool:
+    """Return whether a run has the same bits each time, on one machine."""
+    config = result.config
+    is_exact = not gpus_of(result) or config.get("train", {}).get("deterministic", True)
+    return config.get("clock", "virtual") == "virtual" and bool(is_exact)
+
+
+def _differing(now: Sequence[Result], before: Sequence[Result]) -> list[str]:
+    """Say what bits depend on that is not one for all stretches of all runs."""
+    runs = [*now, *before]
+    found = [
+        f"{key} {_courses(now, key)}, before {_courses(before, key)}"
+        for key in SAME
+        if len({v for run in runs for v in values_of(run.provenance, key)} - {""}) > 1
+    ]
+    if len({tuple(gpus_of(run)) for run in runs}) > 1:
+        texts = (joined(" and ".join(gpus_of(r)) or "none" for r in each) for each in (now, before))
+        found.append("GPUs {}, before {}".format(*texts))
+    return found
+
+
+def _courses(runs: Sequence[Result], key: str) -> str:
+    return joined(course_of(run.provenance, key, "unknown") for run in runs)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return different texts of repeats, each once."""
+    return " or ".join(dict.fromkeys(texts))
 
 
 def _changed(before: Result, now: Result) -> list[str]:

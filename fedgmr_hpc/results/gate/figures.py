@@ -14,6 +14,7 @@ import xxhash
 from fedgmr_hpc.config.identity import CELL, identity, method_label
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import end_s, last_tests
+from fedgmr_hpc.results.stretches import stretches
 from fedgmr_hpc.storage.reader import Result
 
 Better = Literal["higher", "lower"]
@@ -69,11 +70,17 @@ FIGURES = (
 )
 
 
-def machine_of(result: Result) -> str:
-    """Return what the speed of a run depends on besides the program."""
-    known = result.provenance
-    cpu, cores = known.get("cpu_model", "unknown processor"), known.get("num_cores", "?")
-    return f"{cpu}, {cores} cores, {ranks_of(result)}"
+def machines_of(result: Result) -> list[str]:
+    """Return what the speed of a run depends on besides the program, in every stretch."""
+    parts = stretches(result.provenance)
+    last = parts[-1].get("num_ranks")
+    found = []
+    for part in parts:
+        cpu, cores = part.get("cpu_model", "unknown processor"), part.get("num_cores", "?")
+        number = part.get("num_ranks", last)
+        ranks = ranks_of(result) if number == last else count_of(int(number or 0), "rank")
+        found.append(f"{cpu}, {cores} cores, {ranks}")
+    return found
 
 
 def ranks_of(result: Result) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedgmr_hpc.config.messages import must
 from fedgmr_hpc.results.gate.compare import Verdict
 from fedgmr_hpc.results.gate.figures import FIGURES, case_of, ranks_of
+from fedgmr_hpc.results.stretches import course_of
 from fedgmr_hpc.storage.reader import Result
 
 SYSTEM = {  # what a line says of the system: where provenance has it
@@ -59,9 +60,12 @@ class Measurement:
 
 
 def system_of(provenance: Mapping[str, str], mpi: str) -> dict[str, str]:
-    """Return the description of a system from a run's or this process's provenance."""
-    known = {name: provenance.get(key, "unknown") for name, key in SYSTEM.items()}
-    return known | {"mpi": mpi or "none"}
+    """Return the description of a system from a run's or this process's provenance; `A→B` where a
+    run was resumed on another one.
+    """
+    known = {name: course_of(provenance, key, "unknown") for name, key in SYSTEM.items()}
+    start = provenance.get(SYSTEM["utc"], "unknown")
+    return known | {"utc": start, "mpi": mpi or "none"}
 
 
 def append_lines(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fedgmr_hpc.reporting.tables import as_text
 from fedgmr_hpc.reporting.words import count_of
-from fedgmr_hpc.results.gate.compare import Compared, Pair, Verdict
-from fedgmr_hpc.results.gate.figures import FIGURES, Figure, case_of, machine_of
+from fedgmr_hpc.results.gate.compare import Compared, Pair, Verdict, joined
+from fedgmr_hpc.results.gate.figures import FIGURES, Figure, case_of, machines_of
+from fedgmr_hpc.results.stretches import in_turn
+from fedgmr_hpc.storage.reader import Result
 
 LEGEND = (
     "now / before; test: the mean of the last 3 accuracies, now - before; changed: datasets whose\n"
@@ -21,7 +23,8 @@ def render_verdict(verdict: Verdict) -> str:
     """Render the table, a line for each fault and each run without a partner, and the sum."""
     heads = ["run", *map(_head, (figure.name for figure in FIGURES)), "changed"]
     rows = [_cells(pair) for pair in verdict.pairs]
-    lines = [*_worse(verdict), *_changed(verdict), *_unjudged(verdict), *_alone(verdict)]
+    faults = [*_worse(verdict), *_changed(verdict)]
+    lines = [*faults, *_unjudged(verdict), *_unowed(verdict), *_alone(verdict)]
     table = f"{as_text(heads, rows)}\n{LEGEND}"
     return "\n\n".join(filter(None, [table, "\n".join(lines), _sum(verdict)]))
 
@@ -76,8 +79,18 @@ def _changed(verdict: Verdict) -> Iterator[str]:
 def _unjudged(verdict: Verdict) -> Iterator[str]:
     for pair in verdict.pairs:
         if not all(each.is_judged for each in pair.figures):
-            now, before = machine_of(pair.now[0]), machine_of(pair.before[0])
+            now, before = (_machines(runs) for runs in (pair.now, pair.before))
             yield f"not judged: {pair.name}: wall time and rounds/s: {now}, before {before}"
+
+
+def _machines(runs: Sequence[Result]) -> str:
+    return joined(in_turn(machines_of(run)) for run in runs)
+
+
+def _unowed(verdict: Verdict) -> Iterator[str]:
+    for pair in verdict.pairs:
+        if pair.differing:
+            yield f"bits not owed: {pair.name}: {'; '.join(pair.differing)}"
 
 
 def _alone(verdict: Verdict) -> Iterator[str]:

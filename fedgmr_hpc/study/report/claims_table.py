@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fedgmr_hpc.reporting.paired import LEVEL, MeanTest
+from fedgmr_hpc.reporting.paired import MeanTest
+from fedgmr_hpc.reporting.statistics import LEVEL
 from fedgmr_hpc.reporting.tables import Table
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.claims import UNITS, ClaimResult, what_would_decide

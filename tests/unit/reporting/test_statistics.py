@@ -11,6 +11,7 @@ from fedgmr_hpc.reporting.statistics import (
     bootstrap_interval,
     cost_to_reach,
     drop_from_best,
+    is_by,
     mean_last,
     medians,
     moving_mean,
@@ -129,3 +130,14 @@ def test_ranks_of_equal_values_are_shared() -> None:
 @pytest.mark.parametrize(("x", "y"), [([1, 2], [3, 3]), ([1], [2]), ([], [])])
 def test_what_has_no_order_has_no_rank_correlation(x: list[float], y: list[float]) -> None:
     assert math.isnan(rank_correlation(x, y))
+
+
+def test_a_look_at_the_time_counts_though_its_multiple_is_rounded() -> None:
+    """The third look is at 3 * 1.1 s, which is 3.3000000000000003 s."""
+    times, values = np.arange(4) * 1.1, np.array([0.1, 0.2, 0.9, 0.5])
+    assert times[-1] > 3.3
+    assert mean_last(times, values, 3.3, 1) == 0.5
+    assert std_last(times, values, 3.3, 2) == pytest.approx(0.4 / math.sqrt(2))
+    assert drop_from_best(times, values, 3.3, 1) == pytest.approx(0.4)
+    assert math.isnan(window_around(times, values, 3.3, 1)[0])  # nothing is past it
+    assert not is_by(times, 3.3 - 1e-9)[-1]

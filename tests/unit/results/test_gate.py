@@ -130,6 +130,64 @@ def test_bits_are_owed_on_the_virtual_clock_and_one_processor_alone(run: Result,
     assert worse(compared(now, run, tolerance_frac=0.05)) == ["server up"]
 
 
+LIBRARIES = {"version_torch": "2.5.0", "version_numpy": "2.1.0", "kernels": "c1"}
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("version_torch", "2.4.0"), ("version_numpy", "1.26"), ("kernels", "torch1")]
+)
+def test_bits_are_owed_by_equal_libraries_alone_and_what_differs_is_named(
+    run: Result, key: str, other: str
+) -> None:
+    now = replace(changed(run, server_up_bytes=201), provenance=SYSTEM | LIBRARIES)
+    assert not compared(now, replace(run, provenance=SYSTEM | LIBRARIES)).is_passed
+    assert not compared(now, replace(run, provenance=SYSTEM)).is_passed  # older, says none
+    before = replace(run, provenance=SYSTEM | LIBRARIES | {key: other})
+    verdict = compared(now, before)
+    assert verdict.is_passed and not verdict.pairs[0].is_exact
+    line = f"bits not owed: one: {key} {LIBRARIES[key]}, before {other}\n"
+    assert line in render_verdict(verdict)
+
+
+def resumed(run: Result, **changes: str) -> Result:
+    return replace(run, provenance=run.provenance | {"resume_1": json.dumps(changes)})
+
+
+def test_a_run_resumed_on_another_processor_owes_no_bits_and_is_judged_by_no_speed(
+    run: Result,
+) -> None:
+    now = resumed(changed(run, server_up_bytes=201), cpu_model="EPYC")
+    for pair in (compared(now, run).pairs[0], compared(now, now).pairs[0]):
+        assert (pair.is_exact, pair.changed) == (False, [])
+        assert [each.figure.name for each in pair.figures if not each.is_judged] == [
+            "wall time",
+            "rounds/s",
+        ]
+    text = render_verdict(compared(now, run))
+    assert "bits not owed: one: cpu_model Xeon\u2192EPYC, before Xeon\n" in text
+    on = "8 cores, 1 rank on 1 host"
+    assert f"rounds/s: Xeon, {on}\u2192EPYC, {on}, before Xeon, {on}\n" in text
+
+
+def test_a_run_resumed_with_more_ranks_owes_its_bits_and_is_judged_by_no_speed(
+    run: Result,
+) -> None:
+    before = replace(run, provenance=SYSTEM | {"num_ranks": "4"})
+    now = resumed(changed(before, server_up_bytes=201), num_ranks="1")
+    (pair,) = compared(now, before).pairs
+    assert pair.changed == ["merges/server_up_bytes"]
+    assert [each.is_judged for each in pair.figures].count(False) == 2
+
+
+def test_lines_of_a_log_name_all_that_a_resumed_run_was_computed_with(run: Result) -> None:
+    known = {"git_commit": "b0b", "hostname": "node8", "start_utc": "2026-12-01"}
+    run = replace(run, provenance=SYSTEM | {"start_utc": "2026-11-30"})
+    system, _ = next(run_lines([resumed(run, **known)]))
+    assert (system["commit"], system["host"], system["cpu"], system["utc"]) == (
+        *("8a157d0\u2192b0b", "node7\u2192node8", "Xeon", "2026-11-30"),
+    )
+
+
 @pytest.mark.parametrize(("gpu", "passes"), [("H200", True), ("", False)])
 def test_no_bits_are_owed_by_gpus_without_repeatable_algorithms(
     run: Result, gpu: str, passes: bool

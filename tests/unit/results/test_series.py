@@ -12,7 +12,7 @@ import pytest
 
 from fedgmr_hpc.results.client_plots import draw_classes, with_submodels
 from fedgmr_hpc.results.interactive.curves import curve
-from fedgmr_hpc.results.labels import Rows, names_of
+from fedgmr_hpc.results.labels import Rows, names_of, score_of
 from fedgmr_hpc.results.pairs import final_accuracy
 from fedgmr_hpc.results.series import (
     Run,
@@ -108,6 +108,25 @@ def test_all_that_is_made_of_looks_leaves_out_those_after_the_end() -> None:
     drawn = curve(result, name="run", method="fedgmr").values
     assert drawn["time_s"].tolist() == [0, 10, 20, 30]
     assert {len(values) for values in drawn.values()} == {4}
+
+
+def test_looks_count_by_their_multiple_whatever_its_last_bit_is() -> None:
+    """3 * 1.1 is 3.3000000000000003, so that the third look was none at 3.3 s."""
+    times = np.arange(4) * 1.1
+    run = replace(measure_run(make_result(), "fedgmr"), times_s=times, test=times, val=times)
+    assert run.accuracy_at(3.3, 1) == times[3]
+    assert score_of(run, run.test, 3.3, 1) == times[3]
+    ended = replace(run, times_s=times[:3], test=times[:3])
+    assert not ended.covers(3.3) and ended.covers(3.2)
+
+
+def test_an_untrained_model_has_no_accuracy_to_tune_by() -> None:
+    """Of looks every 10 s those at 0 and 10 s are at version 0."""
+    run = measure_run(make_result(), "fedgmr")
+    assert run.num_untrained == 2
+    assert np.isnan([run.validation_at(10.0, 1), run.validation_at(20.0, 2)]).all()
+    assert (run.validation_at(20.0, 1), run.validation_at(30.0, 2)) == (0.5, 0.5)
+    assert run.accuracy_at(10.0, 1) == 0.1
 
 
 def test_a_run_that_ends_before_the_next_look_is_due_does_not_reach_it() -> None:
