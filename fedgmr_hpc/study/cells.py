@@ -211,8 +211,8 @@ def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Ce
     """Return the cell of `labels`, untuned where several combinations of values are tried."""
     plain = _make_run(study, labels, overrides)
     found = flat(plain.config.model_dump(mode="json"))
-    combinations = study.combinations([key for key in study.tune if is_used(key, found)])
-    runs = [_make_run(study, labels, overrides, values) for values in combinations]
+    made = (_make_run(study, labels, overrides, each) for each in _combinations(study, found))
+    runs = list(itertools.islice(_distinct(made), study.tune_cells))
     if len(runs) == 1:
         return runs[0]
     candidates = tuple(
@@ -227,6 +227,30 @@ def _make_cell(study: StudyFile, labels: Labels, overrides: Sequence[str]) -> Ce
     pending_digest = _digest([run.digest for run in runs])
     tuning = Tuning(study.tuned_at_s(), study.last, candidates)
     return replace(runs[0], values={}, digest=pending_digest, tuning=tuning)
+
+
+def _combinations(study: StudyFile, untuned: Labels) -> Iterator[Labels]:
+    """Yield the combinations of tuned values, without keys that have no effect in them.
+
+    Args:
+        untuned: the configuration beside them, by dotted key.
+    """
+    tried = study.combinations(list(study.tune))
+    keys = [key for key in study.tune if any(is_used(key, untuned | each) for each in tried)]
+    used = [
+        {key: value for key, value in each.items() if is_used(key, untuned | each)}
+        for each in study.combinations(keys)
+    ]
+    yield from {json.dumps(each): each for each in used}.values()
+
+
+def _distinct(runs: Iterable[Cell]) -> Iterator[Cell]:
+    """Yield runs, each configuration once."""
+    seen: set[str] = set()
+    for run in runs:
+        if run.digest not in seen:
+            seen.add(run.digest)
+            yield run
 
 
 def _make_run(

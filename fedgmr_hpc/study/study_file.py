@@ -13,7 +13,8 @@
     comparison_time_s: 70000               T; accuracies are compared there, and runs end there with
                                            eval.every_s, else a little later, unless they say
                                            run.max_time_s
-    last: 5                                m: looks averaged, and window of moving means
+    last: 5                                m: looks averaged, and window of moving means; the one at
+                                           0 s must not be among them
     targets: [0.7, 0.8]                    accuracies for time-, bytes- and steps-to-accuracy
     ranks: 1, max_parallel: 2              ranks of a cell, cells at a time (default: cores / ranks)
     tune: {train.learning_rate: [...]}     dotted key -> values, chosen for every row and column
@@ -27,9 +28,10 @@
 
 What is tuned is chosen by validation accuracy in trials of their own, before the row's other cells
 run (tuning.py). A key that has no effect in a row, as `restoration.patience` without restoration,
-is not varied there. So that such rows get no more trials than the others, `tune_cells` bounds the
-combinations: the first values of all keys together, the second ones, and so on round the shorter
-lists, then the same with later keys moved on by one.
+is not varied there, nor `restoration.fixed_step` beside another `restoration.step`. So that such
+rows get no more trials than the others, `tune_cells` bounds the combinations: the first values of
+all keys together, the second ones, and so on round the shorter lists, then the same with later keys
+moved on by one.
 
 Paths of rows (`method: [./mine.yaml]`) and plug-ins are taken from the study's folder.
 
@@ -48,11 +50,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from fedgmr_hpc.config.choices.section import Count, Number, Positive, Section
+from fedgmr_hpc.config.identity import flat
 from fedgmr_hpc.config.messages import must, must_be, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
+from fedgmr_hpc.reporting.statistics import is_by
 from fedgmr_hpc.study.labels import unknown_labels
 from fedgmr_hpc.study.named_files import files_from
 from fedgmr_hpc.study.notices import warn_once
@@ -187,10 +191,8 @@ class StudyFile(Section):
         return tuple(key for key in self.varied() if key not in (*self.row_keys(), "seed"))
 
     def combinations(self, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the combinations of values of some tuned keys that are tried.
-
-        At most `tune_cells` of them, in the order of the module docstring; for no keys one
-        combination without values.
+        """Return the combinations of values of some tuned keys, in the order of the module
+        docstring; for no keys one without values.
         """
         lists = [list({json.dumps(v): v for v in self.tune[key]}.values()) for key in keys]
         sizes = [len(values) for values in lists]
@@ -201,11 +203,10 @@ class StudyFile(Section):
             for shift in shifts
             for turn in range(longest)
         )
-        found = [
+        return [
             dict(zip(keys, (v[i] for v, i in zip(lists, indices, strict=True)), strict=True))
             for indices in index_sets
         ]
-        return found[: self.tune_cells]
 
     def compared_until_s(self) -> float:
         """Return the last virtual time at which anything is compared."""
@@ -267,7 +268,7 @@ def load_study(
     study = validate(StudyFile, files_from(folder, values))
     wrong = unknown_labels(study.labels, study.captions, study.all_values())
     study, others = _replace_varied(study, overrides)
-    if wrong := [*_contradictions(study), *wrong]:
+    if wrong := [*_contradictions(study), *_rare_looks(study, leaves(others)), *wrong]:
         raise ValueError("\n".join(wrong))
     return study, others
 
@@ -328,6 +329,27 @@ def _tell_gone(before: StudyFile, study: StudyFile) -> None:
     what += [f"{num} of {len(before.claims)} claims"] * bool(num)
     if what:
         warn_once(f"without {' and '.join(what)}, which name what it does not run with these words")
+
+
+def _rare_looks(study: StudyFile, set_here: dict[str, Any]) -> list[str]:
+    """Return a line where the looks that are averaged would take in that of the untrained model."""
+    base = study.base if isinstance(study.base, dict) else {}
+    known = flat(base) | flat(study.settings) | set_here
+    tried = study.all_values().get("eval.every_s", [known.get("eval.every_s")])
+    steps = [each for each in tried if type(each) in (int, float)]
+    times = {"comparison_time_s": study.comparison_time_s}
+    if study.tune and study.tune_time_s is not None:
+        times["tune_time_s"] = study.tune_time_s
+    return [
+        must_be(
+            "eval.every_s",
+            f"at most {name} / last, {at_s / study.last:g} s",
+            max(steps),
+            because="the look at 0 s, at the untrained model, would count",
+        )
+        for name, at_s in times.items()
+        if steps and not is_by(study.last * max(steps), at_s)
+    ]
 
 
 def _contradictions(study: StudyFile) -> list[str]:

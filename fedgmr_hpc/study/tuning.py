@@ -1,11 +1,12 @@
 """Choose the tuned values of a study by trials, equally many for every row.
 
 A row and column's values are those of its trials with the greatest validation accuracy, the mean
-over the trials' seeds; the first of equals. The test set has no say, nor have the seeds that are
-reported: trials are runs of their own on `tune_seeds`, so that no reported run was picked for how
-well its own seed did. They may be shorter (`tune_time_s`), which costs less and favours what is
-fast at first. A trial whose model diverges counts as the worst; one that failed for another reason
-leaves its row's other cells waiting until it was run again.
+over the trials' seeds; the first of equals, which the report tells. An untrained model's accuracy
+is no value. The test set has no say, nor have the seeds that are reported: trials are runs of their
+own on `tune_seeds`, so that no reported run was picked for how well its own seed did. They may be
+shorter (`tune_time_s`), which costs less and favours what is fast at first. A trial whose model
+diverges counts as the worst; one that failed for another reason leaves its row's other cells
+waiting until it was run again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Score:
     validation: float  # mean over the trials; -inf after a divergence, NaN without a value
     num_trials: int
     is_chosen: bool
+    num_equal: int = 1  # combinations of the row and column that reached the same, this one too
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def choose_values(cell: Cell, trials: Mapping[str, CellState]) -> Cell:
     values = [_validation(candidate, cell.tuning, trials) for candidate in cell.tuning.candidates]
     best = _best(values)
     if best is None:
-        why = f"no trial has a validation accuracy at {cell.tuning.at_s:g} s"
+        why = f"no trial has a trained model's validation accuracy at {cell.tuning.at_s:g} s"
         if all(value == -math.inf for value in values):
             why = f"{DIVERGED} in a trial of every combination of values"
         raise UntunedError("failed", why)
@@ -150,6 +152,7 @@ def _scores(row: str, column: str, tuning: Tuning, trials: Mapping[str, CellStat
             value,
             len(candidate.trials),
             index == best,
+            values.count(value),
         )
         for index, (candidate, value) in enumerate(zip(tuning.candidates, values, strict=True))
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 
 from fedgmr_hpc.config.choices.section import Mark
@@ -9,11 +11,12 @@ from fedgmr_hpc.config.identity import flat, identity
 from fedgmr_hpc.config.messages import shown
 from fedgmr_hpc.reporting.words import count_of, short_key
 from fedgmr_hpc.results.series import Run, quarantined
+from fedgmr_hpc.results.stretches import stretches, values_of
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.study_file import StudyFile
-from fedgmr_hpc.study.tuning import States
+from fedgmr_hpc.study.tuning import Score, States
 
 SETTING = {
     "data.name": "data {}",
@@ -49,16 +52,19 @@ def _tuned(study: StudyFile, cells: Sequence[Cell]) -> list[str]:
 
 def settings_note(study: StudyFile, cells: Sequence[Cell]) -> list[str]:
     """List the keys, beyond those in words, that all cells share and that differ from defaults."""
-    found = [identity(cell.config, OF) for cell in cells]
+    values = [flat(cell.config.model_dump(mode="json")) for cell in cells]
+    counted = {key for cell in cells for key in identity(cell.config, OF)}
     shared = [
-        f"{key} {shown(value)}"
-        for key, value in found[0].items()
-        if key not in {*SAID, *study.tune} and all(each.get(key) == value for each in found)
+        f"{key} {shown(values[0][key])}"
+        for key in sorted(counted - {*SAID, *study.tune})
+        if all(each.get(key) == values[0][key] for each in values)
     ]
     return [f"All runs, beyond the defaults: {', '.join(shared)}."] if shared else []
 
 
-def head_of(study: StudyFile, states: States, runs: Sequence[Run], scale: Scale) -> list[str]:
+def head_of(
+    states: States, runs: Sequence[Run], scores: Sequence[Score], scale: Scale
+) -> list[str]:
     """Return the lead, and a line for all that limits the worth of what follows."""
     trials = [state.status in ENDED for cell, state in states if cell.is_trial]
     of_trials = f", {sum(trials)} of {len(trials)} trials" if trials else ""
@@ -66,8 +72,9 @@ def head_of(study: StudyFile, states: States, runs: Sequence[Run], scale: Scale)
         f"{len(runs)} of {len(states) - len(trials)} cells finished{of_trials}; accuracies are the "
         f"{scale.when} of {scale.time}, on the test set, which decides nothing during a run."
     )
-    limits = [*_early_ends(runs, scale), *quarantine_lines(states, scale), *_commits(states)]
-    return [lead, *missing_lines(states, scale), *limits]
+    limits = [*_early_ends(runs, scale), *quarantine_lines(states, scale)]
+    origins = [*data_lines(states, scale), *commit_lines(states)]
+    return [lead, *missing_lines(states, scale), *limits, *tie_lines(scores, scale), *origins]
 
 
 def missing_lines(states: States, scale: Scale) -> list[str]:
@@ -124,7 +131,57 @@ def quarantine_lines(states: States, scale: Scale) -> list[str]:
     return [f"Other clients than planned: {what}: {_rows(found, states, scale)}"]
 
 
-def _commits(states: States) -> list[str]:
-    commits = {s.result.provenance.get("git_commit", "") for _, s in states if s.result is not None}
+def tie_lines(scores: Sequence[Score], scale: Scale) -> list[str]:
+    """Name the rows whose values no trial has told apart."""
+    tied = [score for score in scores if score.is_chosen and score.num_equal > 1]
+    if not tied:
+        return []
+    rows = ", ".join(dict.fromkeys(scale.title(score.row) for score in tied))
+    return [f"Tuned values that are the first of equally good ones, see the table of them: {rows}"]
+
+
+def data_lines(states: States, scale: Scale) -> list[str]:
+    """Name the cells whose data are not those of most others of their data configuration."""
+    groups = _by_data(states).values()
+    return [line for found in groups for line in _other_data(found, scale)]
+
+
+def _by_data(states: States) -> dict[str, list[tuple[str, Cell]]]:
+    """Return the fingerprints of cells, and the cells, by all that these must depend on.
+
+    A fingerprint is of the data set; only of a partition from a file does it tell who has what,
+    which the split for validation makes depend on the seed.
+    """
+    groups: dict[str, list[tuple[str, Cell]]] = {}
+    for cell, state in states:
+        if state.result is None:
+            continue
+        own = {k: v for k, v in identity(cell.config, OF).items() if k.startswith("data.")}
+        is_of_seed = cell.config.data.partition == "file"
+        of = json.dumps([own, cell.seed if is_of_seed else None], sort_keys=True)
+        for fingerprint in sorted(values_of(state.result.provenance, "data_xxh3")):
+            groups.setdefault(of, []).append((fingerprint, cell))
+    return groups
+
+
+def _other_data(found: Sequence[tuple[str, Cell]], scale: Scale) -> list[str]:
+    """Name the cells of each fingerprint but the most frequent one."""
+    (usual, _), *others = Counter(fingerprint for fingerprint, _ in found).most_common()
+    lines = []
+    for fingerprint, number in others:
+        cells = [cell for each, cell in found if each == fingerprint]
+        rows = ", ".join(dict.fromkeys(f"{scale.title(c.row)} (seed {c.seed})" for c in cells))
+        what = f"{count_of(number, 'run')} trained on data with fingerprint {fingerprint}"
+        lines.append(
+            f"Pooled, but of other data: {what}, others of the same data.* on {usual}: {rows}"
+        )
+    return lines
+
+
+def commit_lines(states: States) -> list[str]:
+    """Say how many commits have computed the cells, in all stretches of their runs."""
+    results = [state.result for _, state in states if state.result is not None]
+    parts = (part for result in results for part in stretches(result.provenance))
+    commits = {part.get("git_commit", "") for part in parts}
     several = f"The cells come from {len(commits)} commits, see the last table."
     return [several] * (len(commits) > 1)

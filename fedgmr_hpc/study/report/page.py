@@ -18,6 +18,7 @@ from fedgmr_hpc.reporting.pages import Page, write_page
 from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
 from fedgmr_hpc.results.series import TIMES, Run, common_time, end_s
+from fedgmr_hpc.results.stretches import ARROW, in_turn, stretches
 from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, Place, corrected, judge
 from fedgmr_hpc.study.measures import measure
@@ -35,10 +36,10 @@ from fedgmr_hpc.study.report.tables import Scale, Spread, cost_table
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.states import ENDED, CellState
 from fedgmr_hpc.study.study_file import ClaimSpec, StudyFile
-from fedgmr_hpc.study.tuning import States, read_states
+from fedgmr_hpc.study.tuning import States, read_states, scores_of
 
 FROM_RESULT = (
-    *("git_commit", "version_torch", "version_numpy"),
+    *("git_commit", "data_xxh3", "version_torch", "version_numpy"),
     *("hostname", "cpu_model", "cpu_capability", "start_utc"),
 )
 
@@ -72,13 +73,14 @@ def write_report(
     runs = [measure(cell, result) for cell, result in finished]
     scale = _scale(study, cells, command("report"), spread)
     tables = _tables(study, compared, runs, scale) if runs else []
-    tables += tuning_tables(study, cells, states, scale)
+    scores = scores_of(cells, states)
+    tables += tuning_tables(study, states, scores, scale)
     *tables, origins = _captioned([*tables, _provenance(states, scale)], study.captions)
     rows = Rows.of(runs, scale.at_s, scale.last, {run.row: scale.title(run.row) for run in runs})
     drawn = [replace(run, column=scale.title(run.column)) for run in runs]
     pictures = write_figures(drawn, rows, scale.reference, out_dir / "figures", formats, sizes)
     write_tables([*tables, origins], out_dir / "tables")
-    first, *warnings = head_of(study, states, runs, scale)
+    first, *warnings = head_of(states, runs, scores, scale)
     lead = [first, *settings_note(study, [cell for cell, _ in compared])]
     links, missing = write_page_of_curves(study.title, finished, scale, out_dir)
     page = Page(study.title, lead, warnings, [*tables, *pictures, origins], links)
@@ -174,7 +176,10 @@ def _provenance(states: Sequence[tuple[Cell, CellState]], scale: Scale) -> Table
         title="Cells and where they come from",
         heads=heads,
         rows=rows,
-        notes=["A commit with + had changes that were not committed."],
+        notes=[
+            "A commit with + had changes that were not committed. "
+            f"A{ARROW}B: begun with A, resumed with B."
+        ],
         command=scale.command,
     )
 
@@ -182,9 +187,13 @@ def _provenance(states: Sequence[tuple[Cell, CellState]], scale: Scale) -> Table
 def _origin(state: CellState) -> list[str]:
     result = state.result
     assert result is not None
-    facts = dict(result.provenance)
-    dirty = "+" if facts.get("git_dirty") == "true" else ""
-    facts["git_commit"] = facts.get("git_commit", "-")[:10] + dirty
+    start, *later = parts = stretches(result.provenance)
+    for part in parts:
+        dirty = "+" if part.get("git_dirty") == "true" else ""
+        part["git_commit"] = part.get("git_commit", "-")[:10] + dirty
+    for part in later:  # begun once
+        part["start_utc"] = start.get("start_utc", "-")
     rounds = int(result.merges["round"][-1]) if len(result.merges["round"]) else 0
     times = [f"{end_s(result, name):.1f}" for name in ("now_s", "wall_s")]
-    return [str(rounds), *times, *(facts.get(key, "-") for key in FROM_RESULT)]
+    origin = (in_turn(part.get(key, "-") for part in parts) for key in FROM_RESULT)
+    return [str(rounds), *times, *origin]

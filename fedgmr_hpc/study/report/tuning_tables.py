@@ -7,24 +7,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgmr_hpc.reporting.tables import Table
-from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.labels import Labels, label_of, title_of
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.states import ENDED
 from fedgmr_hpc.study.study_file import StudyFile
-from fedgmr_hpc.study.tuning import Score, Spent, States, scores_of, spent_by_row
+from fedgmr_hpc.study.tuning import Score, Spent, States, spent_by_row
 
 
 def tuning_tables(
-    study: StudyFile, cells: Sequence[Cell], states: States, scale: Scale
+    study: StudyFile, states: States, scores: Sequence[Score], scale: Scale
 ) -> list[Table]:
     """Tabulate what was chosen and what that took; no table where nothing is tuned."""
     spent = spent_by_row(states)
     if not spent:
         return []
-    rows = list(dict.fromkeys(cell.row for cell in cells))
+    rows = list(dict.fromkeys(cell.row for cell, _ in states))
     tried = {cell.row for cell, state in states if cell.is_trial and state.status in ENDED}
-    scores = [score for score in scores_of(cells, states) if score.row in tried]
+    scores = [score for score in scores if score.row in tried]
     known = {row: spent.get(row, Spent()) for row in rows if row in tried or row not in spent}
     return [_choices(study, scores, scale), _costs(known, scale)] if tried else []
 
@@ -51,7 +50,8 @@ def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
             "Chosen for every method and condition on validation accuracy alone: the mean of the "
             f"last {study.last} evaluations, over trials of their own (seed {seeds}), which are in "
             "no other table or figure. At the edge: a key's least or greatest value was chosen; "
-            "values beyond it may be better."
+            "values beyond it may be better. No value differs, or the first of several equal: "
+            "the trials do not say which is better, as before a first merge or plateau."
         ],
         num_seeds=f"{len(study.tune_seeds)} ({seeds})",
         command=scale.command,
@@ -63,6 +63,7 @@ def _choices(study: StudyFile, scores: Sequence[Score], scale: Scale) -> Table:
                 "validation_accuracy": s.validation,
                 "n": s.num_trials,
                 "chosen": s.is_chosen,
+                "num_equal": s.num_equal,
             }
             for s in scores
         ],
@@ -78,17 +79,23 @@ def _title(values: Labels, study: StudyFile) -> str:
 
 
 def _mark(score: Score, scores: Sequence[Score], study: StudyFile) -> str:
-    """Say whether values were chosen, and which of them lie at the edge of what was tried."""
+    """Say whether values were chosen, whether others were as good, and which of them lie at the
+    edge of what was tried.
+    """
     if not score.is_chosen:
         return ""
     place = (score.row, score.column)
     tried = [other.values for other in scores if (other.row, other.column) == place]
+    if score.num_equal == len(tried) > 1:
+        return "yes, no value differs"
     edges = [
         _title({key: value}, study)
         for key, value in score.values.items()
-        if _is_end(value, [values[key] for values in tried])
+        if _is_end(value, [values[key] for values in tried if key in values])
     ]
-    return f"yes, at the edge: {', '.join(edges)}" if edges else "yes"
+    equal = f"the first of {score.num_equal} equal"
+    at_edge = f"at the edge: {', '.join(edges)}"
+    return ", ".join(["yes", *[equal] * (score.num_equal > 1), *[at_edge] * bool(edges)])
 
 
 def _is_end(value: Any, tried: Sequence[Any]) -> bool:

@@ -303,3 +303,36 @@ def test_every_tuned_study_gives_all_methods_as_many_trials(
         cells = expand(*load_study(name))
         rows = Counter(cell.row for cell in cells if cell.is_trial)
         assert set(rows) == {cell.row for cell in cells} and len(set(rows.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "line"),
+    [
+        ({"set": {"eval.every_s": 3}}, [], "comparison_time_s / last, 2 s (got 3)"),
+        ({"base": {"eval": {"every_s": 3}}}, [], "comparison_time_s / last, 2 s (got 3)"),
+        ({"set": {"eval.every_s": 2}}, ["eval.every_s=2.5"], "last, 2 s (got 2.5)"),
+        ({"set": {"eval.every_s": 1}}, [], "tune_time_s / last, 0.8 s (got 1)"),
+        ({"matrix": {"eval.every_s": [0.5, 3]}}, [], "comparison_time_s / last, 2 s (got 3)"),
+    ],
+)
+def test_the_look_at_the_untrained_model_is_in_no_mean(
+    changes: dict[str, Any], words: list[str], line: str
+) -> None:
+    times = {"comparison_time_s": 10, "last": 5, "tune": {"train.learning_rate": [0.1, 0.2]}}
+    if "tune_time_s" in line:
+        times["tune_time_s"] = 4
+    (found,) = errors_of({"set": {}, **times, **changes}, *words)
+    assert found.startswith("eval.every_s must be at most ") and line in found
+    assert found.endswith(": the look at 0 s, at the untrained model, would count")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"set": {"eval.every_s": 1.1}, "comparison_time_s": 3.3, "last": 3},  # 3.3000000000000003
+        {"set": {"eval.every_s": 2}, "last": 5, "tune_time_s": 4},  # nothing is tuned
+        {"last": 5},
+    ],
+)
+def test_as_many_looks_as_there_are_may_count(changes: dict[str, Any]) -> None:
+    load_study({**TINY, **changes})

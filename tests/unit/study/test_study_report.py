@@ -16,12 +16,12 @@ from fedgmr_hpc.reporting.figures import style_of
 from fedgmr_hpc.reporting.paired import mean_test
 from fedgmr_hpc.results.labels import Rows
 from fedgmr_hpc.results.series import Run, own_accuracies
-from fedgmr_hpc.study.cells import expand
+from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.claims import ClaimResult
 from fedgmr_hpc.study.cost import Pace, cell_wall_s, remaining_s
 from fedgmr_hpc.study.labels import CAPTIONED
 from fedgmr_hpc.study.locks import acquire_lock
-from fedgmr_hpc.study.report import head
+from fedgmr_hpc.study.report import head, page
 from fedgmr_hpc.study.report.accuracy_tables import (
     MARKED,
     NOT_TOLD,
@@ -32,7 +32,14 @@ from fedgmr_hpc.study.report.accuracy_tables import (
 )
 from fedgmr_hpc.study.report.claims_table import claims_table
 from fedgmr_hpc.study.report.figures import draw, parts_of
-from fedgmr_hpc.study.report.head import missing_lines, quarantine_lines, setting_of, settings_note
+from fedgmr_hpc.study.report.head import (
+    commit_lines,
+    data_lines,
+    missing_lines,
+    quarantine_lines,
+    setting_of,
+    settings_note,
+)
 from fedgmr_hpc.study.report.page import write_report
 from fedgmr_hpc.study.report.tables import Scale, cost_table
 from fedgmr_hpc.study.states import CellState, read_state, write_error
@@ -325,6 +332,63 @@ def test_rows_that_went_on_without_clients_are_named(monkeypatch: pytest.MonkeyP
     assert quarantine_lines(states, SCALE) == [
         "Other clients than planned: 1 cell went on without clients in quarantine: fedgmr (1 of 2)"
     ]
+
+
+def result_of(seed: int = 0, **provenance: str) -> Any:
+    return SimpleNamespace(provenance=provenance, config={"seed": seed})
+
+
+def states_with(*results: Any, **changes: Any) -> list[tuple[Cell, CellState]]:
+    cells = expand(*load_study({**TINY, **changes}))
+    return [
+        (cell, CellState("done", Path("x.h5"), result=result))
+        for cell, result in zip(cells, results, strict=True)
+    ]
+
+
+def test_cells_of_one_configuration_that_trained_on_other_data_are_named() -> None:
+    new, old = result_of(data_xxh3="abc"), result_of(data_xxh3="0ld")
+    assert data_lines(states_with(new, new, new, new), SCALE) == []
+    assert data_lines(states_with(new, None, result_of(), new), SCALE) == []  # older files
+    scale = replace(SCALE, titles={"fedgmr": "FedGMR"})
+    assert data_lines(states_with(new, old, new, new), scale) == [
+        "Pooled, but of other data: 1 run trained on data with fingerprint 0ld, others of the same "
+        "data.* on abc: FedGMR (seed 1)"
+    ]
+
+
+def test_data_may_differ_where_what_they_are_made_of_does(tmp_path: Path) -> None:
+    new, old = result_of(data_xxh3="abc"), result_of(data_xxh3="0ld")
+    matrix = {"method": ["fedgmr"], "data.max_train": [500, 600], "seed": [0, 1]}
+    assert data_lines(states_with(new, new, old, old, matrix=matrix), SCALE) == []
+    parts = tmp_path / "parts.csv"
+    lines = [f"{client},{10 * client + i}" for client in range(10) for i in range(10)]
+    parts.write_text("\n".join(["client,sample", *lines]))
+    listed = {"set": {"data.partition": "file", "data.partition_file": str(parts)}}
+    assert data_lines(states_with(new, old, new, old, **listed), SCALE) == []  # by seed
+    assert len(data_lines(states_with(new, old, old, old, **listed), SCALE)) == 1
+
+
+def test_commits_of_all_stretches_count() -> None:
+    known = {"resume_1": '{"git_commit": "b", "git_dirty": "true"}'}
+    whole, resumed = result_of(git_commit="a"), result_of(git_commit="a", **known)
+    assert commit_lines(states_with(whole, whole, whole, whole)) == []
+    assert commit_lines(states_with(whole, whole, whole, resumed)) == [
+        "The cells come from 2 commits, see the last table."
+    ]
+
+
+def test_the_last_table_shows_what_a_run_was_begun_and_resumed_with() -> None:
+    of_start = {"git_commit": "a" * 40, "cpu_model": "Xeon", "start_utc": "then"}
+    entry = '{"git_commit": "%s", "git_dirty": "true", "start_utc": "now"}' % ("b" * 40)
+    no_rows = {name: np.zeros(0) for name in ("round", "now_s", "wall_s")}
+    result: Any = SimpleNamespace(
+        provenance=of_start | {"resume_1": entry}, merges=no_rows, evaluations=no_rows
+    )
+    origin = page._origin(CellState("done", Path("x.h5"), result=result))
+    shown = dict(zip(page.FROM_RESULT, origin[3:], strict=True))
+    assert shown["git_commit"] == f"{'a' * 10}\u2192{'b' * 10}+"
+    assert (shown["cpu_model"], shown["start_utc"], shown["data_xxh3"]) == ("Xeon", "then", "-")
 
 
 def test_claims_are_counted_and_those_without_runs_are_named() -> None:

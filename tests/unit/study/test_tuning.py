@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study import tuning
 from fedgmr_hpc.study.cells import Cell, expand
 from fedgmr_hpc.study.report import tuning_tables as tuning_report
+from fedgmr_hpc.study.report.head import head_of, tie_lines
 from fedgmr_hpc.study.report.tables import Scale
 from fedgmr_hpc.study.report.tuning_tables import tuning_tables
 from fedgmr_hpc.study.slurm.job_task import CellTask
@@ -155,7 +157,8 @@ def state_of(cell: Cell, values: Mapping[str, float]) -> CellState:
     if cell.digest not in values:
         return CellState("missing", path)
     is_lost = math.isnan(values[cell.digest])
-    return CellState("diverged" if is_lost else "done", path, result=object())  # type: ignore[arg-type]
+    result: Any = SimpleNamespace(provenance={})
+    return CellState("diverged" if is_lost else "done", path, result=result)
 
 
 def states_of(cells: list[Cell], values: Mapping[str, float]) -> list[tuple[Cell, CellState]]:
@@ -179,7 +182,8 @@ def test_the_best_validation_accuracy_chooses_for_each_row_and_column(
         assert run.config.train.learning_rate == wanted.get((cell.row, cell.column), 0.3)
         assert (run.seed, run.row, run.column) == (cell.seed, cell.row, cell.column)
         assert run.pending_digest == cell.digest != run.digest and run.tuning is None
-    tables = tuning_tables(load_study(STUDY)[0], cells, states_of(cells, values), SCALE)
+    states = states_of(cells, values)
+    tables = tuning_tables(load_study(STUDY)[0], states, scores_of(cells, states), SCALE)
     at_end = "yes, at the edge: learning rate 0.9"
     assert ["high", "fedgmr", "learning rate 0.9", "80.50", at_end] in tables[0].rows
     assert ["high", "fedavg", "learning rate 0.3", "80.50", "yes"] in tables[0].rows
@@ -255,17 +259,90 @@ def test_trials_score_no_sub_models_whatever_is_asked_of_the_cells(given: str) -
     assert not any("submodels" in trial.name for trial in trials)
 
 
+def test_a_choice_among_equals_is_told(values: dict[str, float]) -> None:
+    cells = cells_of(tune={RATE: [0.1, 0.3, 0.9]}, matrix={"method": ["fedavg"], "seed": [0]})
+    study, trials = load_study(STUDY)[0], cells[:-1]
+
+    def marks(*reached: float) -> tuple[list[str], list[str]]:
+        values.update(zip((t.digest for t in trials), reached, strict=True))
+        states = states_of(cells, values)
+        scores = scores_of(cells, states)
+        (choices, _) = tuning_tables(study, states, scores, SCALE)
+        lines = tie_lines(scores, SCALE)
+        assert head_of(states, [], scores, SCALE)[-len(lines) or 99 :] == lines
+        return [row[-1] for row in choices.rows], lines
+
+    said = "Tuned values that are the first of equally good ones, see the table of them: fedavg"
+    assert marks(0.5, 0.5, 0.5) == (["yes, no value differs", "", ""], [said])
+    assert marks(0.4, 0.5, 0.5) == (["", "yes, the first of 2 equal", ""], [said])
+    first = "yes, the first of 2 equal, at the edge: learning rate 0.1"
+    assert marks(0.5, math.nan, 0.5) == ([first, "", ""], [said])
+    assert marks(0.4, 0.5, 0.4) == (["", "yes", ""], [])
+
+
+def test_trials_that_end_before_the_first_merge_choose_nothing(
+    values: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *trials, cell = cells_of(tune={RATE: [0.1, 0.3]}, matrix={"method": ["fedavg"], "seed": [0]})
+    values |= {trial.digest: 0.1 for trial in trials}
+    untrained = {trials[0].digest}
+
+    def measured(cell: Cell, result: object) -> Run:
+        run = run_of(cell, values[cell.digest])
+        return replace(run, num_untrained=3 * (cell.digest in untrained))
+
+    monkeypatch.setattr(tuning, "measure", measured)
+    assert chosen(cell, trials, values).values == {RATE: 0.3}
+    untrained.add(trials[1].digest)
+    with pytest.raises(UntunedError, match="no trial has a trained model's validation accuracy at"):
+        chosen(cell, trials, values)
+
+
+def test_a_choice_is_tuned_with_its_option_beside_it_alone() -> None:
+    """The row grows by the ladder, beside which `fixed_step` has no effect; before, no trial varied
+    that.
+    """
+    tune = {"restoration.step": ["ladder", "fixed"], "restoration.fixed_step": [0.1, 0.2]}
+    found = trials_by_row(cells_of(tune=tune, matrix={"method": ["fedgmr", "fedavg"]}))
+    assert found == {
+        ("fedgmr", "all"): [
+            {"restoration.step": "ladder"},
+            {"restoration.step": "fixed", "restoration.fixed_step": 0.2},
+            {"restoration.step": "fixed", "restoration.fixed_step": 0.1},
+        ]
+    }
+    two = cells_of(tune=tune, tune_cells=2, matrix={"method": ["fedgmr"]})
+    assert trials_by_row(two)["fedgmr", "all"] == found["fedgmr", "all"][:2]
+
+
+def test_keys_that_not_all_combinations_have_can_lie_at_an_edge(values: dict[str, float]) -> None:
+    tune = {"restoration.step": ["ladder", "fixed"], "restoration.fixed_step": [0.1, 0.2]}
+    cells = cells_of(tune=tune, matrix={"method": ["fedgmr"], "seed": [0]})
+    values |= {c.digest: c.values.get("restoration.fixed_step", 0) for c in cells if c.is_trial}
+    states = states_of(cells, values)
+    table, _ = tuning_tables(load_study(STUDY)[0], states, scores_of(cells, states), SCALE)
+    assert [row[-1] for row in table.rows] == ["", "yes, at the edge: fixed step 0.2", ""]
+
+
+def test_equal_configurations_are_one_trial() -> None:
+    tune = {RATE: [1, 1.0, 0.3]}
+    cell = cells_of(tune=tune, matrix={"method": ["fedavg"]})[-1]
+    assert cell.tuning is not None
+    assert [each.run.values for each in cell.tuning.candidates] == [{RATE: 1}, {RATE: 0.3}]
+
+
 def test_costs_are_sums_by_row_and_unequal_budgets_are_told(values: dict[str, float]) -> None:
     cells = cells_of()
     values |= {cell.digest: 0.5 for cell in cells if cell.is_trial}
     states = states_of(cells, values)
     assert spent_by_row(states)["fedavg"] == Spent(6, 0, 600.0, 120e6, 126.0, 126.0)
-    _, costs = tuning_tables(load_study(STUDY)[0], cells, states, SCALE)
+    _, costs = tuning_tables(load_study(STUDY)[0], states, scores_of(cells, states), SCALE)
     assert costs.rows[0][:2] == ["fedgmr", "18"]
     assert costs.notes[0] == "The budgets differ: 18 trials, but fedavg 6."
     even = cells_of(tune_cells=3)
     values |= {cell.digest: 0.5 for cell in even if cell.is_trial}
-    _, costs = tuning_tables(load_study(STUDY)[0], even, states_of(even, values), SCALE)
+    states = states_of(even, values)
+    _, costs = tuning_tables(load_study(STUDY)[0], states, scores_of(even, states), SCALE)
     assert costs.notes[0] == "Every method had the same budget: 6 trials."
 
 
