@@ -165,7 +165,8 @@ class AggregationConfig(OpenSection):
     """With `adam`: added to the root of the mean square; the smaller, the more alike the steps of
     all entries."""
     trim_frac: Run[Annotated[Number, Field(ge=0, lt=0.5)]] = 0.1
-    """With `trimmed_mean`: share of an entry's values that is left out at each end."""
+    """With `trimmed_mean`: share of an entry's values that is left out at each end, rounded down to
+    whole values: none of fewer than 1 / `trim_frac`."""
     krum_faulty: Run[Annotated[int, Field(ge=0, strict=True)]] = 1
     """With `krum`: f, how many false updates a merge is to withstand."""
     krum_kept: Run[Count | None] = None
@@ -179,10 +180,11 @@ class AggregationConfig(OpenSection):
     weigh_by: Run[Literal["steps", "data"]] = "steps"
     """What an update weighs besides its staleness: the samples of its local `steps`, as many for
     every client, or those of the `data` that its client holds, as in FedAvg (McMahan et al. 2017).
-    """
+    `median`, `trimmed_mean` and `krum` take all updates alike."""
     staleness: Run[Literal["constant", "poly", "hinge"]] = "constant"
     """Weight of an update by its age tau in versions: 1 (`constant`), tau^-`exponent` (`poly`), or
-    1 up to `hinge_delay` and falling from there (`hinge`; docs/method.md#staleness)."""
+    1 up to `hinge_delay` and falling from there (`hinge`; docs/method.md#staleness). Without effect
+    with `median`, `trimmed_mean` and `krum`."""
     exponent: Run[NonNegative] = 0.6
     """With `poly` and `hinge`: a, how fast the weight falls."""
     hinge_delay: Run[NonNegative] = 2.0

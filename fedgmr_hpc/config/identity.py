@@ -7,13 +7,13 @@ Every key of the configuration has one mark (axes.py); here the marks are read:
 
 A study's cell is known by the keys of run, look and limit; a run goes on from a checkpoint of the
 same run and look; a replay follows events of the same run. Only what differs from the default
-counts, so that a new key changes no old identity. Values are those of JSON, as files keep them.
+counts, so that a new key changes no old identity, and only what has an effect beside the other
+values (rules.py). Values are those of JSON, as files keep them.
 
 A method is called by its row, and in brackets by what differs from it: with the label
 `heterofl[aggregation.rule=average]` no table or legend shows HeteroFL with another merge rule as
 the row. Only the keys that make up a row count: its axes, and of local training what rows choose.
-Keys without effect beside the other choices do not, nor do the scales of a task, which run files
-set alike for all methods.
+The scales of a task, which run files set alike for all methods, do not.
 """
 
 from __future__ import annotations
@@ -105,32 +105,49 @@ def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def identity(config: Config | Mapping[str, Any], of: tuple[Mark, ...] = CELL) -> Keys:
-    """Return the marked keys that differ from their defaults, in order.
+def identity(
+    config: Config | Mapping[str, Any],
+    of: tuple[Mark, ...] = CELL,
+    *,
+    counts_unused: bool = False,
+) -> Keys:
+    """Return the marked keys that have an effect and differ from their defaults, in order.
 
     Args:
         config: A configuration, or the nested values that a file keeps of one; keys that it lacks
             are younger than the file and have their defaults.
         of: The marks that count.
+        counts_unused: Whether keys without effect beside the other values count, too, as they did
+            in the logs of older runs.
     """
-    values = config.model_dump(mode="json") if isinstance(config, Config) else config
-    found, defaults, mark_of = flat(values), _defaults(), marks()
+    found, defaults, mark_of = _with_defaults(config), _defaults(), marks()
     return {
         key: found[key]
         for key in sorted(found)
-        if mark_of.get(key, "run") in of and found[key] != defaults.get(key)
+        if mark_of.get(key, "run") in of
+        and found[key] != defaults.get(key)
+        and (counts_unused or is_used(key, found))
     }
+
+
+def _with_defaults(config: Config | Mapping[str, Any]) -> Keys:
+    values = config.model_dump(mode="json") if isinstance(config, Config) else config
+    return _defaults() | flat(values)
 
 
 def differences(
     then: Config | Mapping[str, Any], now: Config | Mapping[str, Any], of: tuple[Mark, ...]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the marked keys in which two configurations differ, with their values then and now."""
-    defaults, left, right = _defaults(), identity(then, of), identity(now, of)
+    """Return the marked keys in which two configurations differ, with their values then and now.
+
+    A key that has an effect in one of them alone counts as well.
+    """
+    counted = identity(then, of).keys() | identity(now, of).keys()
+    left, right = _with_defaults(then), _with_defaults(now)
     return {
-        key: (left.get(key, defaults.get(key)), right.get(key, defaults.get(key)))
-        for key in sorted(left.keys() | right.keys())
-        if left.get(key, defaults.get(key)) != right.get(key, defaults.get(key))
+        key: (left.get(key), right.get(key))
+        for key in sorted(counted)
+        if left.get(key) != right.get(key)
     }
 
 

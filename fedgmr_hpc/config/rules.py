@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedgmr_hpc.config.axes import WIDTH_KINDS
 from fedgmr_hpc.config.choices.open_section import (
@@ -13,76 +14,119 @@ from fedgmr_hpc.config.choices.open_section import (
     refused_by_choice,
     unused_options,
 )
-from fedgmr_hpc.config.choices.registry import AGGREGATIONS
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS, DATASETS
 from fedgmr_hpc.config.messages import must, must_be, shown
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import mistakes
 
 RULES_OF_CHANGES = ("fedbuff",)  # of the built-in ones
+ROBUST_RULES = ("median", "trimmed_mean", "krum")  # to which all updates weigh alike
 _GROWS = ("plateau", "time", "both")
-# Keys that have an effect only beside some values of another key.
-USED_WITH: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "data.alpha": ("data.partition", ("dirichlet", "quantity")),
-    "data.sort_by_size": ("data.partition", ("dirichlet", "quantity")),
-    "data.shards_per_client": ("data.partition", ("shards",)),
-    "data.classes_per_client": ("data.partition", ("pathological",)),
-    "links.nominal_mb": ("links.size", ("nominal",)),
-    "eval.norm_samples": ("train.batch_norm", ("static",)),
-    "model.init": ("model.name", ("digits_cnn", "conv2", "conv2_small", "vgg11")),
-    "submodel.scaler": ("submodel.kind", WIDTH_KINDS),
-    "submodel.width_rates": ("submodel.kind", ("ordered_dropout",)),
-    "submodel.score": ("submodel.kind", ("importance",)),
-    "submodel.floor_frac": ("submodel.kind", ("importance",)),
-    "submodel.use_costs": ("submodel.kind", ("importance",)),
-    "submodel.layer_mean": ("submodel.kind", ("importance",)),
-    "train.distillation": ("submodel.kind", ("ordered_dropout",)),
-    "train.proximal_mu": ("train.objective", ("fedprox",)),
-    "submodel.gate_biases": ("submodel.kind", ("importance", "magnitude")),
-    "submodel.surrogate": ("submodel.kind", ("magnitude",)),
-    "restoration.step": ("restoration.trigger", _GROWS),
-    "restoration.fixed_step": ("restoration.step", ("fixed",)),
-    "restoration.factor": ("restoration.step", ("factor",)),
-    "restoration.patience": ("restoration.trigger", ("plateau", "both")),
-    "restoration.arm_after_first_plateau": ("restoration.trigger", ("plateau", "both")),
-    "restoration.total_time_s": ("restoration.trigger", ("time", "both")),
-    "restoration.balance_rate": ("restoration.balance", (True,)),
-    "restoration.min_density": ("restoration.balance", (True,)),
-    "aggregation.mix_share": ("aggregation.rule", ("mix",)),
-    "aggregation.server_learning_rate": ("aggregation.rule", ("fedbuff", "momentum", "adam")),
-    "aggregation.server_momentum": ("aggregation.rule", ("momentum",)),
-    "aggregation.beta1": ("aggregation.rule", ("adam",)),
-    "aggregation.beta2": ("aggregation.rule", ("adam",)),
-    "aggregation.tau": ("aggregation.rule", ("adam",)),
-    "aggregation.trim_frac": ("aggregation.rule", ("trimmed_mean",)),
-    "aggregation.krum_faulty": ("aggregation.rule", ("krum",)),
-    "aggregation.krum_kept": ("aggregation.rule", ("krum",)),
-    "aggregation.max_entries": ("aggregation.buffered", (True,)),
-    "aggregation.exponent": ("aggregation.staleness", ("poly", "hinge")),
-    "aggregation.hinge_delay": ("aggregation.staleness", ("hinge",)),
-    "admission.slack_s": ("admission.kind", ("window",)),
-    "admission.count": ("admission.kind", ("count",)),
+
+
+@dataclass(frozen=True)
+class AllBut:
+    """All values but these few, those that plug-ins add included."""
+
+    values: tuple[Any, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value not in self.values
+
+
+class Use(NamedTuple):
+    """What a key has an effect beside: some values of another key.
+
+    Attributes:
+        is_refused: whether it is refused beside other values, since whoever sets it expects an
+            effect. Other keys have harmless defaults that rows and run files share.
+    """
+
+    other: str
+    values: Container[Any]
+    is_refused: bool = False
+
+
+def _only(other: str, *values: Any) -> Use:
+    return Use(other, values, is_refused=True)
+
+
+def _with(other: str, *values: Any) -> Use:
+    return Use(other, values)
+
+
+def _of_data(*names: str, is_refused: bool = False) -> Use:
+    """Return the use of a key that these built-in data sets read, and a plug-in's may."""
+    others = tuple(name for name in DATASETS.homes if name not in names)
+    return Use("data.name", AllBut(others), is_refused)
+
+
+_A_FILE = AllBut((None,))
+# Keys that have an effect only beside some values of another key. The others are no part of what
+# makes a run (identity.py), of what it is called, or of what is tuned.
+USED_WITH: dict[str, Use] = {
+    "time_scale": _with("clock", "wall"),
+    "data.alpha": _with("data.partition", "dirichlet", "quantity"),
+    "data.sort_by_size": _with("data.partition", "dirichlet", "quantity"),
+    "data.shards_per_client": _with("data.partition", "shards"),
+    "data.classes_per_client": _with("data.partition", "pathological"),
+    "data.partition_file": _only("data.partition", "file"),
+    "data.partition_xxh3": Use("data.partition_file", _A_FILE, is_refused=True),
+    "data.class_list": _of_data("imagenet100", "imagefolder", is_refused=True),
+    "data.image_size": _of_data("imagenet100", "imagefolder", is_refused=True),
+    "data.max_train_users": _of_data("stackoverflow"),
+    "data.max_test_users": _of_data("stackoverflow"),
+    "data.max_user_samples": _of_data("stackoverflow"),
+    "data.unknown_words": _of_data("stackoverflow"),
+    "model.init": _only("model.name", "digits_cnn", "conv2", "conv2_small", "vgg11"),
+    "clients.availability_period_s": Use("clients.availability", _A_FILE, is_refused=True),
+    "clients.availability_xxh3": Use("clients.availability", _A_FILE, is_refused=True),
+    "eval.norm_samples": _with("train.batch_norm", "static"),
+    "submodel.refresh": Use("submodel.kind", AllBut(("full",))),
+    "submodel.scaler": _only("submodel.kind", *WIDTH_KINDS),
+    "submodel.width_rates": _only("submodel.kind", "ordered_dropout"),
+    "submodel.score": _only("submodel.kind", "importance"),
+    "submodel.floor_frac": _with("submodel.kind", "importance"),
+    "submodel.use_costs": _with("submodel.kind", "importance"),
+    "submodel.layer_mean": _with("submodel.kind", "importance"),
+    "submodel.gate_biases": _with("submodel.kind", "importance", "magnitude"),
+    "submodel.surrogate": _with("submodel.kind", "magnitude"),
+    "train.distillation": _only("submodel.kind", "ordered_dropout"),
+    "train.proximal_mu": _only("train.objective", "fedprox"),
+    "restoration.step": _with("restoration.trigger", *_GROWS),
+    "restoration.fixed_step": _with("restoration.step", "fixed"),
+    "restoration.factor": _with("restoration.step", "factor"),
+    "restoration.patience": _with("restoration.trigger", "plateau", "both"),
+    "restoration.arm_after_first_plateau": _with("restoration.trigger", "plateau", "both"),
+    "restoration.total_time_s": _with("restoration.trigger", "time", "both"),
+    "restoration.balance_rate": _with("restoration.balance", True),
+    "restoration.min_density": _with("restoration.balance", True),
+    "aggregation.mix_share": _only("aggregation.rule", "mix"),
+    "aggregation.server_learning_rate": _only("aggregation.rule", "fedbuff", "momentum", "adam"),
+    "aggregation.server_momentum": _only("aggregation.rule", "momentum"),
+    "aggregation.beta1": _only("aggregation.rule", "adam"),
+    "aggregation.beta2": _only("aggregation.rule", "adam"),
+    "aggregation.tau": _only("aggregation.rule", "adam"),
+    "aggregation.trim_frac": _only("aggregation.rule", "trimmed_mean"),
+    "aggregation.krum_faulty": _only("aggregation.rule", "krum"),
+    "aggregation.krum_kept": _only("aggregation.rule", "krum"),
+    "aggregation.max_entries": _only("aggregation.buffered", True),
+    "aggregation.weigh_by": Use("aggregation.rule", AllBut(ROBUST_RULES), is_refused=True),
+    # Not refused: a row with a robust rule inherits it from its base.
+    "aggregation.staleness": Use("aggregation.rule", AllBut(ROBUST_RULES)),
+    "aggregation.exponent": _with("aggregation.staleness", "poly", "hinge"),
+    "aggregation.hinge_delay": _with("aggregation.staleness", "hinge"),
+    "admission.slack_s": _with("admission.kind", "window"),
+    "admission.count": _only("admission.kind", "count"),
+    "links.nominal_mb": _with("links.size", "nominal"),
+    # Not refused: a run on the wall clock and its replay or pair on the other share a file.
+    "links.rank_down_bytes_per_s": _with("clock", "wall"),
+    "links.rank_up_bytes_per_s": _with("clock", "wall"),
+    "links.trace_period_s": Use("links.trace", _A_FILE, is_refused=True),
+    "links.trace_xxh3": Use("links.trace", _A_FILE, is_refused=True),
+    "wire.max_resends": _with("clock", "wall"),
+    "wire.resend_after_s": _with("clock", "wall"),
 }
-# Those of them which are refused there, since whoever sets them expects an effect. The others have
-# harmless defaults that rows and run files share.
-_REFUSED_UNUSED = (
-    "model.init",
-    "submodel.scaler",
-    "submodel.width_rates",
-    "submodel.score",
-    "train.distillation",
-    "train.proximal_mu",
-    "aggregation.mix_share",
-    "aggregation.server_learning_rate",
-    "aggregation.server_momentum",
-    "aggregation.beta1",
-    "aggregation.beta2",
-    "aggregation.tau",
-    "aggregation.trim_frac",
-    "aggregation.krum_faulty",
-    "aggregation.krum_kept",
-    "aggregation.max_entries",
-    "admission.count",
-)
 # What `scaffold` needs, and why.
 _SAME_CLIENTS = "control variates need the mean of the same clients over several rounds"
 _NEEDED_BY_CONTROL_VARIATES: dict[str, tuple[Any, str]] = {
@@ -95,13 +139,6 @@ _NEEDED_BY_CONTROL_VARIATES: dict[str, tuple[Any, str]] = {
     "train.momentum": (0.0, "with momentum a step is longer than the rate times the gradient"),
     "wire.dtype": ("fp32", "control variates are found in weights, which must not be rounded"),
 }
-# A period, or a digest, without its file.
-_PERIODS = {
-    "clients.availability_period_s": "clients.availability",
-    "clients.availability_xxh3": "clients.availability",
-    "links.trace_period_s": "links.trace",
-    "links.trace_xxh3": "links.trace",
-}
 
 
 def is_used(key: str, values: Mapping[str, Any]) -> bool:
@@ -109,8 +146,8 @@ def is_used(key: str, values: Mapping[str, Any]) -> bool:
     if key not in USED_WITH:
         owners = _owners(key)
         return not owners or any(values.get(other) == name for other, name in owners)
-    other, choices = USED_WITH[key]
-    return values.get(other) in choices and is_used(other, values)
+    use = USED_WITH[key]
+    return values.get(use.other) in use.values and is_used(use.other, values)
 
 
 def _owners(key: str) -> list[tuple[str, str]]:
@@ -130,14 +167,10 @@ def broken_rules(config: Config) -> list[str]:
 
 def _unused_keys(config: Config) -> Iterator[str]:
     defaults = Config()
-    for key in _REFUSED_UNUSED:
-        other, choices = USED_WITH[key]
-        value, default, beside = (_get(config, key), _get(defaults, key), _get(config, other))
-        if beside not in choices and value != default:
-            yield must_be(key, shown(default), value, when={other: beside})
-    for key, file in _PERIODS.items():
-        if _get(config, key) is not None and _get(config, file) is None:
-            yield must_be(key, "null", _get(config, key), when={file: None})
+    for key, use in USED_WITH.items():
+        value, default, beside = _get(config, key), _get(defaults, key), _get(config, use.other)
+        if use.is_refused and beside not in use.values and value != default:
+            yield must_be(key, shown(default), value, when={use.other: beside})
 
 
 def _unused_options(config: Config) -> Iterator[str]:
@@ -168,9 +201,6 @@ def _full_models(config: Config) -> Iterator[str]:
 def _partition(config: Config) -> Iterator[str]:
     data, condition = config.data, {"data.partition": config.data.partition}
     if data.partition != "file":
-        for key in ("data.partition_file", "data.partition_xxh3"):
-            if (value := _get(config, key)) is not None:
-                yield must_be(key, "null", value, when=condition)
         return
     if data.partition_file is None:
         yield must_be("data.partition_file", "a CSV file", None, when=condition)
@@ -242,8 +272,8 @@ def _control_variates(config: Config) -> Iterator[str]:
 
 def _is_used_beside_kind(key: str, config: Config) -> bool:
     """Return whether a key has an effect on the run's kind of sub-model."""
-    other, choices = USED_WITH.get(key, ("", ()))
-    return other != "submodel.kind" or config.submodel.kind in choices
+    use = USED_WITH.get(key)
+    return use is None or use.other != "submodel.kind" or config.submodel.kind in use.values
 
 
 def _side_by_side(config: Config) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -123,7 +124,7 @@ def load_trace(path: str, num_clients: int, period_s: float | None = None) -> Li
 
 def _read_text(path: str) -> str:
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = Path(os.path.expanduser(path)).read_bytes()
     except OSError as error:
         line = must_be("links.trace", "a readable file", path, because=str(error.strerror))
         raise ValueError(line) from None

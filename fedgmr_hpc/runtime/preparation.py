@@ -6,6 +6,7 @@ Rank 0 prepares alone, so that a mistake is reported once (runtime/roles.py).
 from __future__ import annotations
 
 import errno
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import xxhash
 
 from fedgmr_hpc.config.files import render_config
 from fedgmr_hpc.config.identity import flat, method_slug
-from fedgmr_hpc.config.rules import is_used
+from fedgmr_hpc.config.rules import USED_WITH, is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.restoration.restoring import TIME_FRACTIONS
@@ -39,6 +40,15 @@ from fedgmr_hpc.storage.run_files import checkpoint_path
 from fedgmr_hpc.training.sub_models import kernels_in_use
 from fedgmr_hpc.transport.termination import STOP_REQUEST
 
+# Keys that are accepted where they have no effect, though whoever sets them may expect one.
+MISSED_WHERE_UNUSED = (
+    "data.alpha",
+    "data.shards_per_client",
+    "data.classes_per_client",
+    "aggregation.staleness",
+    "links.rank_down_bytes_per_s",
+    "links.rank_up_bytes_per_s",
+)
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -188,8 +198,13 @@ def cautions(config: Config, num_ranks: int) -> list[str]:
     """Return a line for all that a run on `num_ranks`, the server's included, may do but hardly
     anybody wants.
     """
-    found = (_idle_ranks(config, num_ranks), _narrow_level(config), _late_restoration(config))
-    return [*filter(None, found), *_unused_by_partition(config)]
+    found = (
+        _idle_ranks(config, num_ranks),
+        _narrow_level(config),
+        _late_restoration(config),
+        _nothing_trimmed(config),
+    )
+    return [*filter(None, found), *_unused(config)]
 
 
 def _idle_ranks(config: Config, num_ranks: int) -> str:
@@ -216,13 +231,13 @@ def _narrow_level(config: Config) -> str:
     )
 
 
-def _unused_by_partition(config: Config) -> Iterator[str]:
-    kind, defaults = config.data.partition, Config().data
-    values = flat({"data": config.data.model_dump()})
-    for name in ("alpha", "shards_per_client", "classes_per_client"):
-        value = getattr(config.data, name)
-        if value != getattr(defaults, name) and not is_used(f"data.{name}", values):
-            yield f"data.{name} = {value:g} has no effect when data.partition is {kind!r}"
+def _unused(config: Config) -> Iterator[str]:
+    values, defaults = (flat(each.model_dump()) for each in (config, Config()))
+    for key in MISSED_WHERE_UNUSED:
+        if values[key] != defaults[key] and not is_used(key, values):
+            value, other = values[key], USED_WITH[key].other
+            text = value if isinstance(value, str) else f"{value:g}"
+            yield f"{key} = {text} has no effect when {other} is {values[other]!r}"
 
 
 def _late_restoration(config: Config) -> str:
@@ -233,4 +248,19 @@ def _late_restoration(config: Config) -> str:
     return (
         f"restoration.total_time_s = {total_s:g} restores at {first_s:g} s at the earliest, after "
         f"run.max_time_s = {end_s:g}"
+    )
+
+
+def _nothing_trimmed(config: Config) -> str:
+    """Return that a trimmed mean is a plain one: it leaves out a share of the values, rounded
+    down.
+    """
+    share, most = config.aggregation.trim_frac, config.clients.sampled or config.clients.count
+    if config.aggregation.rule != "trimmed_mean" or int(share * most):
+        return ""
+    least = math.ceil(1000 / most) / 1000
+    hint = f"use {least:g} or more" if least < 0.5 else "use more clients"
+    return (
+        f"aggregation.trim_frac = {share:g} leaves out none of {most} values, rounded down, so "
+        f"the trimmed mean is a plain one; {hint}"
     )

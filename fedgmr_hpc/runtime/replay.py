@@ -35,10 +35,17 @@ _LINK = struct.Struct("<Qqddq")
 
 
 class EventLog:
-    """Makes the rows of a run's log."""
+    """Makes the rows of a run's log.
 
-    def __init__(self, config: Config) -> None:
-        content = json.dumps(identity(config, REPLAYED), sort_keys=True)
+    Args:
+        config: of the run.
+        counts_unused: whether keys without effect count, as they did in older logs.
+    """
+
+    def __init__(self, config: Config, *, counts_unused: bool = False) -> None:
+        content = json.dumps(
+            identity(config, REPLAYED, counts_unused=counts_unused), sort_keys=True
+        )
         self._chain = xxhash.xxh3_64_intdigest(content.encode())
 
     def row(self, event: Event) -> EventRow | None:
@@ -93,13 +100,20 @@ class ReplayClock:
     def _check(self, config: Config, recorded: Result) -> None:
         if not self._rows:
             raise ValueError(f"replay {recorded.path}: it holds no events")
-        log = EventLog(config)
+        logs = EventLog(config), EventLog(config, counts_unused=True)
+        index = max(self._first_wrong(log) for log in logs)
+        if index < len(self._rows):
+            raise ValueError(
+                f"replay {recorded.path}: event {index} of {len(self._rows)} is damaged or "
+                "belongs to another configuration"
+            )
+
+    def _first_wrong(self, log: EventLog) -> int:
+        """Return the first event that does not follow in a log, or how many there are."""
         for index, row in enumerate(self._rows):
             if log.link(row.kind, row.now_s, row.ready_s, row.client) != row:
-                raise ValueError(
-                    f"replay {recorded.path}: event {index} of {len(self._rows)} is damaged or "
-                    "belongs to another configuration"
-                )
+                return index
+        return len(self._rows)
 
     def _take(self, *kinds: int) -> EventRow:
         if self._next == len(self._rows):

@@ -6,6 +6,7 @@ content. So a moved file makes no other run, and a changed one does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def path_from(folder: Path, path: str) -> str:
     """Return the absolute path of what a file in `folder` names; as it is, where nothing is there,
     for one from the working directory.
     """
-    found = folder / Path(path).expanduser()
+    found = folder / os.path.expanduser(path)
     return str(found.resolve()) if found.is_file() else path
 
 
@@ -75,8 +76,8 @@ def check_content(key: str, path: str | None, wanted: str | None) -> None:
 def content_xxh3(path: str) -> str | None:
     """Return the digest of a file; None where it cannot be read."""
     try:
-        return xxhash.xxh3_64_hexdigest(Path(path).expanduser().read_bytes())
-    except OSError:
+        return xxhash.xxh3_64_hexdigest(Path(os.path.expanduser(path)).read_bytes())
+    except (OSError, ValueError):  # such as that of a NUL in it
         return None
 
 

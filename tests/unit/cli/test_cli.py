@@ -41,8 +41,31 @@ def test_check_says_what_hardly_anybody_wants(capsys: pytest.CaptureFixture[str]
     assert "note: restoration.total_time_s = 1000 restores at 200 s at the earliest, after" in out
     _, out, _ = run_verb(capsys, "check", "digits", "data.partition=iid", "data.alpha=0.1")
     assert "note: data.alpha = 0.1 has no effect when data.partition is 'iid'" in out
+    words = ["method=median", "aggregation.staleness=poly", "links.rank_up_bytes_per_s=2e6"]
+    _, out, _ = run_verb(capsys, "check", "digits", *words)
+    assert "note: aggregation.staleness = poly has no effect when aggregation.rule is 'med" in out
+    assert "note: links.rank_up_bytes_per_s = 2e+06 has no effect when clock is 'virtual'" in out
     _, out, _ = run_verb(capsys, "check", "digits", "clients.count=2", "clients.shares=[0.1, 0.1]")
     assert "note: " not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (["clients.count=9", "clients.shares=[" + "1," * 8 + "1]"], "of 9 values, rounded down"),
+        (["clients.sampled=4"], "of 4 values, rounded down, so the trimmed mean is a plain one"),
+        (["clients.sampled=4"], "use 0.25 or more"),
+        (["clients.sampled=2"], "use more clients"),
+        (["clients.sampled=4", "aggregation.trim_frac=0.25"], ""),
+        ([], ""),
+    ],
+)
+def test_check_says_where_a_trimmed_mean_trims_nothing(
+    capsys: pytest.CaptureFixture[str], words: list[str], note: str
+) -> None:
+    _, out, _ = run_verb(capsys, "check", "digits", "method=trimmed_mean", *words)
+    assert ("note: aggregation.trim_frac" in out) == bool(note)
+    assert note in out
 
 
 def test_check_reports_every_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,6 +205,18 @@ def test_a_full_model_has_nothing_to_restore(override, line):
             "clients.availability_period_s must be null when clients.availability is null (got 5)",
         ),
         (
+            ("method=krum", "aggregation.weigh_by=data"),
+            "aggregation.weigh_by must be 'steps' when aggregation.rule is 'krum' (got 'data')",
+        ),
+        (
+            ("data.image_size=32",),
+            "data.image_size must be 168 when data.name is 'digits' (got 32)",
+        ),
+        (
+            ("data.name=npz", "data.class_list=some.txt"),
+            "data.class_list must be null when data.name is 'npz' (got 'some.txt')",
+        ),
+        (
             ("links.trace_xxh3=abc",),
             "links.trace_xxh3 must be null when links.trace is null (got 'abc')",
         ),
@@ -263,7 +275,7 @@ def test_every_wrong_fault_is_named():
     [
         (("admission.kind=window",), "admission.kind"),
         (("aggregation.rule=average",), "aggregation.rule"),
-        (("submodel.refresh=round",), "submodel.refresh"),
+        (("submodel.kind=importance", "submodel.refresh=round"), "submodel.refresh"),
         (("clients.sampled=3",), "clients.sampled"),
         (("clients.availability=who.csv",), "clients.availability"),
     ],

@@ -10,14 +10,18 @@ import pytest
 import fedgmr_hpc
 from fedgmr_hpc.config import identity as module
 from fedgmr_hpc.config.choices.named_content import CONTENT_OF
+from fedgmr_hpc.config.choices.registry import AGGREGATIONS, DATASETS
 from fedgmr_hpc.config.choices.section import Count, Run, Section
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import CELL, REPLAYED, RESUMED, differences, flat, identity, marks
+from fedgmr_hpc.config.rules import ROBUST_RULES
+from fedgmr_hpc.fl.aggregation.robust import Median
 from fedgmr_hpc.runtime.preparation import check_inputs
 from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.study.cells import Cell, digest_of, expand
 from fedgmr_hpc.study.states import read_state, result_path
 from fedgmr_hpc.study.study_file import load_study
+from tests.registering import registered
 
 OF_THE_MACHINE = {
     "checkpoint.every_s": 10.0,
@@ -97,6 +101,87 @@ def test_what_belongs_to_the_machine_makes_no_other_run(key: str) -> None:
     assert EventLog(other).state() == EventLog(plain).state()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["time_scale=0.1"],
+        ["links.rank_down_bytes_per_s=1e6"],
+        ["links.rank_up_bytes_per_s=1e6"],
+        ["wire.max_resends=9"],
+        ["wire.resend_after_s=9"],
+        ["links.nominal_mb=9"],
+        ["data.max_train_users=9"],
+        ["data.max_test_users=9"],
+        ["data.max_user_samples=9"],
+        ["data.unknown_words=scored"],
+        ["method=fedavg", "submodel.refresh=round"],
+        *(
+            [f"method={rule}", "aggregation.staleness=hinge", "aggregation.hinge_delay=1"]
+            for rule in ROBUST_RULES
+        ),
+    ],
+)
+def test_what_has_no_effect_makes_no_other_run(words: list[str]) -> None:
+    rows = [word for word in words if word.startswith("method=")]
+    plain, other = load_config(None, rows), load_config(None, words)
+    assert plain != other
+    assert digest_of(other) == digest_of(plain)
+    assert differences(plain, other, CELL) == differences(other, plain, CELL) == {}
+    assert EventLog(other).state() == EventLog(plain).state()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["clock=wall", "time_scale=0.1"],
+        ["clock=wall", "links.rank_down_bytes_per_s=1e6"],
+        ["data.name=stackoverflow", "data.unknown_words=scored"],
+        ["data.name=imagefolder", "data.image_size=32"],
+        ["submodel.refresh=round"],
+        ["method=fedavg", "aggregation.staleness=hinge"],
+        ["method=fedavg", "aggregation.weigh_by=data"],
+    ],
+)
+def test_what_has_an_effect_makes_another_run(words: list[str]) -> None:
+    plain, other = load_config(None, words[:-1]), load_config(None, words)
+    assert digest_of(other) != digest_of(plain)
+    assert list(differences(plain, other, CELL)) == [words[-1].partition("=")[0]]
+
+
+class Mine(Median):
+    """A rule that could look at staleness and samples."""
+
+
+def mine() -> None:
+    """Stand for a data set that reads what it likes."""
+
+
+@pytest.mark.parametrize(
+    ("registry", "entry", "keys"),
+    [
+        (AGGREGATIONS, Mine, {"aggregation.staleness": "constant", "aggregation.weigh_by": "data"}),
+        (DATASETS, mine, {"data.image_size": 32, "data.class_list": "a", "data.max_test_users": 9}),
+    ],
+    ids=["rule", "data"],
+)
+def test_a_plug_in_may_read_what_built_in_choices_do_not(registry, entry, keys) -> None:
+    with registered(registry, entry):
+        words = [f"{registry.key}=mine"]
+        plain, other = load_config(None, words), load_config(None, [*words, *words_of(keys)])
+        assert set(differences(plain, other, CELL)) == set(keys)
+
+
+def test_a_pair_on_both_clocks_may_share_what_only_one_of_them_uses() -> None:
+    own = ["wire.resend_after_s=9", "links.rank_up_bytes_per_s=1e6"]
+    virtual, wall = load_config(None, own), load_config(None, [*own, "clock=wall"])
+    assert list(differences(virtual, wall, CELL)) == ["clock"]
+    assert list(differences(load_config(), wall, CELL)) == ["clock", *sorted(own_keys(own))]
+
+
+def own_keys(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words]
+
+
 def words_beside(key: str, path: Path) -> list[str]:
     return [f"{key}={path}", *(["data.partition=file"] if key == "data.partition_file" else [])]
 
@@ -122,6 +207,11 @@ def test_a_named_file_counts_by_what_it_says_and_not_by_where_it_lies(
         assert list(differences(config, other, of)) == [CONTENT_OF[key]]
     here.unlink()
     assert load_config(config.model_dump(mode="json")) == config  # as a result file tells it
+
+
+@pytest.mark.parametrize("path", ["none.csv", "~0/none.csv", "a\0b", "."])
+def test_a_file_that_cannot_be_read_has_no_content(path: str) -> None:
+    assert load_config(None, {"links.trace": path}).links.trace_xxh3 is None
 
 
 @pytest.mark.parametrize("key", ["links.trace", "clients.availability"])

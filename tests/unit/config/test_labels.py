@@ -42,6 +42,8 @@ RUNS = sorted((configs_dir() / "runs").glob("*.yaml"))
         (["train.learning_rate=0.3", "train.steps=1", "seed=2", "clients.level=low"], "fedgmr"),
         (["train.clip_norm=1", "submodel.surrogate=false"], "fedgmr[train.clip_norm=1]"),
         (["method=fiarse", "submodel.surrogate=false"], "fiarse[submodel.surrogate=false]"),
+        (["method=median", "aggregation.staleness=poly"], "median"),
+        (["method=fedavg", "submodel.refresh=round"], "fedavg"),
     ],
 )
 def test_a_label_says_which_choices_are_not_the_rows(words: list[str], label: str) -> None:
@@ -74,7 +76,7 @@ def test_a_shipped_run_gives_every_row_its_own_name(file: Path, method: str) -> 
 
 def test_every_listed_key_is_one_and_follows_a_choice_that_is_one() -> None:
     keys = flat(Config().model_dump(mode="json")).keys()
-    others = {other for other, _ in USED_WITH.values()}
+    others = {use.other for use in USED_WITH.values()}
     assert OF_THE_TASK | USED_WITH.keys() | others <= keys
     assert all(issubclass(type(getattr(Config(), axis)), Section | str) for axis in AXES)
 

@@ -167,6 +167,16 @@ def test_what_changes_no_event_is_no_part_of_a_chain(changes):
     assert log_rows(make_config({"clients": {"count": 3}, **changes})) == ROWS
 
 
+def test_an_older_log_counts_keys_without_effect_too():
+    config = make_config({"clients": {"count": 3}, "time_scale": 0.5})
+    assert log_rows(config) == ROWS
+    log = EventLog(config, counts_unused=True)
+    older = [row for row in map(log.row, EVENTS) if row is not None]
+    assert older[0].chain_xxh3 != ROWS[0].chain_xxh3
+    assert ReplayClock(config, make_result(older)).next() == Arrival(1.5, 2)
+    assert "event 2 of 7 is damaged" in refusal([*older[:2], *ROWS[2:]], config)
+
+
 # --- the verb
 
 

@@ -34,7 +34,7 @@ def test_options_of_rules_are_keys_used_with_them():
     for name in AGGREGATIONS.names:
         for option in AGGREGATIONS[name].model_fields:
             assert option in AggregationConfig.model_fields
-            key, choices = USED_WITH[f"aggregation.{option}"]
+            key, choices, _ = USED_WITH[f"aggregation.{option}"]
             assert key == "aggregation.rule" and name in choices
 
 
