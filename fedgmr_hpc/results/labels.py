@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.named_content import CONTENT_OF
 from fedgmr_hpc.config.identity import Keys, flat, marks, method_label
 from fedgmr_hpc.config.methods import AXES
 from fedgmr_hpc.config.rules import is_used
@@ -22,6 +23,7 @@ from fedgmr_hpc.results.tidy import varied_keys
 from fedgmr_hpc.storage.reader import Result
 
 MAX_KEYS = 3
+_FILE_OF = {digest: path for path, digest in CONTENT_OF.items()}
 
 
 def names_of(results: Sequence[Result]) -> list[str]:
@@ -58,8 +60,14 @@ def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         told = [key for key in keys if _differs(key, values if _is_of_the_task(key) else same)]
         told = [key for key in told if is_used(key, own)]
         told = told if len(told) <= MAX_KEYS else _enough(told, values)
-        labels.append(", ".join([method, *(part_of(key, own.get(key)) for key in told)]))
+        labels.append(", ".join([method, *(_part(key, own) for key in told)]))
     return labels
+
+
+def _part(key: str, own: Keys) -> str:
+    """Return a key's value in a label; the file that a digest is of in place of the digest."""
+    named = _FILE_OF.get(key, key)
+    return part_of(named, own.get(named))
 
 
 def _enough(keys: Sequence[str], values: Sequence[Keys]) -> list[str]:

@@ -52,6 +52,16 @@ def test_a_label_says_which_choices_are_not_the_rows(words: list[str], label: st
     assert method_label(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == label
 
 
+def test_a_file_is_called_by_its_name_and_not_by_the_digest_of_its_content(tmp_path: Path) -> None:
+    paths = [tmp_path / "days.csv", tmp_path / "nights.csv"]
+    for path in paths:
+        path.write_text(path.stem)
+    words = [[], *([f"clients.availability={path}"] for path in paths)]
+    configs = [load_config(None, each).model_dump(mode="json") for each in words]
+    said = ["fedgmr", "fedgmr, days.csv", "fedgmr, nights.csv"]
+    assert labels_of(configs) == said
+
+
 def test_a_name_of_a_file_holds_nothing_that_a_shell_expands() -> None:
     config = load_config(None, ["method=heterofl+aux", "aggregation.rule=average"])
     assert method_slug(config) == "heterofl+aux-aggregation.rule-average"
