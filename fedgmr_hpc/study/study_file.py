@@ -56,7 +56,6 @@ from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.config.validation import validate
 from fedgmr_hpc.config.yaml_file import configs_dir, read_mapping
-from fedgmr_hpc.reporting.statistics import is_by
 from fedgmr_hpc.study.labels import unknown_labels
 from fedgmr_hpc.study.named_files import files_from
 from fedgmr_hpc.study.notices import warn_once
@@ -348,7 +347,7 @@ def _rare_looks(study: StudyFile, set_here: dict[str, Any]) -> list[str]:
             because="the look at 0 s, at the untrained model, would count",
         )
         for name, at_s in times.items()
-        if steps and not is_by(study.last * max(steps), at_s)
+        if steps and round(study.last * max(steps), 9) > at_s
     ]
 
 
