@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedgmr_hpc.config.choices.named_content import with_content, with_paths_from
+from fedgmr_hpc.config.choices.named_content import with_content, with_paths_from, without_content
 from fedgmr_hpc.config.choices.open_section import (
     OpenSection,
     fields_of,
@@ -84,6 +84,7 @@ def load_config(
         load_plugins(plugins)  # the overrides may set their options
         override(values, layer)
         values = without_unchosen(Config, values, _kept(values, leaves(layer)))
+        values = without_content(values, leaves(layer))
     return make_config(values | ({"plugins": plugins} if plugins else {}))
 
 

@@ -119,7 +119,7 @@ USED_WITH: dict[str, Use] = {
     "admission.slack_s": _with("admission.kind", "window"),
     "admission.count": _only("admission.kind", "count"),
     "links.nominal_mb": _with("links.size", "nominal"),
-    # Not refused: a run on the wall clock and its replay or pair on the other share a file.
+    # Not refused: a run on the wall clock and its pair on the other share a file.
     "links.rank_down_bytes_per_s": _with("clock", "wall"),
     "links.rank_up_bytes_per_s": _with("clock", "wall"),
     "links.trace_period_s": Use("links.trace", _A_FILE, is_refused=True),

@@ -28,11 +28,11 @@ def percent(fraction: float) -> str:
 
 
 def part_of(key: str, value: Any) -> str:
-    """Return a value in a label: a word by itself, a CSV file without its folders, another value
-    with its key.
+    """Return a value in a label: a word by itself, a CSV file with its folder's name alone, another
+    value with its key.
     """
     if isinstance(value, str):
-        return value.rpartition("/")[2] if value.endswith(".csv") else value
+        return "/".join(value.split("/")[-2:]) if value.endswith(".csv") else value
     return f"{short_key(key)} {text_of(value)}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgmr_hpc.config.choices.named_content import CONTENT_OF
+from fedgmr_hpc.config.choices.named_content import FILE_OF
 from fedgmr_hpc.config.identity import Keys, flat, marks, method_label
 from fedgmr_hpc.config.methods import AXES
 from fedgmr_hpc.config.rules import is_used
@@ -23,7 +23,6 @@ from fedgmr_hpc.results.tidy import varied_keys
 from fedgmr_hpc.storage.reader import Result
 
 MAX_KEYS = 3
-_FILE_OF = {digest: path for path, digest in CONTENT_OF.items()}
 
 
 def names_of(results: Sequence[Result]) -> list[str]:
@@ -60,14 +59,21 @@ def labels_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         told = [key for key in keys if _differs(key, values if _is_of_the_task(key) else same)]
         told = [key for key in told if is_used(key, own)]
         told = told if len(told) <= MAX_KEYS else _enough(told, values)
-        labels.append(", ".join([method, *(_part(key, own) for key in told)]))
+        labels.append(", ".join([method, *(_part(key, own, values) for key in told)]))
     return labels
 
 
-def _part(key: str, own: Keys) -> str:
-    """Return a key's value in a label; the file that a digest is of in place of the digest."""
-    named = _FILE_OF.get(key, key)
-    return part_of(named, own.get(named))
+def _part(key: str, own: Keys, values: Sequence[Keys]) -> str:
+    """Return a key's value in a label; in place of a digest the file that it is of, and the digest
+    too where one name stands for several contents.
+    """
+    if key not in FILE_OF or own.get(key) is None:
+        return part_of(key, own.get(key))
+    name, digest = part_of(FILE_OF[key], own.get(FILE_OF[key])), own[key]
+    contents = {
+        each.get(key) for each in values if part_of(FILE_OF[key], each.get(FILE_OF[key])) == name
+    }
+    return name if len(contents) == 1 else f"{name} {digest[:6]}"
 
 
 def _enough(keys: Sequence[str], values: Sequence[Keys]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from fedgmr_hpc.config.choices.named_content import FILE_OF
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.identity import CELL, differences, flat, method_label
 from fedgmr_hpc.config.messages import must_be, unknown_choice
@@ -67,9 +68,11 @@ def varied_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys in which runs differ, but for what their methods' rows say differently."""
     own = [_own_keys(config) for config in configs]
     values = [flat(config) for config in configs]
+    differing = {key for each in own for key in each if key not in NAMED}
+    differing |= {FILE_OF[key] for key in differing & FILE_OF.keys()}  # by which people know it
     return [
         key
-        for key in sorted({key for each in own for key in each if key not in NAMED})
+        for key in sorted(differing)
         if any(each.get(key) != values[0].get(key) for each in values)
     ]
 

@@ -256,6 +256,8 @@ def _nothing_trimmed(config: Config) -> str:
     down.
     """
     share, most = config.aggregation.trim_frac, config.clients.sampled or config.clients.count
+    if config.aggregation.buffered:
+        most = config.aggregation.max_entries or config.clients.count
     if config.aggregation.rule != "trimmed_mean" or int(share * most):
         return ""
     least = math.ceil(1000 / most) / 1000

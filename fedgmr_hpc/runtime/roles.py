@@ -170,8 +170,9 @@ def guard(transport: Transport, part: Callable[[], int]) -> int:
         with naming_plugins(rank=transport.rank):
             code = part()
         if transport.gone:
-            lost = ", ".join(map(str, sorted(transport.gone)))
-            say(f"lost on the way: ranks {lost}; their launcher may call that a failure")
+            lost = sorted(transport.gone)
+            which = f"rank{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+            say(f"lost on the way: {which}; mpirun or torchrun may report a failure")
             transport.abort(code)
         transport.close()
         return code

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedgmr_hpc.config.choices.named_content import CONTENT_OF
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.config.identity import flat, identity, method_label, method_title
 from fedgmr_hpc.config.messages import must, must_be, shown
@@ -101,7 +102,7 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
         except ValueError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(_slug(labels))
-    for line, names in _missing_data(cells).items():
+    for line, names in _missing_files(cells).items():
         wrong.setdefault(line, []).extend(names)
     if wrong:
         raise ValueError("\n".join(_counted(line, names) for line, names in wrong.items()))
@@ -321,8 +322,8 @@ def _slug(labels: Labels) -> str:
     return re.sub(r"[^A-Za-z0-9.+_-]+", "", "-".join(words)).lstrip(".-")[:MAX_SLUG] or "run"
 
 
-def _missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
-    """Data sets whose files are not there: a line each, and the cells that need them."""
+def _missing_files(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Data sets and other files that are not there: a line each, and the cells that need them."""
     wrong: dict[str, list[str]] = {}
     seen: dict[tuple[str, str | None], str | None] = {}
     for cell in cells:
@@ -332,6 +333,11 @@ def _missing_data(cells: Sequence[Cell]) -> dict[str, list[str]]:
             seen[where] = _missing_line(data.name, data.root)
         if line := seen[where]:
             wrong.setdefault(line, []).append(cell.slug)
+        values = flat(cell.config.model_dump())
+        for key, digest in CONTENT_OF.items():
+            if values[key] is not None and values[digest] is None:
+                line = must_be(key, "a file that can be read", values[key])
+                wrong.setdefault(line, []).append(cell.slug)
     return wrong
 
 

@@ -339,6 +339,7 @@ def _rare_looks(study: StudyFile, set_here: dict[str, Any]) -> list[str]:
     times = {"comparison_time_s": study.comparison_time_s}
     if study.tune and study.tune_time_s is not None:
         times["tune_time_s"] = study.tune_time_s
+    times |= {f"claims.{i}.at_s": c.at_s for i, c in enumerate(study.claims) if c.at_s is not None}
     return [
         must_be(
             "eval.every_s",

@@ -161,7 +161,8 @@ class GlooTransport(Transport):
         except RuntimeError as error:
             why = str(error).splitlines()[0]
             if time.monotonic() < deadline_s:
-                message = f"another rank has ended without this one, rank 0 may say why: {why}"
+                hint = "" if self.rank == 0 else ", rank 0 may say why"
+                message = f"another rank has ended without this one{hint}: {why}"
                 raise TransportError(message, rank=self.rank) from error
             raise self._not_closed(f": {why}") from error
 

@@ -58,7 +58,7 @@ def test_a_traced_run_ends_without_the_spans_of_a_rank_that_is_lost_late(
     assert "lost before the end" in make_report([path], tmp_path / "report", sizes=())
     if how == signal.SIGSTOP:  # else gloo may let nothing be heard of the others either
         assert lost_ranks(result) == [victim]
-        assert f"lost on the way: ranks {victim}" in said and "not every rank closed" not in said
+        assert f"lost on the way: rank {victim};" in said and "not every rank closed" not in said
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no mpirun beside this python")

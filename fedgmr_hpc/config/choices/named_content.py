@@ -23,6 +23,9 @@ CONTENT_OF = {
 }
 
 
+FILE_OF = {digest: path for path, digest in CONTENT_OF.items()}
+
+
 def with_content(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values with the digest of each file that they name without.
 
@@ -34,6 +37,20 @@ def with_content(values: Mapping[str, Any]) -> dict[str, Any]:
         path = _path_in(found, key)
         if path is not None and found[section].get(digest) is None:
             found[section] = {**found[section], digest: content_xxh3(path)}
+    return found
+
+
+def without_content(values: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values without the digests of files that a layer takes away.
+
+    Args:
+        layer: dotted keys with their values.
+    """
+    found = dict(values)
+    for key, of_content in CONTENT_OF.items():
+        section, digest = of_content.split(".")
+        if key in layer and layer[key] is None and of_content not in layer and section in found:
+            found[section] = {k: v for k, v in found[section].items() if k != digest}
     return found
 
 
@@ -69,7 +86,8 @@ def check_content(key: str, path: str | None, wanted: str | None) -> None:
     """
     found = content_xxh3(path) if path is not None else None
     if wanted is not None and found is not None and found != wanted:
-        because = f"{CONTENT_OF[key]} is what the run began with"
+        digest = CONTENT_OF[key]
+        because = f"{digest} is what the run began with; {digest}=null begins another run"
         raise ValueError(must_be(key, f"a file of xxh3 {wanted}", path, because=because))
 
 

@@ -55,9 +55,9 @@ def settings_note(study: StudyFile, cells: Sequence[Cell]) -> list[str]:
     values = [flat(cell.config.model_dump(mode="json")) for cell in cells]
     counted = {key for cell in cells for key in identity(cell.config, OF)}
     shared = [
-        f"{key} {shown(values[0][key])}"
+        f"{key} {shown(values[0].get(key))}"
         for key in sorted(counted - {*SAID, *study.tune})
-        if all(each.get(key) == values[0][key] for each in values)
+        if all(each.get(key) == values[0].get(key) for each in values)
     ]
     return [f"All runs, beyond the defaults: {', '.join(shared)}."] if shared else []
 

@@ -229,7 +229,9 @@ def test_a_file_of_a_run_that_was_changed_is_refused_where_it_is_read(
     path.write_text(texts[key] + "\n")
     with pytest.raises(ValueError, match=rf"^{key} must be a file of xxh3 \w+ \(got .*named") as no:
         check_inputs(config)
-    assert str(no.value).endswith(f": {CONTENT_OF[key]} is what the run began with")
+    digest = CONTENT_OF[key]
+    hint = f": {digest} is what the run began with; {digest}=null begins another run"
+    assert str(no.value).endswith(hint)
     path.unlink()
     with pytest.raises(ValueError, match=rf"^{key}.* No such file"):
         check_inputs(config)
@@ -292,3 +294,11 @@ def test_a_finished_cell_is_found_whatever_its_name_and_machine(tmp_path: Path) 
     os.rename(tmp_path / f"{cell.name}.h5", old)
     assert result_path(tmp_path, cell) == old and read_state(tmp_path, cell).status == "done"
     assert read_state(tmp_path, one_cell("train.learning_rate=0.03")).status == "missing"
+
+
+def test_a_file_that_is_taken_away_leaves_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "days.csv"
+    path.write_text("client,from_s,to_s\n0,0,9\n")
+    kept = load_config(None, [f"clients.availability={path}"]).model_dump(mode="json")
+    assert kept["clients"]["availability_xxh3"]
+    assert load_config(kept, ["clients.availability=null"]) == load_config(None, [])

@@ -58,8 +58,19 @@ def test_a_file_is_called_by_its_name_and_not_by_the_digest_of_its_content(tmp_p
         path.write_text(path.stem)
     words = [[], *([f"clients.availability={path}"] for path in paths)]
     configs = [load_config(None, each).model_dump(mode="json") for each in words]
-    said = ["fedgmr", "fedgmr, days.csv", "fedgmr, nights.csv"]
+    names = ["days.csv", "nights.csv"]
+    said = ["fedgmr", *(f"fedgmr, {tmp_path.name}/{name}" for name in names)]
     assert labels_of(configs) == said
+
+
+def test_files_of_one_name_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    path, configs = tmp_path / "days.csv", []
+    for content in ("mild", "harsh"):
+        path.write_text(content)
+        configs.append(load_config(None, [f"clients.availability={path}"]).model_dump(mode="json"))
+    digests = [config["clients"]["availability_xxh3"][:6] for config in configs]
+    name = f"fedgmr, {tmp_path.name}/days.csv"
+    assert labels_of(configs) == [f"{name} {digest}" for digest in digests]
 
 
 def test_a_name_of_a_file_holds_nothing_that_a_shell_expands() -> None:

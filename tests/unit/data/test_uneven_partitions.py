@@ -257,7 +257,8 @@ def test_a_file_that_was_edited_is_refused_where_a_run_goes_on(tmp_path):
         FederatedData(config)
     assert str(error.value) == (
         f"data.partition_file must be a file of xxh3 {config.data.partition_xxh3} "
-        f"(got '{path}'): data.partition_xxh3 is what the run began with"
+        f"(got '{path}'): data.partition_xxh3 is what the run began with; "
+        "data.partition_xxh3=null begins another run"
     )
     assert [len(part) for part in FederatedData(load_config("digits", words)).train_parts] == [1, 1]
 

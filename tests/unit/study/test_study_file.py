@@ -242,7 +242,7 @@ def test_files_of_links_and_availability_are_found_from_the_studys_folder(
         **TINY,
         "set": {"links": {"trace": "traces/days.csv"}},
         "matrix": {"clients.availability": [None, "traces/days.csv", "traces/nights.csv"]},
-        "labels": {"nights.csv": "nights"},
+        "labels": {"traces/nights.csv": "nights"},
     }
     (tmp_path / "study.yaml").write_text(dump(values))
     monkeypatch.chdir("/")
@@ -250,8 +250,8 @@ def test_files_of_links_and_availability_are_found_from_the_studys_folder(
     named = [cell.config.clients.availability for cell in cells]
     assert named == [None, *(str(tmp_path / "traces" / f"{d}.csv") for d in ("days", "nights"))]
     assert [cell.config.links.trace for cell in cells] == [named[1]] * 3
-    assert cells[1].slug == "days.csv"
-    assert [cell.row_title for cell in cells[1:]] == ["days.csv", "nights"]
+    assert cells[1].slug == "tracesdays.csv"
+    assert [cell.row_title for cell in cells[1:]] == ["traces/days.csv", "nights"]
 
 
 def test_the_availability_of_a_shipped_study_is_found_from_anywhere(

@@ -269,7 +269,8 @@ def test_a_choice_among_equals_is_told(values: dict[str, float]) -> None:
         scores = scores_of(cells, states)
         (choices, _) = tuning_tables(study, states, scores, SCALE)
         lines = tie_lines(scores, SCALE)
-        assert head_of(states, [], scores, SCALE)[-len(lines) or 99 :] == lines
+        told = [line for line in head_of(states, [], scores, SCALE) if line.startswith("Tuned")]
+        assert told == lines
         return [row[-1] for row in choices.rows], lines
 
     said = "Tuned values that are the first of equally good ones, see the table of them: fedavg"
