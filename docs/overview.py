@@ -32,8 +32,8 @@ COLUMNS = ("method", "seed", "now_s", "test_accuracy", "own_submodels", "mean_de
 NAMES = {
     "fedgmr": "FedGMR",
     "wo_gmr": "FedGMR w/o GMR",
-    "heterofl+aux+gmr": "HeteroFL + Aux + GMR",
-    "heterofl": "HeteroFL",
+    "heterofl+aux+gmr": "HeteroFL + Aux + GMR †",
+    "heterofl": "HeteroFL †",
     "fedbuff": "FedBuff",
     "fedavg": "FedAvg",
 }
@@ -85,7 +85,7 @@ def _seeds(rows: Rows) -> list[str]:
 def draw(rows: Rows) -> Figure:
     """Draw the whole model on the left, the clients' own sub-models on the right, over seeds."""
     figure, panels = new_figure(2, size=(9.0, 4.2), sharey=True)
-    titles = {"test_accuracy": "whole model", "own_submodels": "each client's own sub-model"}
+    titles = {"test_accuracy": "whole model", "own_submodels": "cut to each client's first density"}
     styles, curves = styles_of(NAMES), {}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         curves[name] = curves_of(rows, name, 100.0)
