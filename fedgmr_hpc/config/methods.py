@@ -235,7 +235,9 @@ def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -
         known = [*rows, *method_names()]
         allowed = [other for other in known if other not in (name, *below)]
         if row["base"] not in allowed:
-            line = must_be("base", "another row, not based on this one", row["base"])
+            is_known = row["base"] in (name, *known)
+            need = "another row, not based on this one" if is_known else "the name of a row"
+            line = must_be("base", need, row["base"])
             raise ValueError(f"{file}: {line}{did_you_mean(row['base'], allowed)}")
         base = _read_row(row["base"], rows, (name, *below))
         made_of += base["made_of"]

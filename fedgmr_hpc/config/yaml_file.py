@@ -161,7 +161,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except YamlError as error:
         raise YamlError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise YamlError(f"{path}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise YamlError(f"{path}: cannot be read: {why}") from None
     if not isinstance(values, (dict, type(None))):
         raise YamlError(must(str(path), "hold a mapping of keys", values))
     return values or {}
