@@ -155,7 +155,7 @@ def test_one_of_six_cells_fails_and_alone_is_submitted_again(desk: Desk) -> None
 def test_cells_of_a_tuned_study_wait_for_the_trials(desk: Desk) -> None:
     """Two arrays and a report: the second's task reads what the first's have chosen."""
     tune = {"train.learning_rate": [0.1, 0.2]}
-    *trials, cell = desk.write(matrix={"method": ["fedavg"], "seed": [0]}, tune=tune, ranks=1)
+    *trials, cell = desk.write(matrix={"method": ["fedgmr"], "seed": [0]}, tune=tune, ranks=1)
     shown = desk.study("submit", "--site", "local")
     first, second, report = re.findall(r"^job (\d+): ", shown, flags=re.MULTILINE)
     assert f"job {second}: 1 cells, 32 at a time, after {first}" in shown
