@@ -223,7 +223,7 @@ def test_a_row_of_a_configuration_is_a_method() -> None:
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
-        ({"mine": {"base": "fedgrm"}}, "methods.mine: base must be another row"),
+        ({"mine": {"base": "fedgrm"}}, "methods.mine: base must be the name of a row"),
         ({"mine": {"base": "mine"}}, "methods.mine: base must be another row"),
         ({"mine": {"base": "fedgmr", "agregation": {}}}, "methods.mine: agregation is not a key"),
         ({"mine": 3}, "methods.mine must be a mapping of axes (got 3)"),
