@@ -149,8 +149,8 @@ def with_fixed_together(runs: Sequence[Run], rows: Rows) -> Rows:
     names, styles = dict(rows.names), dict(rows.styles)
     for place, (held, same) in enumerate(groups):
         values = {f"{density:.3g}" for _, density in held}
-        at = f" at {values.pop()}" if len(values) == 1 else ""
-        names[same[0]] = f"fixed{at}: {', '.join(map(rows.name, same))}"
+        held_at = f"{values.pop()} throughout" if len(values) == 1 else "as at first"
+        names[same[0]] = f"{held_at}: {', '.join(map(rows.name, same))}"
         styles[same[0]] = Style(GREY, "", LINES[place % len(LINES)])
     left_out = {row for _, same in groups for row in same[1:]}
     order = [row for row in rows.order if row not in left_out]

@@ -62,7 +62,7 @@ def test_a_run_alone_shows_its_validation_accuracy_too() -> None:
 def test_methods_of_the_same_fixed_density_share_a_line() -> None:
     runs = [make_run("a", 0.9, 1.0), make_run("b", 0.8), make_run("c", 0.7, 1.0)]
     rows = with_fixed_together(runs, Rows.of(runs))
-    assert [rows.name(row) for row in rows.order] == ["fixed at 1: a, c", "b"]
+    assert [rows.name(row) for row in rows.order] == ["1 throughout: a, c", "b"]
     with style_of("page"):
         figure = draw_course(runs, DENSITY, Rows.of(runs))
     assert len(figure.axes[0].lines) == 2
