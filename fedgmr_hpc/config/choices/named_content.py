@@ -21,8 +21,6 @@ CONTENT_OF = {
     "clients.availability": "clients.availability_xxh3",
     "links.trace": "links.trace_xxh3",
 }
-
-
 FILE_OF = {digest: path for path, digest in CONTENT_OF.items()}
 
 

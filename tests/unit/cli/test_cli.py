@@ -57,6 +57,7 @@ def test_check_says_what_hardly_anybody_wants(capsys: pytest.CaptureFixture[str]
         (["clients.sampled=4"], "use 0.25 or more"),
         (["clients.sampled=2"], "use more clients"),
         (["clients.sampled=4", "aggregation.trim_frac=0.25"], ""),
+        (["clients.sampled=4", "aggregation.buffered=true"], ""),  # which holds all ten clients'
         ([], ""),
     ],
 )

@@ -6,12 +6,16 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
+from pydantic import Field
 
+from fedgmr_hpc.config.choices.registry import RESTORATIONS
 from fedgmr_hpc.config.errors import RunError
+from fedgmr_hpc.config.files import load_config
+from fedgmr_hpc.fl.restoration.schedule import Schedule
 from fedgmr_hpc.reporting.figures import style_of
 from fedgmr_hpc.reporting.paired import mean_test
 from fedgmr_hpc.results.labels import Rows
@@ -44,6 +48,7 @@ from fedgmr_hpc.study.report.page import write_report
 from fedgmr_hpc.study.report.tables import Scale, cost_table
 from fedgmr_hpc.study.states import CellState, read_state, write_error
 from fedgmr_hpc.study.study_file import load_study
+from tests.registering import registered
 
 SCALE = Scale(at_s=20.0, last=1, targets=(0.5, 0.95), reference="a", command="redo")
 TINY = {
@@ -301,6 +306,25 @@ def test_captions_say_what_all_runs_share() -> None:
     )
     (note,) = settings_note(study, cells) or [""]
     assert "learning_rate" not in note
+
+
+class Rising(Schedule):
+    """Never called."""
+
+    rise: Annotated[float, Field(gt=0)] = 0.1
+    """How fast."""
+
+    def densities(self, refresh: Any) -> Any:
+        return refresh.densities
+
+
+def test_an_option_that_only_some_rows_have_is_said_of_none() -> None:
+    study, words = load_study(TINY)
+    first, second, *_ = expand(study, words)
+    with registered(RESTORATIONS, Rising):
+        other = load_config("digits", {"restoration.trigger": "mine", "restoration.rise": 0.2})
+        notes = settings_note(study, [first, replace(second, config=other)])
+    assert not any("rise" in note for note in notes)
 
 
 def test_missing_cells_are_grouped_by_their_reason() -> None:
