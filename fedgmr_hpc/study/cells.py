@@ -269,6 +269,7 @@ def _make_run(
         unscored = {"eval.submodels": False}  # which decides nothing
     layers = (_words(study.settings), _words(labels), overrides, _words(own | unscored))
     config = _bounded(study, load_config(study.bases(), *layers), layers, is_trial)
+    _check_looks(study, config.eval.every_s, is_trial)
     named, shown = _named(labels, study, config)
     return Cell(
         labels=labels,
@@ -283,6 +284,19 @@ def _make_run(
         values=values or {},
         is_trial=is_trial,
     )
+
+
+def _check_looks(study: StudyFile, every_s: float | None, is_trial: bool) -> None:
+    """Check that no mean of looks takes in that of the untrained model.
+
+    Raises:
+        ValueError: one does, as looks are too rare.
+    """
+    for name, at_s in study.judged_at_s(is_trial).items():
+        if every_s and round(study.last * every_s, 9) > at_s:
+            limit = f"at most {name} / last, {at_s / study.last:g} s"
+            because = "the look at 0 s, at the untrained model, would count"
+            raise ValueError(must_be("eval.every_s", limit, every_s, because=because))
 
 
 def _words(values: Labels) -> list[str]:

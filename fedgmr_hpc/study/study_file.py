@@ -50,7 +50,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from fedgmr_hpc.config.choices.section import Count, Number, Positive, Section
-from fedgmr_hpc.config.identity import flat
 from fedgmr_hpc.config.messages import must, must_be, unknown_name
 from fedgmr_hpc.config.overrides import leaves, parse_values
 from fedgmr_hpc.config.schema import Config
@@ -215,6 +214,17 @@ class StudyFile(Section):
         """Return the virtual time at which trials are judged."""
         return self.tune_time_s or self.comparison_time_s
 
+    def judged_at_s(self, is_trial: bool) -> dict[str, float]:
+        """Return the times at which means of looks are taken, by the key that says so."""
+        if is_trial:
+            return {
+                "comparison_time_s"
+                if self.tune_time_s is None
+                else "tune_time_s": self.tuned_at_s()
+            }
+        own = {f"claims.{i}.at_s": c.at_s for i, c in enumerate(self.claims) if c.at_s is not None}
+        return {"comparison_time_s": self.comparison_time_s} | own
+
     def end_s(self, at_s: float, config: Config) -> float:
         """Return when a run has all that is compared at `at_s`, the look at that time included."""
         return at_s if config.eval.every_s else (1 + PAST_FRAC) * at_s
@@ -267,7 +277,7 @@ def load_study(
     study = validate(StudyFile, files_from(folder, values))
     wrong = unknown_labels(study.labels, study.captions, study.all_values())
     study, others = _replace_varied(study, overrides)
-    if wrong := [*_contradictions(study), *_rare_looks(study, leaves(others)), *wrong]:
+    if wrong := [*_contradictions(study), *wrong]:
         raise ValueError("\n".join(wrong))
     return study, others
 
@@ -328,28 +338,6 @@ def _tell_gone(before: StudyFile, study: StudyFile) -> None:
     what += [f"{num} of {len(before.claims)} claims"] * bool(num)
     if what:
         warn_once(f"without {' and '.join(what)}, which name what it does not run with these words")
-
-
-def _rare_looks(study: StudyFile, set_here: dict[str, Any]) -> list[str]:
-    """Return a line where the looks that are averaged would take in that of the untrained model."""
-    base = study.base if isinstance(study.base, dict) else {}
-    known = flat(base) | flat(study.settings) | set_here
-    tried = study.all_values().get("eval.every_s", [known.get("eval.every_s")])
-    steps = [each for each in tried if type(each) in (int, float)]
-    times = {"comparison_time_s": study.comparison_time_s}
-    if study.tune and study.tune_time_s is not None:
-        times["tune_time_s"] = study.tune_time_s
-    times |= {f"claims.{i}.at_s": c.at_s for i, c in enumerate(study.claims) if c.at_s is not None}
-    return [
-        must_be(
-            "eval.every_s",
-            f"at most {name} / last, {at_s / study.last:g} s",
-            max(steps),
-            because="the look at 0 s, at the untrained model, would count",
-        )
-        for name, at_s in times.items()
-        if steps and round(study.last * max(steps), 9) > at_s
-    ]
 
 
 def _contradictions(study: StudyFile) -> list[str]:

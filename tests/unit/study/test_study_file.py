@@ -323,7 +323,19 @@ def test_the_look_at_the_untrained_model_is_in_no_mean(
         times["tune_time_s"] = 4
     (found,) = errors_of({"set": {}, **times, **changes}, *words)
     assert found.startswith("eval.every_s must be at most ") and line in found
-    assert found.endswith(": the look at 0 s, at the untrained model, would count")
+    assert ": the look at 0 s, at the untrained model, would count" in found
+
+
+def test_looks_of_a_base_that_is_a_file_are_checked(tmp_path: Path) -> None:
+    base = tmp_path / "rare.yaml"
+    base.write_text("eval: {every_s: 4}\n")
+    (found,) = errors_of({"base": str(base)})
+    assert found.startswith(
+        "eval.every_s must be at most comparison_time_s / last, 3.33333 s (got 4)"
+    )
+    at_once = {"name": "early", "kind": "difference", "a": "fedgmr", "b": "fedavg", "at_s": 6}
+    (found,) = errors_of({"set": {"eval.every_s": 3}, "claims": [at_once]})
+    assert "claims.0.at_s / last, 2 s (got 3)" in found
 
 
 @pytest.mark.parametrize(
@@ -335,4 +347,4 @@ def test_the_look_at_the_untrained_model_is_in_no_mean(
     ],
 )
 def test_as_many_looks_as_there_are_may_count(changes: dict[str, Any]) -> None:
-    load_study({**TINY, **changes})
+    assert expand(*load_study({**TINY, **changes}))
