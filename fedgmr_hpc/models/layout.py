@@ -83,6 +83,11 @@ class Layout:
         return sum(entry.size for entry in self.entries if entry.prunable)
 
     @property
+    def prunable_spans(self) -> list[slice]:
+        """Where the prunable tensors stand, in their order."""
+        return [entry.span for entry in self.entries if entry.prunable]
+
+    @property
     def num_weights(self) -> int:
         """P + D, running statistics included but for those of static batch norms."""
         return sum(entry.size for entry in self.entries)

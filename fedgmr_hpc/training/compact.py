@@ -32,15 +32,24 @@ class CompactModel(MaskedModel):
         gated: biases that count only while a weight of their unit is kept.
         is_compact: chooses layers by their weight and how many of it are kept.
         kernels: who computes compact layers.
+        has_threshold: whether gradients pass through the threshold of each prunable tensor.
+        surrogate: see `MaskedModel`.
 
     Attributes:
         net: the network that was loaded last, compact or whole.
     """
 
     def __init__(
-        self, whole: FlatNet, gated: Iterable[GatedBias], is_compact: IsCompact, kernels: Kernels
+        self,
+        whole: FlatNet,
+        gated: Iterable[GatedBias],
+        is_compact: IsCompact,
+        kernels: Kernels,
+        has_threshold: bool = False,
+        surrogate: bool = True,
     ) -> None:
-        super().__init__(whole, whole.layout.num_prunable, gated)
+        super().__init__(whole, whole.layout.num_prunable, gated, (), surrogate)
+        self.has_threshold = has_threshold
         self.whole, self.is_compact, self.kernels = whole, is_compact, kernels
         self._nets: dict[tuple[int, int], CompactNet | None] = {}  # by (mask id, K)
         # only what is written takes room: the vectors of all masks begin where this does
@@ -56,12 +65,14 @@ class CompactModel(MaskedModel):
         density: float = 1.0,
     ) -> None:
         """Set a network to a sub-model; see `MaskedModel.load`."""
-        net = None if positions is None else self._find_net(positions, (mask_id, len(values)))
+        key = (mask_id, len(values))
+        net = None if positions is None else self._find_net(positions, key)
+        self.net = self.whole if net is None else net
+        self.spans = self.net.layout.prunable_spans if self.has_threshold else []
         if net is None:
-            self.net = self.whole
             super().load(values, dense, positions, mask_id=mask_id, density=density)
             return
-        self.net, self._loaded, self._held_back = net, None, []
+        self._key, self._loaded, self._held_back, self._threshold = key, None, [], None
         self._front, self._kept = len(net.place.source), net.place.places
         net.place.fill(net.flat[: self._front], values)
         net.flat[self._front :] = dense

@@ -36,7 +36,7 @@ from fedgmr_hpc.training.sgd import (
     take_steps,
     to_host,
 )
-from fedgmr_hpc.training.threshold import Threshold, kept_of
+from fedgmr_hpc.training.threshold import Kept, Threshold, kept_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +81,21 @@ class MaskedModel:
         surrogate: bool = True,
     ) -> None:
         self.net, self.num_prunable, self.gated = net, num_prunable, tuple(gated)
-        self.spans, self.surrogate = tuple(through_threshold), surrogate
+        self.spans, self.surrogate = list(through_threshold), surrogate
         self.mask: Tensor | None = None
         self._front = num_prunable  # entries before the dense part
         self._step_memory = StepMemory()
         self._mask_memory: Tensor | None = None
         self._kept: Tensor | None = None  # natural positions of the loaded entries
-        self._loaded: tuple[int, int] | None = None  # (mask id, K) of the loaded entries
+        self._key = (0, 0)  # (mask id, K) of the sub-model
+        self._loaded: tuple[int, int] | None = None  # (mask id, K) of the entries in `net`
         self._masked: Tensor | None = None  # natural positions at which the mask memory is 1
         self._masked_as: tuple[int, int] | None = None  # (mask id, K) of the mask memory
         self._held_back: list[tuple[slice, Tensor, Tensor]] = []
         self._threshold: Threshold | None = None  # of the entries loaded and trained
         self._dead: dict[tuple[int, int], list[Tensor]] = {}  # by (mask id, K)
         self._moved: dict[tuple[int, int], Tensor] = {}  # positions on the device, likewise
-        self._by_span: dict[tuple[int, int], list[Tensor]] = {}  # kept positions, likewise
+        self._by_span: dict[tuple[int, int], list[Kept]] = {}  # kept positions, likewise
 
     def load(
         self,
@@ -126,7 +127,8 @@ class MaskedModel:
             if key != self._loaded and len(values) < self.num_prunable:
                 _clear(prunable, None if self._loaded is None else self._kept)
             prunable.scatter_(0, positions, values.to(prunable.device))
-        self._kept, self._loaded, self.mask, self._held_back = positions, key, None, []
+        self._kept, self.mask, self._held_back = positions, None, []
+        self._key = self._loaded = key
         self._threshold = None
         if positions is not None and len(positions) < self.num_prunable:
             self._cut(positions, key)
@@ -171,14 +173,13 @@ class MaskedModel:
             self._dead[key] = [weight.amax(1) == 0 for weight in weights]
         return self._dead[key]
 
-    def _kept_by_span(self) -> list[Tensor]:
+    def _kept_by_span(self) -> list[Kept]:
         """Return the kept positions of each prunable tensor, found once per mask."""
         assert self.mask is not None
-        assert self._loaded is not None
-        keep_mask(self._by_span, self._loaded)
-        if self._loaded not in self._by_span:
-            self._by_span[self._loaded] = kept_of(self.mask, self.spans)
-        return self._by_span[self._loaded]
+        keep_mask(self._by_span, self._key)
+        if self._key not in self._by_span:
+            self._by_span[self._key] = kept_of(self.mask, self.spans)
+        return self._by_span[self._key]
 
     def train(
         self,

@@ -53,7 +53,10 @@ def kernels_in_use(config: Config, device: str = "cpu") -> str:
 
 def _can_be_compact(config: Config, device: str) -> bool:
     """Return whether a mask could leave so little of a layer that it trains compact."""
-    if config.submodel.kind != "importance" or torch.device(device).type != "cpu":
+    if (
+        config.submodel.kind not in ("importance", "magnitude")
+        or torch.device(device).type != "cpu"
+    ):
         return False
     if config.train.precision == "bf16":  # the kernels are of fp32
         return False
@@ -83,17 +86,19 @@ def make_sub_model(
         axes = [entry.axes for entry in layout.entries]
         return NarrowModel(make_net, axes, layout.num_prunable)
     gated = gated_biases(layout) if submodel.gate_biases else []
+    has_threshold = submodel.kind == "magnitude"
     net = run_net(config, num_classes, device)
     if _can_be_compact(config, device):
         assert isinstance(net, FlatNet)
         is_compact = compact_choice(config.train.compact_below)
-        return CompactModel(net, gated, is_compact, make_kernels())
-    spans = [entry.span for entry in layout.entries if entry.prunable]
+        return CompactModel(
+            net, gated, is_compact, make_kernels(), has_threshold, submodel.surrogate
+        )
     return MaskedModel(
         in_precision(net, precision),
         layout.num_prunable,
         gated,
-        through_threshold=spans if submodel.kind == "magnitude" else (),
+        through_threshold=layout.prunable_spans if has_threshold else (),
         surrogate=submodel.surrogate,
     )
 

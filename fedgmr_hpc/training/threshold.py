@@ -24,6 +24,9 @@ import torch
 from torch import Tensor
 
 
+Kept = Tensor | None  # positions of a tensor's kept entries; None for all
+
+
 class _Net(Protocol):
     flat: Tensor
 
@@ -37,12 +40,13 @@ class Threshold:
     Args:
         net: holds the sub-model.
         spans: of the prunable tensors, the first ones of the flat vector.
-        kept: positions of the kept entries of each, int64 [K], counted from its first entry.
+        kept: positions of the kept entries of each, int64 [K], counted from its first entry; None
+            where all are.
         surrogate: whether kept weights' gradients take the derivative of the step into account.
     """
 
     def __init__(
-        self, net: _Net, spans: Sequence[slice], kept: Sequence[Tensor], surrogate: bool = True
+        self, net: _Net, spans: Sequence[slice], kept: Sequence[Kept], surrogate: bool = True
     ) -> None:
         self.surrogate, self.kept = surrogate, kept
         self.tensors = [net.flat[span] for span in spans]
@@ -58,25 +62,25 @@ class Threshold:
         self.hidden = [values.abs() < theta for values, theta in pairs]
         rows = zip(self.tensors, self.kept, self.values, self.hidden, strict=True)
         for tensor, kept, values, hidden in rows:
-            tensor.scatter_(0, kept, values.masked_fill(hidden, 0.0))
+            _put(tensor, kept, values.masked_fill(hidden, 0.0))
 
     @torch.no_grad()
     def restore(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Undo `hide`; return the gradients, those of kept entries with their factors."""
         for tensor, kept, values in zip(self.tensors, self.kept, self.values, strict=True):
-            tensor.scatter_(0, kept, values)
+            _put(tensor, kept, values)
         passed = []
         rows = zip(self.kept, self.values, self.thetas, self.hidden, gradients, strict=False)
         for kept, values, theta, hidden, gradient in rows:
             flat = gradient.contiguous().view(-1)
             factor = self._factor(values, theta).masked_fill_(hidden, 0.0)
-            flat.scatter_(0, kept, factor.mul_(flat.index_select(0, kept)))
+            _put(flat, kept, factor.mul_(_taken(flat, kept)))
             passed.append(flat.view(gradient.shape))
         return [*passed, *gradients[len(passed) :]]
 
     def _values(self) -> list[Tensor]:
         pairs = zip(self.tensors, self.kept, strict=True)
-        return [tensor.index_select(0, kept) for tensor, kept in pairs]
+        return [tensor.clone() if kept is None else _taken(tensor, kept) for tensor, kept in pairs]
 
     def _factor(self, values: Tensor, theta: Tensor) -> Tensor:
         """Return the factors of the gradients of kept entries."""
@@ -86,9 +90,24 @@ class Threshold:
         return ratio.mul(2).div_(ratio.add_(1.0).square_()).add_(1.0)
 
 
-def kept_of(mask: Tensor, spans: Sequence[slice]) -> list[Tensor]:
+def _taken(tensor: Tensor, kept: Kept) -> Tensor:
+    """Return the kept entries [K] of a flat tensor: itself where all are."""
+    return tensor if kept is None else tensor.index_select(0, kept)
+
+
+def _put(tensor: Tensor, kept: Kept, values: Tensor) -> None:
+    """Write the kept entries [K] of a flat tensor."""
+    if kept is None:
+        tensor.copy_(values)
+    else:
+        tensor.scatter_(0, kept, values)
+
+
+def kept_of(mask: Tensor, spans: Sequence[slice]) -> list[Kept]:
     """Return the positions at which a mask [P + D] is 1 in each span, from its first entry on."""
-    return [mask[span].nonzero().squeeze(1) for span in spans]
+    found = [mask[span].nonzero().squeeze(1) for span in spans]
+    sizes = [span.stop - span.start for span in spans]
+    return [None if len(kept) == size else kept for kept, size in zip(found, sizes, strict=True)]
 
 
 def _smallest(values: Tensor) -> Tensor:

@@ -63,13 +63,15 @@ def cross_entropy(logits, labels):
 class Pair:
     """The same model as a masked and as a compact one."""
 
-    def __init__(self, name, is_compact=always, batch_norm="tracked"):
+    def __init__(self, name, is_compact=always, batch_norm="tracked", has_threshold=False):
         self.name = name
         self.weights = torch.from_numpy(initial_weights(name, 0, batch_norm=batch_norm))
         nets = [FlatNet(name, batch_norm=batch_norm) for _ in range(2)]
         self.layout, gated = nets[0].layout, gated_biases(nets[0].layout)
-        self.masked = MaskedModel(nets[0], self.layout.num_prunable, gated)
-        self.compact = CompactModel(nets[1], gated, is_compact, TorchKernels())
+        spans = self.layout.prunable_spans if has_threshold else ()
+        self.masked = MaskedModel(nets[0], self.layout.num_prunable, gated, spans)
+        kernels = TorchKernels()
+        self.compact = CompactModel(nets[1], gated, is_compact, kernels, has_threshold)
         self.models = self.masked, self.compact
 
     def load(self, positions, mask_id=0):
@@ -135,6 +137,30 @@ def test_densities_of_which_some_layers_are_compact(density):
     pair.load(draw_positions(pair.compact.whole, density))
     assert isinstance(pair.compact.net, CompactNet) == (density < 0.5)
     pair.train()
+    pair.assert_close()
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_gradients_pass_through_the_thresholds_of_compact_layers(kind, density):
+    pair = Pair("digits_cnn", only(kind), has_threshold=True)
+    positions = draw_positions(pair.compact.whole, density)
+    for mask_id in (0, 1):  # another mask's thresholds are not kept
+        pair.load(positions, mask_id)
+        assert isinstance(pair.compact.net, CompactNet)
+        pair.train(momentum=0.9, weight_decay=1e-3)
+        pair.assert_close()
+        seen = []
+        for model in pair.models:  # without the weights that fell below their thresholds
+            with model.in_use() as net:
+                seen.append((model.entries()[0] == 0).sum() if net else None)
+        assert seen[0] == seen[1] > 0
+    free = Pair("digits_cnn", only(kind))
+    free.load(positions)
+    free.train(momentum=0.9, weight_decay=1e-3)
+    assert not torch.allclose(free.compact.entries()[0], pair.compact.entries()[0], 1e-4, 1e-5)
+    pair.load(None)  # the whole model has no threshold
+    assert pair.compact.net is pair.compact.whole and pair.train()
     pair.assert_close()
 
 

@@ -44,9 +44,7 @@ def test_methods_of_importance_have_kernels(method):
     assert isinstance(make_sub_model(config), CompactModel)
 
 
-@pytest.mark.parametrize(
-    "words", [["method=fedavg"], ["method=heterofl"], ["method=fiarse"], NEVER]
-)
+@pytest.mark.parametrize("words", [["method=fedavg"], ["method=heterofl"], NEVER])
 def test_where_no_layer_can_be_compact_no_kernels_are_named(words):
     config = load_config("digits", words)
     assert kernels_in_use(config) == ""
