@@ -41,6 +41,7 @@ $(VENV)/.docs: $(VENV)/.installed
 
 # torch goes first and alone: everything after it is small. Installing compiles the kernels.
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard fedgmr_hpc/training/kernels/*.[ch])
+	@echo "installing into $(VENV), once: torch first, which takes minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpich,export,pandas,tensorboard,interactive,test]'

@@ -170,13 +170,15 @@ def load_method(name: str, own_rows: Mapping[str, Any] | None = None) -> Method:
         'window'
     """
     row, *wrappers = _split(str(name))
-    rows = dict(_checked_own(own_rows or {}))
+    rows, files = dict(_checked_own(own_rows or {})), {}
     if is_row_file(row):
-        row, rows = _take_file(Path(row).expanduser(), rows)
+        path = Path(row).expanduser()
+        row, rows = _take_file(path, rows)
+        files = {row: str(path)}
     known = [*rows, *method_names()]
     if row not in known:
         raise ValueError(unknown_name("method", row, known, or_else="a file"))
-    found = _read_row(row, rows)
+    found = _read_row(row, rows, files)
     for wrapper in wrappers:
         if wrapper not in wrapper_names():
             raise ValueError(unknown_name("wrapper", wrapper, wrapper_names()))
@@ -223,10 +225,19 @@ def _take_file(path: Path, rows: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return path.stem, {**rows, **own}
 
 
-def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a row with its base; `below` are the rows that are based on it."""
+def _read_row(
+    name: str, rows: Mapping[str, Any], files: Mapping[str, str], below: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return a row with its base.
+
+    Args:
+        name: of the row.
+        rows: those of a configuration's own, by name.
+        files: which of them come from a file of their own.
+        below: the rows that are based on this one.
+    """
     if name in rows:
-        file = f"methods.{name}"
+        file = files.get(name, f"methods.{name}")
         row = _check_row({"about": name, **rows[name]}, name, file)
     else:
         file, row = f"configs/methods/{name}.yaml", _read(f"methods/{name}")
@@ -239,7 +250,7 @@ def _read_row(name: str, rows: Mapping[str, Any], below: tuple[str, ...] = ()) -
             need = "another row, not based on this one" if is_known else "the name of a row"
             line = must_be("base", need, row["base"])
             raise ValueError(f"{file}: {line}{did_you_mean(row['base'], allowed)}")
-        base = _read_row(row["base"], rows, (name, *below))
+        base = _read_row(row["base"], rows, files, (name, *below))
         made_of += base["made_of"]
         row = merged(base, row) | _own_words(base, row)
     missing = [f"{axis}.{key}" for axis, key in CHOICES.items() if key not in row.get(axis, {})]

@@ -400,3 +400,13 @@ def test_an_empty_file_has_no_keys_and_a_missing_one_is_named(tmp_path):
     assert read_mapping(tmp_path / "empty.yaml") == {}
     with pytest.raises(ValueError, match="gone.yaml: cannot be read: No such file or directory$"):
         read_mapping(tmp_path / "gone.yaml")
+
+
+def test_a_mistake_in_a_row_of_ones_own_is_said_with_its_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: fedgmr\nrestoration: {trigerr: time}\n")
+    with pytest.raises(ValueError, match=f"^{path}: restoration.trigerr is not a key"):
+        load_method(str(path))
+    path.write_text("base: nonesuch\n")
+    with pytest.raises(ValueError, match=f"^{path}: base must be the name of a row"):
+        load_method(f"{path}+aux")
