@@ -23,7 +23,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
 Kept = Tensor | None  # positions of a tensor's kept entries; None for all
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedgmr_hpc.reporting.live import LiveText
 from fedgmr_hpc.reporting.words import describe_s
+from fedgmr_hpc.results.series import measure_run
 from fedgmr_hpc.storage.run_files import output_path
 from fedgmr_hpc.study.cells import Cell
 from fedgmr_hpc.study.cost import remaining_s
@@ -23,6 +24,7 @@ from fedgmr_hpc.study.folder import (
 )
 from fedgmr_hpc.study.running.runner import Queue
 from fedgmr_hpc.study.states import ENDED, CellState, read_state
+from fedgmr_hpc.study.study_file import StudyFile
 from fedgmr_hpc.study.tuning import States
 
 LIVE_S, PLAIN_S = 2.0, 30.0  # seconds between two looks at running cells, terminal or not
@@ -78,7 +80,7 @@ def _run_all(folder: StudyFolder, num_ranks: int, max_parallel: int) -> None:
 
     with LiveText(live_interval_s=LIVE_S, plain_interval_s=PLAIN_S) as live:
         live.wait()
-        watch = _Watch(folder.cells_dir, [], max_parallel, live)
+        watch = _Watch(folder.cells_dir, [], max_parallel, live, folder.study)
         while todo := ready():
             at_a_time = (num_ranks, max_parallel, watch.see)
             Queue(folder.cells_dir, *at_a_time, more=ready, say=live.print).run(todo)
@@ -126,17 +128,24 @@ class _Watch:
         states: of all cells. Those that have ended stay as they are, and those that wait for trials
             go on waiting until all are read, so a look reads neither: it must not cost more than
             the cells do.
+        num_ended: cells when a line was shown last.
+        seen: digests of done cells of which it is known whether they ended early.
+        told: rows, and whether their trials, of which an early end has been told.
     """
 
     folder: Path
     states: States
     max_parallel: int
     live: LiveText
+    study: StudyFile
     num_ended: int = 0
+    seen: set[str] = field(default_factory=set)
+    told: set[tuple[str, bool]] = field(default_factory=set)
 
     def see(self, queue: Queue) -> None:
         """Show a line if it is time for one; the queue calls this at every turn."""
         ended = len(queue.done) + len(queue.failed)
+        self._tell_early_ends(queue.done)
         if ended != self.num_ended or self.live.is_due:
             self.num_ended = ended
             self.live.show(self._line(queue))
@@ -158,3 +167,30 @@ class _Watch:
     def _now(self, cell: Cell, state: CellState) -> CellState:
         is_settled = state.status in ENDED or cell.tuning is not None
         return state if is_settled else read_state(self.folder, cell)
+
+    def _tell_early_ends(self, cells: Sequence[Cell]) -> None:
+        """Say once of each row, and of its trials, that a run has ended before it is compared."""
+        for cell in cells:
+            if cell.digest in self.seen:
+                continue
+            self.seen.add(cell.digest)
+            key = (cell.row, cell.is_trial)
+            if key not in self.told and (warning := early_end(self.study, self.folder, cell)):
+                self.told.add(key)
+                self.live.print(f"fedgmr_hpc: warning: {warning}")
+
+
+def early_end(study: StudyFile, folder: Path, cell: Cell) -> str:
+    """Return what a run lacks that has ended before it is compared; "" where nothing."""
+    state = read_state(folder, cell)
+    if state.status != "done" or state.result is None:
+        return ""
+    run = measure_run(state.result, cell.row)
+    name, at_s = min(study.judged_at_s(cell.is_trial).items(), key=lambda item: item[1])
+    if run.covers(at_s):
+        return ""
+    end_s = run.times_s[-1] if len(run.times_s) else 0.0
+    return (
+        f"{cell.slug} ended at {end_s:g} s (run.max_rounds {cell.config.run.max_rounds}), before "
+        f"{name}, {at_s:g} s: it has no value in the tables"
+    )

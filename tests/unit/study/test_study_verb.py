@@ -79,7 +79,8 @@ def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = {**STUDY, "tune": {"train.learning_rate": [0.1, 0.2]}, "tune_seeds": [7]}
-    cells = expand(*load_study(tuned))
+    study, words = load_study(tuned)
+    cells = expand(study, words)
     ended = [CellState(status, tmp_path) for status in ("done", "diverged", "failed", "missing")]
     waiting = [CellState("waiting", tmp_path)] * 2
     read: list[str] = []
@@ -91,11 +92,24 @@ def test_a_look_at_a_study_reads_no_file_of_cells_that_have_ended(
     monkeypatch.setattr(local_run, "read_state", look)
     states = list(zip(cells, [*ended, *waiting], strict=True))
     shown = StringIO()
-    watch = local_run._Watch(tmp_path, states, 1, LiveText(shown, plain_interval_s=0.0))
+    watch = local_run._Watch(tmp_path, states, 1, LiveText(shown, plain_interval_s=0.0), study)
     for done in ("3/6", "3/6"):
         watch.see(Queue(tmp_path, 1, 1))
         assert done in shown.getvalue().splitlines()[-1]
     assert read == [cell.name for cell in cells[2:4]]
+
+
+def test_runs_that_end_before_they_are_compared_are_told_once_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--max-parallel", "1", "seed=[0,1]") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 2 and warnings[0].startswith("fedgmr_hpc: warning: fedavg-s0 ended at ")
+    assert warnings[1].startswith("fedgmr_hpc: warning: fedasync-s0 ended at ")
+    end = "s (run.max_rounds 2), before comparison_time_s, 50 s: it has no value in the tables"
+    assert all(line.endswith(end) for line in warnings)
+    assert run(tmp_path, "--max-parallel", "1", "seed=[0,1]", "run.max_rounds=2") == 0
+    assert "warning" not in capsys.readouterr().err  # of no cell that was done before
 
 
 def test_cells_that_can_run_by_now_do_not_wait_for_those_that_still_run(tmp_path: Path) -> None:
