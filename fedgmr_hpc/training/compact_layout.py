@@ -62,26 +62,28 @@ def lay_out(whole: Layout, positions: Tensor, is_compact: IsCompact) -> CompactL
     Returns:
         None where no layer is compact.
     """
-    num_kept = len(positions)
-    rank = torch.full((whole.num_prunable,), -1, dtype=torch.int32)  # which value, of each entry
-    rank[positions.long()] = torch.arange(num_kept, dtype=torch.int32)
+    num_kept, own = len(positions), positions.numpy()
+    # masks are a few ascending runs, which a stable sort only has to merge
+    order = own.argsort(kind="stable")
+    ascending, values = torch.from_numpy(own[order]).int(), torch.from_numpy(order).int()
     entries, patterns, source, lost = [], {}, [], {}
-    places, offset = torch.empty(num_kept, dtype=torch.int32), 0
+    places, begin, offset = torch.empty(num_kept, dtype=torch.int32), 0, 0
     for entry in whole.entries:
         moved = replace(entry, offset=offset)
         if entry.prunable:
-            own = rank[entry.span]
-            at = (own >= 0).nonzero().flatten().int()
+            end = int(torch.searchsorted(ascending, entry.span.stop))
+            at, which = ascending[begin:end] - entry.offset, values[begin:end]
+            begin = end
             pattern = Pattern(entry.shape, at)
             lost[entry.name] = torch.diff(pattern.row_starts) == 0
-            values = own[at]
             if is_compact(entry, len(at)):
                 patterns[entry.name], moved = pattern, replace(moved, shape=(len(at),))
-                source.append(values)
+                source.append(which)
                 at = torch.arange(len(at), dtype=torch.int32)
             else:
-                source.append(torch.where(own < 0, num_kept, own))
-            places[values.long()] = at + offset
+                source.append(torch.full((entry.size,), num_kept, dtype=torch.int32))
+                source[-1][at.long()] = which
+            places[which.long()] = at + offset
         entries.append(moved)
         offset += moved.size
     if not patterns:
