@@ -293,8 +293,9 @@ class Coordinator:
         )
         self.scores = {}
         self._cut()
-        for client in self.clients:
-            client.is_scored = client.in_flight is not None and client.in_flight.measure
+        for client, density in zip(self.clients, self.restoration.densities, strict=True):
+            flying = client.in_flight  # whose score will count only if this is its density still
+            client.is_scored = flying is not None and flying.measure and flying.density == density
         return [self._finish_report(), *self._dispatch(event.now_s)]
 
     def _check_finite(self) -> None:

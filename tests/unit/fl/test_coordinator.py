@@ -625,6 +625,24 @@ def test_a_client_measured_across_a_refresh_is_not_measured_twice():
     assert {a.client: a.measure for a in driven.dispatch.assignments} == {0: True, 1: True}
 
 
+def test_a_client_restored_in_flight_is_measured_at_its_new_density():
+    timed = {"trigger": "both", "total_time_s": 100}
+    driven = Driven(
+        (1.0, 0.5), method="fedgmr", run={"interval_rounds": 2}, restoration=timed
+    ).start()
+    driven.round(0)
+    driven.deliver(0)
+    driven.close(25.0)
+    driven.evaluated(now_s=25.5)  # lifts client 1, which still trains what is to be measured
+    driven.deliver(1, score=0.4, now_s=26.0)  # at a density that it no longer has
+    assert driven.core.scores == {}
+    driven.round(0)
+    assert {a.client: (a.density, a.measure) for a in driven.dispatch.assignments} == {
+        0: (1.0, False),
+        1: (1.0, True),
+    }
+
+
 @pytest.mark.parametrize(
     "restoration", [{"trigger": "none"}, {"trigger": "time"}, {"trigger": "none", "balance": True}]
 )
