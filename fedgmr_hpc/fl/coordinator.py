@@ -73,6 +73,7 @@ class Coordinator:
         classes: how many clients begin with each density.
         same_since: see `Assignment`.
         ready_s: time since which the current version exists.
+        validated: the version that was validated last.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Coordinator:
         self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)
         self.scores: dict[int, float] = {}
         self.is_last = False
-        self.ready_s = 0.0
+        self.ready_s, self.validated = 0.0, -1
         self._report: Merged | None = None
         self._usual: dict[tuple[int, int, int], float] = {}  # by version, mask id and K
 
@@ -238,7 +239,8 @@ class Coordinator:
     def _close(self, event: Closed) -> list[Command]:
         arrived, before = self.buffer.waiting(), self.round
         if not arrived:  # no client took part, or what had arrived is of clients that are gone
-            return self._dispatch(max(event.now_s, self.ready_s))
+            now_s = max(event.now_s, self.ready_s)
+            return self._end() if self._is_late(now_s) else self._dispatch(now_s)
         for entry in arrived:
             self.base_versions[entry.client] = entry.base_version
         self.admission.merge(len(arrived))
@@ -246,13 +248,21 @@ class Coordinator:
         self.version += 1
         self.ready_s = event.ready_s
         run = self.config.run
-        is_late = run.max_time_s is not None and event.ready_s >= run.max_time_s
-        self.is_last = is_late or self.round >= run.max_rounds
+        self.is_last = self._is_late(event.ready_s) or self.round >= run.max_rounds
         if self.is_last or self.round // run.interval_rounds > before // run.interval_rounds:
             return [self.look()]
         if self.config.submodel.refresh == "round" and self.round > before:
             self._cut()
-        return [self._finish_report(), *self._dispatch(event.ready_s)]
+        return [*self._finish_report(), *self._dispatch(event.ready_s)]
+
+    def _is_late(self, now_s: float) -> bool:
+        limit_s = self.config.run.max_time_s
+        return limit_s is not None and now_s >= limit_s
+
+    def _end(self) -> list[Command]:
+        """End the run, whose time was over before a client could be chosen again."""
+        self.is_last = True
+        return [self._finish()] if self.validated == self.version else [self.look()]
 
     def _merge(self, arrived: Sequence[BufferEntry]) -> None:
         entries, held = self.buffer.take(self.masks), (self.packed, self.dense)
@@ -267,10 +277,13 @@ class Coordinator:
         ages = ages_of(self.base_versions, self.version)
         return Merged(version, self.round, tuple(merged), ages, density=zeros[0], weight=zeros[1])
 
-    def _finish_report(self) -> Merged:
-        assert self._report is not None
-        self._report.density[:] = self.restoration.densities
-        return self._report
+    def _finish_report(self) -> list[Merged]:
+        """Return the report on the last merge, unless that was done before."""
+        report, self._report = self._report, None
+        if report is None:
+            return []
+        report.density[:] = self.restoration.densities
+        return [report]
 
     def look(self) -> Evaluate:
         """Return the current version, to be evaluated: the validation of a refresh is answered with
@@ -280,12 +293,11 @@ class Coordinator:
 
     def _refresh(self, event: Evaluated) -> list[Command]:
         self._check_finite()
-        self.ready_s = event.now_s
+        self.ready_s, self.validated = event.now_s, self.version
         if self.is_last:
             if self.config.eval.submodels:
                 self._cut()  # as if the run went on
-            weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
-            return [self._finish_report(), Finish(weights)]
+            return [*self._finish_report(), self._finish()]
         times = [client.mean_cycle_s() for client in self.clients]
         fastest = best_connected(self.admission.shares, self.admission.active)
         self.restoration.refresh(
@@ -296,7 +308,10 @@ class Coordinator:
         for client, density in zip(self.clients, self.restoration.densities, strict=True):
             flying = client.in_flight  # whose score will count only if this is its density still
             client.is_scored = flying is not None and flying.measure and flying.density == density
-        return [self._finish_report(), *self._dispatch(event.now_s)]
+        return [*self._finish_report(), *self._dispatch(event.now_s)]
+
+    def _finish(self) -> Finish:
+        return Finish(np.concatenate([self.masks.unpack(self.packed), self.dense]))
 
     def _check_finite(self) -> None:
         for part in (self.packed, self.dense):
@@ -356,12 +371,14 @@ class Coordinator:
 
     def _wake(self, now_s: float) -> list[Command]:
         """Close the window since no client takes part: at once if updates wait, otherwise when a
-        client can be chosen.
+        client can be chosen, or the run's time is over.
         """
         if self.buffer.arrived:
             self.admission.is_closing = True
             return [CloseAt(now_s)]
-        wake_s = self.selection.wake_s(self._idle(), now_s)
+        limit_s, wake_s = self.config.run.max_time_s, self.selection.wake_s(self._idle(), now_s)
+        if limit_s is not None:
+            wake_s = min(wake_s, limit_s)
         if math.isinf(wake_s):
             raise RunError("no client will be available again", version=self.version)
         self.admission.is_closing = True

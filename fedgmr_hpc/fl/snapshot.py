@@ -2,7 +2,7 @@
 
 Everything that an event can change is in it; what follows from the configuration (rules, layers,
 rungs, shares) is not, so a state fits a coordinator that was made from the same configuration.
-Random draws are keyed by version and client (records.make_rng) and have no state. Mask sets are
+Random draws are keyed by version and client (config/randomness.py) and have no state. Mask sets are
 shared by id, as they are in the coordinator. Not while a refresh is under way.
 
 Shapes: C clients, P prunable entries, K kept entries, D dense entries.
@@ -30,6 +30,7 @@ def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
         "same_since": c.same_since,
         "is_last": c.is_last,
         "ready_s": c.ready_s,
+        "validated": c.validated,
         "quarantined": sorted(c.quarantined),
         "base_versions": c.base_versions,
         "scores": list(c.scores.items()),
@@ -62,7 +63,7 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     masks = {fields["mask_id"]: read_masks(fields) for fields in state["masks"]}
     c.version, c.is_last = state["version"], state["is_last"]
     c.same_since = state.get("same_since", 0)  # which older checkpoints lack
-    c.ready_s = state.get("ready_s", 0.0)  # likewise
+    c.ready_s, c.validated = state.get("ready_s", 0.0), state.get("validated", -1)  # likewise
     c.quarantined = set(state["quarantined"])
     c.base_versions, c.packed, c.dense = state["base_versions"], state["packed"], state["dense"]
     c.scores = {client: score for client, score in state["scores"]}

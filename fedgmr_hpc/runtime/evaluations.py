@@ -137,19 +137,26 @@ class Evaluator:
 
     def validate(self, command: Evaluate, now_s: float) -> Evaluation:
         """Begin the evaluation of a refresh, the validation set before anything else."""
-        pending = self._begin(command, now_s)
+        pending = self._newest
+        if pending is None or pending.evaluation.version != command.version:
+            pending = self._begin(command, now_s)
+            first = [*self._norms(pending.evaluation), VALIDATION]
+            self.pool.evaluate(pending.evaluation, first, is_awaited=True)
+            self.pool.evaluate(pending.evaluation, [TEST])
+        # else looks have had it scored: a run has ended long after its last merge
+        if not pending.rows:
+            self._open.append(pending)
         pending.rows.append((EvaluationRow, now_s))
-        self._open.append(pending)
-        first = [*self._norms(pending.evaluation), VALIDATION]
-        self.pool.evaluate(pending.evaluation, first, is_awaited=True)
-        self.pool.evaluate(pending.evaluation, [TEST])
         return pending.evaluation
 
     def merged(self, merged: Merged) -> None:
         """Note that a version's densities are decided and its masks are cut."""
+        self._decide(merged.version, float(merged.density.mean()))
+
+    def _decide(self, version: int, mean_density: float) -> None:
         pending = self._newest
-        if pending is not None and pending.evaluation.version == merged.version:
-            pending.mean_density = float(merged.density.mean())
+        if pending is not None and pending.evaluation.version == version:
+            pending.mean_density = mean_density
             if self.config.every_s is None and self._lacks_levels(pending):
                 self._score_levels(pending)
         self.write_rows()
@@ -212,6 +219,9 @@ class Evaluator:
         statistics.
         """
         assert self._newest is not None
+        if self._newest.mean_density is None:  # its merge was reported before it was evaluated
+            densities = self.coordinator.restoration.densities
+            self._decide(self._newest.evaluation.version, float(np.mean(densities)))
         statistics = self._newest.evaluation.statistics.get(None, weights[:0])
         return np.concatenate([weights, statistics])
 

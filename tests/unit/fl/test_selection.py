@@ -16,7 +16,17 @@ import fedgmr_hpc
 from fedgmr_hpc.config.errors import RunError
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.fl.coordinator import Coordinator
-from fedgmr_hpc.fl.events import CloseAt, Closed, Delivered, Dispatch, Evaluated, Lost, Started
+from fedgmr_hpc.fl.events import (
+    CloseAt,
+    Closed,
+    Delivered,
+    Dispatch,
+    Evaluate,
+    Evaluated,
+    Finish,
+    Lost,
+    Started,
+)
 from fedgmr_hpc.fl.selection import Availability, Selection, read_availability
 from fedgmr_hpc.fl.submodels import PrunableLayer
 from fedgmr_hpc.fl.updates import Update
@@ -439,6 +449,25 @@ def test_a_run_whose_clients_never_come_again_ends_with_an_error():
         run.deliver(client, 2.0)
     with pytest.raises(RunError, match="no client will be available again"):
         run.close()
+
+
+@pytest.mark.parametrize(("from_s", "end_s"), [(0.0, 1.0), (5000.0, 6000.0)])
+def test_a_run_ends_in_time_where_nobody_comes_before_that(from_s, end_s):
+    trace = Availability({client: [(from_s, end_s)] for client in (0, 1)})
+    run = Run(2, trace, admission={"kind": "barrier"}, run={"max_time_s": 100.0})
+    if from_s == 0:
+        for client in (0, 1):
+            run.deliver(client, 2.0)
+        (merged, _) = run.close()
+        assert (merged.version, merged.clients) == (1, (0, 1))
+        assert run.close_s == 100.0
+        (look,) = run.close()  # which this version has not had
+        assert isinstance(look, Evaluate) and look.version == 1
+        (finish,) = run.send(Evaluated(100.0, 0.5))  # the merge has been reported
+    else:
+        assert (run.close_s, run.in_flight) == (100.0, {})
+        (finish,) = run.close()  # version 0 has been looked at
+    assert isinstance(finish, Finish) and run.core.is_last
 
 
 @pytest.mark.parametrize("sampled", [None, 2])

@@ -319,3 +319,26 @@ def test_looks_see_the_newest_version_at_every_due_time(
     newest = [max(v for v, ready_s in enumerate(ready) if ready_s <= at_s) for at_s in times]
     assert [version for _, version, _ in looks] == newest
     assert len(desk.pool.asked) == len({version for version, _ in desk.pool.asked})
+
+
+@pytest.mark.parametrize("levels", [False, True])
+@pytest.mark.parametrize("every_s", [None, 5.0, 30.0, 50.0])
+def test_a_run_whose_clients_stay_away_ends_in_time_with_all_its_looks(
+    every_s: float | None, levels: bool, tmp_path: Path
+) -> None:
+    trace = tmp_path / "away.csv"
+    spans = [f"{client},0,20" for client in range(10)]
+    trace.write_text("\n".join(["client,from_s,to_s", *spans]))
+    every = "null" if every_s is None else f"{every_s}"
+    words = [f"clients.availability={trace}", f"eval.every_s={every}", f"eval.submodels={levels}"]
+    words += ["run.max_time_s=40", "run.max_rounds=1000", "run.interval_rounds=7"]
+    result = run_tiny(tmp_path, "away", *words)
+    last = int(result.merges["version"][-1])
+    assert result.status == "finished" and last % 7  # no refresh followed the last merge
+    assert result.evaluations["now_s"][-1] == 40 and result.evaluations["version"][-1] == last
+    if every_s is not None:
+        assert result.looks["now_s"].tolist() == list(np.arange(0, 40.1, every_s))
+    if levels:
+        assert (last in result.submodels["version"]) == (every_s != 50)
+    assert list(result.merges["version"]) == list(range(1, last + 1))
+    assert verify(result.path) == []
