@@ -10,7 +10,7 @@ import numpy as np
 from fedgmr_hpc.bench.case import Benchmark, Row, conv2_masks, copy_gb_per_s, median_s
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge
-from fedgmr_hpc.fl.aggregation.threads import Threads
+from fedgmr_hpc.fl.threads import Threads
 
 HIGH = (1.0, 0.5, 0.2, 0.1) + (0.05,) * 6
 

@@ -43,6 +43,13 @@ class Client:
         self.cycle_times_s.append(cycle_s)
         return cycle_s
 
+    def refresh(self, density: float) -> None:
+        """Note a refresh, after which its density is this; a score that is under way will count
+        only if it is one of that.
+        """
+        flying = self.in_flight
+        self.is_scored = flying is not None and flying.measure and flying.density == density
+
     def recall(self, num_steps: int) -> None:
         """Note that what it owes will not come: it counts as never sent."""
         if self.in_flight is not None:

@@ -9,9 +9,10 @@ admission waits for command `CloseAt`, and `Closed` merges. Whenever the round p
 restore densities, cut masks, dispatch. Time reaches the rules only as `now_s` of an event;
 replaying the events replays the same bytes.
 
-With sampling, or clients that come and go, a dispatch goes to whoever selection.py chooses of the
-idle ones; if no client takes part, `CloseAt` names the time at which one can. Where admission says
-that clients go on at once, an arrival that closes no window is answered with a `Dispatch`, too.
+With sampling, or clients that come and go, a dispatch goes to whoever selection/ chooses of the
+idle ones; if no client takes part, `CloseAt` names the time at which one can, or at which the run
+ends. Where admission says that clients go on at once, an arrival that closes no window is answered
+with a `Dispatch`, too.
 
 A client that is `Lost`, or whose update is at fault (`Quarantined`, see quarantine.py), is gone for
 good: its updates leave the buffer at once, merged before or not, so no later version is made from a
@@ -39,7 +40,6 @@ from fedgmr_hpc.config.records import Floats
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.fl.admission import Admission, best_connected
 from fedgmr_hpc.fl.aggregation import BufferEntry, ServerRule, ages_of
-from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.buffer import UpdateBuffer
 from fedgmr_hpc.fl.clients import Client
 from fedgmr_hpc.fl.events import (
@@ -58,11 +58,12 @@ from fedgmr_hpc.fl.events import (
     Resumed,
 )
 from fedgmr_hpc.fl.masking import Masking
-from fedgmr_hpc.fl.quarantine import find_fault, root_mean_square
+from fedgmr_hpc.fl.quarantine import UsualSizes, find_fault
 from fedgmr_hpc.fl.restoration import Restoration
 from fedgmr_hpc.fl.scores import ScoreError
 from fedgmr_hpc.fl.selection import Availability, Selection
 from fedgmr_hpc.fl.submodels import MaskSet, PrunableLayer
+from fedgmr_hpc.fl.threads import Threads
 from fedgmr_hpc.fl.updates import Assignment, Update
 
 
@@ -74,6 +75,7 @@ class Coordinator:
         same_since: see `Assignment`.
         ready_s: time since which the current version exists.
         validated: the version that was validated last.
+        limit_s: when the run ends.
     """
 
     def __init__(
@@ -125,10 +127,10 @@ class Coordinator:
         self.threads = Threads(config.run.server_threads)
         self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)
         self.scores: dict[int, float] = {}
-        self.is_last = False
+        self.is_last, self.limit_s = False, config.run.max_time_s or math.inf
         self.ready_s, self.validated = 0.0, -1
         self._report: Merged | None = None
-        self._usual: dict[tuple[int, int, int], float] = {}  # by version, mask id and K
+        self._usual = UsualSizes()
 
     @property
     def round(self) -> int:
@@ -183,19 +185,13 @@ class Coordinator:
 
     def _find_fault(self, update: Update, masks: MaskSet) -> str | None:
         """Return why an update must not be merged."""
-        usual = partial(self._usual_size, masks, len(update.values))
-        return find_fault(update, self.config.aggregation.max_norm_ratio, usual, self.threads)
+        num_kept = len(update.values)
 
-    def _usual_size(self, masks: MaskSet, num_kept: int) -> float:
-        """Return the root mean square of a sub-model's entries in the current version, taken once
-        for all updates of the same sub-model.
-        """
-        key = (self.version, masks.mask_id, num_kept)
-        if key not in self._usual:
-            same = self._pack_current(masks)[:num_kept]
-            own = {k: size for k, size in self._usual.items() if k[0] == self.version}
-            self._usual = own | {key: root_mean_square((same, self.dense))}
-        return self._usual[key]
+        def same_entries() -> tuple[Floats, Floats]:
+            return self._pack_current(masks)[:num_kept], self.dense
+
+        usual = partial(self._usual.of, self.version, (masks.mask_id, num_kept), same_entries)
+        return find_fault(update, self.config.aggregation.max_norm_ratio, usual, self.threads)
 
     def _pack_current(self, masks: MaskSet) -> Floats:
         """Return [P] current prunable weights in the packed order of these masks."""
@@ -240,7 +236,7 @@ class Coordinator:
         arrived, before = self.buffer.waiting(), self.round
         if not arrived:  # no client took part, or what had arrived is of clients that are gone
             now_s = max(event.now_s, self.ready_s)
-            return self._end() if self._is_late(now_s) else self._dispatch(now_s)
+            return self._end() if now_s >= self.limit_s else self._dispatch(now_s)
         for entry in arrived:
             self.base_versions[entry.client] = entry.base_version
         self.admission.merge(len(arrived))
@@ -248,16 +244,12 @@ class Coordinator:
         self.version += 1
         self.ready_s = event.ready_s
         run = self.config.run
-        self.is_last = self._is_late(event.ready_s) or self.round >= run.max_rounds
+        self.is_last = event.ready_s >= self.limit_s or self.round >= run.max_rounds
         if self.is_last or self.round // run.interval_rounds > before // run.interval_rounds:
             return [self.look()]
         if self.config.submodel.refresh == "round" and self.round > before:
             self._cut()
         return [*self._finish_report(), *self._dispatch(event.ready_s)]
-
-    def _is_late(self, now_s: float) -> bool:
-        limit_s = self.config.run.max_time_s
-        return limit_s is not None and now_s >= limit_s
 
     def _end(self) -> list[Command]:
         """End the run, whose time was over before a client could be chosen again."""
@@ -306,8 +298,7 @@ class Coordinator:
         self.scores = {}
         self._cut()
         for client, density in zip(self.clients, self.restoration.densities, strict=True):
-            flying = client.in_flight  # whose score will count only if this is its density still
-            client.is_scored = flying is not None and flying.measure and flying.density == density
+            client.refresh(density)
         return [*self._finish_report(), *self._dispatch(event.now_s)]
 
     def _finish(self) -> Finish:
@@ -376,9 +367,7 @@ class Coordinator:
         if self.buffer.arrived:
             self.admission.is_closing = True
             return [CloseAt(now_s)]
-        limit_s, wake_s = self.config.run.max_time_s, self.selection.wake_s(self._idle(), now_s)
-        if limit_s is not None:
-            wake_s = min(wake_s, limit_s)
+        wake_s = min(self.selection.wake_s(self._idle(), now_s), self.limit_s)
         if math.isinf(wake_s):
             raise RunError("no client will be available again", version=self.version)
         self.admission.is_closing = True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedgmr_hpc.config.records import Floats
-from fedgmr_hpc.fl.aggregation.threads import Threads
+from fedgmr_hpc.fl.threads import Threads
 from fedgmr_hpc.fl.updates import Update
 
 PIECE = 1 << 20  # entries that are looked at together
@@ -47,6 +47,23 @@ def root_mean_square(parts: Sequence[Floats]) -> float:
     """
     total = sum(float(np.einsum("i,i->", part, part, dtype=np.float64)) for part in parts)
     return math.sqrt(total / max(1, sum(len(part) for part in parts)))
+
+
+class UsualSizes:
+    """Root mean squares of sub-models' entries in the current version, each taken once."""
+
+    def __init__(self) -> None:
+        self._version, self._found = -1, dict[tuple[int, int], float]()
+
+    def of(
+        self, version: int, sub_model: tuple[int, int], parts: Callable[[], Sequence[Floats]]
+    ) -> float:
+        """Return that of a sub-model (mask id, K), of which `parts` gives the entries."""
+        if version != self._version:
+            self._version, self._found = version, {}
+        if sub_model not in self._found:
+            self._found[sub_model] = root_mean_square(parts())
+        return self._found[sub_model]
 
 
 def find_fault(

@@ -20,9 +20,9 @@ from typing import Any
 from fedgmr_hpc.config.errors import RankFailed, RunError, TransportTimeout, WireError
 from fedgmr_hpc.config.records import fields_of, shared_fields
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.events import Dispatch
 from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.fl.threads import Threads
 from fedgmr_hpc.fl.updates import Assignment, Update
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes

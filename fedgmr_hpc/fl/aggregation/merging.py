@@ -40,7 +40,7 @@ from fedgmr_hpc.fl.aggregation.rule import (
     WholeRule,
 )
 from fedgmr_hpc.fl.aggregation.state import RuleState
-from fedgmr_hpc.fl.aggregation.threads import Threads
+from fedgmr_hpc.fl.threads import Threads
 
 CHUNK = 1 << 16  # entries; the running mean stays in the second-level cache
 Pairs = Sequence[tuple[BufferEntry, float]]

@@ -27,8 +27,8 @@ from fedgmr_hpc.fl.aggregation.rule import (
 )
 from fedgmr_hpc.fl.aggregation.staleness import ages_of, staleness_weights
 from fedgmr_hpc.fl.aggregation.state import RuleState
-from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.submodels import MaskSet
+from fedgmr_hpc.fl.threads import Threads
 
 
 def _make_rule(choices: AggregationConfig) -> AggregationRule:

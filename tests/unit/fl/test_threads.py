@@ -9,8 +9,8 @@ import pytest
 
 from fedgmr_hpc.config.choices.registry import AGGREGATIONS
 from fedgmr_hpc.fl.aggregation import BufferEntry, Merge, merge, merging
-from fedgmr_hpc.fl.aggregation.threads import Threads
 from fedgmr_hpc.fl.quarantine import find_fault
+from fedgmr_hpc.fl.threads import Threads
 from fedgmr_hpc.fl.updates import Update
 
 NUM = 1000
