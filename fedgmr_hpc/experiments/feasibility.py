@@ -132,21 +132,27 @@ def growth_rates(times_s: Values, accuracy: Values, edges: Values) -> Values:
     return rates
 
 
-def accuracy_edges(smooth: Sequence[Values], num: int) -> tuple[Values, float]:
-    """Return edges [num + 1] for smoothed accuracies, and the end of their axis.
+def accuracy_edges(smooth: Sequence[Values], num: int, window: int = 1) -> tuple[Values, float]:
+    """Return edges [num + 1] for accuracies smoothed over a window, and the end of their axis.
 
-    They go from where all runs have started to the best accuracy; each interval is shorter than the
+    They go from where all runs have started to the best accuracy that is a mean of a whole window,
+    so that one lucky look at the end is no interval of its own; each interval is shorter than the
     last by the same factor.
 
     Raises:
         ValueError: no run gets beyond where all have started.
     """
     start = max(float(each[0]) for each in smooth)
-    best = max(float(each.max()) for each in smooth)
+    cut = [min(window, len(each)) - 1 for each in smooth]  # where means are of fewer values
+    best = max(
+        float(each[: len(each) - num_left // 2].max())
+        for each, num_left in zip(smooth, cut, strict=True)
+    )
     if best <= start:
         raise ValueError(must("results", "have a run that gets better than it begins", f"{best:g}"))
     left = LEFT_FRAC * (best - start)
     edges: Values = best + left - np.geomspace(best + left - start, left, num + 1)
+    edges[0], edges[-1] = start, best  # to the last bit, or nobody gets through an interval
     return edges, best + left
 
 
@@ -164,7 +170,7 @@ def measure_growth(
         raise ValueError(must("results", "have at least 2 densities", len(densities)))
     found = _by_cell(series, densities, seeds)
     smooth = {cell: centred_mean(each.accuracy, window) for cell, each in found.items()}
-    edges, end = accuracy_edges(list(smooth.values()), num_intervals)
+    edges, end = accuracy_edges(list(smooth.values()), num_intervals, window)
     rates = [
         [growth_rates(found[d, s].times_s, smooth[d, s], edges) for s in seeds] for d in densities
     ]

@@ -80,8 +80,8 @@ def verdict(growth: Growth) -> str:
     by_seed = [growth.optima_of_seed(index) for index in range(len(growth.seeds))]
     summary = summarize([rank_trend(optima) for optima in by_seed])
     assert summary is not None
-    best, interval = growth.optima(), summary.bootstrap
-    spread = f" (95 % bootstrap {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    best, interval = growth.optima(), summary.correlation_interval
+    spread = f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
     return (
         f"With rising accuracy the optimal density of the means over {len(growth.seeds)} seeds "
         f"{_course(best)} (tau {rank_trend(best):.2f}). In single seeds it never falls in "

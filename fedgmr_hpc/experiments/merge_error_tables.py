@@ -1,7 +1,7 @@
 """Tables and verdicts of `probe error`, from its rows.
 
 Correlations are Spearman's rank correlations over the assignments of one model, averaged over a
-seed's models; intervals are 95 % bootstraps over seeds.
+seed's models; intervals are 95 % ones over seeds, Student's where these are few.
 
 Shapes: R rows, A assignments, S seeds.
 """
@@ -89,11 +89,11 @@ def _rules(rows: Sequence[ErrorRow] | Sequence[MismatchRow]) -> list[str]:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Show the mean of [S] and its bootstrap interval, where there are several."""
+    """Show the mean of [S] correlations and its interval, where there are several."""
     summary = summarize(values)
     if summary is None:
         return "-"
-    low_high = summary.bootstrap
+    low_high = summary.correlation_interval
     interval = f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
     return f"{summary.mean:.3f}{interval}"
 

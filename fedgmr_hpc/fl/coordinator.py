@@ -364,10 +364,9 @@ class Coordinator:
         """Close the window since no client takes part: at once if updates wait, otherwise when a
         client can be chosen, or the run's time is over.
         """
-        if self.buffer.arrived:
-            self.admission.is_closing = True
-            return [CloseAt(now_s)]
-        wake_s = min(self.selection.wake_s(self._idle(), now_s), self.limit_s)
+        wake_s = now_s
+        if not self.buffer.arrived:
+            wake_s = min(self.selection.wake_s(self._idle(), now_s), self.limit_s)
         if math.isinf(wake_s):
             raise RunError("no client will be available again", version=self.version)
         self.admission.is_closing = True

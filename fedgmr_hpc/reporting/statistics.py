@@ -26,7 +26,10 @@ ROUNDING = 1e-12  # of a look's time, a multiple of the step
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean of S values; an interval is (low, high), None where there are too few values."""
+    """The mean of S values; an interval is (low, high), None where there are too few values.
+
+    Tests of a difference from zero, as of claims, are `paired.MeanTest`.
+    """
 
     num_values: int
     mean: float
@@ -39,6 +42,11 @@ class Summary:
     def widest(self) -> tuple[float, float] | None:
         """The bootstrap interval, widened to Student's where a bootstrap is too narrow."""
         return widest(self.bootstrap, self.student)
+
+    @property
+    def correlation_interval(self) -> tuple[float, float] | None:
+        """The widest interval of the mean of correlations, which lie between -1 and 1."""
+        return self.widest and (max(-1.0, self.widest[0]), min(1.0, self.widest[1]))
 
 
 def widest(*intervals: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -62,19 +70,15 @@ def summarize(values: Sequence[float], seed: int = 0) -> Summary | None:
     )
 
 
-def bootstrap_interval(
-    values: Values, seed: int = 0, statistic: str = "mean"
-) -> tuple[float, float] | None:
-    """Return the percentile bootstrap of the mean or median of [S]; None for S < 2.
+def bootstrap_interval(values: Values, seed: int = 0) -> tuple[float, float] | None:
+    """Return the percentile bootstrap of the mean of [S]; None for S < 2.
 
-    Not `scipy.stats.bootstrap`: a time that is never reached is infinite, and its interpolated
-    quantiles of infinite medians are NaN. Here quantiles are values that were drawn.
+    Too narrow for a few values, of which it is hardly more than the range: see `Summary.widest`.
     """
     if len(values) < 2:
         return None
     picks = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    drawn = values[picks]
-    centres = drawn.mean(axis=1) if statistic == "mean" else medians(drawn)
+    centres = values[picks].mean(axis=1)
     tail = (1 - LEVEL_FRAC) / 2
     low, high = np.quantile(centres, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgmr_hpc.config.schema import Config
-from fedgmr_hpc.reporting.statistics import cost_to_reach, is_by, mean_last
+from fedgmr_hpc.reporting.statistics import cost_to_reach, is_by, mean_last, std_last
 from fedgmr_hpc.results.stretches import stretches
 from fedgmr_hpc.storage.reader import Result
 from fedgmr_hpc.storage.schema import Columns
@@ -81,6 +81,14 @@ class Run:
             return False
         usual_s = np.quantile(np.diff(self.times_s), 0.5, method="lower")
         return bool(self.times_s[-1] >= at_s or not is_by(self.times_s[-1] + usual_s, at_s))
+
+    def scatter_at(self, at_s: float, window: int) -> float:
+        """Return the standard deviation of the accuracies of the last `window` versions that looks
+        at or before `at_s` have seen; NaN for fewer. A look that repeats its version tells nothing.
+        """
+        is_new = np.diff(self.client_steps, prepend=-1.0) > 0  # a merge takes steps
+        is_new[: self.num_untrained] = False
+        return std_last(self.times_s[is_new], self.test[is_new], at_s, window)
 
     def cost_to(self, cost: str, target: float, last: int) -> float:
         """Return `times_s`, `bytes` or `client_steps` until `target`; infinite if never."""

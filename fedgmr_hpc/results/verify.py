@@ -141,12 +141,16 @@ def _config(result: Result) -> Iterator[str]:
 def _event_log(result: Result) -> Iterator[str]:
     needs_plugins, events = _needs_plugins(result), result.events
     try:
-        log = EventLog(Config() if needs_plugins else make_config(result.config))
+        config = Config() if needs_plugins else make_config(result.config)
     except ValueError:
         return  # said by `_config`
     names = ("kind", "now_s", "ready_s", "client")
-    rows = zip(*(events[name].tolist() for name in names), strict=True)
-    for index, (row, chain) in enumerate(zip(rows, events["chain_xxh3"].tolist(), strict=True)):
+    rows = list(zip(*(events[name].tolist() for name in names), strict=True))
+    chains = events["chain_xxh3"].tolist()
+    log = EventLog(config)
+    if rows and EventLog(config).link(*rows[0]).chain_xxh3 != chains[0]:
+        log = EventLog(config, counts_unused=True)  # of when keys without effect still counted
+    for index, (row, chain) in enumerate(zip(rows, chains, strict=True)):
         if log.link(*row).chain_xxh3 == chain:
             continue
         if index:

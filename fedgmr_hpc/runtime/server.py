@@ -246,6 +246,8 @@ class Server:
             return None
         if isinstance(happened, Arrival):
             return self._deliver(happened)
+        if isinstance(happened, Lost) and self.coordinator.quarantined.issuperset(happened.clients):
+            return None  # gone already, and for another reason
         if isinstance(happened, Lost | Resumed):
             return happened
         self.now_s = happened.now_s

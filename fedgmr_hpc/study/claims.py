@@ -3,7 +3,7 @@
     kind           paired value, positive where the claim holds                    unit
     difference     accuracy of a minus accuracy of b at T                          points
     gap_narrowing  shortfall of b to `full` minus shortfall of a, each at least 0  points
-    stability      std of the last `window` evaluations up to T, b minus a         points
+    stability      std of the last `window` versions seen up to T, b minus a       points
     time_ratio     log2(time of b to `target` / time of a)                         halvings
 
 Pairs share column and seed. A seed's value is the mean over its pairs, one for each condition
@@ -37,7 +37,7 @@ from fedgmr_hpc.reporting.paired import (
     num_needed,
     smallest_effect,
 )
-from fedgmr_hpc.reporting.statistics import LEVEL, drop_from_best, std_last
+from fedgmr_hpc.reporting.statistics import LEVEL, drop_from_best
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import Run
 from fedgmr_hpc.study.cells import Cell, matches
@@ -242,7 +242,7 @@ def _steadiness(claim: Comparison, a: Run, b: Run) -> float:
     assert isinstance(claim.spec, StabilityClaim)
     if not (a.covers(claim.at_s) and b.covers(claim.at_s)):
         return math.nan
-    stds = [std_last(r.times_s, r.test, claim.at_s, claim.spec.window) for r in (a, b)]
+    stds = [run.scatter_at(claim.at_s, claim.spec.window) for run in (a, b)]
     return 100 * (stds[1] - stds[0])
 
 

@@ -112,7 +112,7 @@ class GapNarrowingClaim(_Claim):
 
 
 class StabilityClaim(_Claim):
-    """The last `window` accuracies of row `a` scatter less, and no run drops by `max_drop`."""
+    """The last `window` versions seen of row `a` scatter less, and no run drops by `max_drop`."""
 
     kind: Literal["stability"]
     window: Annotated[int, Field(ge=2, strict=True)] = 10

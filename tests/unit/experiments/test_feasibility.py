@@ -68,6 +68,19 @@ def test_edges_go_from_the_latest_start_to_the_best_and_shrink_by_a_factor():
     assert widths[1:] / widths[:-1] == pytest.approx([(0.016 / 0.816) ** 0.25] * 3)
 
 
+def test_the_axis_ends_at_the_best_mean_of_a_whole_window():
+    lucky = centred_mean(np.array([0.0, 0.5, 0.5, 0.5, 0.5, 0.9]), 5)
+    assert lucky.max() == 0.9
+    assert accuracy_edges([lucky], 4, window=5)[0][-1] == pytest.approx(0.58)
+
+
+def test_a_run_that_reaches_the_last_edge_gets_through_the_last_interval():
+    start, best = 0.1361111111111111, 0.9
+    edges, _ = accuracy_edges([np.array([start, best])], 10)
+    assert (edges[0], edges[-1]) == (start, best)
+    assert (growth_rates(np.array([0.0, 10]), np.array([start, best]), edges) > 0).all()
+
+
 def test_sparse_is_best_until_it_stops_and_full_from_there():
     growth = measure_growth([FULL, SPARSE], num_intervals=6, window=1)
     assert growth.densities == (0.1, 1.0)
@@ -109,6 +122,14 @@ def test_tables_join_neighbours_and_keep_every_rate():
     assert table.rows[0] == ["0.0 to 40.0", "0.1", "2 of 2", "3.00", "1.00"]
     assert "0.4,0.6,1,1.0,0.0001" in as_csv(table).replace("np.float64", "")
     assert "stays the same" in verdict(growth)
+
+
+def test_the_interval_of_a_few_seeds_is_students():
+    taus = (1, -1, 1)  # of 2 intervals: mean 1/3, deviation 1.155, t 4.303: beyond -1 and 1
+    falls = {1: [[1.0, 0.0], [0.0, 1.0]], -1: [[0.0, 1.0], [1.0, 0.0]]}
+    rates = np.array([falls[tau] for tau in taus]).transpose(1, 0, 2)
+    growth = Growth(np.array([0.0, 0.4, 0.6]), 0.8, (0.1, 1.0), (0, 1, 2), rates)
+    assert "mean tau is 0.33 (95 % interval -1.00 to 1.00)" in verdict(growth)
 
 
 def test_verdict_says_whether_the_optimum_rises():

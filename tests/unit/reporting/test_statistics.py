@@ -90,6 +90,10 @@ def test_summary_of_three_values() -> None:
     assert summary.student == pytest.approx((2 - half, 2 + half))
     assert summary.bootstrap == (1.0, 3.0)  # each in 1 of 27, over 2.5 %
     assert summary.widest == summary.student
+    near = summarize([-0.99, -0.95, -0.98])
+    assert near is not None and near.correlation_interval == pytest.approx(
+        (-1.0, -0.9216), abs=1e-4
+    )
 
 
 def test_six_values_have_no_student_interval_and_no_value_no_summary() -> None:

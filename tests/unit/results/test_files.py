@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,8 @@ from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.results.export import export
 from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.results.verify import verify
+from fedgmr_hpc.runtime import server
+from fedgmr_hpc.runtime.replay import EventLog
 from fedgmr_hpc.storage.hdf5_file import num_missing_bytes, read_superblock
 from fedgmr_hpc.storage.reader import Result, deterministic_columns, differing_columns, read_result
 from fedgmr_hpc.storage.schema import TABLES
@@ -50,6 +53,20 @@ def followed(tmp_path: Path) -> Path:
             writer.append(merge_row(version))
         writer.flush()
         return Path(shutil.copy(writer.path, tmp_path / "followed.h5"))
+
+
+def test_an_events_log_of_when_keys_without_effect_counted_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "EventLog", partial(EventLog, counts_unused=True))
+    words = [*WORDS, "time_scale=0.5", f"results.path={tmp_path / 'older.h5'}"]
+    path = run(load_config(None, words)).path
+    monkeypatch.undo()
+    first = EventLog(load_config(None, words)).link(1, 0.0, 0.0, 0).chain_xxh3
+    assert (
+        first != EventLog(load_config(None, words), counts_unused=True).link(1, 0, 0, 0).chain_xxh3
+    )
+    assert verify(path) == []
 
 
 KILLED_AT_RANDOM = """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from fedgmr_hpc.fl.events import Dispatch
+from fedgmr_hpc.fl.events import Dispatch, Lost
 from fedgmr_hpc.fl.submodels import cut_masks
 from fedgmr_hpc.runtime.dispatch_frames import DispatchFrames
 from fedgmr_hpc.runtime.ledger import PositionCodes
+from fedgmr_hpc.runtime.server import Server
 from fedgmr_hpc.training.chunks import Evaluation, Part
 from fedgmr_hpc.wire.frames import Frame, Kind, decode_frame
 from fedgmr_hpc.wire.parcels import Parcel
@@ -81,3 +84,12 @@ def test_evaluation_sums_in_chunk_order_whatever_came_first() -> None:
         evaluation.chunks[whole][start] = part
     assert evaluation.is_done(whole)
     assert evaluation.sums(whole) == (4, 1e16 + 1.0 + 0.1)
+
+
+def test_a_client_in_quarantine_is_not_lost_as_well() -> None:
+    happened = [Lost(5.0, (3,), "silent"), Lost(5.0, (4,), "silent")]
+    server = Server.__new__(Server)
+    server.clock = SimpleNamespace(next=lambda: happened.pop(0))
+    server.coordinator = SimpleNamespace(quarantined={3})
+    assert server._next_event() is None
+    assert server._next_event() == Lost(5.0, (4,), "silent")

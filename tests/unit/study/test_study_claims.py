@@ -256,3 +256,16 @@ def test_an_undecided_claim_says_what_would_decide_it() -> None:
     )
     same = flat("a", [0.7, 0.7]) + flat("b", [0.7, 0.7])
     assert "all are equal" in what_would_decide(judge(comparison("difference"), same, places(2)))
+
+
+def test_looks_that_repeat_their_version_do_not_make_a_row_steadier() -> None:
+    times = np.arange(6) * 10.0
+    plain = {"times_s": times, "client_steps": times, "num_untrained": 1}
+    quick = replace(make_run("b", 0, [0.1, 0.5, 0.7, 0.5, 0.7, 0.5]), **plain)
+    slow = replace(make_run("a", 0, [0.1, 0.5, 0.7, 0.7, 0.5, 0.5]), **plain)
+    slow = replace(slow, client_steps=np.array([0.0, 1, 2, 2, 3, 3]))  # three versions, two twice
+    assert slow.scatter_at(50.0, 3) == pytest.approx(quick.scatter_at(50.0, 3))
+    assert slow.scatter_at(50.0, 3) == pytest.approx(np.std([0.5, 0.7, 0.5], ddof=1))
+    assert np.isnan(slow.scatter_at(50.0, 4))  # the untrained model does not count
+    claim = replace(comparison("stability", window=3), at_s=50.0)
+    assert values_of(claim, [slow, quick]) == [pytest.approx(0.0)]
