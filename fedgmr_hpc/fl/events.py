@@ -40,7 +40,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The validation that `Evaluate` asked for; evaluation itself takes no time on any clock."""
+    """The validation that `Evaluate` asked for; it takes time on the wall clock only."""
 
     now_s: float
     accuracy: float

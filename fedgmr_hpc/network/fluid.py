@@ -2,7 +2,7 @@
 
 Every client has an up and a down link; the server has one of each, shared max-min fairly by what
 crosses it at the same time. On the wall clock the clients of one rank may have to share a cap,
-max-min fairly too. A link in the trace (linktrace.py) follows it, during transfers too.
+max-min fairly too. A link in the trace (link_traces.py) follows it, during transfers too.
 
 A dispatch is a *broadcast*: one stream of bytes that leaves the server once. A listener takes the
 part [begin, end) of the stream it needs, as fast as the stream has been sent and its own link

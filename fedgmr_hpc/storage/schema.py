@@ -38,8 +38,10 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RankRow:
-    """What one rank did in the whole run, and with what. `overhead_bytes`: traffic that only
-    placement caused; the texts at the end: provenance.rank_software."""
+    """What one rank did in the whole run, and with what. `overhead_bytes`: moved less
+    charged. That is what only placement and evaluation caused, without the positions that several
+    clients of a rank are charged for, but that are sent once. The texts at the end:
+    provenance.rank_software."""
 
     rank: int
     host: str
@@ -166,7 +168,7 @@ MEANINGS = {
     "device": "what the rank computed on",
     "sent_bytes": "bytes that the rank sent, uncharged ones included",
     "received_bytes": "bytes that the rank received, uncharged ones included",
-    "overhead_bytes": "traffic that only placement caused",
+    "overhead_bytes": "moved by rank 0, less what clients were charged",
     "num_tasks": "tasks done; of the server, versions made",
     "train_s": "wall time spent training",
     "wait_s": "wall time spent waiting",
