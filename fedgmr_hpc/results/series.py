@@ -146,11 +146,20 @@ def common_time(names: Iterable[str]) -> str:
     return named.pop() if len(named) == 1 else "time"
 
 
+def server_bytes(result: Result, versions: Values) -> tuple[Values, Values]:
+    """Return [E] bytes that the server had sent (up) and received (down) when each version was
+    made.
+    """
+    num_merged = np.searchsorted(result.merges["version"], versions, side="right")
+    moved = (result.merges[f"server_{way}_bytes"] for way in ("up", "down"))
+    up, down = (np.concatenate([[0], each])[num_merged] for each in moved)
+    return up, down
+
+
 def traffic_bytes(result: Result, versions: Values) -> Values:
     """Return [E] bytes on the server's links, both directions, when each version was made."""
-    num_merged = np.searchsorted(result.merges["version"], versions, side="right")
-    moved = result.merges["server_up_bytes"] + result.merges["server_down_bytes"]
-    return np.concatenate([[0], moved])[num_merged]
+    up, down = server_bytes(result, versions)
+    return up + down
 
 
 def client_steps(result: Result, versions: Values) -> Values:

@@ -37,6 +37,7 @@ from fedgmr_hpc.results.series import (
     own_accuracies,
     quarantined,
     scored,
+    server_bytes,
 )
 from fedgmr_hpc.results.watch import find_files, short_names
 from fedgmr_hpc.runtime.timeline import CATEGORIES, breakdowns, read_timeline
@@ -172,7 +173,7 @@ def _lost(result: Result) -> str:
 def render_summary(result: Result) -> str:
     """Summarize the end of a run: what it reached, what it cost, where it is, what to type next."""
     config, merges = result.config, result.merges
-    up, down = _moved(result)
+    up, down = _last_mb(result)
     test, last_test, val = _accuracies(result)
     num_last = count_of(len(last_tests(result)), "evaluation")
     facts = {
@@ -181,7 +182,7 @@ def render_summary(result: Result) -> str:
         "sub-models": _own_submodels(result),
         "val accuracy": f"{val} %",
         "mean density": _density_course(result),
-        "server": f"{up[-1]:.1f} MB up to the clients, {down[-1]:.1f} MB down from them",
+        "server": f"{up:.1f} MB up to the clients, {down:.1f} MB down from them",
         "merged": f"rounds {_count(merges['round'])}, versions {_count(merges['version'])}",
         "time": f"{end_s(result, 'now_s'):.1f} s {_clock(result)}, "
         f"{end_s(result, 'wall_s'):.1f} s wall",
@@ -198,7 +199,7 @@ def render_summary(result: Result) -> str:
 
 def _run_cells(name: str, result: Result) -> list[str]:
     _, density = mean_density(result)
-    up, down = _moved(result)
+    up, down = _last_mb(result)
     return [
         name,
         method_label(result.config),
@@ -210,8 +211,8 @@ def _run_cells(name: str, result: Result) -> list[str]:
         f"{end_s(result, 'wall_s'):.1f}",
         *_accuracies(result),
         f"{density[0]:.3f} -> {density[-1]:.3f}" if len(density) else "-",
-        f"{up[-1]:.1f}",
-        f"{down[-1]:.1f}",
+        f"{up:.1f}",
+        f"{down:.1f}",
         state_of(result),
     ]
 
@@ -224,8 +225,7 @@ def _course(name: str, result: Result) -> str:
     if not num_rows:
         return f"{head}\nno evaluation yet"
     picks = np.unique(np.linspace(0, num_rows - 1, COURSE_ROWS).round().astype(int))
-    merged = np.searchsorted(result.merges["version"], evaluations["version"], side="right")
-    up, down = (moved[merged] for moved in _moved(result))
+    up, down = (moved / 1e6 for moved in server_bytes(result, evaluations["version"]))
     rows = [
         [
             str(evaluations["round"][i]),
@@ -257,15 +257,6 @@ def render_breakdown(seconds: Mapping[int, Mapping[str, float]]) -> str:
     heads = ["rank", *CATEGORIES, "idle"]
     rows = [[str(rank), *(f"{row[h]:.3f}" for h in heads[1:])] for rank, row in seconds.items()]
     return as_text(heads, rows)
-
-
-def _moved(result: Result) -> tuple[Values, Values]:
-    """Return cumulative MB that the server sent (up) and received (down), [N + 1], from 0 on."""
-    up, down = (
-        np.concatenate([[0.0], result.merges[name] / 1e6])
-        for name in ("server_up_bytes", "server_down_bytes")
-    )
-    return up, down
 
 
 def _density_course(result: Result) -> str:
@@ -327,3 +318,9 @@ def _count(column: Values) -> int:
 
 def _data_name(result: Result) -> str:
     return str(result.config.get("data", {}).get("name", "-"))
+
+
+def _last_mb(result: Result) -> tuple[float, float]:
+    """Return MB that the server has sent (up) and received (down) by the last merge."""
+    up, down = (moved[0] / 1e6 for moved in server_bytes(result, np.array([np.inf])))
+    return up, down

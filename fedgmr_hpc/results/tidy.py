@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from fedgmr_hpc.config.choices.named_content import FILE_OF
 from fedgmr_hpc.config.files import make_config
 from fedgmr_hpc.config.identity import CELL, differences, flat, method_label
@@ -26,7 +24,7 @@ from fedgmr_hpc.config.messages import must_be, unknown_choice
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.reporting.tables import finite
 from fedgmr_hpc.results.export import run_names
-from fedgmr_hpc.results.series import own_accuracies, scored
+from fedgmr_hpc.results.series import own_accuracies, scored, server_bytes
 from fedgmr_hpc.storage.reader import Result, read_result
 
 SCORES = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
@@ -119,11 +117,10 @@ def tidy_records(results: Sequence[Result], keys: Sequence[str]) -> Iterator[Rec
 
 def _figures(result: Result) -> dict[str, list[Any]]:
     """Return [E] columns, by name."""
-    evaluations, merges = scored(result), result.merges
+    evaluations = scored(result)
     versions = evaluations["version"]
-    num_merged = np.searchsorted(merges["version"], versions, side="right")
     columns = {name: evaluations[name] for name in FIGURES if name in evaluations}
-    columns |= {name: np.concatenate([[0], merges[name]])[num_merged] for name in BYTES}
+    columns |= dict(zip(BYTES, server_bytes(result, versions), strict=True))
     columns[OWN] = own_accuracies(result, versions)[0]
     return {name: columns[name].tolist() for name in FIGURES}
 
