@@ -141,8 +141,7 @@ class Coordinator:
         """Take one event; return what is to be done, in order.
 
         Raises:
-            RunError: an update that was not asked for, a model that has diverged, or no client
-                left.
+            RunError: an update not asked for, a model that has diverged, or no client left.
         """
         if isinstance(event, Delivered):
             return self._deliver(event)
