@@ -165,9 +165,13 @@ def _type(field: Schema, schema: Schema) -> str:
     return names.get(kind, kind) + _bounds(field)
 
 
+VAST = 1e9  # a bound as great only keeps sums finite
+
+
 def _bounds(field: Schema) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    found = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    known = {key: field[key] for key in signs if abs(field.get(key, VAST)) < VAST}
+    found = [f"{signs[key]} {value:g}" for key, value in known.items()]
     return f" {', '.join(found)}" if found else ""
 
 

@@ -29,7 +29,7 @@ from fedgmr_hpc.cli import (
 )
 from fedgmr_hpc.cli.parser import Parser, UsageError, parse
 from fedgmr_hpc.config.errors import RunError
-from fedgmr_hpc.reporting.console import print_error
+from fedgmr_hpc.reporting.console import open_streams, print_error
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, as `--help` lists them; a mistake that a user can mend is one line on stderr.
     """
     words = sys.argv[1:] if argv is None else argv
+    open_streams()
     try:
         return _run(build_parser(_program()), words)
     except RunError as error:

@@ -79,7 +79,8 @@ def load_config(
             own = _read_run(each)
         plugins = _with_plugins(plugins, _plugins_in(own))
         values = merged(values, own)
-    for layer in (overrides, *more, keys):
+    for given in (overrides, *more, keys):
+        layer = list(given) if isinstance(given, Iterator) else given  # it is read several times
         plugins = _with_plugins(plugins, _plugins_in(_named_in(layer)))
         load_plugins(plugins)  # the overrides may set their options
         override(values, layer)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Number
 from pathlib import PurePath
 from typing import Any
 
@@ -175,11 +174,12 @@ def _checked(key: Any, value: Any) -> tuple[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as a file could have it: paths are words, NumPy's numbers are Python's."""
+    """Return a value as a file could have it: paths are words, NumPy's numbers and arrays are
+    Python's.
+    """
     if isinstance(value, PurePath):
         return str(value)
-    is_numpy = isinstance(value, Number) and hasattr(value, "item")
-    return value.item() if is_numpy else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _meet(key: str, other: str) -> bool:

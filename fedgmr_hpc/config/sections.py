@@ -21,6 +21,7 @@ from fedgmr_hpc.config.choices.section import (
     Number,
     Positive,
     Run,
+    Seconds,
     Section,
     Sigma,
 )
@@ -49,7 +50,7 @@ class RunConfig(Section):
     interval_rounds: Run[Count] = 25
     """k: the server evaluates, restores and cuts new masks every k rounds
     (docs/method.md#refreshes)."""
-    timeout_s: Machine[Positive] = 600.0
+    timeout_s: Machine[Seconds] = 600.0
     """Seconds that a rank which owes an answer may be silent before the run fails and names it."""
     pin_cores: Machine[bool] = False
     """Bind every rank of a node to a core of its own, where the node has enough cores."""
@@ -277,7 +278,7 @@ class LinksConfig(Section):
     size: Run[Literal["frames", "nominal"]] = "frames"
     """What a transfer costs: the real lengths of its `frames`, or, as in the release, the `nominal`
     size, `nominal_mb` times the density."""
-    nominal_mb: Run[Positive] = 25.9811
+    nominal_mb: Run[Annotated[Number, Field(gt=0, le=1e9)]] = 25.9811
     """With `nominal`: size of the whole model in megabytes (10^6 bytes;
     docs/method.md#nominal-sizes)."""
     client_down_bytes_per_s: Run[Positive] = 20e6
@@ -327,7 +328,7 @@ class WireConfig(Section):
     stays in fp32, and what rounding took from an upload is added to the client's next one."""
     max_resends: Run[Annotated[int, Field(ge=0, strict=True)]] = 3
     """Wall clock only: how often a damaged transfer is sent again before the run fails."""
-    resend_after_s: Run[Positive] = 2.0
+    resend_after_s: Run[Seconds] = 2.0
     """Wall clock only: seconds after its expected end when a transfer counts as lost."""
 
 
@@ -336,7 +337,7 @@ class ResultsConfig(Section):
 
     path: Machine[Annotated[str, Field(min_length=1)] | None] = None
     """Path of the HDF5 file; null for results/<data>-<method>-<level>-s<seed>-<time>.h5."""
-    flush_s: Machine[Positive] = 2.0
+    flush_s: Machine[Seconds] = 2.0
     """Seconds that a row may wait before it is on disk."""
     locking: Machine[Literal["auto", "on", "off"]] = "auto"
     """Whether the file is locked while it is written: `auto` where the file system has locks, `off`

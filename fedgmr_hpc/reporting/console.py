@@ -9,6 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def open_streams() -> None:
+    """Let what is printed go nowhere where this process was started with closed descriptors."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 def say(text: str) -> None:
     """Print `text` in one piece, since ranks share the terminal.
 

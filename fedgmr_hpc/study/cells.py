@@ -26,8 +26,8 @@ from fedgmr_hpc.config.overrides import as_override, leaves
 from fedgmr_hpc.config.rules import is_used
 from fedgmr_hpc.config.schema import Config
 from fedgmr_hpc.data.registry import describe_missing
-from fedgmr_hpc.study.labels import Labels, label_of, title_of
-from fedgmr_hpc.study.study_file import Row, StudyFile
+from fedgmr_hpc.study.labels import Labels, label_of, label_sets, matches, title_of
+from fedgmr_hpc.study.study_file import DifferenceClaim, Row, StudyFile
 
 MAX_SLUG = 80
 
@@ -96,7 +96,7 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
     """
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}
-    for labels in label_sets(study):
+    for labels in label_sets([study.matrix, *study.cells], study.exclude):
         try:
             cells.append(_make_cell(study, labels, overrides))
         except ValueError as error:
@@ -114,8 +114,25 @@ def expand(study: StudyFile, overrides: Sequence[str] = ()) -> list[Cell]:
     _check_titles(cells)
     for key, row in _named_rows(study):
         find_row(cells, row, key)
+    _check_own_scores(study, cells)
     trials = {trial.digest: trial for cell in cells if cell.tuning for trial in cell.tuning.trials}
     return [*trials.values(), *cells]
+
+
+def _check_own_scores(study: StudyFile, cells: Sequence[Cell]) -> None:
+    """Check that what claims are about is measured.
+
+    Raises:
+        ValueError: a claim is about the clients' own sub-models, which a run does not score.
+    """
+    for index, claim in enumerate(study.claims):
+        if not isinstance(claim, DifferenceClaim) or claim.of == "test":
+            continue
+        key = f"claims.{index}"
+        rows = {find_row(cells, row, key) for row in (claim.a, *claim.opponents())}
+        if any(cell.row in rows and not cell.config.eval.submodels for cell in cells):
+            when = f"{key} is of {claim.of}"
+            raise ValueError(must_be("eval.submodels", "true", False, when=when))
 
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
@@ -153,30 +170,10 @@ def _without(labels: Labels, other: Cell) -> str:
     return " ".join(_words(own)) or "none"
 
 
-def label_sets(study: StudyFile) -> list[Labels]:
-    """Return the varied keys and values of every cell: matrix, then `cells`, without `exclude`."""
-    found: dict[str, Labels] = {}
-    for block in [study.matrix, *study.cells]:
-        lists = [v if isinstance(v, list) else [v] for v in block.values()]
-        for values in itertools.product(*lists) if block else ():
-            labels = dict(zip(block, values, strict=True))
-            if not any(matches(labels, excluded) for excluded in study.exclude):
-                found[json.dumps(labels, sort_keys=True)] = labels
-    return list(found.values())
-
-
 def titles_of(cells: Iterable[Cell]) -> dict[str, str]:
     """Return what readers see of every row and column, by its raw name."""
     rows = {cell.row: cell.row_title for cell in cells}
     return {cell.column: cell.column_title for cell in cells} | rows
-
-
-def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Return whether `labels` has every wanted value; a list allows any of its values."""
-    return all(
-        key in labels and labels[key] in (value if isinstance(value, list) else [value])
-        for key, value in wanted.items()
-    )
 
 
 def find_row(cells: Sequence[Cell], row: Row, key: str) -> str:

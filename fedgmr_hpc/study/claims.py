@@ -40,7 +40,8 @@ from fedgmr_hpc.reporting.paired import (
 from fedgmr_hpc.reporting.statistics import LEVEL, drop_from_best
 from fedgmr_hpc.reporting.words import count_of
 from fedgmr_hpc.results.series import Run
-from fedgmr_hpc.study.cells import Cell, matches
+from fedgmr_hpc.study.cells import Cell
+from fedgmr_hpc.study.labels import matches
 from fedgmr_hpc.study.measures import pairs, select_runs
 from fedgmr_hpc.study.study_file import ClaimSpec, DifferenceClaim, StabilityClaim, TimeRatioClaim
 

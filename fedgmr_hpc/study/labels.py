@@ -1,4 +1,4 @@
-"""What the rows and columns of a study are called: raw names for records, titles for readers.
+"""The labels of a study's cells, and what rows and columns are called: raw names, and titles.
 
 A raw name has a part for each of its keys: `high, iid` or `fedgmr, patience 5`, words by
 themselves, numbers with their key. A title has a title for each part, of the study's `labels`
@@ -12,6 +12,8 @@ figures and pages show titles: no label changes which runs a study has.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,3 +86,34 @@ def _parts(values: Mapping[str, Sequence[Any]]) -> Iterator[str]:
         names = (short_name(str(value)) if key == "method" else value for value in each)
         yield from (part_of(key, name) for name in names)
     yield from (key for key in values if key != "method")
+
+
+def label_sets(blocks: Iterable[Mapping[str, Any]], exclude: Iterable[Labels]) -> list[Labels]:
+    """Return the varied keys and values of every cell: all combinations of each block of lists,
+    without those that fit one of `exclude`.
+    """
+    found: dict[str, Labels] = {}
+    for block in blocks:
+        lists = [v if isinstance(v, list) else [v] for v in block.values()]
+        for values in itertools.product(*lists) if block else ():
+            labels = dict(zip(block, values, strict=True))
+            if not any(matches(labels, excluded) for excluded in exclude):
+                found.setdefault(json.dumps(_plain(labels), sort_keys=True), labels)
+    return list(found.values())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in which 1.0 is 1, for which it is another way to write."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def matches(labels: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether `labels` has every wanted value; a list allows any of its values."""
+    return all(
+        key in labels and labels[key] in (value if isinstance(value, list) else [value])
+        for key, value in wanted.items()
+    )

@@ -71,7 +71,7 @@ class _Claim(Section):
 
     name: str
     a: Row
-    b: Row | list[Row]
+    b: Row | Annotated[list[Row], Field(min_length=1)]
     where: dict[str, Any] = {}
     at_s: Positive | None = None
 
@@ -352,6 +352,8 @@ def _contradictions(study: StudyFile) -> list[str]:
         for key in keys
         if key not in varied
     ]
+    if study.rows and len(set(study.rows)) < len(study.rows):
+        wrong.append(must("rows", "name each key once", list(study.rows)))
     wrong += [
         must("tune", "name keys that the cells do not vary, and neither method nor seed", key)
         for key in study.tune

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedgmr_hpc.config.messages import must_be
 
 Number = Annotated[float, Field(strict=True)]  # neither a truth value nor text
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0, le=1e30)]  # beyond, sums are infinite in single precision
+NonNegative = Annotated[Number, Field(ge=0, le=1e30)]
+Seconds = Annotated[Number, Field(gt=0, le=1e9)]  # 31 years: what clocks can wait for
 Sigma = Annotated[Number, Field(ge=0, le=5)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Density = Annotated[Number, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=10**15, strict=True)]
 Mark = Literal["run", "look", "limit", "machine"]
 
 

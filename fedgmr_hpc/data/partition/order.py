@@ -38,7 +38,7 @@ def cut_validation(
     train, val = [], []
     for client, part in enumerate(parts):
         # rounded first, because 0.1 * 70 is a little above 7
-        num_val = min(math.ceil(round(frac * len(part), 9)), len(part) - 1)
+        num_val = min(max(frac > 0, math.ceil(round(frac * len(part), 9))), len(part) - 1)
         order = make_rng(seed, "validation", client).permutation(len(part))
         val.append(part[np.sort(order[:num_val])])
         train.append(part[np.sort(order[num_val:])])

@@ -64,7 +64,7 @@ def read_availability(path: str, num_clients: int, period_s: float | None) -> Av
         ValueError: it cannot be read, or says something that cannot be.
     """
     try:
-        with Path(path).expanduser().open(newline="") as file:
+        with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
             rows = [[field.strip() for field in row] for row in csv.reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"clients.availability: {path} cannot be read: {error}") from None
@@ -92,7 +92,9 @@ def _parse(row: list[str], num_clients: int, period_s: float, where: str) -> tup
         client, begin, end = int(number), float(from_s), float(to_s)
     except ValueError:
         raise ValueError(
-            must_be(f"{where}: a row", "client,from_s,to_s", found=",".join(row))
+            must_be(
+                f"{where}: a row", "client,from_s,to_s", found=",".join(row).replace("\n", "\\n")
+            )
         ) from None
     if not 0 <= client < num_clients:
         raise ValueError(must_be(f"{where}: client", f"between 0 and {num_clients - 1}", client))

@@ -19,8 +19,9 @@ from fedgmr_hpc.reporting.tables import Table, write_tables
 from fedgmr_hpc.results.labels import Rows
 from fedgmr_hpc.results.series import TIMES, Run, common_time, end_s
 from fedgmr_hpc.results.stretches import ARROW, in_turn, stretches
-from fedgmr_hpc.study.cells import Cell, find_row, matches, titles_of
+from fedgmr_hpc.study.cells import Cell, find_row, titles_of
 from fedgmr_hpc.study.claims import ClaimResult, Comparison, Place, corrected, judge
+from fedgmr_hpc.study.labels import matches
 from fedgmr_hpc.study.measures import measure
 from fedgmr_hpc.study.report.accuracy_tables import (
     accuracy_table,

@@ -13,6 +13,7 @@ import pytest
 from fedgmr_hpc.cli.command_line import main
 from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.results import summary as report
+from fedgmr_hpc.storage.reader import read_result
 
 
 def run_verb(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -189,3 +190,11 @@ def test_a_listing_piped_into_head_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m fedgmr_hpc methods | head -n 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_command_runs_with_closed_descriptors(closed: str, tmp_path: Path) -> None:
+    words = f"progress=quiet run.max_rounds=1 train.steps=1 results.path={tmp_path}/run.h5"
+    command = f"{sys.executable} -m fedgmr_hpc.launch {words} {closed}"
+    assert subprocess.run(command, shell=True, cwd=tmp_path).returncode == 0
+    assert read_result(tmp_path / "run.h5").status == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -672,3 +673,19 @@ def test_words_that_yaml_reads_as_truth_values_may_come_unquoted(word):
     config = load_config(None, [f"results.locking={word}"])
     assert config.results.locking == word
     assert f"locking: {word}" in render_config(config).replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("word", "limit"),
+    [
+        ("run.timeout_s=5e9", "1000000000"),
+        ("run.interval_rounds=100000000000000000000", "1000000000000000"),
+        ("links.compute_s=1e308", "1e+30"),
+        ("links.nominal_mb=1e20", "1000000000"),
+        ("train.learning_rate=1e300", "1e+30"),
+    ],
+)
+def test_numbers_that_no_run_can_bear_are_refused(word: str, limit: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(ValueError, match=re.escape(f"{key} must be at most {limit} (got ")):
+        load_config(None, [word])

@@ -90,3 +90,11 @@ def test_a_mapping_is_as_its_words(mapping: dict[str, Any]) -> None:
     override(by_words, [as_override(key, value) for key, value in mapping.items()])
     override(by_mapping, mapping)
     assert by_words == by_mapping
+
+
+def test_overrides_may_be_generators_and_values_arrays() -> None:
+    words = (f"{key}={value}" for key, value in {"seed": 4}.items())
+    assert load_config("digits", words, map(str, ["method=fedavg"])).seed == 4
+    assert load_config("digits", map(str, ["method=fedavg"])).method == "fedavg"
+    shares = np.array([0.5] * 10)
+    assert load_config("digits", {"clients.shares": shares}).clients.shares == (0.5,) * 10

@@ -222,6 +222,12 @@ def test_validation_takes_the_rounded_up_share_and_leaves_one_to_train():
     assert [len(part) for part in train] == [1, 1, 9, 9, 63]
 
 
+def test_the_least_share_is_one_sample_and_none_is_none():
+    parts = [np.arange(7), np.arange(1)]
+    assert [len(val) for val in cut_validation(parts, frac=1e-17, seed=0)[1]] == [1, 0]
+    assert [len(val) for val in cut_validation(parts, frac=0.0, seed=0)[1]] == [0, 0]
+
+
 def test_validation_share_outside_0_to_1_is_refused():
     with pytest.raises(ValueError, match=r"data\.validation_frac must be .* less than 1 \(got 1\)"):
         cut_validation([np.arange(4)], frac=1, seed=0)

@@ -104,6 +104,12 @@ def test_intervals_may_touch_and_may_last(tmp_path):
     assert [trace.next_s(0, now_s) for now_s in (1.9, 2.0, 4.9, 5.0)] == [1.9, 2.0, 4.9, 5.0]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_bytes("\ufeffclient,from_s,to_s\r\n0,0,2\r\n".encode())
+    assert read_availability(str(path), 1, None).next_s(0, 1.0) == 1.0
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -112,6 +118,8 @@ def test_intervals_may_touch_and_may_last(tmp_path):
         ([""], " must begin with the header client,from_s,to_s (got nothing)"),
         (["client,from_s,to_s", "0,1"], ":2: a row must be client,from_s,to_s (got 0,1)"),
         (["client,from_s,to_s", "0,1,2,3"], ":2: a row must be client,from_s,to_s (got 0,1,2,3)"),
+        (["client,from_s,to_s", '"0', '1",1,2'],
+         ":2: a row must be client,from_s,to_s (got 0\\n1,1,2)"),
         (["client,from_s,to_s", "0,1,2", "x,1,2"],
          ":3: a row must be client,from_s,to_s (got x,1,2)"),
         (["client,from_s,to_s", "0,1,late"], ":2: a row must be client,from_s,to_s (got 0,1,late)"),

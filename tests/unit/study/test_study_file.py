@@ -348,3 +348,24 @@ def test_looks_of_a_base_that_is_a_file_are_checked(tmp_path: Path) -> None:
 )
 def test_as_many_looks_as_there_are_may_count(changes: dict[str, Any]) -> None:
     assert expand(*load_study({**TINY, **changes}))
+
+
+def test_a_claim_of_own_sub_models_needs_runs_that_score_them() -> None:
+    claim = {"name": "own", "kind": "difference", "of": "own_mean", "a": "fedgmr", "b": "fedavg"}
+    (line,) = errors_of({"claims": [claim]})
+    assert line == "eval.submodels must be true when claims.0 is of own_mean (got false)"
+    scored = {**TINY["set"], "eval.submodels": True}
+    assert expand(*load_study({**TINY, "set": scored, "claims": [claim]}))
+
+
+def test_a_claim_without_opponents_and_rows_named_twice_are_refused() -> None:
+    claim = {"name": "nothing", "kind": "difference", "a": "fedgmr", "b": []}
+    assert any("claims.0" in line for line in errors_of({"claims": [claim]}))
+    assert errors_of({"rows": ["method", "method"]}) == [
+        "rows must name each key once (got ['method', 'method'])"
+    ]
+
+
+def test_values_that_are_written_in_two_ways_are_one() -> None:
+    matrix = {"method": ["fedgmr"], "train.momentum": [0, 0.0, 0.5], "data.alpha": [1.0, 1]}
+    assert len(expand(*load_study({**TINY, "matrix": matrix}))) == 2
