@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedgmr_hpc.cli.arguments import (
     Verbs,
@@ -14,6 +16,9 @@ from fedgmr_hpc.cli.arguments import (
     one_of,
     overrides_of,
 )
+
+if TYPE_CHECKING:
+    from fedgmr_hpc.config.sections import DataConfig
 
 PARTITION_DIR = "results/partition"
 PREPARE = """\
@@ -67,19 +72,31 @@ def add_to(verbs: Verbs) -> None:
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Print what was prepared, or what is missing."""
-    from fedgmr_hpc.config.choices.registry import DATASETS
-    from fedgmr_hpc.config.files import load_config
-
-    data = load_config(None, overrides_of(arguments)).data
-    name = _known(arguments.dataset, DATASETS.names)
-    given = {"root": arguments.root, "cache": arguments.cache}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    data = data.model_copy(update={"name": name, **chosen})
+    data = _data_section(arguments)
     from fedgmr_hpc.data.datasets import prepare as prepare_files
     from fedgmr_hpc.data.registry import describe_missing
 
     print(prepare_files(data))
-    return 2 if describe_missing(name, data.root) else 0
+    return 2 if describe_missing(data.name, data.root) else 0
+
+
+def _data_section(arguments: argparse.Namespace) -> DataConfig:
+    """Return the keys of the data set that is named, the options as if they were words.
+
+    Raises:
+        ValueError: there is no such data set, or one line for every wrong key or value.
+    """
+    from fedgmr_hpc.config.choices.plugins import load_plugins, plugins_in
+    from fedgmr_hpc.config.choices.registry import DATASETS
+    from fedgmr_hpc.config.files import load_config
+    from fedgmr_hpc.config.overrides import as_override, leaves, only
+
+    words = overrides_of(arguments)
+    load_plugins(plugins_in(leaves(only("plugins", words)), Path()))  # they may bring the data set
+    name = _known(arguments.dataset, DATASETS.names)
+    given = {"data.name": name, "data.root": arguments.root, "data.cache": arguments.cache}
+    chosen = [as_override(key, value) for key, value in given.items() if value is not None]
+    return load_config(None, [*chosen, *words]).data
 
 
 def _known(name: str, names: tuple[str, ...]) -> str:
