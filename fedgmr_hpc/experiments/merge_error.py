@@ -40,6 +40,7 @@ from fedgmr_hpc.reporting.figures import save
 from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import as_text, write_tables
 from fedgmr_hpc.results.runs import run
+from fedgmr_hpc.runtime.replay import keep_recorded
 from fedgmr_hpc.storage.reader import read_result
 from fedgmr_hpc.training.numeric_settings import settled
 
@@ -128,10 +129,16 @@ def measure(starts: Iterator[Start]) -> tuple[list[ErrorRow], list[MismatchRow]]
 
 
 def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]:
-    """Yield finished runs, or the ends of new ones; `seed` and `run.max_rounds` may be lists."""
+    """Return finished runs, or the ends of new ones; `seed` and `run.max_rounds` may be lists.
+
+    All files and configurations are read at once, new runs begin when their turn comes.
+
+    Raises:
+        ValueError: a wrong word, a file that cannot be read, or a run that has not finished.
+    """
     if sources and all(source.endswith(".h5") for source in sources):
-        yield from (_read_start(source, overrides) for source in sources)
-        return
+        keep_recorded("probe error of a result file", (), overrides)
+        return iter([_read_start(source, overrides) for source in sources])
     if len(sources) > 1:
         raise ValueError(
             must("probe", "have one configuration, or results", found=" ".join(sources))
@@ -140,8 +147,7 @@ def _starts(sources: Sequence[str], overrides: Sequence[str]) -> Iterator[Start]
     rounds, others = _take_list(others, "run.max_rounds", DEFAULT_ROUNDS)
     cells = [(seed, num) for seed in seeds for num in rounds]
     words = [[*others, f"seed={seed}", f"run.max_rounds={num}"] for seed, num in cells]
-    for config in [load_config(sources[0] if sources else None, each) for each in words]:
-        yield _run_start(config)
+    return map(_run_start, [load_config(sources[0] if sources else None, each) for each in words])
 
 
 def _take_list(
@@ -170,6 +176,23 @@ def _run_start(config: Config) -> Start:
     return Start(config, int(ran.merges["round"][-1]), ran.weights)
 
 
+def _make_folder(out: str) -> Path:
+    """Make a folder, and check that files can be made in it.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        need, because = "a folder to write in", str(error.strerror)
+        raise ValueError(must_be("--out", need, out, because=because)) from None
+    return folder
+
+
 def probe_error(words: Sequence[str], out: str) -> str:
     """Write error.html and .md, error.csv, mismatch.csv and two pictures.
 
@@ -180,14 +203,15 @@ def probe_error(words: Sequence[str], out: str) -> str:
         Tables and verdicts as text.
 
     Raises:
-        ValueError: a wrong word, or runs that cannot be measured.
-        OSError: `out` cannot be written.
+        ValueError: a wrong word, runs that cannot be measured, or `out` cannot be written.
     """
     overrides = [word for word in words if "=" in word]
     with settled():
-        rows = measure(_starts([w for w in words if "=" not in w], overrides))
+        starts = _starts([w for w in words if "=" not in w], overrides)
+        folder = _make_folder(out)  # what cannot be written is told before minutes pass
+        rows = measure(starts)
     command = " ".join(["python -m fedgmr_hpc probe error", *words, "--out", out])
-    tables, lines, folder = make_tables(*rows, command), verdicts(*rows), Path(out)
+    tables, lines = make_tables(*rows, command), verdicts(*rows)
     write_tables([table for table in tables if table.records], folder, latex=False)
     pictures = [
         Picture("Error against mean density", save(plot_errors(rows[0]), folder / "error.png")),

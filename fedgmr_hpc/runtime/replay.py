@@ -158,14 +158,26 @@ def replayed_config(recorded: Result, sources: Sequence[str], overrides: Sequenc
     Raises:
         ValueError: a source or an override would change more than where things are.
     """
+    keep_recorded("a replay", sources, overrides)
+    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
+    return load_config({**recorded.config, "results": {"path": stamp}}, overrides)
+
+
+def keep_recorded(what: str, sources: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse what would change more of a recorded run than where things are.
+
+    Args:
+        what: what is done with the run, for the message.
+
+    Raises:
+        ValueError: there is a source, or an override of another key.
+    """
     allowed = [key for key, mark in marks().items() if mark == "machine"]
     wrong = [word for word in overrides if word.partition("=")[0] not in allowed]
     if sources or wrong:
         got = " ".join([f"--config {source}" for source in sources] + wrong)
         need = f"have no --config, and set nothing but {', '.join(allowed)}"
-        raise ValueError(must("a replay", need, found=got))
-    stamp = f"{recorded.path.with_suffix('')}-replay-{time.strftime('%Y%m%d-%H%M%S')}.h5"
-    return load_config({**recorded.config, "results": {"path": stamp}}, overrides)
+        raise ValueError(must(what, need, found=got))
 
 
 def check_versions(recorded: Result, replayed: Result) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import fedgmr_hpc.experiments.merge_error as merge_error
 from fedgmr_hpc.cli.command_line import main
+from fedgmr_hpc.config.files import load_config
 from fedgmr_hpc.experiments.merge_error import assignments, ladder_steps
 from fedgmr_hpc.experiments.merge_error_tables import (
     ErrorRow,
@@ -16,6 +18,7 @@ from fedgmr_hpc.experiments.merge_error_tables import (
     seed_correlations,
     verdicts,
 )
+from fedgmr_hpc.results.runs import run
 
 
 def row(name: str, density: float, error: float, seed: int = 0) -> ErrorRow:
@@ -76,6 +79,59 @@ def test_verb_writes_tables_and_pictures(tmp_path, capsys):
     heads = next(line for line in first if not line.startswith("#"))
     assert heads == "seed,round,rule,assignment,mean_density,error,bound"
     assert any(line.startswith("3,1,mask_aware,uniform 1,1.0,0.0,0.0") for line in first)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of one round."""
+    path = tmp_path_factory.mktemp("finished") / "run.h5"
+    words = [*TINY, "run.max_rounds=1", "progress=quiet", f"results.path={path}"]
+    return str(run(load_config("digits", words)).path)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[merge_error.Start]:
+    """What would have been measured."""
+    found: list[merge_error.Start] = []
+
+    def measure(starts):
+        found.extend(starts)
+        raise ValueError("measured")
+
+    monkeypatch.setattr(merge_error, "measure", measure)
+    return found
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=1", "clients.count=3", "data.max_train=500", "run.max_rounds=5", "seed=[1, 2]"]
+)
+def test_what_makes_a_finished_run_cannot_be_changed(finished, measured, word, tmp_path, capsys):
+    assert main(["probe", "error", finished, word, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "probe error of a result file must have no --config, and set nothing but " in said
+    assert f"(got {word})" in said
+    assert not measured and not (tmp_path / "out").exists()
+
+
+def test_where_the_data_of_a_finished_run_are_may_be_said(finished, measured, tmp_path, capsys):
+    words = [finished, f"data.cache={tmp_path}", "--out", str(tmp_path / "out")]
+    assert main(["probe", "error", *words]) == 2 and "measured" in capsys.readouterr().err
+    (start,) = measured
+    assert (start.config.data.cache, start.config.seed, start.round) == (str(tmp_path), 0, 1)
+
+
+def test_files_and_folder_are_checked_before_anything_is_measured(
+    finished, measured, tmp_path, capsys
+):
+    absent, out = str(tmp_path / "absent.h5"), tmp_path / "out"
+    assert main(["probe", "error", finished, absent, "--out", str(out)]) == 2
+    assert "absent.h5: no such file" in capsys.readouterr().err and not out.exists()
+    out.write_text("a file")
+    for source in (finished, "digits"):
+        assert main(["probe", "error", source, "--out", str(out)]) == 2
+        said = f"--out must be a folder to write in (got '{out}'): File exists"
+        assert said in capsys.readouterr().err
+    assert not measured
 
 
 def test_verb_names_what_it_cannot_probe(capsys):
