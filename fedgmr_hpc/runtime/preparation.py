@@ -29,6 +29,7 @@ from fedgmr_hpc.runtime.checkpoints.plan import (
     check_kernels,
     plan_finished,
     plan_resume,
+    refuse_dangling,
     refuse_orphan,
 )
 from fedgmr_hpc.runtime.replay import ReplayClock
@@ -149,8 +150,9 @@ def _plan(run: Experiment, resumes: bool) -> ResumePlan | None:
     """Plan how the run begins; None for one that needs a new file.
 
     Raises:
-        ValueError: there is a file, or it cannot be gone on with.
+        ValueError: there is a file, or it cannot be gone on with, or its link leads nowhere.
     """
+    refuse_dangling(run.path)
     if resumes:
         return plan_resume(run.path, run.config, run.data.fingerprint, run.kernels)
     if run.path.exists():

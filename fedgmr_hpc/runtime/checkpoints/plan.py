@@ -120,6 +120,18 @@ def plan_resume(
     return ResumePlan(checkpoint=file, notes=(*doubts, *notes))
 
 
+def refuse_dangling(results: Path) -> None:
+    """Refuse a link to a file that is not there: a new file would take the link's place.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if results.is_symlink() and not results.exists():
+        because = f"it leads to {results.readlink()}"
+        need = "not be a link to a file that is not there"
+        raise ValueError(must("results.path", need, results, because=because))
+
+
 def refuse_orphan(results: Path) -> None:
     """Refuse a checkpoint without its result file: whoever moved that away would lose the state.
 

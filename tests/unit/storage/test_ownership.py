@@ -99,6 +99,19 @@ def test_a_start_keeps_the_checkpoint_of_a_result_file_that_was_moved_away(resul
     assert checkpoint.read_bytes() == b"days of work" and names(results.parent) == [checkpoint.name]
 
 
+def test_a_link_to_a_file_that_is_not_there_is_refused_and_stays(results: Path) -> None:
+    config = load_config(None, ["clients.count=2", f"results.path={results}"])
+    results.symlink_to("/scratch/gone.h5")
+    for resumes in (False, True):
+        with pytest.raises(ValueError) as wrong:
+            prepare_experiment(config, resumes=resumes)
+        assert str(wrong.value) == (
+            f"results.path must not be a link to a file that is not there (got '{results}'): "
+            "it leads to /scratch/gone.h5"
+        )
+    assert results.is_symlink() and names(results.parent) == ["run.h5"]
+
+
 def test_the_record_of_a_process_that_is_gone_is_taken_over(results: Path) -> None:
     before = leave(results, GONE)
     with take(results) as owner:
