@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedgmr_hpc.config.messages import must
+from fedgmr_hpc.config.messages import must, must_be
 from fedgmr_hpc.results.gate.compare import Verdict
 from fedgmr_hpc.results.gate.figures import FIGURES, case_of, ranks_of
 from fedgmr_hpc.results.stretches import course_of
@@ -30,6 +30,7 @@ SYSTEM = {  # what a line says of the system: where provenance has it
     "commit": "git_commit",
     "changed": "git_dirty",
 }
+_MAX_LINE_BYTES = 1 << 20  # a log has far shorter ones, a file of another kind may have no end
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +72,36 @@ def system_of(provenance: Mapping[str, str], mpi: str) -> dict[str, str]:
 def append_lines(
     path: str | os.PathLike[str], rows: Iterable[tuple[Mapping[str, str], Measurement]]
 ) -> None:
-    """Append a line for each measurement and its system.
+    """Append a line for each measurement and its system; without any, make the file and check it.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: the file cannot be written, or holds something else.
     """
     lines = [json.dumps({**system, **asdict(each)}) + "\n" for system, each in rows]
     try:
+        if not _is_log(Path(path)):
+            need, because = "a new file or a log", "its first line is no JSON object"
+            raise ValueError(must_be("--perf-log", need, str(path), because=because))
         with Path(path).open("a") as file:
             file.writelines(lines)
     except OSError as error:
         raise ValueError(
             must("--perf-log", "be a file to write", str(path), because=str(error.strerror))
         ) from None
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a file is not there, is empty or begins as a log does; what is no file, such
+    as a pipe, is not read.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        first = file.readline(_MAX_LINE_BYTES)
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def run_lines(results: Sequence[Result]) -> Iterator[tuple[dict[str, str], Measurement]]:

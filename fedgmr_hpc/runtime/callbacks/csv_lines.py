@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fedgmr_hpc.config.messages import must_be
 from fedgmr_hpc.config.records import fields_of
 from fedgmr_hpc.runtime.callbacks.contract import Callback, RunHandle
 from fedgmr_hpc.storage.rows import EvaluationRow, LookRow
@@ -20,16 +21,40 @@ class CsvLines(Callback):
 
     The columns are the result file, the table and what it has of the evaluation. After a resume,
     evaluations since the checkpoint come again.
+
+    Raises:
+        ValueError: the file begins with something else than the heads.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._has_heads()  # another file is refused before a run begins
 
     def on_start(self, run: RunHandle) -> None:
-        """Write the heads where the file is new."""
+        """Write the heads where the file is new.
+
+        Raises:
+            ValueError: it begins with something else.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or not self.path.stat().st_size:
+        if not self._has_heads():
             self._append(HEADS)
+
+    def _has_heads(self) -> bool:
+        """Return whether the file begins with the heads; False where it is new or empty.
+
+        Raises:
+            ValueError: it begins with something else.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:
+            return False
+        heads = ",".join(HEADS)
+        with self.path.open("rb") as file:
+            first = file.readline(len(heads) + 2)
+        if first.rstrip(b"\r\n") != heads.encode():
+            need, because = "a new file or one with its heads", f"the first line is not {heads}"
+            raise ValueError(must_be("the path of CsvLines", need, self.path, because=because))
+        return True
 
     def on_evaluation(self, run: RunHandle, row: EvaluationRow) -> None:
         """Append a line."""

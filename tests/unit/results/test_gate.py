@@ -282,6 +282,20 @@ def test_lines_of_a_log_say_what_on_what_and_against_what(run: Result, tmp_path:
     ]
 
 
+@pytest.mark.parametrize("other", [b"client,sample\n0,17\n", b"\x89HDF\r\n", b"[1]\n", b"\n{}\n"])
+def test_a_log_that_is_none_is_refused_and_left_as_it_was(
+    run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: bytes
+) -> None:
+    log, said = tmp_path / "log", "its first line is no JSON object"
+    log.write_bytes(other)
+    with pytest.raises(ValueError, match=rf"--perf-log must be .* \(got '{log}'\): {said}"):
+        append_lines(log, ())
+    file = str(write_result(tmp_path / "run.h5", run))
+    assert main(["report", file, "--perf-log", str(log), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert log.read_bytes() == other and not (tmp_path / "out").exists()
+
+
 def test_exit_codes(run: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = str(write_result(tmp_path / "before.h5", run))
     slow = replace(run, evaluations={**run.evaluations, "wall_s": np.array([0.3])})

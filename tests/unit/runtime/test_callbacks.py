@@ -192,6 +192,20 @@ def test_lines_of_csv_are_appended_as_they_come(tmp_path: Path) -> None:
     assert len(rows) == 2 * len(lines)
 
 
+def test_a_csv_that_is_not_its_own_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path, said = tmp_path / "clients.csv", r"^the path of CsvLines must be a new file or one with"
+    run = SimpleNamespace(path=tmp_path / "run.h5")
+    path.write_bytes(b"")
+    lines = CsvLines(path)
+    for other in (b"client,sample\n0,17\n", b"\x89HDF\r\n\x1a\n", b"file,table\n"):
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match=said):
+            CsvLines(path)
+        with pytest.raises(ValueError, match=r"clients.csv'\): the first line is not file,table,"):
+            lines.on_start(run)  # type: ignore[arg-type]
+        assert path.read_bytes() == other
+
+
 def test_tensorboard_gets_scalars_and_a_resumed_run_goes_on_with_them(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
