@@ -50,7 +50,7 @@ def export(
     join: bool = False,
     partial: bool = False,
 ) -> list[Path]:
-    """Write the tables of result files for other programs.
+    """Write the tables of result files for other programs, once all files are read.
 
     Args:
         paths: result files.
@@ -69,13 +69,14 @@ def export(
     if form not in FORMS:
         raise ValueError(f"--format must be one of {', '.join(FORMS)} (got {form})")
     names = run_names(paths)
-    results = (read_result(path, partial=partial) for path in paths)
+    results = [read_result(path, partial=partial) for path in paths]
     if join:
         return _export_joined(dict(zip(names, results, strict=True)), form, Path(out))
+    folders = [_fresh_folder(Path(out) / name) for name in names]
     return [
         written
-        for name, result in zip(names, results, strict=True)
-        for written in FORMS[form](result, _fresh_folder(Path(out) / name))
+        for result, folder in zip(results, folders, strict=True)
+        for written in FORMS[form](result, folder)
     ]
 
 

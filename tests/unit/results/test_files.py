@@ -343,6 +343,23 @@ def test_joined_runs_share_one_file_a_table(tmp_path: Path) -> None:
         export([*sources, sources[0]], "csv", tmp_path / "twice", join=True)
 
 
+def test_nothing_is_exported_before_all_files_are_read_and_all_folders_are_new(
+    tmp_path: Path,
+) -> None:
+    sources, out = [write_run(tmp_path / "a.h5"), write_run(tmp_path / "b.h5")], tmp_path / "out"
+    other = tmp_path / "arrays.npz"
+    np.savez(other, x=np.zeros(3))
+    with pytest.raises(ValueError, match=r"arrays.npz: cannot be read"):
+        export([*sources, other], "csv", out)
+    assert not out.exists()
+    kept = out / "b" / "mine.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+    with pytest.raises(ValueError, match="--out must be a new or empty folder"):
+        export(sources, "csv", out)
+    assert [path for path in out.rglob("*") if path.is_file()] == [kept]
+
+
 def test_parquet_keeps_types_and_lists(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `export`")
     export([write_run(tmp_path / "run.h5")], "parquet", tmp_path / "out")
