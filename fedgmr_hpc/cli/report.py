@@ -134,6 +134,8 @@ def _gate(arguments: argparse.Namespace, tolerance_frac: float, points: float) -
 
     if arguments.out is not None:
         raise ValueError(must_be("--out", "absent beside --baseline, which makes no plots"))
+    if arguments.perf_log is not None:
+        append_lines(arguments.perf_log, ())  # a file that cannot be a log, before the verdict
     now, before = (read_runs(words) for words in (arguments.results, arguments.baseline))
     verdict = compare_runs(now, before, Limits(tolerance_frac, points))
     print(render_verdict(verdict))
