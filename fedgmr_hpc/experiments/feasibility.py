@@ -132,6 +132,12 @@ def growth_rates(times_s: Values, accuracy: Values, edges: Values) -> Values:
     return rates
 
 
+def _whole(smooth: Values, window: int) -> Values:
+    """Return the values that are means of a whole window, of a short series the middle ones."""
+    cut = (min(window, len(smooth)) - 1) // 2
+    return smooth[cut : len(smooth) - cut]
+
+
 def accuracy_edges(smooth: Sequence[Values], num: int, window: int = 1) -> tuple[Values, float]:
     """Return edges [num + 1] for accuracies smoothed over a window, and the end of their axis.
 
@@ -143,11 +149,7 @@ def accuracy_edges(smooth: Sequence[Values], num: int, window: int = 1) -> tuple
         ValueError: no run gets beyond where all have started.
     """
     start = max(float(each[0]) for each in smooth)
-    cut = [min(window, len(each)) - 1 for each in smooth]  # where means are of fewer values
-    best = max(
-        float(each[: len(each) - num_left // 2].max())
-        for each, num_left in zip(smooth, cut, strict=True)
-    )
+    best = max(float(_whole(each, window).max()) for each in smooth)
     if best <= start:
         raise ValueError(must("results", "have a run that gets better than it begins", f"{best:g}"))
     left = LEFT_FRAC * (best - start)

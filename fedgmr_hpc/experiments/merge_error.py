@@ -41,7 +41,7 @@ from fedgmr_hpc.reporting.pages import Page, Picture, write_page
 from fedgmr_hpc.reporting.tables import as_text, write_tables
 from fedgmr_hpc.results.runs import run
 from fedgmr_hpc.runtime.replay import keep_recorded
-from fedgmr_hpc.storage.reader import read_result
+from fedgmr_hpc.storage.reader import Result, read_result
 from fedgmr_hpc.training.numeric_settings import settled
 
 UNIFORM = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
@@ -166,14 +166,19 @@ def _read_start(path: str, overrides: Sequence[str]) -> Start:
     if not len(result.weights):
         raise ValueError(must_be(f"{path}: status", "'finished'", result.status))
     config = load_config(result.config, overrides)
-    return Start(config, int(result.merges["round"][-1]), result.weights)
+    return Start(config, _last_round(result), result.weights)
 
 
 def _run_start(config: Config) -> Start:
     with tempfile.TemporaryDirectory() as folder:
         results = config.results.model_copy(update={"path": f"{folder}/run.h5"})
         ran = run(config.model_copy(update={"results": results, "progress": "quiet"}))
-    return Start(config, int(ran.merges["round"][-1]), ran.weights)
+    return Start(config, _last_round(ran), ran.weights)
+
+
+def _last_round(result: Result) -> int:
+    """Return how many rounds a run had: none where no client was available in time."""
+    return int(result.merges["round"].max(initial=0))
 
 
 def _make_folder(out: str) -> Path:

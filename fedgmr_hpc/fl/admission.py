@@ -218,7 +218,7 @@ class Admission:
         at_s = self._asked_s(window)
         if at_s is None and arrived and self.taking <= arrived and not self.sends_at_once:
             at_s = now_s
-        self.is_closing = bool(arrived) and at_s is not None and math.isfinite(at_s)
+        self.is_closing = bool(arrived) and at_s is not None
         return max(now_s, at_s) if self.is_closing and at_s is not None else None
 
     def _asked_s(self, window: Window) -> float | None:

@@ -74,7 +74,6 @@ class Coordinator:
         classes: how many clients begin with each density.
         same_since: see `Assignment`.
         ready_s: time since which the current version exists.
-        validated: the version that was validated last.
         limit_s: when the run ends.
     """
 
@@ -128,7 +127,7 @@ class Coordinator:
         self.rule = ServerRule(config.aggregation, sizes, num_trained or sizes, self.threads)
         self.scores: dict[int, float] = {}
         self.is_last, self.limit_s = False, config.run.max_time_s or math.inf
-        self.ready_s, self.validated = 0.0, -1
+        self.ready_s = 0.0
         self._report: Merged | None = None
         self._usual = UsualSizes()
 
@@ -253,7 +252,7 @@ class Coordinator:
     def _end(self) -> list[Command]:
         """End the run, whose time was over before a client could be chosen again."""
         self.is_last = True
-        return [self._finish()] if self.validated == self.version else [self.look()]
+        return [self.look()]
 
     def _merge(self, arrived: Sequence[BufferEntry]) -> None:
         entries, held = self.buffer.take(self.masks), (self.packed, self.dense)
@@ -284,11 +283,12 @@ class Coordinator:
 
     def _refresh(self, event: Evaluated) -> list[Command]:
         self._check_finite()
-        self.ready_s, self.validated = event.now_s, self.version
+        self.ready_s = event.now_s
         if self.is_last:
             if self.config.eval.submodels:
                 self._cut()  # as if the run went on
-            return [*self._finish_report(), self._finish()]
+            weights = np.concatenate([self.masks.unpack(self.packed), self.dense])
+            return [*self._finish_report(), Finish(weights)]
         times = [client.mean_cycle_s() for client in self.clients]
         fastest = best_connected(self.admission.shares, self.admission.active)
         self.restoration.refresh(
@@ -299,9 +299,6 @@ class Coordinator:
         for client, density in zip(self.clients, self.restoration.densities, strict=True):
             client.refresh(density)
         return [*self._finish_report(), *self._dispatch(event.now_s)]
-
-    def _finish(self) -> Finish:
-        return Finish(np.concatenate([self.masks.unpack(self.packed), self.dense]))
 
     def _check_finite(self) -> None:
         for part in (self.packed, self.dense):

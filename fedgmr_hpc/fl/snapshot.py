@@ -30,7 +30,6 @@ def coordinator_state(coordinator: Coordinator) -> dict[str, Any]:
         "same_since": c.same_since,
         "is_last": c.is_last,
         "ready_s": c.ready_s,
-        "validated": c.validated,
         "quarantined": sorted(c.quarantined),
         "base_versions": c.base_versions,
         "scores": list(c.scores.items()),
@@ -63,7 +62,7 @@ def restore_coordinator(coordinator: Coordinator, state: dict[str, Any]) -> None
     masks = {fields["mask_id"]: read_masks(fields) for fields in state["masks"]}
     c.version, c.is_last = state["version"], state["is_last"]
     c.same_since = state.get("same_since", 0)  # which older checkpoints lack
-    c.ready_s, c.validated = state.get("ready_s", 0.0), state.get("validated", -1)  # likewise
+    c.ready_s = state.get("ready_s", 0.0)  # likewise
     c.quarantined = set(state["quarantined"])
     c.base_versions, c.packed, c.dense = state["base_versions"], state["packed"], state["dense"]
     c.scores = {client: score for client, score in state["scores"]}

@@ -69,14 +69,16 @@ def export(
     if form not in FORMS:
         raise ValueError(f"--format must be one of {', '.join(FORMS)} (got {form})")
     names = run_names(paths)
-    results = [read_result(path, partial=partial) for path in paths]
     if join:
+        results = [read_result(path, partial=partial) for path in paths]
         return _export_joined(dict(zip(names, results, strict=True)), form, Path(out))
+    for path in paths:
+        read_result(path, partial=partial)  # none is written where one cannot be read
     folders = [_fresh_folder(Path(out) / name) for name in names]
     return [
         written
-        for result, folder in zip(results, folders, strict=True)
-        for written in FORMS[form](result, folder)
+        for path, folder in zip(paths, folders, strict=True)
+        for written in FORMS[form](read_result(path, partial=partial), folder)
     ]
 
 

@@ -120,7 +120,7 @@ def _merge_rounds(run: Result) -> Values:
 
 def round_times(virtual: Result, wall: Result) -> tuple[Values, Values]:
     """Return [R] seconds of each round in both runs; the first begins at 0."""
-    num_rounds = min(run.merges["round"][-1] for run in (virtual, wall))
+    num_rounds = min(run.merges["round"].max(initial=0) for run in (virtual, wall))
     numbers = np.arange(1, num_rounds + 1)
     first, second = (
         np.diff(run.merges["now_s"][np.searchsorted(run.merges["round"], numbers)], prepend=0.0)

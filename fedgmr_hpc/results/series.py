@@ -178,7 +178,8 @@ def scored(result: Result) -> Columns:
 
     These are the looks at equal times where the run has them (`eval.every_s`), else the evaluations
     at its refreshes. Looks after the run's time is over are left out: a run ends with the first
-    merge at or after its limit, so methods of slow rounds have looks there that others lack.
+    merge at or after its limit, or at it where nobody trains, so methods of slow rounds have looks
+    there that others lack.
     """
     looks, limit_s = result.looks, result.config.get("run", {}).get("max_time_s")
     if not len(looks.get("version", ())):

@@ -222,6 +222,7 @@ class Evaluator:
         if self._newest.mean_density is None:  # its merge was reported before it was evaluated
             densities = self.coordinator.restoration.densities
             self._decide(self._newest.evaluation.version, float(np.mean(densities)))
+        self.write_rows()  # nobody else does, where looks had all of it scored
         statistics = self._newest.evaluation.statistics.get(None, weights[:0])
         return np.concatenate([weights, statistics])
 

@@ -123,7 +123,8 @@ def prepare_experiment(
     if recorded is not None:
         then = recorded.provenance.get("data_xxh3")
         check_data(then, data.fingerprint, config, recorded.path)
-        check_kernels(recorded.provenance.get("kernels", "none"), kernels, recorded.path)
+        then, kind = recorded.provenance.get("kernels", "none"), config.submodel.kind
+        check_kernels(then, kernels, recorded.path, kind)
     text = render_config(config)
     run_id = xxhash.xxh3_64_intdigest(f"{text}{time.time_ns()}".encode())
     path = Path(config.results.path or _default_path(config, run_id)).expanduser()

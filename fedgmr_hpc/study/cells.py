@@ -130,7 +130,8 @@ def _check_own_scores(study: StudyFile, cells: Sequence[Cell]) -> None:
             continue
         key = f"claims.{index}"
         rows = {find_row(cells, row, key) for row in (claim.a, *claim.opponents())}
-        if any(cell.row in rows and not cell.config.eval.submodels for cell in cells):
+        concerned = [c for c in cells if c.row in rows and matches(c.labels, claim.where)]
+        if not all(cell.config.eval.submodels for cell in concerned):
             when = f"{key} is of {claim.of}"
             raise ValueError(must_be("eval.submodels", "true", False, when=when))
 

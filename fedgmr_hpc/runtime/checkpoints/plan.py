@@ -171,7 +171,7 @@ def _fitting_checkpoint(
             continue
         _check_config(saved["config"], config, f"the checkpoint {each}", RESUMED)
         check_data(saved.get("data_xxh3"), data_xxh3, config, each)
-        check_kernels(saved.get("kernels"), kernels, each)
+        check_kernels(saved.get("kernels"), kernels, each, config.submodel.kind)
         try:
             _check_fit(result, saved)
             return each, "; ".join(wrong)
@@ -210,20 +210,24 @@ def check_data(then: str | None, now: str | None, config: Config, of: Path) -> N
         raise ValueError(must("data.root", need, root, when=f"continuing {of}", because=because))
 
 
-def check_kernels(then: str | None, now: str, of: Path) -> None:
+def check_kernels(then: str | None, now: str, of: Path, kind: str = "") -> None:
     """Fail if other kernels would compute the compact layers of a run than those of `of`; where
     nothing is compact there are none.
 
     Args:
         then: those of `of`; None if that does not matter.
+        kind: of the sub-models; those of `magnitude` had no compact layers at first.
 
     Raises:
         ValueError: names both.
     """
-    if then and now and then != now:
+    had_none = then == "" and kind == "magnitude"
+    if now and then != now and (then or had_none):
         because = "others round otherwise, see docs/compact-training.md"
         what = "the kernels of compact layers"
-        raise ValueError(must_be(what, then, now, when=f"continuing {of}", because=because))
+        raise ValueError(
+            must_be(what, then or "none", now, when=f"continuing {of}", because=because)
+        )
 
 
 def adopt_checkpoint(results: Path, file: Path) -> Tree:

@@ -186,11 +186,13 @@ def early_end(study: StudyFile, folder: Path, cell: Cell) -> str:
     if state.status != "done" or state.result is None:
         return ""
     run = measure_run(state.result, cell.row)
-    name, at_s = min(study.judged_at_s(cell.is_trial).items(), key=lambda item: item[1])
-    if run.covers(at_s):
+    times = study.judged_at_s(cell.is_trial).items()
+    missing = [(name, at_s) for name, at_s in times if not run.covers(at_s)]
+    if not missing:
         return ""
+    name, at_s = missing[0]
     end_s = run.times_s[-1] if len(run.times_s) else 0.0
     return (
         f"{cell.slug} ended at {end_s:g} s (run.max_rounds {cell.config.run.max_rounds}), before "
-        f"{name}, {at_s:g} s: it has no value in the tables"
+        f"{name}, {at_s:g} s: it has no value there"
     )

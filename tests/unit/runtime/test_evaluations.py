@@ -22,6 +22,7 @@ from fedgmr_hpc.data.federated import FederatedData
 from fedgmr_hpc.fl.events import Evaluate, Merged
 from fedgmr_hpc.fl.submodels import full_masks
 from fedgmr_hpc.models import FlatNet, Layout, make_layout
+from fedgmr_hpc.results.series import measure_run
 from fedgmr_hpc.results.verify import verify
 from fedgmr_hpc.runtime.callbacks.teller import Teller
 from fedgmr_hpc.runtime.evaluations import Evaluator
@@ -321,24 +322,48 @@ def test_looks_see_the_newest_version_at_every_due_time(
     assert len(desk.pool.asked) == len({version for version, _ in desk.pool.asked})
 
 
+@pytest.mark.parametrize("interval", [1, 7])  # a refresh follows the last merge, or none
 @pytest.mark.parametrize("levels", [False, True])
 @pytest.mark.parametrize("every_s", [None, 5.0, 30.0, 50.0])
 def test_a_run_whose_clients_stay_away_ends_in_time_with_all_its_looks(
-    every_s: float | None, levels: bool, tmp_path: Path
+    every_s: float | None, levels: bool, interval: int, tmp_path: Path
 ) -> None:
     trace = tmp_path / "away.csv"
     spans = [f"{client},0,20" for client in range(10)]
     trace.write_text("\n".join(["client,from_s,to_s", *spans]))
     every = "null" if every_s is None else f"{every_s}"
     words = [f"clients.availability={trace}", f"eval.every_s={every}", f"eval.submodels={levels}"]
-    words += ["run.max_time_s=40", "run.max_rounds=1000", "run.interval_rounds=7"]
+    words += ["run.max_time_s=40", "run.max_rounds=1000", f"run.interval_rounds={interval}"]
     result = run_tiny(tmp_path, "away", *words)
     last = int(result.merges["version"][-1])
-    assert result.status == "finished" and last % 7  # no refresh followed the last merge
+    assert result.status == "finished" and (interval == 1 or last % interval)
     assert result.evaluations["now_s"][-1] == 40 and result.evaluations["version"][-1] == last
     if every_s is not None:
         assert result.looks["now_s"].tolist() == list(np.arange(0, 40.1, every_s))
     if levels:
         assert (last in result.submodels["version"]) == (every_s != 50)
+    assert measure_run(result, "away").covers(40.0) or every_s == 50
     assert list(result.merges["version"]) == list(range(1, last + 1))
     assert verify(result.path) == []
+
+
+def test_a_run_is_resumed_while_all_its_clients_are_away(tmp_path: Path) -> None:
+    trace = tmp_path / "away.csv"
+    spans = [f"{client},0,20" for client in range(10)]
+    trace.write_text("\n".join(["client,from_s,to_s", *spans]))
+    words = [f"clients.availability={trace}", "run.max_time_s=40", "run.max_rounds=1000"]
+    words += ["run.interval_rounds=1"]
+    whole = run_tiny(tmp_path, "whole", *words)
+
+    class Stop(fedgmr_hpc.Callback):
+        def on_round(self, run: Any, end: Any) -> None:
+            if end.version == whole.merges["version"][-1]:
+                run.stop()
+
+    path = f"results.path={tmp_path / 'cut.h5'}"
+    config = fedgmr_hpc.load_config(None, TINY, (*words, path))
+    cut = fedgmr_hpc.run(config, callbacks=[Stop()])
+    assert cut.status.startswith("checkpointed: ")
+    assert cut.merges["version"][-1] == whole.merges["version"][-1]
+    again = fedgmr_hpc.run(config, resume=True)
+    assert differing_columns(again, whole) == [] and again.status == "finished"

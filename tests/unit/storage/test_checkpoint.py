@@ -421,6 +421,17 @@ def test_a_start_with_other_kernels_is_refused_and_names_both(tmp_path: Path) ->
         assert plan_resume(path, config, kernels="torch1").checkpoint
 
 
+def test_sub_models_by_magnitude_that_began_dense_do_not_go_on_compact(tmp_path: Path) -> None:
+    path, config = tmp_path / "run.h5", make_config({"method": "fiarse"})
+    num_rows = write_results(path)
+    server = {"log": {"chain": num_rows["events"] - 1}}
+    saved = {"config": config.model_dump(mode="json"), "server": server, "num_rows": num_rows}
+    write_checkpoint(checkpoint_path(path), {**saved, "kernels": ""})
+    assert plan_resume(path, config, kernels="").checkpoint
+    with pytest.raises(ValueError, match=r"kernels of compact layers must be none .*\(got 'c1'\)"):
+        plan_resume(path, config, kernels="c1")
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [

@@ -354,6 +354,9 @@ def test_a_claim_of_own_sub_models_needs_runs_that_score_them() -> None:
     claim = {"name": "own", "kind": "difference", "of": "own_mean", "a": "fedgmr", "b": "fedavg"}
     (line,) = errors_of({"claims": [claim]})
     assert line == "eval.submodels must be true when claims.0 is of own_mean (got false)"
+    ours = {"method": ["fedgmr", "fedavg"], "eval.submodels": [True, False]}
+    inside = {**claim, "where": {"eval.submodels": True}}
+    assert expand(*load_study({**TINY, "matrix": ours, "claims": [inside]}))
     scored = {**TINY["set"], "eval.submodels": True}
     assert expand(*load_study({**TINY, "set": scored, "claims": [claim]}))
 

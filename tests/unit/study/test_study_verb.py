@@ -106,7 +106,7 @@ def test_runs_that_end_before_they_are_compared_are_told_once_a_row(
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 2 and warnings[0].startswith("fedgmr_hpc: warning: fedavg-s0 ended at ")
     assert warnings[1].startswith("fedgmr_hpc: warning: fedasync-s0 ended at ")
-    end = "s (run.max_rounds 2), before comparison_time_s, 50 s: it has no value in the tables"
+    end = "s (run.max_rounds 2), before comparison_time_s, 50 s: it has no value there"
     assert all(line.endswith(end) for line in warnings)
     assert run(tmp_path, "--max-parallel", "1", "seed=[0,1]", "run.max_rounds=2") == 0
     assert "warning" not in capsys.readouterr().err  # of no cell that was done before
