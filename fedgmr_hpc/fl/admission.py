@@ -231,8 +231,8 @@ class Admission:
         who = f"admission rule {type(self.rule).__name__}"
         check_state(f"{who}: window.state", window.state)
         is_number = isinstance(at_s, Real) and not isinstance(at_s, bool)
-        if at_s is None or (is_number and math.isfinite(at_s)):
-            return None if at_s is None else float(at_s)
+        if at_s is None or (is_number and not math.isnan(at_s)):
+            return None if at_s in (None, math.inf) else float(at_s)  # never is to wait
         need = "return a time in seconds, or None to wait"
         raise RunError(must(f"{who}: `close_s`", need, at_s), stage="receive")
 

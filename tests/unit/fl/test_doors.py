@@ -161,6 +161,7 @@ def test_no_window_closes_in_the_past_or_at_no_time(said, close_s):
     with registered(ADMISSIONS, Odd):
         assert admission().close_s(3.0, {1}) == close_s
         assert admission().close_s(3.0, set()) is None
+        assert admission().close_s(3.0, {0, 1, 2, 3}) == 3.0  # with nothing left to wait for
 
 
 class Deadline(AdmissionRule):
